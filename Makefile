@@ -1,0 +1,82 @@
+# slime-bench. `make help` lists the targets; each of them works as the first command after a clone.
+
+PRESET ?= mini
+ARGS   ?=
+
+SUBJECTS := car horse face
+VENV     := .venv
+STAMP    := $(VENV)/.stamp
+BIN      := $(VENV)/bin
+# The first Python that starts and fits. (A name on the path may be a shim for a version that is not installed.)
+CANDIDATES := python3.11 python3.12 python3.13 python3 python
+FITS       := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON     ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+DATA       := $${SLIME_BENCH_DATA:-data}
+OUTPUTS    := $${SLIME_BENCH_OUTPUTS:-outputs}
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format mini-data report reproduce-all clean $(SUBJECTS:%=reproduce-%)
+
+help:  ## list the targets
+	@echo "usage: make <target> [PRESET=mini|paper] [ARGS='key=value ...'] [PYTHON=python3.12]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with everything in the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { \
+	  echo "slime-bench needs Python 3.11, 3.12 or 3.13 with the modules venv and ensurepip; none of these starts or fits:"; \
+	  echo "  $(CANDIDATES)"; \
+	  echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or say where it is: make setup PYTHON=<path>"; \
+	  exit 2; }
+	@"$(PYTHON)" -c '$(FITS)' || { \
+	  echo "$(PYTHON) does not start, lacks venv or ensurepip, or is not Python 3.11, 3.12 or 3.13"; exit 2; }
+	@$(BIN)/python -c 'import pip' >/dev/null 2>&1 || rm -rf $(VENV)
+	@test -d $(VENV) || { echo "making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' || { \
+	  echo; echo "The installation did not finish. What was fetched is kept: run the same command again."; exit 1; }
+	@touch $@
+
+# One worker has one thread: two workers with two threads each would be slower than one.
+test: $(STAMP)  ## run the tests (ARGS='-k name' chooses)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lint: $(STAMP)  ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+mini-data: $(STAMP)  ## write the mini world's pictures (the other targets do so when they need them)
+	$(BIN)/python -m data_prep.mini_world --root "$(DATA)/mini"
+
+reproduce-car: $(STAMP)  ## the car table: 1 and 10 shots, three seeds, beside the published numbers
+reproduce-horse: $(STAMP)  ## the horse table
+reproduce-face: $(STAMP)  ## the face table
+
+# The report also comes after failed trials, and says which are missing. Not after Ctrl-C (130), nor without any result.
+$(SUBJECTS:%=reproduce-%): reproduce-%:
+	@status=0; \
+	$(BIN)/slime-bench --multirun experiment=$(PRESET)_$* $(ARGS) || status=$$?; \
+	[ $$status -ne 130 ] || exit 130; \
+	if [ $$status -eq 0 ] || ls "$(OUTPUTS)"/runs/*/*/*/*/result.json >/dev/null 2>&1; then \
+	  $(BIN)/slime-bench report --subject $* || { code=$$?; [ $$status -ne 0 ] || status=$$code; }; \
+	fi; \
+	[ $$status -eq 0 ] || echo "$@: not finished; the messages above say what is missing" >&2; \
+	exit $$status
+
+reproduce-all: $(STAMP)  ## all three tables
+	@status=0; \
+	for subject in $(SUBJECTS); do $(MAKE) --no-print-directory reproduce-$$subject || status=$$?; done; \
+	exit $$status
+
+report: $(STAMP)  ## tables and figures from the results that are there (ARGS='--subject car')
+	$(BIN)/slime-bench report $(ARGS)
+
+clean:  ## remove caches, build products and the mini world's pictures; keeps .venv and outputs/
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis data/mini
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

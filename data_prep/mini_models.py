@@ -1,0 +1,126 @@
+"""The architectures of the mini Stable Diffusion, in the library's own classes and folder layout.
+
+Block types and layer names are Stable Diffusion's, so that `up_blocks.2.attentions.1` means the same thing here and
+in SD 2.1: cross maps come from up_blocks 1 and 2, self maps from up_blocks 3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+HEAD_WIDTH = 32  # narrower heads make the CPU's fused attention slow in the backward pass
+MAX_TOKENS = 77
+
+
+def build_tokenizer(words: list[str]) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer with merges learned on `words` alone, so that each of them is one token.
+
+    Any other word still has tokens, made of pieces, as with the original vocabulary.
+    """
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer = normalizers.Lowercase()
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner.train_from_iterator(
+        words,
+        trainers.BpeTrainer(
+            vocab_size=10_000,
+            min_frequency=1,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+            initial_alphabet=alphabet,
+        ),
+    )
+    state = __import__("json").loads(learner.to_str())["model"]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in state["merges"]]
+    names = [*alphabet, *(f"{c}</w>" for c in alphabet)]
+    names += [t for t in ("".join(pair) for pair in merges) if t not in set(names)]
+    names += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 2) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // HEAD_WIDTH,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def build_vae(channels: tuple[int, int, int] = (24, 48, 64), latent_channels: int = 4) -> AutoencoderKL:
+    """128x128x3 -> 32x32x4, two halvings."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        sample_size=128,
+        mid_block_add_attention=False,
+    )
+
+
+def build_unet(
+    channels: tuple[int, int, int, int], text_width: int, query_key_gain: float = 2.0
+) -> UNet2DConditionModel:
+    """SD's U-Net, narrow: one layer per block, heads of width 32.
+
+    `query_key_gain` starts every self-attention as a similarity kernel: to_q = to_k = gain * an orthogonal matrix, so
+    that a query attends to what looks like itself before anything is learned. Without it the self-attention of so
+    small a network stays nearly uniform, and WAS can only blur.
+    """
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=channels,
+        layers_per_block=1,
+        cross_attention_dim=text_width,
+        attention_head_dim=tuple(c // HEAD_WIDTH for c in channels),
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+    for name, module in unet.named_modules():
+        if name.endswith("attn1"):
+            matrix = torch.empty_like(module.to_q.weight)
+            torch.nn.init.orthogonal_(matrix, gain=query_key_gain)
+            module.to_q.weight.data.copy_(matrix)
+            module.to_k.weight.data.copy_(matrix)
+    return unet
+
+
+def build_scheduler() -> DDIMScheduler:
+    """SD's noise schedule: 1000 steps, scaled-linear betas, eps-prediction."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def folder_size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,98 @@
+"""Train the mini Stable Diffusion from scratch on the mini world and write it in the Stable Diffusion layout.
+
+    python -m data_prep.pretrain_mini_sd --minutes 100 --out slime_bench/assets/mini_sd
+
+Stages: autoencoder; text encoder and U-Net on 64-pixel pictures; the same on 128-pixel pictures. Every stage saves a
+checkpoint every three minutes in `--work`, and the same command goes on from there after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from data_prep.mini_models import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
+from data_prep.mini_world import vocabulary
+from data_prep.pretrain_export import export
+from data_prep.pretrain_unet import Denoiser, train_unet
+from data_prep.pretrain_vae import measure_vae, train_vae
+from data_prep.trainloop import Clock, Ranks, pick_device
+
+CHANNELS = (32, 96, 128, 96)
+SHARES = {"vae": 0.14, "unet64": 0.15, "unet128": 0.71}  # of the minutes
+BATCH = {"cpu": {64: 16, 128: 8}, "cuda": {64: 256, 128: 128}}  # per process
+
+
+def run_vae_stage(work: Path, seconds: float, device: torch.device) -> AutoencoderKL:
+    """The trained autoencoder, its scaling factor set so that scaled latents have unit standard deviation."""
+    vae = build_vae()
+    train_vae(vae, Clock(work / "vae", seconds, "vae"), device)
+    facts = measure_vae(vae, device)
+    print("vae, held out: " + ", ".join(f"{k} {v:.3f}" for k, v in facts.items()), flush=True)
+    vae.register_to_config(scaling_factor=round(1 / facts["latent_std"], 5))
+    return vae
+
+
+def train_rank(rank: int, size: int, rendezvous: Path, args: argparse.Namespace, vae: AutoencoderKL) -> None:
+    """Both U-Net stages in one of `size` processes; rank 0 keeps checkpoints and the log."""
+    device = pick_device(args.device)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
+    torch.manual_seed(0)
+    ranks = Ranks(rank, size, rendezvous)
+    tokenizer = build_tokenizer(vocabulary())
+    text_encoder = build_text_encoder(tokenizer)
+    denoiser = Denoiser(text_encoder, build_unet(CHANNELS, text_encoder.config.hidden_size))
+    ema = copy.deepcopy(denoiser)
+    for side in (64, 128):
+        name = f"unet{side}"
+        clock = Clock(args.work / name, args.minutes * 60 * SHARES[name], name, quiet=rank > 0)
+        batch = BATCH[device.type][side]
+        train_unet(
+            denoiser,
+            ema,
+            tokenizer,
+            vae,
+            build_scheduler(),
+            clock,
+            device,
+            ranks,
+            side,
+            batch,
+            decay_from=0.99 if side == 64 else 0.75,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--minutes", type=float, default=100.0, help="training time of all stages together")
+    parser.add_argument("--processes", type=int, default=0, help="0: one per CPU core, or one on CUDA")
+    parser.add_argument("--work", type=Path, default=Path("outputs/pretrain/mini_sd"), help="checkpoints and logs")
+    parser.add_argument("--out", type=Path, default=Path("slime_bench/assets/mini_sd"))
+    parser.add_argument("--export-only", action="store_true", help="write --out from the newest checkpoint")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    started = time.time()
+    vae = run_vae_stage(args.work, 0 if args.export_only else args.minutes * 60 * SHARES["vae"], device)
+    if not args.export_only:
+        size = args.processes or (1 if device.type == "cuda" else os.cpu_count() or 1)
+        with tempfile.TemporaryDirectory() as folder:
+            rendezvous = Path(folder) / "rendezvous"
+            if size == 1:
+                train_rank(0, 1, rendezvous, args, vae)
+            else:
+                torch.multiprocessing.spawn(train_rank, (size, rendezvous, args, vae), nprocs=size)
+    export(args.work, args.out, vae, CHANNELS, device)
+    print(f"wrote {args.out} after {(time.time() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

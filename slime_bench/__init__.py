@@ -1,0 +1,1 @@
+"""slime-bench: few-shot segmentation from the attention of frozen foundation models."""

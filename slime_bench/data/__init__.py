@@ -1,0 +1,1 @@
+"""Data sets: folders of images and label maps, support sets, augmentation, batches."""

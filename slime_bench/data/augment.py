@@ -1,0 +1,231 @@
+"""Augmentation of one support sample: pure tensor functions, every random number from a generator that is passed in.
+
+Order and distributions follow the reference (`SLiMe-code`, `src/dataset.py`, albumentations 1.3.0 and OpenCV there):
+horizontal flip, Gaussian blur, square crop resized back, rotation. Shapes: image float [3,H,W] in [0,1], label int64
+[H,W]; both keep their size, and no label value appears that was not there before, but for 0 where rotation fills.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slime_bench.data.labels import IGNORE, resize_label
+from slime_bench.errors import ConfigError
+
+CROP_TRIES = 20
+CROP_KEEPS = ("every_class", "background", "nothing")
+
+# OpenCV's fixed kernels, which it takes when the size is 3 or 5 and no sigma is given, as in the reference.
+_BINOMIAL = {1: (1.0,), 3: (0.25, 0.5, 0.25), 5: (0.0625, 0.25, 0.375, 0.25, 0.0625)}
+
+Box = tuple[int, int, int, int]
+"""(top, left, height, width) in pixels."""
+
+
+@dataclass
+class Augmentation:
+    """How support samples are varied; `crop_ratio: [1, 1]` and zero probabilities switch everything off.
+
+    Args:
+        flip_p: probability of a horizontal flip.
+        blur_p: probability of a Gaussian blur.
+        blur_kernels: odd kernel widths, drawn evenly. albumentations draws 1..5 and rounds even widths up, so that
+            3 and 5 are twice as likely as 1; repeating them here says the same.
+        rotation_p: probability of a rotation.
+        rotation_degrees: the angle is drawn evenly from plus and minus this.
+        crop_ratio: [lowest, highest] side of the square crop, as a part of the shorter side.
+        crop_keep: what a crop must keep more than `crop_keep_fraction` of, of the pixels that were there: `every_class`
+            (each class of the image), `background` (what the reference's rule comes to, see `choose_crop`), `nothing`.
+        crop_keep_fraction: 0..1.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    flip_p: float = 0.5
+    blur_p: float = 0.5
+    blur_kernels: list[int] = field(default_factory=lambda: [1, 3, 3, 5, 5])
+    rotation_p: float = 0.5
+    rotation_degrees: float = 30.0
+    crop_ratio: list[float] = field(default_factory=lambda: [0.6, 1.0])
+    crop_keep: str = "every_class"
+    crop_keep_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("flip_p", "blur_p", "rotation_p", "crop_keep_fraction"):
+            _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "a number from 0 to 1")
+        odd = bool(self.blur_kernels) and all(width > 0 and width % 2 == 1 for width in self.blur_kernels)
+        _require(odd, "blur_kernels", self.blur_kernels, "odd widths, e.g. [1, 3, 5]")
+        _require(0 <= self.rotation_degrees <= 180, "rotation_degrees", self.rotation_degrees, "0 to 180")
+        pair = len(self.crop_ratio) == 2 and 0 < self.crop_ratio[0] <= self.crop_ratio[1] <= 1
+        _require(pair, "crop_ratio", self.crop_ratio, "[lowest, highest] with 0 < lowest <= highest <= 1")
+        _require(self.crop_keep in CROP_KEEPS, "crop_keep", self.crop_keep, " or ".join(CROP_KEEPS))
+
+
+def augment(image: Tensor, label: Tensor, config: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One random variation of a sample.
+
+    Args:
+        image: float32 [3,H,W] in [0,1].
+        label: int64 [H,W].
+        config: probabilities and ranges.
+        generator: a CPU generator; the result is a function of its state and of the other arguments.
+
+    Returns:
+        image and label in the same shapes and types; the tensors passed in are never changed in place.
+    """
+    # All coins are drawn first and always, so that one switch does not shift the draws of the others.
+    flips, blurs, width, rotates, angle = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+    if flips < config.flip_p:
+        image, label = flip(image, label)
+    if blurs < config.blur_p:
+        image = blur(image, config.blur_kernels[int(width * len(config.blur_kernels))])
+    image, label = crop(image, label, choose_crop(label, config, generator))
+    if rotates < config.rotation_p:
+        image, label = rotate(image, label, (2 * angle - 1) * config.rotation_degrees)
+    return image.clamp(0, 1), label  # interpolation may leave [0,1] by a rounding error
+
+
+def flip(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Left and right exchanged: image [3,H,W], label [H,W]."""
+    return image.flip(-1), label.flip(-1)
+
+
+def blur(image: Tensor, kernel: int) -> Tensor:
+    """Separable Gaussian blur of float [3,H,W], borders mirrored without repeating the edge pixel.
+
+    Weights are OpenCV's for an unset sigma: binomial for widths up to 5, else Gaussian with
+    sigma = 0.3 ((kernel - 1)/2 - 1) + 0.8. An axis too short to be mirrored repeats its edge.
+    """
+    if kernel == 1:
+        return image
+    half = kernel // 2
+    weights = _BINOMIAL.get(kernel) or _gaussian(kernel)
+    for axis, pad in ((-1, (half, half, 0, 0)), (-2, (0, 0, half, half))):
+        size = image.shape[axis]
+        padded = F.pad(image[None], pad, mode="reflect" if size > half else "replicate")[0]
+        # A sum of shifted copies in a fixed order: the same bytes for any number of threads, unlike a convolution.
+        total = torch.zeros_like(image)
+        for shift, weight in enumerate(weights):
+            total = total + padded.narrow(axis, shift, size) * weight
+        image = total
+    return image
+
+
+def crop_side(ratio: float, height: int, width: int) -> int:
+    """The side of a square crop: floor(ratio x shorter side), at least 1 pixel."""
+    return max(1, int(ratio * min(height, width)))
+
+
+def choose_crop(label: Tensor, config: Augmentation, generator: torch.Generator) -> Box:
+    """A random square box that keeps what `config.crop_keep` asks for, or the whole image after 20 failures.
+
+    The reference wants more than 30 % of the pixels of one class, which is meant to cycle through the classes; its
+    counter lives in the loader's workers and restarts every epoch, so that with one support image it always asks for
+    the background and with ten images for the first two classes (`background` here). It also tries for ever.
+
+    Args:
+        label: int64 [H,W], before the crop.
+
+    Returns:
+        (top, left, height, width), inside the image.
+    """
+    height, width = label.shape
+    whole = (0, 0, height, width)
+    lowest, highest = config.crop_ratio
+    draws = torch.rand(CROP_TRIES, 3, generator=generator, dtype=torch.float64).tolist()
+    if lowest == 1:
+        return whole
+    needed = _needed(label, config)
+    for ratio, down, right in draws:
+        side = crop_side(lowest + (highest - lowest) * ratio, height, width)
+        top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
+        kept = _count(label[top : top + side, left : left + side])
+        if bool((kept[needed > 0] > config.crop_keep_fraction * needed[needed > 0]).all()):
+            return top, left, side, side
+    return whole
+
+
+def crop(image: Tensor, label: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """Cut `box` out and resize it back to [H,W]: the image bilinearly (align_corners false), the label by nearest."""
+    top, left, rows, columns = box
+    height, width = label.shape
+    if (rows, columns) == (height, width):
+        return image, label
+    image = image[:, top : top + rows, left : left + columns]
+    label = label[top : top + rows, left : left + columns]
+    return resize_bilinear(image, height, width), resize_label(label, (height, width))
+
+
+def resize_bilinear(image: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear resize of float [3,h,w] without antialiasing, as OpenCV's INTER_LINEAR and align_corners=False.
+
+    `F.interpolate` computes the same, but picks its kernel by the number of threads: the last bits of its result differ
+    between a loader's worker (one thread) and the main process. Here every step is a single rounding.
+    """
+    for axis, size in ((-2, height), (-1, width)):
+        old = image.shape[axis]
+        at = ((torch.arange(size, dtype=torch.float64) + 0.5) * (old / size) - 0.5).clamp(0, old - 1)
+        low = at.floor().long()
+        part = (at - low).to(image.dtype)
+        if axis == -2:
+            part = part[:, None]
+        high = (low + 1).clamp(max=old - 1)
+        image = image.index_select(axis, low) * (1 - part) + image.index_select(axis, high) * part
+    return image
+
+
+def rotate(image: Tensor, label: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
+    """Turn counter-clockwise about the centre ((W-1)/2, (H-1)/2); what comes from outside is 0 in image and label.
+
+    The image is read bilinearly, the label by nearest neighbour, each output pixel from one point of the input.
+    """
+    height, width = label.shape
+    angle = math.radians(degrees)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    y = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2
+    x = torch.arange(width, dtype=torch.float64)[None, :] - (width - 1) / 2
+    source_x = cosine * x - sine * y
+    source_y = sine * x + cosine * y
+    # grid_sample's frame with align_corners false: -1 and 1 are the outer edges of the border pixels.
+    grid = torch.stack([2 * source_x / width, 2 * source_y / height], dim=-1).to(image.dtype)[None]
+    turned = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    labels = F.grid_sample(
+        label[None, None].to(image.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return turned, labels[0, 0].round().to(label.dtype)
+
+
+def _needed(label: Tensor, config: Augmentation) -> Tensor:
+    needed = _count(label)
+    if config.crop_keep == "background":
+        needed[1:] = 0
+    elif config.crop_keep == "nothing":
+        needed[:] = 0
+    return needed
+
+
+def _count(label: Tensor) -> Tensor:
+    return torch.bincount(label.flatten(), minlength=IGNORE + 1)[:IGNORE]
+
+
+def _gaussian(kernel: int) -> tuple[float, ...]:
+    sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+    weights = [math.exp(-((index - kernel // 2) ** 2) / (2 * sigma**2)) for index in range(kernel)]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def _require(holds: bool, name: str, found: object, expected: str) -> None:
+    if not holds:
+        raise ConfigError(
+            f"bad augmentation setting `{name}`",
+            path=f"data.augment.{name}",
+            found=found,
+            expected=expected,
+            remedy="correct it in the data set's YAML or on the command line",
+        )

@@ -1,0 +1,113 @@
+"""The mini world as a data set: rendered on demand, the same bytes on every machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from slime_bench.data.checks import MANIFEST, check_manifest, read_manifest
+from slime_bench.data.datamodule import SegmentationDataModule
+from slime_bench.data.labels import class_index
+from slime_bench.errors import ConfigError, DataError, StorageError
+
+
+class MiniDataModule(SegmentationDataModule):
+    """One subject (car, horse or face) of the procedural world: support pool 30, validation 10, test 100 images."""
+
+    def prepare_data(self) -> None:
+        """Render the data set when it is absent or of another version, then check every file against the manifest.
+
+        Raises:
+            DataError: the folder holds something else, another subject, or files that were changed.
+            ConfigError: `data.classes` is not the subject's class list.
+            StorageError: the data set cannot be written.
+        """
+        from data_prep import mini_world  # the renderer is only needed here
+
+        version = str(mini_world.WORLD_VERSION)
+        if self._is_stale(version):
+            # Trials that start together wait for the one that renders, instead of building over each other.
+            with self._storage_errors(), alone(self.root):
+                if self._is_stale(version):
+                    self._render()
+        manifest = read_manifest(self.root)
+        self._check_classes(manifest["classes"])
+        check_manifest(self.root, manifest)
+
+    def _is_stale(self, version: str) -> bool:
+        if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
+            return True
+        if not (self.root / MANIFEST).is_file():
+            # Rendering replaces the folder: what has no manifest was not made here and may be someone's work.
+            raise DataError(
+                "this is not a mini data set",
+                path=self.root,
+                found=f"a folder without {MANIFEST}" if self.root.is_dir() else "a file",
+                expected="nothing, or a data set made by data_prep.mini_world",
+                remedy="choose another `data_root`, or move this folder away",
+            )
+        manifest = read_manifest(self.root)
+        if manifest["subject"] != self.config.subject:
+            raise DataError(
+                "the folder holds another subject",
+                path=self.root,
+                found=manifest["subject"],
+                expected=self.config.subject,
+                remedy="give each subject its own `data.root`",
+            )
+        return str(manifest["version"]) != version
+
+    def _render(self) -> None:
+        from data_prep import mini_world
+
+        started = time.perf_counter()
+        print(f"mini {self.config.subject}: rendering the data set into {self.root} ...", file=sys.stderr, flush=True)
+        mini_world.write_dataset(self.root, self.config.subject)
+        seconds = time.perf_counter() - started
+        print(f"mini {self.config.subject}: ready after {seconds:.1f} s", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                "cannot write the mini data set",
+                path=self.root,
+                found=str(error),
+                expected="a folder that can be written, with 20 MB free",
+                remedy="free some space, or choose another `data_root` (or the variable SLIME_BENCH_DATA)",
+            ) from error
+
+    def _check_classes(self, known: list[str]) -> None:
+        for name in self.classes:
+            class_index(name, known)
+        if list(self.classes) != known:
+            raise ConfigError(
+                "the class list differs from the data set's",
+                path="data.classes",
+                found=list(self.classes),
+                expected=known,
+                remedy="list all classes of the label maps, in their order",
+            )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes, by a lock on `.<name>.lock` beside it.
+
+    The system lets go of the lock when its process ends, however it ends, so that none is ever left behind. Where
+    there is no such lock (Windows) nothing is held.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        try:
+            import fcntl
+        except ImportError:
+            pass
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,26 @@
+"""The device that a trial computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from slime_bench.errors import DeviceError
+
+
+def pick_device(name: str) -> str:
+    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        DeviceError: CUDA was asked for and there is none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "CUDA was asked for and there is none",
+            path="trainer.device",
+            found=f"torch {torch.__version__}, no usable CUDA device",
+            expected="an NVIDIA GPU with its driver, and a CUDA build of torch",
+            remedy="use trainer=cpu, or install a CUDA build of torch",
+        )
+    return name

@@ -1,0 +1,1 @@
+"""Segmentation methods: Lightning modules that turn images into score maps [B,K,H,W]."""

@@ -1,0 +1,95 @@
+"""What every method shares: validation chooses the best learned state, testing counts intersections and unions.
+
+A method is one Python file with a subclass of `SegmentationMethod` and one YAML file in `conf/method`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import torch
+
+from slime_bench.metrics.iou import IouMetric, image_score
+
+
+class SegmentationMethod(lightning.LightningModule):
+    """Base of all methods. Batches are dictionaries: image float32 [B,3,H,W] RGB in [0,1], label int64 [B,H,W]
+    (255 = ignore), id list of B str, epoch int64 [B].
+
+    Args:
+        classes: the K class names, `background` first.
+        keep_maps: number of test images whose maps are kept in `kept` for the qualitative figure.
+    """
+
+    #: passes over the support set; 0 for a method that learns nothing
+    epochs: int = 0
+
+    def __init__(self, classes: Sequence[str], keep_maps: int = 0) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.keep_maps = keep_maps
+        self.best_score = -1.0
+        self.best_epoch: int | None = None
+        self.test_ids: list[str] = []
+        self.kept: list[dict[str, torch.Tensor]] = []
+        self.test_metric = IouMetric(len(self.classes))
+        self._val_scores: list[float] = []
+        self._best_state: dict[str, torch.Tensor] = {}
+
+    @abstractmethod
+    def scores(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
+        """Score maps of unseen images, float [B,K,H,W] at the images' size; the prediction is the argmax over K.
+
+        Args:
+            images: float32 [B,3,H,W] RGB in [0,1]. ids: B names, from which any random draw of an image is keyed.
+        """
+
+    @abstractmethod
+    def learned_state(self) -> dict[str, torch.Tensor]:
+        """The tensors that training changes, by name; all that inference needs besides the frozen backbone."""
+
+    @abstractmethod
+    def load_learned_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over a state of `learned_state`."""
+
+    def predict(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
+        """Label maps int64 [B,H,W] of images float32 [B,3,H,W]."""
+        return self.scores(images, ids).argmax(dim=1)
+
+    def use_best_state(self) -> None:
+        """Go back to the state with the best validation score; without a validation the last state stays."""
+        if self._best_state:
+            self.load_learned_state(self._best_state)
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_scores = []
+
+    def validation_step(self, batch: Mapping[str, Any], _: int) -> None:
+        metric = IouMetric(len(self.classes))
+        metric.update(self.predict(batch["image"], batch["id"]).cpu(), batch["label"].cpu())
+        counts = metric.counts()
+        for row in range(counts.num_images):
+            one = type(counts)(*(getattr(counts, name)[row : row + 1] for name in ("intersection", "union", "present")))
+            self._val_scores.append(image_score(one))
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the learned state where the validation score is at least the best so far (ties go to the later one)."""
+        if self.trainer.sanity_checking or not self._val_scores:
+            return
+        score = sum(self._val_scores) / len(self._val_scores)
+        self.log("val/miou", 100 * score)
+        if score >= self.best_score:
+            self.best_score, self.best_epoch = score, self.current_epoch
+            self._best_state = {name: value.detach().clone() for name, value in self.learned_state().items()}
+
+    def test_step(self, batch: Mapping[str, Any], _: int) -> None:
+        scores = self.scores(batch["image"], batch["id"])
+        prediction = scores.argmax(dim=1)
+        self.test_metric.update(prediction.cpu(), batch["label"].cpu())
+        self.test_ids += batch["id"]
+        for row in range(min(len(scores), self.keep_maps - len(self.kept))):
+            tensors = {"image": batch["image"], "label": batch["label"], "prediction": prediction, "maps": scores}
+            self.kept.append({name: value[row].float().cpu() for name, value in tensors.items()})

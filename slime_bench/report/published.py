@@ -1,0 +1,117 @@
+"""Published numbers: the rows of `conf/paper/<subject>.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slime_bench.errors import ConfigError
+from slime_bench.paths import config_dir
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation in percent; None = undefined or not stated."""
+
+    mean: float | None
+    std: float | None
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One row of a published table, in percent.
+
+    Attributes:
+        method: name as printed; `key` is the name of our method that it compares with, if any.
+        shots: support images, None for a method trained on a whole annotated set.
+        supervised: whether the method's training saw annotations beyond the support images.
+        n: runs behind the mean, None if not stated.
+        source: table, and whether it is second hand.
+        per_class: class name -> `Stat`, for the columns of the paper.
+        average: mean over the columns as the paper states it.
+        average_gap: stated average minus the mean of the stated classes where rounding cannot explain it, else 0.
+        setting: what an ablation changed, else empty; `values` are our configuration keys for it.
+    """
+
+    method: str
+    key: str | None
+    shots: int | None
+    supervised: bool
+    n: int | None
+    source: str
+    per_class: dict[str, Stat]
+    average: Stat
+    average_gap: float = 0.0
+    setting: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published numbers of one subject; `columns` is the paper's column order."""
+
+    subject: str
+    data: str
+    backbone: str
+    citation: str
+    columns: list[str]
+    rows: list[PublishedRow]
+    ablations: list[PublishedRow]
+
+
+def load_published(subject: str, folder: Path | None = None) -> Published | None:
+    """The published numbers of `subject`, or None when there is no file for it.
+
+    Args:
+        folder: where the files lie; `conf/paper` by default.
+
+    Raises:
+        ConfigError: the file does not hold what this module documents.
+    """
+    path = (folder or config_dir() / "paper") / f"{subject}.yaml"
+    if not path.is_file():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        columns = [str(name) for name in content["columns"]]
+        rows = [_row(entry, columns) for entry in content["rows"]]
+        ablations = [
+            _row({"key": None, "supervised": False, "n": None, **table, **entry}, columns)
+            for table in content["ablations"]
+            for entry in table["rows"]
+        ]
+        texts = {name: str(content[name]) for name in ("subject", "data", "backbone", "citation")}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            "The published numbers cannot be read.",
+            path=path,
+            found=f"{type(error).__name__}: {error}",
+            expected="the keys described at the top of the shipped files",
+        ) from error
+    return Published(**texts, columns=columns, rows=rows, ablations=ablations)
+
+
+def _row(entry: dict[str, Any], columns: list[str]) -> PublishedRow:
+    if set(entry["per_class"]) != set(columns):
+        raise ValueError(f"classes {sorted(entry['per_class'])} instead of {sorted(columns)}")
+    return PublishedRow(
+        method=str(entry["method"]),
+        key=entry["key"],
+        shots=entry["shots"],
+        supervised=bool(entry["supervised"]),
+        n=entry["n"],
+        source=str(entry["source"]),
+        per_class={name: _stat(entry["per_class"][name]) for name in columns},
+        average=_stat(entry["average"]),
+        average_gap=float(entry.get("average_gap", 0.0)),
+        setting=str(entry.get("setting", "")),
+        values=dict(entry.get("values", {})),
+    )
+
+
+def _stat(entry: dict[str, float | None]) -> Stat:
+    mean, std = entry["mean"], entry["std"]
+    return Stat(None if mean is None else float(mean), None if std is None else float(std))

@@ -1,0 +1,343 @@
+"""Tables of one subject: console, Markdown, CSV and `table.json`, all from the same rows, all with the same caption."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slime_bench.metrics import CONVENTION_RULES
+from slime_bench.report.aggregate import (
+    PAPER_PRESET,
+    Collected,
+    FailedTrial,
+    MissingTrial,
+    Row,
+    aggregate,
+    comparison,
+    difference,
+    missing,
+    published_rows,
+)
+from slime_bench.report.published import Published, PublishedRow, Stat
+from slime_bench.results import write_atomic
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+UNIT = "percent"
+_DASH = "-"
+
+
+@dataclass(frozen=True)
+class SubjectReport:
+    """Everything the tables of one subject say.
+
+    Attributes:
+        subject: car, horse, face, ...
+        columns: class names in the paper's order.
+        rows: our rows, sorted by data, preset, shots and method.
+        published: the published numbers, if there are any for the subject.
+        missing: expected trials without a valid result; `failed` those that ended in an error.
+        invalid: files that are no valid result, with the reason.
+    """
+
+    subject: str
+    columns: list[str]
+    rows: list[Row]
+    published: Published | None
+    missing: list[MissingTrial]
+    failed: list[FailedTrial]
+    invalid: list[tuple[Path, str]]
+    convention: str
+    background_in_average: bool
+    expected_shots: tuple[int, ...]
+    expected_seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One printed table: our rows of one preset and data set, beside the published ones."""
+
+    title: str
+    columns: list[str]
+    rows: list[Row]
+    caption: list[str]
+    comparisons: dict[str, PublishedRow]
+    """Series of our row -> the published row it is compared with."""
+
+    @property
+    def compared(self) -> bool:
+        return bool(self.comparisons)
+
+
+def subject_report(
+    collected: Collected,
+    subject: str,
+    published: Published | None,
+    *,
+    convention: str = "slime",
+    background: bool = True,
+    expected_shots: Sequence[int] = (1, 10),
+    expected_seeds: Sequence[int] = (0, 1, 2),
+) -> SubjectReport:
+    """The report of one subject.
+
+    Raises:
+        ResultError: see `aggregate`.
+    """
+    results = [result for result in collected.results if result.subject == subject]
+    rows = aggregate(results, convention, background, expected_seeds)
+    names = {row.data for row in rows}
+    classes = list(dict.fromkeys(name for row in rows for name in row.classes))
+    columns = list(published.columns) if published else classes[1:] + classes[:1]
+    columns += [name for name in classes if name not in columns]
+    return SubjectReport(
+        subject=subject,
+        columns=columns,
+        rows=rows,
+        published=published,
+        missing=missing(rows, expected_shots, expected_seeds),
+        # A failed trial leaves no subject behind: its data set's folder is all there is to go by.
+        failed=[trial for trial in collected.failed if trial.data in names or subject in trial.data.split("_")],
+        invalid=collected.invalid,
+        convention=convention,
+        background_in_average=background,
+        expected_shots=tuple(expected_shots),
+        expected_seeds=tuple(expected_seeds),
+    )
+
+
+def sections(report: SubjectReport) -> list[Section]:
+    """One table per preset and data set of our rows, published rows first within each number of shots."""
+    keys = list(dict.fromkeys((row.preset, row.data) for row in report.rows))
+    return [_section(report, preset, data) for preset, data in keys]
+
+
+def all_rows(report: SubjectReport) -> list[Row]:
+    """Our rows, then the published ones once."""
+    if report.published is None:
+        return list(report.rows)
+    comparable = any(row.preset == PAPER_PRESET for row in report.rows)
+    return [*report.rows, *published_rows(report.published, comparable)]
+
+
+def rich_table(section: Section, compact: bool = False) -> RichTable:
+    """The section as a `rich` table.
+
+    Args:
+        compact: for a narrow terminal: deviations on a line of their own, no frame, no column of sources.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(section.title),
+        caption=Text("\n".join(section.caption)),
+        caption_justify="left",
+        box=None if compact else box.HEAVY_HEAD,
+        padding=(0, 1, 0, 0) if compact else (0, 1),
+    )
+    header = _header(section)
+    shown = len(header) - 1 if compact else len(header)
+    for index, name in enumerate(header[:shown]):
+        table.add_column(Text(name), justify="left" if index == 0 else "right", overflow="fold")
+    for row in section.rows:
+        cells = _cells(section, row)[:shown]
+        if compact:
+            cells = [cell.replace("±", "\n±") for cell in cells]
+        # Text, because class names and variants may hold what rich would read as markup.
+        table.add_row(*(Text(cell) for cell in cells), style="dim" if row.published else "bold")
+    return table
+
+
+def markdown(report: SubjectReport, pictures: Sequence[str] = ()) -> str:
+    """All sections as Markdown, each with its caption; `pictures` are file names beside the Markdown file."""
+    parts = [f"# {report.subject}"]
+    for section in sections(report):
+        header = [_escape(name) for name in _header(section)]
+        lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
+        for row in section.rows:
+            cells = [_escape(cell) for cell in _cells(section, row)]
+            if not row.published:
+                cells[0] = f"**{cells[0]}**"
+            lines.append(f"| {' | '.join(cells)} |")
+        parts += [f"## {section.title}", "\n".join(lines), "\n".join(f"- {line}" for line in section.caption)]
+    if pictures:
+        parts += ["## Test images", "\n\n".join(f"![{name}]({name})" for name in pictures)]
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_text(report: SubjectReport) -> str:
+    """All rows as CSV with full precision; every row says what the captions say."""
+    names = ["method", "backbone", "data", "subject", "shots", "preset", "protocol", "variant", "convention"]
+    names += ["background_in_average", "published", "other_data", "supervised", "source", "unit", "seeds", "n"]
+    names += ["missing_seeds", "notes"]
+    names += [f"{column}_{part}" for column in [*report.columns, "average"] for part in ("mean", "std")]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    for row in all_rows(report):
+        line: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
+        line |= {
+            "unit": UNIT,
+            "seeds": " ".join(map(str, row.seeds)),
+            "missing_seeds": " ".join(map(str, row.missing_seeds)),
+            "notes": "; ".join(row.notes),
+        }
+        for column in [*report.columns, "average"]:
+            stat = row.average if column == "average" else row.per_class.get(column, Stat(None, None))
+            line |= {f"{column}_mean": stat.mean, f"{column}_std": stat.std}
+        writer.writerow(line)
+    return buffer.getvalue()
+
+
+def table_json(report: SubjectReport) -> str:
+    """All rows as a JSON list; means and deviations in percent."""
+    rows = []
+    for row in all_rows(report):
+        entry = asdict(row)
+        entry |= {"unit": UNIT, "difference": difference(row, comparison(row, report.published))}
+        rows.append(entry)
+    return json.dumps(rows, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def trials_json(report: SubjectReport, root: Path) -> str:
+    """What was expected and is missing, what failed and what could not be read; paths relative to `root`."""
+    content = {
+        "expected": {"shots": list(report.expected_shots), "seeds": list(report.expected_seeds)},
+        "missing": [asdict(trial) for trial in report.missing],
+        "failed": [{**asdict(trial), "folder": _relative(trial.folder, root)} for trial in report.failed],
+        "invalid": [{"path": _relative(path, root), "reason": reason} for path, reason in report.invalid],
+    }
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_tables(report: SubjectReport, folder: Path, root: Path, pictures: Sequence[str] = ()) -> list[Path]:
+    """Writes table.md, table.csv, table.json and trials.json into `folder`.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    contents = {
+        "table.md": markdown(report, pictures),
+        "table.csv": csv_text(report),
+        "trials.json": trials_json(report, root),
+        "table.json": table_json(report),
+    }
+    for name, text in contents.items():
+        write_atomic(folder / name, text.encode())
+    return [folder / name for name in contents]
+
+
+def _section(report: SubjectReport, preset: str, data: str) -> Section:
+    ours = [row for row in report.rows if (row.preset, row.data) == (preset, data)]
+    comparisons = {row.series: found for row in ours if (found := comparison(row, report.published)) is not None}
+    theirs = published_rows(report.published, preset == PAPER_PRESET) if report.published else []
+    # Fully supervised rows have no number of shots and come first, as in the paper; the sort is stable.
+    rows = sorted([*theirs, *ours], key=lambda row: -1 if row.shots is None else row.shots)
+    return Section(
+        title=f"{report.subject}: IoU in percent (preset {preset}, data {data})",
+        columns=report.columns,
+        rows=rows,
+        caption=_caption(report, ours, preset, data),
+        comparisons=comparisons,
+    )
+
+
+def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str) -> list[str]:
+    background = "with" if report.background_in_average else "without"
+    backbones, protocols = (_listed(getattr(row, name) for row in ours) for name in ("backbone", "protocol"))
+    numbers = _listed(f"{row.n}" for row in ours)
+    lines = [
+        f"preset {preset}; data {data}; backbone {backbones}; protocol {protocols}",
+        f"convention {report.convention}: {CONVENTION_RULES[report.convention]}; "
+        f"average over the classes {background} background",
+        f"mean±sample standard deviation over n seeds (n = {numbers}); no deviation for one seed",
+    ]
+    if report.published:
+        where = f"{report.published.data}, {report.published.backbone}; {report.published.citation}"
+        if preset == PAPER_PRESET:
+            lines.append(f"published rows: {where}; * = trained on a whole annotated set")
+        else:
+            lines.append(
+                f"published rows: OTHER DATA ({where}), shown for orientation and not comparable with "
+                f"preset {preset}; * = trained on a whole annotated set"
+            )
+    lines += [f"{row.method} {row.variant} {row.shots}-shot: {note}" for row in ours for note in row.notes]
+    lines.append(_missing_line(report, preset, data))
+    here = [trial for trial in report.failed if trial.data == data]
+    lines += [
+        f"failed: {trial.method} on {trial.data}, {trial.shots}-shot, seed {trial.seed} ({trial.summary})"
+        for trial in here
+    ]
+    if report.invalid:
+        lines.append(f"{len(report.invalid)} result file(s) are not valid and not used: see trials.json")
+    return lines
+
+
+def _missing_line(report: SubjectReport, preset: str, data: str) -> str:
+    grouped: dict[tuple[str, str, str, int], list[int]] = {}
+    for trial in report.missing:
+        if (trial.preset, trial.data) == (preset, data):
+            key = (trial.method, trial.protocol, trial.variant, trial.shots)
+            grouped.setdefault(key, []).append(trial.seed)
+    shots = ", ".join(map(str, report.expected_shots))
+    seeds = ", ".join(map(str, report.expected_seeds))
+    if not grouped:
+        return f"missing trials: none (of shots {shots}; seeds {seeds})"
+    parts = [
+        f"{method} {protocol}{' ' + variant if variant else ''} {number}-shot seed {', '.join(map(str, missed))}"
+        for (method, protocol, variant, number), missed in grouped.items()
+    ]
+    return f"MISSING TRIALS (of shots {shots}; seeds {seeds}): {'; '.join(parts)}"
+
+
+def _optional(section: Section) -> list[str]:
+    """Columns that appear only where our rows differ in them."""
+    ours = [row for row in section.rows if not row.published]
+    names = [name for name in ("backbone", "protocol") if len({getattr(row, name) for row in ours}) > 1]
+    return names + (["variant"] if any(row.variant for row in ours) else [])
+
+
+def _header(section: Section) -> list[str]:
+    middle = [*section.columns, "avg"] + (["avg-paper"] if section.compared else [])
+    return ["method", "shots", *_optional(section), "n", *middle, "source"]
+
+
+def _cells(section: Section, row: Row) -> list[str]:
+    name = f"{row.method}{'*' if row.supervised else ''}"
+    optional = [str(getattr(row, key)) or _DASH for key in _optional(section)]
+    stats = [row.per_class.get(column, Stat(None, None)) for column in section.columns]
+    cells = [name, _DASH if row.shots is None else str(row.shots), *optional]
+    cells += [_DASH if row.n is None else str(row.n), *(_format(stat, row.published) for stat in [*stats, row.average])]
+    if section.compared:
+        gap = difference(row, section.comparisons.get(row.series))
+        cells.append(_DASH if gap is None or gap["average"] is None else f"{gap['average']:+.1f}")
+    source = f"{row.source}{', other data' if row.other_data else ''}" if row.published else "ours"
+    return [*cells, source]
+
+
+def _format(stat: Stat, as_stated: bool) -> str:
+    if stat.mean is None:
+        return _DASH
+    if as_stated:  # a published number keeps its own decimals
+        return f"{stat.mean}" if stat.std is None else f"{stat.mean}±{stat.std}"
+    return f"{stat.mean:.1f}" if stat.std is None else f"{stat.mean:.1f}±{stat.std:.1f}"
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(sorted(set(values)))
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

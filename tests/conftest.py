@@ -1,0 +1,165 @@
+"""Fixtures for all tests: the shared folder, composed configurations, a quiet and reproducible process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+# Before torch or wandb are imported by any test.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "disabled"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_thread() -> None:
+    """Test workers run side by side, and sums have one order only with one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine's own environment says must not change a test."""
+    for name in ("HYDRA_FULL_ERROR", "SLIME_BENCH_DATA", "SLIME_BENCH_OUTPUTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout's root folder."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of golden numbers and real sample files beside the checkout; skips without it, but fails in CI."""
+    if SHARED.is_dir():
+        return SHARED
+    reason = f"no folder {SHARED.name}/ beside the checkout: golden numbers and real sample files are not there"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def compose_config() -> Iterator[Callable[..., object]]:
+    """`compose_config("shots=10", ...)` -> the composed (not yet validated) configuration of the bench."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    import slime_bench.compose as bench  # registers the resolver that config.yaml uses
+    from slime_bench.paths import config_dir
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base=bench.VERSION_BASE):
+        yield lambda *overrides: compose(bench.CONFIG_NAME, list(overrides))
+    GlobalHydra.instance().clear()
+
+
+TOY = '''
+"""A second researcher's own method, backbone, data set and protocol, in one file outside the bench."""
+from __future__ import annotations
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class Schedule:
+    epochs: int = field(default=3, metadata={"min": 1})
+    warmup: float = 0.0
+
+
+@dataclass
+class ToyConfig:
+    name: str
+    epochs: int = field(metadata={"min": 1})
+    lr: float = 0.1
+    t_opt: list[int] = field(default_factory=lambda: [5, 100], metadata={"min": 0, "length": 2})
+    maps: str = field(default="was", metadata={"choices": ("was", "cross")})
+    mode: Literal["fast", "exact"] = "fast"
+    unlisted: int = 7
+    limit: int | None = None
+    schedule: Schedule = field(default_factory=Schedule)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < self.epochs:
+            raise ValueError("limit is below epochs")
+
+
+class ToyMethod:
+    Config = ToyConfig
+
+    def __init__(self, config: ToyConfig, **arguments: object) -> None:
+        self.config, self.arguments = config, arguments
+
+
+@dataclass
+class Named:
+    name: str
+    root: str = ""
+    classes: list[str] = field(default_factory=list)
+
+
+class NoSchema:
+    pass
+
+
+@dataclass
+class Nameless:
+    lr: float = 0.1
+'''
+
+
+@pytest.fixture
+def toy_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration folder with the bench's own root and small groups, and toy groups for everything with a
+    `_target_`; it stands in for the bench's own folder, and the working folder is a temporary one."""
+    import shutil
+    import sys
+
+    from slime_bench.paths import config_dir
+
+    conf = tmp_path / "conf"
+    for group in ("metric", "trainer", "logger", "launcher"):
+        shutil.copytree(config_dir() / group, conf / group)
+    shutil.copy(config_dir() / "config.yaml", conf / "config.yaml")
+    module = tmp_path / "site" / "toy_bench_targets.py"
+    files = {
+        "method/slime.yaml": "_target_: toy_bench_targets.ToyMethod\nname: slime\nepochs: 3\nlr: 0.1\nmaps: was\n"
+        "t_opt: [5, 100]\nlimit: null\nschedule: {epochs: 2}\n",
+        "method/other.yaml": "_target_: toy_bench_targets.ToyMethod\nname: other\nepochs: 5\n",
+        "backbone/mini_sd.yaml": "_target_: toy_bench_targets.Named\nname: mini_sd\n",
+        "backbone/sd21.yaml": "_target_: toy_bench_targets.Named\nname: sd21\n",
+        "data/mini_car.yaml": "_target_: toy_bench_targets.Named\nname: mini_car\nroot: ${data_root}/mini/car\n",
+        "data/mini_face.yaml": "_target_: toy_bench_targets.Named\nname: mini_face\n",
+        "data/broken.yaml": "name: [mini\n",
+        "protocol/slime_code.yaml": "_target_: toy_bench_targets.Named\nname: slime_code\n",
+        "preset/mini.yaml": "# @package _global_\npreset: mini\nmethod:\n  epochs: 4\n",
+        "preset/paper.yaml": "# @package _global_\ndefaults:\n  - override /backbone: sd21\npreset: paper\n",
+        "ablation/cross.yaml": "# @package _global_\nmethod:\n  maps: cross\n",
+        "experiment/mini_car.yaml": "# @package _global_\ndefaults:\n  - override /preset: mini\n"
+        "  - override /data: mini_car\nhydra:\n  sweeper:\n    params:\n      shots: '1,10'\n      seed: '0,1,2'\n",
+        "experiment/paper_face.yaml": "# @package _global_\ndefaults:\n  - override /preset: paper\n"
+        "  - override /data: mini_face\n",
+    }
+    for name, text in files.items():
+        (conf / name).parent.mkdir(parents=True, exist_ok=True)
+        (conf / name).write_text(text)
+    module.parent.mkdir()
+    module.write_text(TOY)
+    monkeypatch.syspath_prepend(str(module.parent))
+    monkeypatch.delitem(sys.modules, "toy_bench_targets", raising=False)
+    monkeypatch.setattr("slime_bench.compose.config_dir", lambda: conf)
+    monkeypatch.setattr("slime_bench.paths.config_dir", lambda: conf)
+    monkeypatch.chdir(tmp_path)
+    return conf

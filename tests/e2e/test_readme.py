@@ -1,0 +1,114 @@
+"""What the README tells a newcomer to type works: every command and every code block of it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from e2e.conftest import Bench, Outcome, command
+from slime_bench import compose
+from slime_bench.report import command as report_command
+from slime_bench.results import read_result
+
+EXAMPLE = "--config-dir"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def readme(repository: Path) -> str:
+    return (repository / "README.md").read_text()
+
+
+def commands(page: str) -> list[list[str]]:
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def test_every_command_is_of_a_kind_that_is_tested_here(readme: str) -> None:
+    kinds = {words[1] if words[0].startswith("PYTHONPATH=") else words[0] for words in commands(readme)}
+    assert kinds == {"make", "slime-bench"}
+    assert not re.findall(r"^```(?!bash|python|yaml|\n)", readme, re.MULTILINE)
+
+
+def test_make_targets_are_there(readme: str, repository: Path) -> None:
+    listed = re.findall(r"^([a-z][a-z-]*):.*## ", (repository / "Makefile").read_text(), re.MULTILINE)
+    asked = [words[1] for words in commands(readme) if words[0] == "make"]
+    inline = re.findall(r"`make ([a-z-]+)", readme)
+    assert asked[:2] == ["reproduce-car", "test"] and set(asked) | set(inline) <= set(listed)
+
+
+def test_trials_and_sweeps_compose(readme: str) -> None:
+    sizes = []
+    for words in commands(readme):
+        if words[0] == "slime-bench" and words[1] not in ("report", "segment"):
+            overrides = [word for word in words[1:] if word != "--multirun"]
+            sizes.append(len(compose.plan(overrides, sweep="--multirun" in words).trials))
+    assert sizes == [1, 6, 6]
+
+
+def test_reports_are_understood(readme: str) -> None:
+    found = [words[2:] for words in commands(readme) if words[:2] == ["slime-bench", "report"]]
+    assert found and all(report_command._parser().parse_args(words).subject == "car" for words in found)
+
+
+def test_segment_does_as_told(
+    readme: str, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = swept[0]
+    (words,) = [words for words in commands(readme) if words[:2] == ["slime-bench", "segment"]]
+    monkeypatch.chdir(tmp_path)
+    state = Path(words[words.index("--state") + 1])
+    state.parent.mkdir(parents=True)
+    state.write_bytes((bench.folder() / "state.safetensors").read_bytes())
+    Path("photos").symlink_to(bench.data / "val" / "images")
+    outcome = command(*words[1:])
+    assert outcome.code == 0, outcome.err
+    assert Path("masks/car-val-0.png").is_file() and Path("masks/car-val-0_colour.png").is_file()
+
+
+def test_the_method_example_runs(
+    readme: str, tiny_sd: Path, mini_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for language in ("python", "yaml"):
+        (text,) = blocks(readme, language)
+        path = tmp_path / text.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "nearest_colour", raising=False)
+    (words,) = [words[2:] for words in commands(readme) if EXAMPLE in words]
+    outcome = command(*words, f"backbone.weights={tiny_sd}", f"data_root={mini_data}", "trainer=cpu")
+    assert outcome.code == 0, outcome.err
+    (path,) = tmp_path.glob("outputs/runs/mini_car/nearest_colour/1-shot/seed0-*/result.json")
+    result = read_result(path)
+    assert result.average is not None and 0.08 < result.average < 0.4  # colours alone tell something, and not much
+    assert (
+        command(*words, f"backbone.weights={tiny_sd}", f"data_root={mini_data}", "trainer=cpu", "force=true").code == 0
+    )
+    assert read_result(path) == result
+
+
+def test_paths_keys_and_options_that_the_page_names_exist(readme: str, repository: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
+        assert (repository / link).is_file(), link
+    (cfg,) = compose.plan([]).trials
+    table = readme.split("## Where this differs", 1)[1]
+    keys = [
+        key
+        for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", table)
+        if key.split(".")[0] in ("protocol", "data", "seed")
+    ]
+    assert len(keys) >= 5
+    for key in keys:
+        node = cfg
+        for part in key.split("."):
+            assert part in node, key
+            node = node[part]

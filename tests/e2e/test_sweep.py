@@ -1,0 +1,121 @@
+"""Several trials: one failure leaves the others alone, a repetition runs what is missing, reports read the files."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+
+import pytest
+from PIL import Image
+
+from e2e.conftest import FAILING, Bench, Outcome, command, contents
+from slime_bench import trial
+
+
+def report(bench: Bench, *arguments: str) -> Outcome:
+    return command("report", "--outputs", str(bench.outputs), "--subject", "car", *arguments)
+
+
+class TestSweep:
+    def test_the_other_trials_finished(self, swept: tuple[Bench, Outcome]) -> None:
+        bench, outcome = swept
+        assert outcome.code == 2
+        done = {path.parent.name.split("-")[0] + path.parent.parent.name for path in bench.outputs.rglob("result.json")}
+        assert done == {"seed01-shot", "seed11-shot", "seed02-shot"}
+        summary = outcome.err[outcome.err.index("3 of 4 trials finished, 1 failed") :]
+        assert "shots=2 seed=1" in summary and "some/image.png" in summary and "put it back" in summary
+        assert "Traceback" not in outcome.err
+
+    def test_the_failure_is_recorded_in_its_folder(self, swept: tuple[Bench, Outcome]) -> None:
+        folder = swept[0].folder(*FAILING)
+        facts = json.loads((folder / "error.json").read_text())
+        assert facts["type"] == "DataError" and facts["summary"] == "a file went missing"
+        assert "some/image.png" in facts["message"] and "Traceback" in facts["traceback"]
+        assert (folder / "config.yaml").is_file() and not (folder / "result.json").exists()
+
+    def test_the_same_command_runs_only_what_is_missing(self, finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        ran = []
+        real = trial._compute
+
+        def counted(cfg, *arguments):  # type: ignore[no-untyped-def]
+            ran.append((cfg.shots, cfg.seed))
+            return real(cfg, *arguments)
+
+        monkeypatch.setattr(trial, "_compute", counted)
+        assert finished("--multirun", "shots=1,2", "seed=0,1").code == 0
+        assert ran == [FAILING]
+        assert (finished.folder(*FAILING) / "result.json").is_file()
+        assert not (finished.folder(*FAILING) / "error.json").exists()
+
+    def test_a_one_shot_trials_image_is_the_first_of_the_two_shots(self, swept: tuple[Bench, Outcome]) -> None:
+        one, two = (swept[0].result(shots).support_ids for shots in (1, 2))
+        assert (len(one), len(two)) == (1, 2) and two[:1] == one
+
+    @pytest.mark.parametrize("error", [ZeroDivisionError("by nothing"), KeyboardInterrupt()])
+    def test_an_unexpected_end_is_recorded_and_pointed_to(
+        self, finished: Bench, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    ) -> None:
+        def fails(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(trial, "_compute", fails)
+        outcome = finished("shots=3")
+        facts = json.loads((finished.folder(3) / "error.json").read_text())
+        assert facts["type"] == type(error).__name__
+        if isinstance(error, KeyboardInterrupt):
+            assert outcome.code == 130 and "interrupted" in outcome.err
+        else:
+            assert (
+                outcome.code == 1
+                and "by nothing" in outcome.err
+                and str(finished.folder(3) / "error.json") in outcome.err
+            )
+
+
+class TestReport:
+    def test_the_rows_of_the_table(self, finished: Bench) -> None:
+        outcome = report(finished, "--shots", "1,2", "--seeds", "0,1")
+        assert outcome.code == 0, outcome.err
+        rows = json.loads((finished.outputs / "reports/car/table.json").read_text())
+        names = {"method", "backbone", "data", "shots", "preset", "protocol", "convention", "seeds", "n", "per_class"}
+        assert all(names | {"average", "published"} <= set(row) for row in rows)
+        ours = {row["shots"]: row for row in rows if not row["published"]}
+        assert {key: (row["n"], row["seeds"]) for key, row in ours.items()} == {1: (2, [0, 1]), 2: (1, [0])}
+        assert (ours[1]["method"], ours[1]["backbone"], ours[1]["data"]) == ("slime", "mini_sd", "tiny_car")
+        assert (ours[1]["preset"], ours[1]["protocol"], ours[1]["convention"]) == ("mini", "slime_code", "slime")
+        averages = [100 * finished.result(1, seed).average for seed in (0, 1)]  # type: ignore[operator]
+        assert ours[1]["average"] == pytest.approx(
+            {"mean": statistics.mean(averages), "std": statistics.stdev(averages)}, abs=1e-9
+        )
+        assert ours[2]["average"]["std"] is None
+        assert set(ours[1]["per_class"]) == {"background", "body", "light", "plate", "wheel", "window"}
+        assert any(row["published"] and row["method"] == "SLiMe" for row in rows)
+
+    def test_missing_and_failed_trials_are_named(self, finished: Bench) -> None:
+        outcome = report(finished, "--shots", "1,2", "--seeds", "0,1")
+        text = (finished.outputs / "reports/car/table.md").read_text()
+        for page in (text, outcome.out):
+            plain = re.sub(r"\\(.)", r"\1", page)
+            (line,) = [each for each in plain.splitlines() if "MISSING TRIALS" in each]
+            assert "2-shot seed 1" in line and "1-shot seed" not in line
+            assert "a file went missing" in plain and "OTHER DATA" in plain
+
+    def test_pictures_and_every_format(self, finished: Bench) -> None:
+        assert report(finished).code == 0
+        folder = finished.outputs / "reports/car"
+        assert {"table.md", "table.csv", "table.json", "trials.json"} <= {path.name for path in folder.iterdir()}
+        pictures = sorted(folder.glob("qualitative-*.png"))
+        assert len(pictures) == 2  # one for each number of shots
+        with Image.open(pictures[0]) as picture:
+            assert picture.width > picture.height > 100
+        assert all(path.name in (folder / "table.md").read_text() for path in pictures)
+
+    def test_a_report_reads_and_changes_no_trial(self, finished: Bench) -> None:
+        before = contents(finished.outputs / "runs")
+        assert report(finished).code == 0
+        assert contents(finished.outputs / "runs") == before
+
+    def test_another_subject_has_nothing_to_report(self, finished: Bench) -> None:
+        outcome = command("report", "--outputs", str(finished.outputs), "--subject", "horse")
+        assert outcome.code == 2 and "make reproduce-horse" in outcome.err

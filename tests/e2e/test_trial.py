@@ -1,0 +1,152 @@
+"""One trial through the command line: its files, its reproducibility, its reuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from e2e.conftest import SPLITS, Bench, Outcome, command, contents
+from slime_bench import trial
+from slime_bench.metrics.iou import CONVENTIONS
+from slime_bench.qualitative import read_qualitative
+from slime_bench.results import read_per_image, read_result
+
+FILES = {"config.yaml", "result.json", "per_image.parquet", "state.safetensors", "environment.json", "qualitative.npz"}
+
+
+class Counter:
+    """Counts the trials that are computed and not read from their file."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.ran: list[tuple[int, int]] = []
+        real = trial._compute
+
+        def counted(cfg, *arguments):  # type: ignore[no-untyped-def]
+            self.ran.append((cfg.shots, cfg.seed))
+            return real(cfg, *arguments)
+
+        patch.setattr(trial, "_compute", counted)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    return Counter(monkeypatch)
+
+
+class TestFiles:
+    def test_all_of_them_and_no_other(self, swept: tuple[Bench, Outcome]) -> None:
+        assert set(contents(swept[0].folder())) == FILES
+
+    def test_the_result_follows_from_the_counts_per_image(self, swept: tuple[Bench, Outcome]) -> None:
+        bench = swept[0]
+        result = bench.result()
+        ids, classes, counts = read_per_image(bench.folder() / "per_image.parquet")
+        assert ids == [f"car-test-{index}" for index in range(SPLITS["test"])] and classes == result.classes
+        assert result.num_test_images == SPLITS["test"]
+        for name, reduce in CONVENTIONS.items():
+            values = dict(zip(classes, reduce(counts).tolist(), strict=True))
+            stored = result.conventions[name]["per_class"]
+            assert {key: pytest.approx(value, abs=1e-12, nan_ok=True) for key, value in values.items()} == {
+                key: float("nan") if value is None else value for key, value in stored.items()
+            }
+
+    def test_the_pictures_are_the_first_test_images(self, swept: tuple[Bench, Outcome]) -> None:
+        items, classes = read_qualitative(swept[0].folder() / "qualitative.npz")
+        assert [item.image_id for item in items] == [f"car-test-{index}" for index in range(3)]
+        assert list(classes) == swept[0].result().classes
+        # Else the tests of reproducibility below would compare constants.
+        assert len({int(value) for item in items for value in item.prediction.flat}) > 2
+
+    def test_no_path_of_the_machine_in_the_result(self, swept: tuple[Bench, Outcome]) -> None:
+        text = (swept[0].folder() / "result.json").read_text()
+        assert [part for part in (swept[0].sd, swept[0].data, swept[0].outputs) if str(part) in text] == []
+
+    def test_training_changed_the_embeddings(self, finished: Bench) -> None:
+        assert finished("method.epochs=0").code == 0
+        states = [
+            load_file(path) for path in finished.outputs.glob("runs/tiny_car/slime/1-shot/seed0-*/state.safetensors")
+        ]
+        assert len(states) == 2 and not states[0]["embeddings"].equal(states[1]["embeddings"])
+
+    def test_the_environment_is_recorded_beside_the_result(self, swept: tuple[Bench, Outcome]) -> None:
+        facts = json.loads((swept[0].folder() / "environment.json").read_text())
+        assert facts["packages"]["torch"] and facts["seconds"]["fit"] > 0
+
+
+class TestReproducibility:
+    @pytest.mark.parametrize("change", ["data.num_workers=0", "data.num_workers=2"])
+    def test_the_same_seed_gives_the_same_bytes(self, finished: Bench, computed: Counter, change: str) -> None:
+        names = ("result.json", "per_image.parquet", "state.safetensors")
+        before = [(finished.folder() / name).read_bytes() for name in names[:2]]
+        state = load_file(finished.folder() / names[2])["embeddings"]
+        assert finished("force=true", change).code == 0 and computed.ran == [(1, 0)]
+        assert [(finished.folder() / name).read_bytes() for name in names[:2]] == before
+        assert load_file(finished.folder() / names[2])["embeddings"].equal(state)
+
+    def test_another_seed_gives_another_result(self, swept: tuple[Bench, Outcome]) -> None:
+        bench = swept[0]
+        states = [load_file(bench.folder(1, seed) / "state.safetensors")["embeddings"] for seed in (0, 1)]
+        assert not states[0].equal(states[1])
+        assert bench.result(1, 0).per_class != bench.result(1, 1).per_class
+        assert bench.result(1, 0).series == bench.result(1, 1).series
+
+    def test_a_process_of_its_own_gives_the_same_bytes(
+        self, swept: tuple[Bench, Outcome], tmp_path: Path, repository: Path
+    ) -> None:
+        bench = Bench(swept[0].sd, swept[0].data, tmp_path / "elsewhere")
+        line = [sys.executable, "-m", "slime_bench.cli", *bench.settings, "trainer.threads=1"]
+        environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+        assert run.returncode == 0, run.stderr
+        assert (bench.folder() / "result.json").read_bytes() == (swept[0].folder() / "result.json").read_bytes()
+        assert "already finished" not in run.stderr
+        # What the libraries have to say is not what a newcomer should read first.
+        noise = ("GPU available", "accelerate", "litlogger", "Loading weights", "Warning")
+        assert [word for word in noise if word in run.stderr] == [], run.stderr
+
+
+class TestReuse:
+    def test_a_finished_trial_is_not_run_again_and_says_so(
+        self, finished: Bench, computed: Counter, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        before = contents(finished.folder())
+        with caplog.at_level("INFO", "slime_bench"):
+            assert finished().code == 0 and computed.ran == []
+        assert "already finished" in caplog.text and str(finished.folder()) in caplog.text
+        assert contents(finished.folder()) == before
+
+    def test_another_convention_is_no_new_trial(self, finished: Bench, computed: Counter) -> None:
+        assert finished("metric=dataset").code == 0 and computed.ran == []
+
+    def test_force_runs_it_again(self, finished: Bench, computed: Counter) -> None:
+        assert finished("force=true").code == 0 and computed.ran == [(1, 0)]
+
+    @pytest.mark.parametrize("damage", [b"", b"{", b"{}"])
+    def test_a_damaged_result_is_made_again(self, finished: Bench, computed: Counter, damage: bytes) -> None:
+        path = finished.folder() / "result.json"
+        whole = path.read_bytes()
+        path.write_bytes(damage)
+        assert finished().code == 0 and computed.ran == [(1, 0)]
+        assert path.read_bytes() == whole
+
+    def test_other_data_at_the_same_place_is_another_trial(self, finished: Bench, computed: Counter) -> None:
+        label = finished.data / "test" / "labels" / "car-test-0.png"
+        label.write_bytes((finished.data / "test" / "labels" / "car-test-1.png").read_bytes())
+        assert finished().code == 0 and computed.ran == [(1, 0)]
+        assert len(list((finished.outputs / "runs/tiny_car/slime/1-shot").glob("seed0-*"))) == 2
+
+
+def test_the_mini_data_set_as_it_is(tiny_sd: Path, mini_data: Path, tmp_path: Path) -> None:
+    small = ["method.epochs=1", "save_maps=0", "trainer=cpu", "data.batch_size=25"]
+    outcome = command(f"backbone.weights={tiny_sd}", f"data_root={mini_data}", f"output_root={tmp_path}", *small)
+    assert outcome.code == 0, outcome.err
+    (path,) = tmp_path.glob("runs/mini_car/slime/1-shot/seed0-*/result.json")
+    result = read_result(path)
+    assert result.num_test_images == 100 and not (path.parent / "qualitative.npz").exists()
+    assert "fit" in outcome.err and "test" in outcome.err and "mIoU" in outcome.err  # progress can be seen

@@ -1,0 +1,300 @@
+"""Imports run one way, as design.md draws it: no circle, no room that knows too much, nothing heavy early."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("slime_bench", "data_prep")
+BASE = {"errors", "seeding"}
+ROOMS: dict[str, set[str]] = {
+    # room: the other rooms it may import
+    "errors": set(),
+    "seeding": set(),
+    "paths": BASE,
+    "typed": BASE,
+    "identity": BASE,
+    "logger": BASE,
+    "progress": BASE,
+    "attention": BASE,
+    "metrics": BASE,
+    "refine": BASE,
+    "backbones": {*BASE, "attention"},
+    "methods": {*BASE, "attention", "backbones", "metrics", "refine"},
+    "data": {*BASE, "data_prep"},
+    "schema": {*BASE, "typed"},
+    "compose": {*BASE, "typed", "schema", "identity", "paths"},
+    "device": BASE,
+    "results": {*BASE, "identity", "metrics"},
+    "qualitative": {*BASE, "results"},
+    "report": {*BASE, "identity", "metrics", "results", "paths", "qualitative"},
+    "trial": {*BASE, "device", "qualitative", "schema", "typed", "identity", "results", "paths", "logger", "progress"}
+    | {"attention", "metrics", "refine", "backbones", "methods", "data"},
+    "segment": {*BASE, "device", "schema", "typed", "identity", "results", "paths", "compose"}
+    | {"attention", "metrics", "refine", "backbones", "methods", "data"},
+    "cli": {*BASE, "compose", "schema", "paths", "trial", "segment", "report"},
+    # Rendering, pre-training and preparing data: tools beside the bench, which may measure with it.
+    "data_prep": {*BASE, "attention", "backbones", "metrics", "methods", "data", "schema", "paths"},
+}
+"""Rooms of design.md. A new room is added here, with the rooms it may know, in the change that adds it."""
+
+HEAVY = {"torch", "lightning", "diffusers", "transformers", "torchmetrics", "wandb", "matplotlib", "pandas", "scipy"}
+LIGHT: dict[str, set[str]] = {
+    # what is imported with these modules, at once and through others, must not include
+    "slime_bench": HEAVY | {"hydra", "omegaconf", "numpy"},
+    "slime_bench.cli": HEAVY | {"hydra"},
+    "slime_bench.schema": HEAVY | {"hydra"},
+    "slime_bench.report": HEAVY - {"matplotlib", "pandas"},
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """`source` imports `target`; `late` is inside a function."""
+
+    source: str
+    target: str
+    late: bool
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line} imports {self.target}"
+
+
+def modules_of(root: Path, packages: Sequence[str] = PACKAGES) -> dict[str, Path]:
+    """Dotted names and files of all modules of the packages under `root`."""
+    found = {}
+    for file in sorted(each for package in packages for each in (root / package).rglob("*.py")):
+        parts = file.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imports_of(modules: Mapping[str, Path]) -> list[Import]:
+    """All imports, of own modules by their full name, of others by what is written; `TYPE_CHECKING` blocks left out."""
+    found = []
+    for name, file in modules.items():
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        for node, late in _statements(ast.parse(file.read_text(encoding="utf-8")), False):
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            else:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                # `from a import b` imports the module a.b where there is one, and the module a otherwise.
+                own = [f"{base}.{alias.name}" for alias in node.names]
+                targets = [each if each in modules else base for each in own]
+            found += [Import(name, target, late, node.lineno) for target in dict.fromkeys(targets)]
+    return found
+
+
+def _statements(node: ast.AST, late: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, late
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for other in child.orelse:
+                yield from _statements(other, late)
+        else:
+            yield from _statements(child, late or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def room_of(module: str) -> str:
+    """The room of a module: the second part of its name, or `data_prep`; empty for the package `slime_bench` itself."""
+    first, _, rest = module.partition(".")
+    return rest.partition(".")[0] if first == "slime_bench" else first
+
+
+def forbidden(modules: Mapping[str, Path], imports: Sequence[Import]) -> list[str]:
+    """Imports between rooms that `ROOMS` does not allow, and rooms that it does not know."""
+    rooms = {name: room_of(name) for name in modules}
+    unknown = sorted({room for room in rooms.values() if room and room not in ROOMS})
+    found = [f"the room `{room}` is not in the table ROOMS of this test" for room in unknown]
+    for each in imports:
+        if each.target not in modules:
+            continue
+        source, target = rooms[each.source], rooms[each.target]
+        if target and target != source and target not in ROOMS.get(source, set()):
+            found.append(f"{each}: `{source or 'slime_bench'}` must not know `{target}`")
+    return found
+
+
+def circles(modules: Mapping[str, Path], imports: Sequence[Import]) -> list[list[str]]:
+    """Circles of imports between modules, late ones included: each as the modules along it."""
+    graph: dict[str, list[str]] = {name: [] for name in modules}
+    for each in imports:
+        if each.target in modules and each.target != each.source:
+            graph[each.source].append(each.target)
+    done: set[str] = set()
+    found: list[list[str]] = []
+
+    def visit(name: str, path: list[str]) -> None:
+        if name in path:
+            found.append([*path[path.index(name) :], name])
+            return
+        if name not in done:
+            for target in graph[name]:
+                visit(target, [*path, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+    return found
+
+
+def loaded_with(start: str, modules: Mapping[str, Path], imports: Sequence[Import]) -> dict[str, list[str]]:
+    """What `import start` (and every module below it) loads at once: for each name the chain of modules to it."""
+    early: dict[str, list[str]] = {name: [] for name in modules}
+    for each in imports:
+        if not each.late:
+            early[each.source].append(each.target)
+    reached: dict[str, list[str]] = {}
+    waiting = [
+        (name, [name]) for name in modules if name == start or (start != "slime_bench" and name.startswith(f"{start}."))
+    ]
+    while waiting:
+        name, chain = waiting.pop()
+        if name in reached:
+            continue
+        reached[name] = chain
+        if name in modules:
+            parents = [name.rsplit(".", count)[0] for count in range(1, name.count(".") + 1)]
+            waiting += [(target, [*chain, target]) for target in (*early[name], *parents)]
+    return reached
+
+
+def too_heavy(modules: Mapping[str, Path], imports: Sequence[Import]) -> list[str]:
+    """Libraries that `LIGHT` forbids, with the chain of imports that loads them."""
+    found = []
+    for start, heavy in LIGHT.items():
+        for name, chain in loaded_with(start, modules, imports).items():
+            if name.split(".")[0] in heavy:
+                found.append(" -> ".join(chain))
+    return found
+
+
+@pytest.fixture(scope="module")
+def modules(repository: Path) -> dict[str, Path]:
+    return modules_of(repository)
+
+
+@pytest.fixture(scope="module")
+def imports(modules: dict[str, Path]) -> list[Import]:
+    return imports_of(modules)
+
+
+class TestOwnTree:
+    def test_everything_is_looked_at(self, modules: dict[str, Path], imports: list[Import]) -> None:
+        assert {"slime_bench", "slime_bench.errors", "slime_bench.cli", "data_prep"} <= set(modules)
+        assert any(each.source == "slime_bench.cli" and each.target == "slime_bench.errors" for each in imports)
+
+    def test_rooms_know_only_what_they_may(self, modules: dict[str, Path], imports: list[Import]) -> None:
+        assert forbidden(modules, imports) == []
+
+    def test_no_circle(self, modules: dict[str, Path], imports: list[Import]) -> None:
+        assert circles(modules, imports) == []
+
+    def test_nothing_heavy_is_imported_early(self, modules: dict[str, Path], imports: list[Import]) -> None:
+        assert too_heavy(modules, imports) == []
+
+    def test_own_imports_lead_somewhere(self, modules: dict[str, Path], imports: list[Import]) -> None:
+        lost = [str(each) for each in imports if each.target.split(".")[0] in PACKAGES and each.target not in modules]
+        assert lost == []
+
+    @pytest.mark.parametrize("name", ["slime_bench", "slime_bench.cli", "slime_bench.report.command"])
+    def test_in_a_real_process(self, repository: Path, name: str) -> None:
+        """The static check cannot see what a library imports in turn."""
+        code = f"import sys, {name}; print(*sorted({{each.split('.')[0] for each in sys.modules}}))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+        assert {"torch", "diffusers", "transformers", "lightning", "wandb", "matplotlib"} & set(
+            done.stdout.split()
+        ) == set()
+
+    def test_the_table_itself_runs_one_way(self) -> None:
+        """Rooms that may know each other would make the table worthless; data and data_prep are split by module."""
+        edges = {(a, b) for a, others in ROOMS.items() for b in others} - {("data", "data_prep")}
+        names = {name: Path() for name in ROOMS}
+        assert circles(names, [Import(a, b, False, 0) for a, b in edges]) == []
+
+
+class TestChecker:
+    """The checks above must be able to fail: small trees that break each rule."""
+
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> Path:
+        self.write(tmp_path, "slime_bench/__init__.py", "")
+        self.write(tmp_path, "slime_bench/errors.py", "")
+        self.write(tmp_path, "slime_bench/attention/__init__.py", "")
+        self.write(tmp_path, "slime_bench/attention/maps.py", "import torch\nfrom slime_bench.errors import E\n")
+        self.write(tmp_path, "slime_bench/methods/__init__.py", "")
+        self.write(tmp_path, "slime_bench/methods/slime.py", "from slime_bench.attention import maps\n")
+        self.write(tmp_path, "slime_bench/report/__init__.py", "")
+        return tmp_path
+
+    @staticmethod
+    def write(root: Path, name: str, text: str) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+    @staticmethod
+    def check(root: Path) -> tuple[list[str], list[list[str]], list[str]]:
+        modules = modules_of(root)
+        imports = imports_of(modules)
+        return forbidden(modules, imports), circles(modules, imports), too_heavy(modules, imports)
+
+    def test_a_good_tree_passes(self, tree: Path) -> None:
+        assert self.check(tree) == ([], [], [])
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "from slime_bench.methods.slime import Slime\n",
+            "from slime_bench.methods import slime\n",
+            "import slime_bench.methods.slime\n",
+            "from ..methods import slime\n",
+            "def late():\n    from slime_bench.methods.slime import Slime\n",
+            "try:\n    import slime_bench.methods.slime\nexcept ImportError:\n    pass\n",
+        ],
+    )
+    def test_a_room_that_knows_too_much(self, tree: Path, text: str) -> None:
+        self.write(tree, "slime_bench/attention/capture.py", text)
+        wrong, _, _ = self.check(tree)
+        assert len(wrong) == 1 and "`attention` must not know `methods`" in wrong[0]
+
+    def test_annotations_only_are_allowed(self, tree: Path) -> None:
+        text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from slime_bench.methods.slime import Slime\n"
+        self.write(tree, "slime_bench/attention/capture.py", text)
+        assert self.check(tree) == ([], [], [])
+
+    @pytest.mark.parametrize("late", [False, True])
+    def test_a_circle_within_a_room(self, tree: Path, late: bool) -> None:
+        text = "from slime_bench.attention.maps import average\n"
+        self.write(tree, "slime_bench/attention/capture.py", f"def f():\n    {text}" if late else text)
+        self.write(tree, "slime_bench/attention/maps.py", "from .capture import capture\n")
+        wrong, found, _ = self.check(tree)
+        assert wrong == [] and len(found) == 1
+        assert set(found[0]) == {"slime_bench.attention.capture", "slime_bench.attention.maps"}
+
+    def test_an_unknown_room(self, tree: Path) -> None:
+        self.write(tree, "slime_bench/helpers/__init__.py", "")
+        wrong, _, _ = self.check(tree)
+        assert len(wrong) == 1 and "helpers" in wrong[0]
+
+    def test_heavy_imports_through_another_module(self, tree: Path) -> None:
+        self.write(tree, "slime_bench/results.py", "import torch\n")
+        self.write(tree, "slime_bench/report/tables.py", "from slime_bench.results import read\n")
+        _, _, heavy = self.check(tree)
+        assert heavy == ["slime_bench.report.tables -> slime_bench.results -> torch"]
+        self.write(tree, "slime_bench/results.py", "def f():\n    import torch\n")
+        assert self.check(tree) == ([], [], [])
+
+    def test_heavy_imports_through_a_package(self, tree: Path) -> None:
+        self.write(tree, "slime_bench/__init__.py", "import wandb\n")
+        _, _, heavy = self.check(tree)
+        assert any(each.endswith("slime_bench -> wandb") for each in heavy)
