@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,67 @@ def compose_config() -> Iterator[Callable[..., object]]:
     with initialize_config_dir(str(config_dir()), version_base=bench.VERSION_BASE):
         yield lambda *overrides: compose(bench.CONFIG_NAME, list(overrides))
     GlobalHydra.instance().clear()
+
+
+def save_tiny_sd(folder: Path, layers_per_block: int = 1) -> Path:
+    """A Stable Diffusion folder with random weights: 4 pixels per latent cell, two heads, made for 64-pixel images."""
+    import torch
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    from data_prep.mini_models import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
+    from data_prep.mini_world import vocabulary
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = build_tokenizer(vocabulary())
+        unet = build_unet((64, 64, 64, 64), text_width=32)
+        if layers_per_block != 1:
+            unet = UNet2DConditionModel.from_config({**unet.config, "layers_per_block": layers_per_block})
+        StableDiffusionPipeline(
+            vae=build_vae((8, 8, 8)),
+            text_encoder=build_text_encoder(tokenizer, width=32, layers=1),
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=build_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Stable Diffusion with random weights; not to be changed, copy it first."""
+    return save_tiny_sd(tmp_path_factory.mktemp("tiny") / "sd")
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_sd: Path) -> Any:
+    """The tiny Stable Diffusion as a backbone with the layers of mini_sd; frozen, shared by the tests."""
+    from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+
+    return StableDiffusionBackbone(
+        StableDiffusionBackbone.Config(
+            name="tiny",
+            weights=str(tiny_sd),
+            image_size=64,
+            cross_layers=[f"up_blocks.{block}.attentions.{index}" for block in (1, 2) for index in (0, 1)],
+            self_layers=["up_blocks.3.attentions.0", "up_blocks.3.attentions.1"],
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def slime_code(repository: Path) -> Any:
+    """The protocol of conf/protocol/slime_code.yaml."""
+    import yaml
+
+    from slime_bench.methods.slime_protocol import SlimeProtocol
+
+    values = yaml.safe_load((repository / "conf" / "protocol" / "slime_code.yaml").read_text())
+    values.pop("_target_")
+    return SlimeProtocol(**values)
 
 
 TOY = '''

@@ -17,7 +17,8 @@ class SlimeProtocol:
         diffusion_loss: `guided`: classifier-free guidance around the empty prompt; `plain`: Eq. 1.
         guidance_scale: of the guided loss.
         was_loss: `mean`: of squares over pixels and classes, times K; `sum`: of squares over classes and pixels.
-        test_softmax: test-time softmax over `all_tokens` of the prompt, or over the `classes` alone.
+        test_softmax: test-time softmax per head and layer over `all_tokens` of the prompt, or over the `classes` alone;
+            or `as_trained`: over the classes, of the logits averaged over heads and layers.
         token_gate: a class takes part in an image only if the maximum of its cross map reaches this value.
         gate_inclusive: whether reaching it exactly is enough.
         zero_below_mean: the first class that passes the gate is zeroed below its own mean.
@@ -32,7 +33,7 @@ class SlimeProtocol:
     diffusion_loss: str = field(metadata={"choices": ("guided", "plain")})
     guidance_scale: float
     was_loss: str = field(metadata={"choices": ("mean", "sum")})
-    test_softmax: str = field(metadata={"choices": ("all_tokens", "classes")})
+    test_softmax: str = field(metadata={"choices": ("all_tokens", "classes", "as_trained")})
     token_gate: float
     gate_inclusive: bool
     zero_below_mean: bool

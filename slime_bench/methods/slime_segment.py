@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from slime_bench.attention.capture import LayerAttention
-from slime_bench.attention.maps import Size, average, class_probabilities, resize, was
+from slime_bench.attention.maps import Size, average, class_logits, class_probabilities, resize, was
 from slime_bench.methods.slime_protocol import SlimeProtocol
 
 Box = tuple[int, int, int, int]
@@ -25,11 +25,12 @@ def patch_boxes(size: Size, patch: int, per_side: int) -> list[Box]:
 def cross_maps(
     layers: Sequence[LayerAttention], grids: Sequence[Size], num_classes: int, size: Size, protocol: SlimeProtocol
 ) -> torch.Tensor:
-    """Test-time cross maps, float [B,K,*size] in [0,1]: probabilities averaged over heads and layers."""
+    """Test-time cross maps, float [B,K,*size] in [0,1]: see `SlimeProtocol.test_softmax`."""
+    pairs = list(zip(layers, grids, strict=True))
+    if protocol.test_softmax == "as_trained":
+        return average([class_logits(layer, num_classes, grid) for layer, grid in pairs], size).softmax(dim=1)
     every = protocol.test_softmax == "all_tokens"
-    return average(
-        [class_probabilities(layer, num_classes, grid, every) for layer, grid in zip(layers, grids, strict=True)], size
-    )
+    return average([class_probabilities(layer, num_classes, grid, every) for layer, grid in pairs], size)
 
 
 def passes_gate(maps: torch.Tensor, protocol: SlimeProtocol) -> torch.Tensor:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from slime_bench.errors import ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
-from slime_bench.report.aggregate import Collected, collect
 from slime_bench.qualitative import QUALITATIVE_FILE, read_qualitative
+from slime_bench.report.aggregate import Collected, collect
 from slime_bench.report.plots import qualitative_grid
 from slime_bench.report.published import load_published
 from slime_bench.report.tables import SubjectReport, rich_table, sections, subject_report, write_tables

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: exit code 2, a message that names the thing and a remedy, finished trials untouched."""
+"""Mistakes that a user can mend: exit code 2, a message naming the thing and a remedy, finished trials untouched."""
 
 from __future__ import annotations
 
