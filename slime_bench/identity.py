@@ -22,6 +22,7 @@ EXCLUDED: Final[tuple[str, ...]] = (
     "output_root",
     "force",
     "save_maps",
+    "per_preset",  # what it holds stands where it is used
     "logger",
     "launcher",
     "hydra",

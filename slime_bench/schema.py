@@ -92,6 +92,7 @@ class RootConfig:
 
     Args:
         preset: name of the preset, set by the preset's own file.
+        per_preset: values that method files refer to because they differ between presets: method name -> key -> value.
         data_root: folder of the data sets.
         output_root: folder of runs and reports.
         shots: annotated support images, k.
@@ -110,6 +111,7 @@ class RootConfig:
     shots: int = field(default=1, metadata={"min": 1})
     seed: int = field(default=0, metadata={"min": 0, "max": 2**63 - 1})
     force: bool = False
+    per_preset: dict[str, Any] = field(default_factory=dict)
     save_maps: int = field(default=4, metadata={"min": 0})
 
 

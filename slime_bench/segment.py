@@ -13,7 +13,7 @@ from slime_bench.errors import ResultError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Segment every image of a folder: `<id>.png` (8-bit label map, the image's own size) and `<id>_colour.png`."""
+    """Segment every image of a folder: `<id>.png` (8-bit label map, the image's own size) and `colour/<id>.png`."""
     parser = argparse.ArgumentParser(prog="slime-bench segment", description=__doc__)
     parser.add_argument("--state", type=Path, required=True, help="state.safetensors of a finished trial")
     parser.add_argument("--images", type=Path, required=True, help="folder of .png or .jpg images")
@@ -107,7 +107,8 @@ def _write(out: Path, name: str, scores: Any, size: tuple[int, int]) -> None:
     from slime_bench.results import write_atomic
 
     label = resize(scores[None].float(), size)[0].argmax(0)
-    for suffix, array in (("", label.byte().numpy()), ("_colour", colourise(label, len(scores)).numpy())):
+    pictures = {out / f"{name}.png": label.byte(), out / "colour" / f"{name}.png": colourise(label, len(scores))}
+    for path, array in pictures.items():
         buffer = io.BytesIO()
-        Image.fromarray(array).save(buffer, "PNG")
-        write_atomic(out / f"{name}{suffix}.png", buffer.getvalue())
+        Image.fromarray(array.numpy()).save(buffer, "PNG")
+        write_atomic(path, buffer.getvalue())

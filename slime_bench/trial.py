@@ -131,15 +131,15 @@ def _trainer(cfg: DictConfig, data: Any, method: Any, folder: Path, title: str) 
     from slime_bench.progress import ProgressLine
 
     passes = int(cfg.data.passes_per_epoch)
-    steps_per_pass = math.ceil(cfg.shots / cfg.data.train_batch_size)
-    progress = None
-    if cfg.trainer.progress:
-        progress = ProgressLine(title, method.epochs * steps_per_pass, len(data.test_dataloader()))
+    steps = method.epochs * math.ceil(cfg.shots / cfg.data.train_batch_size)
+    steps = min(steps, method.max_steps or steps)
+    progress = ProgressLine(title, steps, len(data.test_dataloader())) if cfg.trainer.progress else None
     trainer = lightning.Trainer(
         accelerator=cfg.trainer.device if cfg.trainer.device == "cpu" else "gpu",
         devices=1,
         precision=_PRECISION[cfg.trainer.precision],
         max_epochs=math.ceil(method.epochs / passes),
+        max_steps=steps or -1,
         num_sanity_val_steps=0,
         logger=make_logger(cfg, folder),
         callbacks=[progress] if progress is not None else [],

@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from slime_bench.data.augment import Augmentation, augment, resize_bilinear
-from slime_bench.data.checks import MANIFEST, check_support, class_pixels, file_sha256, folder_sha256
+from slime_bench.data.checks import (
+    MANIFEST,
+    check_support,
+    class_pixels,
+    file_sha256,
+    folder_sha256,
+    verify_dataset,
+)
 from slime_bench.data.folder import FolderDataset, ImageFolder, Sample, listing
 from slime_bench.data.labels import nearest, resize_label, validate_classes
 from slime_bench.data.sampler import Key, SupportBatchSampler, SupportSampler
@@ -179,7 +186,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """List the files that `stage` needs and check the support set, so that errors come before any training."""
+        """Check the files that `stage` needs and the support set, so that errors come before any training."""
         if stage in (None, "fit", "validate"):
             _ = self.missing_classes
             if self.validation == "val":
@@ -218,16 +225,26 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     @cached_property
     def _val(self) -> FolderDataset:
-        return self._split(VAL)
+        return self._verified(VAL)
 
     @cached_property
     def _test(self) -> FolderDataset:
-        return self._split(TEST)
+        return self._verified(TEST)
 
     @cached_property
     def _support(self) -> list[Sample]:
         index = {key: position for position, key in enumerate(self._pool.ids)}
         return [self._pool[index[key]] for key in self.support_ids]
+
+    def _verified(self, name: str) -> FolderDataset:
+        """A split whose files are known to be good: a bad test mask must come to light before an hour of training.
+
+        A manifest vouches for its files; without one every file is decoded.
+        """
+        split = self._split(name)
+        if not (self.root / MANIFEST).is_file():
+            verify_dataset(split)
+        return split
 
     def _split(self, name: str) -> FolderDataset:
         return FolderDataset(self.root / name, self.classes)

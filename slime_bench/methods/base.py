@@ -5,7 +5,7 @@ A method is one Python file with a subclass of `SegmentationMethod` and one YAML
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from slime_bench.metrics.iou import IouMetric, image_score
 
 
-class SegmentationMethod(lightning.LightningModule):
+class SegmentationMethod(lightning.LightningModule, ABC):
     """Base of all methods. Batches are dictionaries: image float32 [B,3,H,W] RGB in [0,1], label int64 [B,H,W]
     (255 = ignore), id list of B str, epoch int64 [B].
 
@@ -26,6 +26,8 @@ class SegmentationMethod(lightning.LightningModule):
 
     #: passes over the support set; 0 for a method that learns nothing
     epochs: int = 0
+    #: ends training early
+    max_steps: int | None = None
 
     def __init__(self, classes: Sequence[str], keep_maps: int = 0) -> None:
         super().__init__()

@@ -33,6 +33,7 @@ class SlimeConfig:
     Args:
         name: in tables and folder names.
         epochs: passes over the support set; 0 leaves the embeddings at their start.
+        max_steps: ends the optimisation after so many steps, where that is earlier.
         lr: of Adam.
         alpha, beta: weights of the WAS loss and of the diffusion loss (Eq. 8).
         t_opt: smallest and largest timestep in training, both included.
@@ -48,6 +49,7 @@ class SlimeConfig:
 
     name: str = "slime"
     epochs: int = field(default=200, metadata={"min": 0})
+    max_steps: int | None = field(default=None, metadata={"min": 1})
     lr: float = 0.1
     alpha: float = 1.0
     beta: float = 0.005
@@ -87,7 +89,7 @@ class Slime(SegmentationMethod):
     ) -> None:
         super().__init__(classes, keep_maps)
         self.config, self.protocol, self.backbone, self.seed = config, protocol, backbone, seed
-        self.epochs = config.epochs
+        self.epochs, self.max_steps = config.epochs, config.max_steps
         self._check()
         prompt, start = self._start()
         self.register_buffer("prompt", prompt, persistent=False)  # [1,T,D]

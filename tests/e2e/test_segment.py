@@ -40,7 +40,7 @@ def test_any_image_gets_a_label_map_of_its_own_size(swept: tuple[Bench, Outcome]
     for name, size in (("wide", (90, 40)), ("grey", (33, 70))):
         with (
             Image.open(tmp_path / "out" / f"{name}.png") as label,
-            Image.open(tmp_path / "out" / f"{name}_colour.png") as shown,
+            Image.open(tmp_path / "out" / "colour" / f"{name}.png") as shown,
         ):
             assert (label.size, label.mode, shown.size, shown.mode) == (size, "L", size, "RGB")
             assert int(np.array(label).max()) < len(bench.result().classes)

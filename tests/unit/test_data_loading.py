@@ -331,15 +331,15 @@ def broken(root: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("fault", ["image", "label"])
 def test_typed_errors_cross_the_process_border(broken: Path, workers: int, fault: str) -> None:
+    config = DataConfig("toy", str(broken), CLASSES, image_size=SIZE, batch_size=2, num_workers=workers)
+    module = SegmentationDataModule(config, shots=1, seed=0)
+    module.setup("test")
     if fault == "image":
         path, kind = broken / "test" / "images" / "t03.png", DataError
         path.write_bytes(b"not a picture")
     else:
         path, kind = broken / "test" / "labels" / "t03.png", LabelError
-        Image.new("L", (SIZE, SIZE), 9).save(path)
-    config = DataConfig("toy", str(broken), CLASSES, image_size=SIZE, batch_size=2, num_workers=workers)
-    module = SegmentationDataModule(config, shots=1, seed=0)
-    module.setup("test")
+        Image.new("L", (SIZE, SIZE), 9).save(path)  # damaged while the trial runs
     loader = iter(module.test_dataloader())
     assert next(loader)["id"] == ["t00", "t01"]
     with pytest.raises(kind) as caught:
@@ -445,3 +445,13 @@ def test_fingerprint_follows_the_data(broken: Path) -> None:
     assert fingerprint() != before
     (broken / "manifest.json").write_text("{}")
     assert fingerprint() == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # sha256 of "{}"
+
+
+def test_a_bad_test_mask_comes_to_light_in_setup(broken: Path) -> None:
+    """Not after the whole fit, when the test loader reaches it."""
+    path = broken / "test" / "labels" / "t03.png"
+    Image.new("L", (SIZE, SIZE), 9).save(path)
+    module = SegmentationDataModule(DataConfig("toy", str(broken), CLASSES, image_size=SIZE), shots=1, seed=0)
+    with pytest.raises(LabelError) as caught:
+        module.setup("test")
+    assert caught.value.path == path

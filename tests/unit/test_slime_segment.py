@@ -134,3 +134,11 @@ def test_cross_maps_follow_the_protocols_softmax(slime_code: Any) -> None:
     torch.testing.assert_close(every, torch.full((1, 4, 2, 2), 0.1))
     alone = cross_maps(layers, grids, 4, (2, 2), replace(slime_code, test_softmax="classes"))
     torch.testing.assert_close(alone, torch.full((1, 4, 2, 2), 0.25))
+
+
+def test_cross_maps_as_trained_are_the_softmax_of_the_averaged_logits(slime_code: Any) -> None:
+    draw = torch.Generator().manual_seed(0)
+    layers = [LayerAttention(torch.randn(2, 3, 4, 8, generator=draw), torch.randn(2, 3, 10, 8, generator=draw), 0.5)]
+    found = cross_maps(layers, [(2, 2)], 4, (2, 2), replace(slime_code, test_softmax="as_trained"))
+    logits = (layers[0].query @ layers[0].key.transpose(-1, -2) * 0.5).mean(1)[:, :, :4]  # [B,N,K], mean over heads
+    torch.testing.assert_close(found, logits.softmax(-1).transpose(1, 2).unflatten(-1, (2, 2)))

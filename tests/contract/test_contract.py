@@ -1,0 +1,324 @@
+"""Everything that can be chosen keeps its contract: every method, backbone, data set, protocol and experiment file.
+
+All cases come from what is found in the packages and in conf/. A file or class that is found but not in `COVERED` fails
+`test_nothing_is_left_out`: whoever adds one says here what small stand-ins it is tested with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import slime_bench.methods
+from data_prep import mini_world
+from slime_bench.compose import plan
+from slime_bench.errors import DataError
+from slime_bench.methods.base import SegmentationMethod
+from slime_bench.metrics.iou import CONVENTIONS
+from slime_bench.paths import config_dir
+from slime_bench.schema import build, config_class, load_target, parse
+
+SIZE = 64
+CLASSES = ["background", "wheel", "window"]
+
+COVERED: dict[str, set[str]] = {
+    # classes by their full name
+    "methods": {"slime_bench.methods.slime.Slime"},
+    # files of conf/<group>, without `.yaml`
+    "method": {"slime"},
+    "backbone": {"mini_sd", "sd21_base"},
+    "protocol": {"slime_code", "slime_mini"},
+    "data": {"mini_car", "mini_horse", "mini_face", "pascal_car", "pascal_horse", "celebamask_face"},
+    "experiment": {"mini_car", "mini_horse", "mini_face", "paper_car", "paper_horse", "paper_face"},
+    "ablation": {"was", "start"},
+    "preset": {"mini", "paper"},
+    "metric": {"slime", "dataset", "present_or_predicted"},
+    "trainer": {"auto", "cpu", "cuda"},
+    "logger": {"none", "csv", "wandb"},
+    "launcher": {"sequential", "fail_fast"},
+}
+GROUPS = [group for group in COVERED if group != "methods"]
+NOT_COMPOSED = {"paper"}  # published numbers, read by the report
+
+
+# -- discovery ---------------------------------------------------------------------------------------------------------
+
+
+def concrete_methods(package: ModuleType) -> dict[str, type[SegmentationMethod]]:
+    """Full name -> every concrete `SegmentationMethod` that is defined in a module of `package`."""
+    found = {}
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            own = inspect.isclass(value) and value.__module__ == info.name
+            if own and issubclass(value, SegmentationMethod) and not inspect.isabstract(value):
+                found[f"{value.__module__}.{value.__qualname__}"] = value
+    return found
+
+
+def options(group: str, conf: Path | None = None) -> list[str]:
+    """Names of the files of a configuration group."""
+    folder = (conf or config_dir()) / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def uncovered(found: Iterable[str], covered: Iterable[str]) -> dict[str, list[str]]:
+    """What was found and has no contract, and what has one and is no longer there."""
+    here, known = set(found), set(covered)
+    return {"without contract": sorted(here - known), "no longer there": sorted(known - here)}
+
+
+NOTHING: dict[str, list[str]] = {"without contract": [], "no longer there": []}
+METHODS = concrete_methods(slime_bench.methods)
+
+
+@pytest.mark.parametrize("kind", COVERED)
+def test_nothing_is_left_out(kind: str) -> None:
+    assert uncovered(METHODS if kind == "methods" else options(kind), COVERED[kind]) == NOTHING
+
+
+def test_no_group_is_left_out() -> None:
+    folders = {path.name for path in config_dir().iterdir() if path.is_dir()}
+    assert folders - NOT_COMPOSED == set(GROUPS)
+
+
+def test_every_method_has_a_file_and_every_file_a_method() -> None:
+    targets = {
+        yaml.safe_load((config_dir() / "method" / f"{name}.yaml").read_text())["_target_"] for name in options("method")
+    }
+    assert targets == set(METHODS)
+
+
+def test_a_made_up_method_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "made_up_methods"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "other.py").write_text(
+        "from slime_bench.methods.base import SegmentationMethod\n"
+        "class Partial(SegmentationMethod):\n    pass\n"
+        "class Other(SegmentationMethod):\n"
+        "    def scores(self, images, ids): ...\n"
+        "    def learned_state(self): ...\n"
+        "    def load_learned_state(self, state): ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = concrete_methods(importlib.import_module("made_up_methods"))
+    assert list(found) == ["made_up_methods.other.Other"]
+    assert uncovered([*METHODS, *found], COVERED["methods"])["without contract"] == ["made_up_methods.other.Other"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_made_up_file_would_be_noticed(group: str, tmp_path: Path) -> None:
+    (tmp_path / group / "deeper").mkdir(parents=True)
+    (tmp_path / group / "extra.yaml").write_text("name: extra\n")
+    (tmp_path / group / "deeper" / "one.yaml").write_text("name: one\n")
+    assert uncovered(options(group, tmp_path), [])["without contract"] == ["deeper/one", "extra"]
+
+
+def test_a_lost_file_would_be_noticed() -> None:
+    assert uncovered(["slime"], ["slime", "gone"]) == {"without contract": [], "no longer there": ["gone"]}
+
+
+# -- every file composes -----------------------------------------------------------------------------------------------
+
+
+def trial(*overrides: str) -> Any:
+    """The one validated configuration that the overrides give."""
+    (only,) = plan(list(overrides)).trials
+    return only
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(g, n) for g in GROUPS if g not in ("experiment", "ablation") for n in options(g)]
+)
+def test_every_file_composes_and_validates(group: str, name: str) -> None:
+    cfg = trial(f"{group}={name}")
+    chosen = cfg.preset if group == "preset" else cfg[group].get("name", name)
+    if group not in ("metric", "trainer", "launcher"):
+        assert chosen == name, "the name in tables and folders is the file's"
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_is_a_table_of_trials(name: str) -> None:
+    preset, subject = name.split("_")
+    trials = plan([f"experiment={name}"], sweep=True).trials
+    assert {(cfg.shots, cfg.seed) for cfg in trials} == {(k, s) for k in (1, 10) for s in (0, 1, 2)} and len(
+        trials
+    ) == 6
+    assert {cfg.preset for cfg in trials} == {preset} and {cfg.data.subject for cfg in trials} == {subject}
+    published = yaml.safe_load((config_dir() / "paper" / f"{subject}.yaml").read_text())
+    for row in published["rows"]:
+        assert set(row["per_class"]) == set(trials[0].data.classes), row["method"]
+
+
+@pytest.mark.parametrize("name", options("ablation"))
+def test_every_ablation_changes_something_of_an_experiment(name: str) -> None:
+    for experiment in ("mini_car", "paper_face"):
+        trials = plan([f"experiment={experiment}", f"ablation={name}"], sweep=True).trials
+        (usual, *_) = plan([f"experiment={experiment}"], sweep=True).trials
+        assert len(trials) > 1 and any(cfg.method != usual.method for cfg in trials)
+        assert {cfg.data.name for cfg in trials} == {usual.data.name}
+
+
+def test_every_convention_has_a_file() -> None:
+    assert {trial(f"metric={name}").metric.convention for name in options("metric")} == set(CONVENTIONS)
+
+
+# -- backbones ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Backbone file -> random weights of the same layout, one hundredth of the size."""
+    from conftest import save_tiny_sd
+
+    deeper = save_tiny_sd(tmp_path_factory.mktemp("tiny") / "sd21", layers_per_block=2)
+    return {"mini_sd": tiny_sd, "sd21_base": deeper}
+
+
+@pytest.mark.parametrize("name", options("backbone"))
+def test_backbone(name: str, tiny_weights: Mapping[str, Path]) -> None:
+    usual = trial(f"backbone={name}").backbone
+    target = load_target(usual._target_)
+    assert {"name", "weights", "image_size"} <= {field.name for field in dataclasses.fields(config_class(target))}
+    assert parse(usual).weights == usual.weights
+    node = trial(f"backbone={name}", f"backbone.weights={tiny_weights[name]}", f"backbone.image_size={SIZE}").backbone
+    fingerprint = target.content_hash_of(parse(node))
+    assert len(fingerprint) == 64 and fingerprint == target.content_hash_of(parse(node))
+    backbone = build(node)
+    assert not any(value.requires_grad for value in backbone.parameters())
+    images = torch.rand(2, 3, SIZE, SIZE)
+    latents = backbone.encode(images, None)
+    assert tuple(latents.shape[1:]) == backbone.latent_shape((SIZE, SIZE)) and latents.isfinite().all()
+    text = backbone.embed("a car")
+    assert text.shape[:2] == (1, backbone.num_tokens)
+    found = backbone.attention(latents, torch.tensor([5, 100]), text, with_noise=False)
+    assert len(found.cross) == len(node.cross_layers) > 0 and len(found.self_) == len(node.self_layers) > 0
+    for layer, (height, width) in zip(
+        [*found.cross, *found.self_], [*found.cross_grids, *found.self_grids], strict=True
+    ):
+        assert layer.query.shape[0] == 2 and layer.query.shape[2] == height * width
+    assert {layer.key.shape[2] for layer in found.cross} == {backbone.num_tokens}
+    assert len(set(found.self_grids)) == 1, "WAS needs self-attention layers of one grid"
+
+
+# -- methods and protocols ---------------------------------------------------------------------------------------------
+
+#: method file -> (backbone file for the stand-in weights, settings that make it small)
+SMALL_METHODS: dict[str, tuple[str, list[str]]] = {"slime": ("mini_sd", ["method.train_map_size=16"])}
+
+
+def batch() -> dict[str, Any]:
+    label = torch.zeros(2, SIZE, SIZE, dtype=torch.long)
+    label[:, 8:32, 8:40], label[:, 40:56, 20:60], label[:, :4] = 1, 2, 255
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return {"image": images, "label": label, "id": ["a", "b"], "epoch": torch.zeros(2, dtype=torch.long)}
+
+
+@pytest.fixture
+def make(tiny_weights: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SegmentationMethod]:
+    """make(method file, overrides) -> the method on its stand-in backbone, ready for a step without a trainer."""
+
+    def made(name: str, *overrides: str, seed: int = 0) -> SegmentationMethod:
+        backbone, small = SMALL_METHODS[name]
+        weights = [f"backbone={backbone}", f"backbone.weights={tiny_weights[backbone]}", f"backbone.image_size={SIZE}"]
+        cfg = trial(f"method={name}", *weights, *small, *overrides)
+        arguments = {"protocol": build(cfg.protocol), "backbone": build(cfg.backbone), "classes": CLASSES, "seed": seed}
+        method = build(cfg.method, **arguments)
+        for function in ("log", "log_dict"):
+            monkeypatch.setattr(method, function, lambda *_, **__: None, raising=False)
+        return method
+
+    return made
+
+
+def fit_one_step(method: SegmentationMethod) -> None:
+    optimiser: Any = method.configure_optimizers()
+    loss: Any = method.training_step(batch(), 0)
+    assert loss.ndim == 0 and loss.isfinite()
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+def check_scores(method: SegmentationMethod) -> torch.Tensor:
+    found = method.scores(batch()["image"], batch()["id"])
+    assert found.shape == (2, len(CLASSES), SIZE, SIZE) and found.dtype == torch.float32 and found.isfinite().all()
+    assert not found.requires_grad
+    predicted = method.predict(batch()["image"], batch()["id"])
+    assert predicted.dtype == torch.long and predicted.min() >= 0 and predicted.max() < len(CLASSES)
+    return found
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_method(name: str, make: Callable[..., SegmentationMethod]) -> None:
+    method = make(name)
+    assert type(method) in METHODS.values() and method.classes == tuple(CLASSES)
+    start = {key: value.clone() for key, value in method.learned_state().items()}
+    if method.epochs > 0:
+        fit_one_step(method)
+        assert any(not torch.equal(value, start[key]) for key, value in method.learned_state().items())
+    scores = check_scores(method)
+    state = method.learned_state()
+    assert all(isinstance(value, torch.Tensor) and not value.requires_grad for value in state.values())
+    fresh = make(name)
+    fresh.load_learned_state(state)
+    torch.testing.assert_close(fresh.scores(batch()["image"], batch()["id"]), scores, rtol=0, atol=0)
+    assert all(torch.equal(value, state[key]) for key, value in fresh.learned_state().items())
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_a_method_is_a_function_of_its_seed(name: str, make: Callable[..., SegmentationMethod]) -> None:
+    states = []
+    for disturb in (1, 2):
+        torch.manual_seed(disturb)  # whatever the global generator does
+        method = make(name)
+        fit_one_step(method)
+        states.append(method.learned_state())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("name", options("protocol"))
+def test_protocol(name: str, make: Callable[..., SegmentationMethod]) -> None:
+    method = make("slime", f"protocol={name}")
+    fit_one_step(method)
+    check_scores(method)
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", options("data"))
+def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mini_world, "SPLIT_SIZES", {"support": 4, "val": 2, "test": 3})
+    cfg = trial(f"data={name}", f"data_root={tmp_path}", "shots=2", "data.batch_size=2")
+    data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
+    if not name.startswith("mini_"):
+        with pytest.raises(DataError) as caught:
+            data.prepare_data()
+        assert str(tmp_path) in str(caught.value.path) and "data_root" in str(caught.value.remedy)
+        return
+    data.prepare_data()
+    data.setup()
+    assert len(data.fingerprint()) == 64 and len(data.support_ids) == 2
+    (validation,), test = list(data.val_dataloader()), list(data.test_dataloader())
+    train = list(data.train_dataloader())
+    assert len(train) == 2 * cfg.data.passes_per_epoch and [len(one["id"]) for one in test] == [2, 1]
+    for one, size in ((train[0], 1), (validation, 2), (test[0], 2)):
+        side = cfg.data.image_size
+        assert one["image"].shape == (size, 3, side, side) and one["image"].dtype == torch.float32
+        assert one["image"].min() >= 0 and one["image"].max() <= 1
+        assert one["label"].shape == (size, side, side) and one["label"].dtype == torch.long
+        assert set(one["label"].unique().tolist()) <= {*range(len(cfg.data.classes)), 255}
+        assert len(one["id"]) == size and one["epoch"].shape == (size,) and one["epoch"].dtype == torch.long
+    assert {id_ for one in train for id_ in one["id"]} == set(data.support_ids)

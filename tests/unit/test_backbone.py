@@ -1,0 +1,213 @@
+"""The Stable Diffusion backbone: what it computes, and what it says when its files are not right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from slime_bench.backbones import locate as locating
+from slime_bench.backbones.locate import check_hashes, fingerprint, locate
+from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+from slime_bench.errors import BackboneError
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+
+
+@pytest.fixture
+def folder(tiny_sd: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may spoil."""
+    return Path(shutil.copytree(tiny_sd, tmp_path / "model"))
+
+
+def load(folder: Path | str, **settings: Any) -> StableDiffusionBackbone:
+    return StableDiffusionBackbone(StableDiffusionBackbone.Config(weights=str(folder), **settings))
+
+
+def failure(folder: Path | str, **settings: Any) -> BackboneError:
+    with pytest.raises(BackboneError) as caught:
+        load(folder, **settings)
+    assert caught.value.remedy
+    return caught.value
+
+
+class TestWhatItComputes:
+    def test_frozen_and_float32_whatever_is_asked(self, tiny_backbone: Any) -> None:
+        assert not any(value.requires_grad for value in tiny_backbone.parameters())
+        assert {value.dtype for value in tiny_backbone.parameters()} == {torch.float32}
+        tiny_backbone.train()
+        assert not any(module.training for module in tiny_backbone.modules())
+
+    def test_sizes(self, tiny_backbone: Any) -> None:
+        assert tiny_backbone.num_tokens == 77 and tiny_backbone.num_timesteps == 1000
+        assert tiny_backbone.downscale == 4 and tiny_backbone.latent_shape((64, 32)) == (4, 16, 8)
+        assert tiny_backbone.embed("a red car").shape == (1, 77, 32)
+        assert tiny_backbone.embed("part " * 200).shape == (1, 77, 32)
+
+    def test_latents_are_scaled_draws_of_the_posterior(self, tiny_backbone: Any) -> None:
+        images, noise = torch.rand(2, 3, 64, 64), torch.randn(2, 4, 16, 16)
+        posterior = tiny_backbone.vae.encode(images * 2 - 1).latent_dist
+        factor = tiny_backbone.vae.config.scaling_factor
+        torch.testing.assert_close(tiny_backbone.encode(images, None), posterior.mean * factor)
+        drawn = tiny_backbone.encode(images, noise)
+        torch.testing.assert_close(drawn, (posterior.mean + posterior.std * noise) * factor)
+
+    def test_noising_is_the_schedulers(self, tiny_backbone: Any) -> None:
+        latents, noise = torch.randn(2, 3, 4, 4, 4).unbind(1)[:2]
+        timesteps = torch.tensor([0, 999])
+        expected = tiny_backbone._scheduler.add_noise(latents, noise, timesteps)
+        torch.testing.assert_close(tiny_backbone.add_noise(latents, noise, timesteps), expected)
+
+    @torch.no_grad()
+    def test_attention_in_the_order_named_with_or_without_the_noise(self, tiny_backbone: Any) -> None:
+        noisy, timesteps, text = torch.randn(2, 4, 16, 16), torch.tensor([5, 100]), tiny_backbone.embed("car")
+        whole = tiny_backbone.attention(noisy, timesteps, text, with_noise=True)
+        short = tiny_backbone.attention(noisy, timesteps, text, with_noise=False)
+        assert short.noise is None
+        plain = tiny_backbone.predict_noise(noisy, timesteps, text.expand(2, -1, -1))
+        torch.testing.assert_close(whole.noise, plain, rtol=0, atol=1e-6)
+        assert [layer.query.shape[2] for layer in short.cross] == [16, 16, 64, 64]
+        assert [layer.key.shape[2] for layer in short.cross] == [77] * 4
+        assert [layer.key.shape[2] for layer in short.self_] == [256, 256]
+        for one, other in zip([*whole.cross, *whole.self_], [*short.cross, *short.self_], strict=True):
+            assert torch.equal(one.query, other.query) and torch.equal(one.key, other.key)
+        assert tiny_backbone.attention(noisy, timesteps, text, with_noise=False, with_self=False).self_ == []
+
+    def test_an_unknown_layer_is_found_at_once(self, tiny_sd: Path) -> None:
+        error = failure(tiny_sd, cross_layers=["up_blocks.1.attentions.7"])
+        assert "up_blocks.1.attentions.7.transformer_blocks.0.attn2" in str(error)
+        assert "up_blocks.1.attentions.1.transformer_blocks.0.attn2" in str(error.expected)
+
+    def test_half_precision_files_are_read_as_float32(self, folder: Path) -> None:
+        for name in (UNET, TEXT):
+            save_file({key: value.half() for key, value in load_file(folder / name).items()}, folder / name)
+        assert {value.dtype for value in load(folder).parameters()} == {torch.float32}
+
+
+class TestWhatIsNotThere:
+    def test_folder(self, tmp_path: Path) -> None:
+        error = failure(tmp_path / "nowhere")
+        assert str(tmp_path / "nowhere") in str(error) and "backbone.weights" in str(error.remedy)
+
+    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
+    def test_part(self, folder: Path, part: str) -> None:
+        shutil.rmtree(folder / part)
+        error = failure(folder)
+        assert error.path == folder.resolve() and error.found == f"no {part}"
+
+    @pytest.mark.parametrize("name", [UNET, "vae/config.json", "scheduler/scheduler_config.json"])
+    def test_file(self, folder: Path, name: str) -> None:
+        (folder / name).unlink()
+        assert failure(folder).path == folder.resolve() / Path(name).parts[0]
+
+    def test_hub_without_a_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub
+
+        def offline(*_: Any, **__: Any) -> str:
+            raise ConnectionError("no route to host\nand more")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+        error = failure("nobody/no-such-model")
+        assert "nobody/no-such-model" in str(error) and "ConnectionError: no route to host" in str(error.found)
+        assert "backbone.weights=<folder>" in str(error.remedy)
+        assert isinstance(error.__cause__, ConnectionError)
+
+    def test_hub_id_with_its_revision(self, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub
+
+        asked: list[Any] = []
+        answer = lambda name, revision, **_: (asked.append((name, revision)), str(tiny_sd))[1]  # noqa: E731
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+        assert locate("somebody/model", "abc123") == tiny_sd
+        assert asked == [("somebody/model", "abc123")]
+
+    def test_a_name_of_an_asset_goes_before_the_hub(self, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(locating, "ASSETS", tiny_sd.parent)
+        assert locate(tiny_sd.name) == tiny_sd.resolve() and locating.bundled() == [tiny_sd.name]
+
+
+class TestWhatIsSpoiled:
+    @pytest.mark.parametrize("name", [UNET, TEXT, "vae/diffusion_pytorch_model.safetensors"])
+    def test_truncated_weights(self, folder: Path, name: str) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+        error = failure(folder)
+        assert error.path == folder.resolve() / Path(name).parts[0] and "restore" in str(error.remedy)
+
+    @pytest.mark.parametrize("name", [UNET, TEXT, "vae/diffusion_pytorch_model.safetensors"])
+    def test_missing_tensor_is_not_made_up(self, folder: Path, name: str) -> None:
+        tensors = load_file(folder / name)
+        gone = sorted(tensors)[3]
+        del tensors[gone]
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        assert gone.split(".")[-2] in str(failure(folder).found)
+
+    def test_weights_of_another_architecture(self, folder: Path) -> None:
+        config = json.loads((folder / "unet/config.json").read_text())
+        (folder / "unet/config.json").write_text(json.dumps({**config, "block_out_channels": [32, 32, 64, 64]}))
+        assert failure(folder).path == folder.resolve() / "unet"
+
+    def test_configuration_that_is_not_json(self, folder: Path) -> None:
+        (folder / "unet/config.json").write_text("{")
+        assert failure(folder).path == folder.resolve() / "unet"
+
+
+def write_hashes(folder: Path) -> None:
+    files = [path for path in folder.rglob("*.safetensors") if path.is_file()]
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (folder / "sha256.json").write_text(json.dumps(hashes))
+
+
+class TestHashes:
+    def test_right_ones_pass(self, folder: Path) -> None:
+        write_hashes(folder)
+        check_hashes(folder)
+        load(folder)
+
+    def test_a_changed_file_is_corrupt(self, folder: Path) -> None:
+        write_hashes(folder)
+        content = bytearray((folder / UNET).read_bytes())
+        content[-1] ^= 1
+        (folder / UNET).write_bytes(content)
+        error = failure(folder)
+        assert "corrupt" in error.summary and error.path == folder.resolve() / UNET
+        assert hashlib.sha256(content).hexdigest() in str(error.found)
+
+    def test_a_listed_file_is_missing(self, folder: Path) -> None:
+        write_hashes(folder)
+        (folder / TEXT).unlink()
+        error = failure(folder)
+        assert "missing" in error.summary and error.path == folder.resolve() / TEXT
+
+    @pytest.mark.parametrize("text", ["{", "[1, 2]", "3"])
+    def test_a_list_that_cannot_be_read(self, folder: Path, text: str) -> None:
+        (folder / "sha256.json").write_text(text)
+        assert failure(folder).path == folder.resolve() / "sha256.json"
+
+    def test_fingerprint_follows_weights_configuration_and_names(self, folder: Path) -> None:
+        config = StableDiffusionBackbone.Config(weights=str(folder))
+        first = StableDiffusionBackbone.content_hash_of(config)
+        assert first == fingerprint(folder) and len(first) == 64
+        (folder / "README.md").write_text("words decide nothing")
+        (folder / "card.json").write_text("{}")
+        assert fingerprint(folder) == first
+        seen = {first}
+        content = bytearray((folder / UNET).read_bytes())
+        content[-1] ^= 1
+        (folder / UNET).write_bytes(content)
+        seen.add(fingerprint(folder))
+        (folder / "scheduler/scheduler_config.json").write_text("{}")
+        seen.add(fingerprint(folder))
+        (folder / "scheduler").rename(folder / "timetable")
+        seen.add(fingerprint(folder))
+        assert len(seen) == 4
+
+    def test_fingerprint_is_that_of_a_copy_elsewhere(self, tiny_sd: Path, folder: Path) -> None:
+        assert fingerprint(tiny_sd) == fingerprint(folder)
