@@ -32,9 +32,10 @@ def locate(weights: str, revision: str | None = None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
-    try:
-        return Path(snapshot_download(weights, revision=revision, allow_patterns=patterns))
+    # Full-precision weights of the parts; not the single-file checkpoints and half-precision copies beside them.
+    wanted, unwanted = ["*.json", "*/*.txt", "*/*.safetensors"], ["*.fp16.safetensors", "*non_ema*"]
+    try:  # without a connection the client itself falls back on what is cached
+        return Path(snapshot_download(weights, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
     except Exception as error:  # the hub client raises a dozen kinds: offline, not found, gated, timed out
         raise BackboneError(
             "the backbone is neither here nor could it be downloaded",

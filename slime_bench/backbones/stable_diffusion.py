@@ -61,6 +61,14 @@ class StableDiffusionBackbone(nn.Module):
         parts = _load(self.folder)
         self.vae, self.unet, self.text_encoder = parts["vae"], parts["unet"], parts["text_encoder"]
         self.tokenizer, self._scheduler = parts["tokenizer"], parts["scheduler"]
+        if self._scheduler.config.prediction_type != "epsilon":
+            raise BackboneError(
+                "this diffusion model does not predict noise",
+                path=self.folder / "scheduler",
+                found=f"prediction_type {self._scheduler.config.prediction_type}",
+                expected="prediction_type epsilon, which the diffusion loss is written for",
+                remedy="use a base model, such as Stable Diffusion 2.1-base at 512 pixels",
+            )
         self.requires_grad_(False).eval()
         self.cross_names = [_layer_name(name, "attn2") for name in config.cross_layers]
         self.self_names = [_layer_name(name, "attn1") for name in config.self_layers]

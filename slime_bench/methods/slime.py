@@ -117,6 +117,18 @@ class Slime(SegmentationMethod):
                 "test timestep outside the schedule", path="method.t_test", found=config.t_test,
                 expected=f"0 to {steps - 1}", remedy="e.g. method.t_test=100",
             )  # fmt: skip
+        if (config.patch_size is None) != (config.patches_per_side == 1):
+            raise ConfigError(
+                "test patches are half described", path="method.patch_size",
+                found=f"patch_size={config.patch_size}, patches_per_side={config.patches_per_side}",
+                expected="both, or neither", remedy="e.g. method.patch_size=400 method.patches_per_side=2",
+            )  # fmt: skip
+        for key in ("cross_layers", "self_layers"):
+            if not getattr(self.backbone, key.replace("layers", "names")):
+                raise ConfigError(
+                    "no attention layer is named", path=f"backbone.{key}", found="an empty list",
+                    expected="at least one layer", remedy="see conf/backbone/mini_sd.yaml",
+                )  # fmt: skip
 
     def _start(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompt's embedding float [1,T,D] and the trained tokens' start float [K-1,D]."""
@@ -207,11 +219,9 @@ class Slime(SegmentationMethod):
     def scores(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
         """As the base class says. Patches and images share one batch; only the conditional half is computed."""
         config, frame = self.config, (int(images.shape[-2]), int(images.shape[-1]))
-        boxes = (
-            patch_boxes(frame, config.patch_size or min(frame), config.patches_per_side)
-            if self._in_patches()
-            else [(0, frame[0], 0, frame[1])]
-        )
+        boxes = [(0, frame[0], 0, frame[1])]
+        if config.patch_size is not None:
+            boxes = patch_boxes(frame, config.patch_size, config.patches_per_side)
         side = self.backbone.config.image_size
         patches = torch.stack([images[:, :, y0:y1, x0:x1] for y0, y1, x0, x1 in boxes], dim=1).flatten(0, 1)
         patches = resize(self._channels(patches), (side, side))  # [B*P,3,S,S]
@@ -225,9 +235,6 @@ class Slime(SegmentationMethod):
         scores, passed = patch_scores(cross, found.self_, self.protocol, config.maps == "was", extent)
         batch = (len(images), len(boxes))
         return merge_patches(scores.unflatten(0, batch), passed.unflatten(0, batch), boxes, frame)
-
-    def _in_patches(self) -> bool:
-        return self.config.patch_size is not None or self.config.patches_per_side > 1
 
     def _channels(self, images: torch.Tensor) -> torch.Tensor:
         return images.flip(1) if self.protocol.channel_order == "bgr" else images

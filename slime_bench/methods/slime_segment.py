@@ -8,16 +8,28 @@ import torch
 
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import Size, average, class_logits, class_probabilities, resize, was
+from slime_bench.errors import ConfigError
 from slime_bench.methods.slime_protocol import SlimeProtocol
 
 Box = tuple[int, int, int, int]
 
 
 def patch_boxes(size: Size, patch: int, per_side: int) -> list[Box]:
-    """(y0, y1, x0, x1) of `per_side` x `per_side` evenly spread square patches, row by row; they may overlap."""
+    """(y0, y1, x0, x1) of `per_side` x `per_side` evenly spread square patches, row by row; they may overlap.
+
+    The stride is rounded down, as in the authors' code.
+
+    Raises:
+        ConfigError: a patch is larger than the image.
+    """
+    if patch > min(size):
+        raise ConfigError(
+            "a test patch is larger than the image", path="method.patch_size", found=patch,
+            expected=f"at most {min(size)}", remedy="lower method.patch_size, or raise data.image_size",
+        )  # fmt: skip
 
     def starts(length: int) -> list[int]:
-        return [round(i * (length - patch) / max(1, per_side - 1)) for i in range(per_side)]
+        return [i * ((length - patch) // max(1, per_side - 1)) for i in range(per_side)]
 
     return [(y, y + patch, x, x + patch) for y in starts(size[0]) for x in starts(size[1])]
 

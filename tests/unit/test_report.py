@@ -18,10 +18,10 @@ from rich.console import Console
 from slime_bench import identity
 from slime_bench.errors import ConfigError, ResultError, StorageError
 from slime_bench.metrics.iou import IouCounts
+from slime_bench.qualitative import GridItem, read_qualitative, write_qualitative
 from slime_bench.report import plots
 from slime_bench.report.aggregate import aggregate, collect, comparison, difference, missing, published_rows, variants
 from slime_bench.report.command import main, run
-from slime_bench.qualitative import GridItem, read_qualitative, write_qualitative
 from slime_bench.report.plots import class_colours, grid_size, paint, qualitative_grid
 from slime_bench.report.published import load_published
 from slime_bench.report.tables import csv_text, markdown, sections, subject_report, table_json

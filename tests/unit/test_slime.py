@@ -194,6 +194,21 @@ class TestBadSettings:
             make(classes=names)
         assert make(classes=names[:77]).embeddings.shape == (76, 32)
 
+    @pytest.mark.parametrize("half", [{"patch_size": 48}, {"patches_per_side": 2}])
+    def test_half_described_patches(self, make: Any, half: dict[str, int]) -> None:
+        with pytest.raises(ConfigError, match=r"method\.patch_size"):
+            make(**half)
+
+    def test_a_patch_larger_than_the_image(self, make: Any) -> None:
+        with pytest.raises(ConfigError, match="larger than the image"):
+            make(patch_size=SIZE + 1, patches_per_side=2).scores(batch()["image"], ["a", "b"])
+
+    @pytest.mark.parametrize("kind", ["cross_names", "self_names"])
+    def test_no_layer_is_named(self, make: Any, tiny_backbone: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+        monkeypatch.setattr(tiny_backbone, kind, [])
+        with pytest.raises(ConfigError, match=r"backbone\.(cross|self)_layers"):
+            make()
+
     def test_class_names_that_do_not_fit_into_the_prompt(self, make: Any) -> None:
         names = ["background", *(f"neck+torso{index}" for index in range(60))]
         with pytest.raises(ConfigError, match=r"method\.start"):
@@ -209,9 +224,9 @@ class TestScores:
         predicted = method.predict(images, ["a", "b"])
         assert predicted.shape == (2, SIZE, SIZE) and torch.equal(predicted, found.argmax(1))
 
-    @pytest.mark.parametrize("per_side", [1, 2])
-    def test_neither_batch_nor_order_matters(self, make: Any, per_side: int) -> None:
-        method, ids = make(patch_size=48, patches_per_side=per_side), ["a", "b", "c"]
+    @pytest.mark.parametrize("patches", [{}, {"patch_size": 48, "patches_per_side": 2}])
+    def test_neither_batch_nor_order_matters(self, make: Any, patches: dict[str, int]) -> None:
+        method, ids = make(**patches), ["a", "b", "c"]
         images = batch(3)["image"]
         together = method.scores(images, ids)
         assert together.abs().amax((1, 2, 3)).min() > 0.01

@@ -25,6 +25,11 @@ def uniform_layer(positions: int, tokens: int | None = None, batch: int = 1) -> 
     return LayerAttention(torch.zeros(batch, 1, positions, 8), torch.zeros(batch, 1, tokens or positions, 8), 1.0)
 
 
+def test_the_stride_is_rounded_down() -> None:
+    """As the authors' code does: 512 - 257 = 255 leaves a stride of 127, not 127.5."""
+    assert [box[0] for box in patch_boxes((512, 512), 257, 3)[::3]] == [0, 127, 254]
+
+
 def test_boxes_cover_the_image_row_by_row() -> None:
     assert patch_boxes((512, 512), 512, 1) == [(0, 512, 0, 512)]
     assert patch_boxes((512, 512), 400, 2) == [
