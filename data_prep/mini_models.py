@@ -6,15 +6,18 @@ in SD 2.1: cross maps come from up_blocks 1 and 2, self maps from up_blocks 3.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 HEAD_WIDTH = 32  # narrower heads make the CPU's fused attention slow in the backward pass
 MAX_TOKENS = 77
+WORD_END = "</w>"
 
 
 def build_tokenizer(words: list[str]) -> CLIPTokenizer:
@@ -22,27 +25,37 @@ def build_tokenizer(words: list[str]) -> CLIPTokenizer:
 
     Any other word still has tokens, made of pieces, as with the original vocabulary.
     """
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner.train_from_iterator(
-        words,
-        trainers.BpeTrainer(
-            vocab_size=10_000,
-            min_frequency=1,
-            end_of_word_suffix="</w>",
-            show_progress=False,
-            initial_alphabet=alphabet,
-        ),
-    )
-    state = __import__("json").loads(learner.to_str())["model"]
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in state["merges"]]
-    names = [*alphabet, *(f"{c}</w>" for c in alphabet)]
-    names += [t for t in ("".join(pair) for pair in merges) if t not in set(names)]
+    merges = learn_merges(words)
+    names = [*alphabet, *(f"{c}{WORD_END}" for c in alphabet), *("".join(pair) for pair in merges)]
     names += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {name: index for index, name in enumerate(dict.fromkeys(names))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def learn_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges that make every word of ASCII letters one token: the most frequent pair first, ties by spelling.
+
+    The library's trainer breaks ties by the order of a hash map: two processes would number some tokens differently.
+    """
+    pieces = [[*word[:-1], word[-1] + WORD_END] for word in sorted({w.lower() for w in words}) if word.isalpha()]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in pieces for pair in itertools.pairwise(word)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        pieces = [_merged(word, best) for word in pieces]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """`word` with every occurrence of `pair`, from the left, made one piece."""
+    result: list[str] = []
+    for piece in word:
+        if result and (result[-1], piece) == pair:
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 2) -> CLIPTextModel:

@@ -86,9 +86,7 @@ def export(
         },
         "stages": {stage: _stage(work / stage) for stage in ("vae", *reversed(stages))},
         "measured": facts,
-        "hardware": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{_cpu()}, {torch.get_num_threads()} threads",
+        "hardware": torch.cuda.get_device_name() if device.type == "cuda" else _cpu(),
         "bytes": folder_size(building),
     }
     (building / "card.json").write_text(json.dumps(card, indent=1) + "\n")

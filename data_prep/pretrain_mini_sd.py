@@ -80,6 +80,10 @@ def main() -> None:
     parser.add_argument("--export-only", action="store_true", help="write --out from the newest checkpoint")
     args = parser.parse_args()
     device = pick_device(args.device)
+    if args.export_only and not (args.work / "unet128" / "clock.json").is_file():
+        raise SystemExit(
+            f"nothing to export: no checkpoint of the last stage in {args.work}; train first, or name --work"
+        )
     started = time.time()
     vae = run_vae_stage(args.work, 0 if args.export_only else args.minutes * 60 * SHARES["vae"], device)
     if not args.export_only:

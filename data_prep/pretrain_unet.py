@@ -74,6 +74,8 @@ def train_unet(
     average = Ema(denoiser, ema, EMA_DECAY)
     optimiser = torch.optim.AdamW(denoiser.parameters(), lr=LEARNING_RATE[side], betas=(0.9, 0.99), weight_decay=0.01)
     clock.restore({"denoiser": denoiser, "ema": ema}, optimiser)
+    if not clock.running():
+        return
     # Each rank reads its own stretch of the stream; a resumed run goes on behind what it has already seen.
     start = side * 1_000_000 + ranks.rank * 20_000_000 + clock.step // REFILL_EVERY * REFILL
     pool = LatentPool(latent_encoder(vae, device), POOL, side, start)

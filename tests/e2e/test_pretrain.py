@@ -1,0 +1,54 @@
+"""`python -m data_prep.pretrain_mini_sd` from nothing to a model folder, in seconds: every stage a few steps long."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep import pretrain_export, pretrain_mini_sd, pretrain_unet
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain_unet, "FIRST_FILL", 16)
+    monkeypatch.setattr(pretrain_unet, "REFILL", 2)
+    monkeypatch.setattr(pretrain_mini_sd, "CHANNELS", (32, 32, 32, 32))
+    monkeypatch.setattr(pretrain_mini_sd, "BATCH", {"cpu": {64: 2, 128: 2}})
+    measure, generate = pretrain_export.measure, pretrain_export.generate
+    monkeypatch.setattr(pretrain_export, "measure", lambda pipeline, device: measure(pipeline, device, pictures=6))
+    monkeypatch.setattr(pretrain_export, "generate", lambda p, prompts, seed: generate(p, prompts, seed, steps=1))
+    monkeypatch.setattr(pretrain_export, "SAMPLE_PROMPTS", pretrain_export.SAMPLE_PROMPTS[:1])
+    monkeypatch.setattr(pretrain_export, "SWAPS", pretrain_export.SWAPS[:1])
+
+
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
+    fixed = ["--device", "cpu", "--processes", "1", "--work", str(folder / "work"), "--out", str(folder / "model")]
+    monkeypatch.setattr(sys, "argv", ["pretrain_mini_sd", *fixed, *arguments])
+    pretrain_mini_sd.main()
+
+
+def test_from_nothing_to_a_model_and_on(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from slime_bench.backbones.locate import check_hashes, fingerprint
+
+    run(monkeypatch, tmp_path, "--minutes", "0.1")
+    model = tmp_path / "model"
+    check_hashes(model)
+    card = json.loads((model / "card.json").read_text())
+    assert set(card["stages"]) == {"vae", "unet64", "unet128"} and card["stages"]["unet128"]["steps"] > 0
+    assert (model / "samples.png").stat().st_size > 1000 and "Held out" in (model / "README.md").read_text()
+    first = fingerprint(model)
+    # The budget is spent: the same command trains nothing and writes the same weights.
+    run(monkeypatch, tmp_path, "--minutes", "0.1")
+    assert fingerprint(model) == first
+    # A larger budget goes on from the checkpoint.
+    run(monkeypatch, tmp_path, "--minutes", "0.16")
+    again = json.loads((model / "card.json").read_text())
+    assert again["stages"]["unet128"]["steps"] > card["stages"]["unet128"]["steps"] and fingerprint(model) != first
+
+
+def test_nothing_to_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="nothing to export"):
+        run(monkeypatch, tmp_path, "--export-only")
