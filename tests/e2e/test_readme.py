@@ -70,7 +70,7 @@ def test_segment_does_as_told(
     Path("photos").symlink_to(bench.data / "val" / "images")
     outcome = command(*words[1:])
     assert outcome.code == 0, outcome.err
-    assert Path("masks/car-val-0.png").is_file() and Path("masks/car-val-0_colour.png").is_file()
+    assert Path("masks/car-val-0.png").is_file() and Path("masks/colour/car-val-0.png").is_file()
 
 
 def test_the_method_example_runs(

@@ -83,7 +83,7 @@ class TestReport:
         ours = {row["shots"]: row for row in rows if not row["published"]}
         assert {key: (row["n"], row["seeds"]) for key, row in ours.items()} == {1: (2, [0, 1]), 2: (1, [0])}
         assert (ours[1]["method"], ours[1]["backbone"], ours[1]["data"]) == ("slime", "mini_sd", "tiny_car")
-        assert (ours[1]["preset"], ours[1]["protocol"], ours[1]["convention"]) == ("mini", "slime_code", "slime")
+        assert (ours[1]["preset"], ours[1]["protocol"], ours[1]["convention"]) == ("mini", "slime_mini", "slime")
         averages = [100 * finished.result(1, seed).average for seed in (0, 1)]  # type: ignore[operator]
         assert ours[1]["average"] == pytest.approx(
             {"mean": statistics.mean(averages), "std": statistics.stdev(averages)}, abs=1e-9

@@ -17,13 +17,18 @@ keys = st.lists(st.one_of(words, st.integers(-(10**6), 10**6)), max_size=4)
 
 def test_seeds_are_pinned() -> None:
     # A change here changes every published number of the bench.
-    assert derive_seed(0, "support") == 728523789589137036
-    assert derive_seed(1, "augment", "car-support-0003", 7) == 5267419602609094966
+    assert derive_seed(0, "support") == 4682993347503583509
+    assert derive_seed(1, "augment", "car-support-0003", 7) == 6224543979154179505
 
 
 def test_streams_are_pinned() -> None:
-    assert torch.randint(1000, (4,), generator=generator(0, "support")).tolist() == [884, 448, 844, 667]
-    assert numpy_generator(0, "support").integers(1000, size=4).tolist() == [550, 544, 635, 915]
+    assert torch.randint(1000, (4,), generator=generator(0, "support")).tolist() == [486, 156, 112, 935]
+    assert numpy_generator(0, "support").integers(1000, size=4).tolist() == [965, 192, 597, 443]
+
+
+def test_no_two_key_lists_collide_by_joining() -> None:
+    assert derive_seed(0, "x", "a", "b") != derive_seed(0, "x", 'a", "b')
+    assert derive_seed(0, "x", np.int64(1)) == derive_seed(0, "x", 1)
 
 
 def test_zero_is_a_seed() -> None:
