@@ -32,7 +32,7 @@ from slime_bench.seeding import generator
 
 SUPPORT, VAL, TEST = "support", "val", "test"
 SPLITS = (SUPPORT, VAL, TEST)
-VALIDATIONS = ("auto", "support", "val", "none")
+VALIDATIONS = ("auto", "paper", "support", "val", "none")
 RESIZES = ("antialias", "opencv")
 
 Batch = dict[str, Any]
@@ -63,7 +63,8 @@ class DataConfig:
             any image of the pool does, as a class that is never seen cannot be learnt.
         min_pixels: pixels a class needs to count as shown.
         validation: `support` (the unaugmented support images), `val` (the validation split), `none`,
-            or `auto`: `support` for one shot as in the reference, `val` otherwise.
+            or one that depends on the shots: `auto`: `support` for one shot as in the reference, `val` otherwise;
+            `paper`: `none` for one shot, whose last embeddings are used, `val` otherwise.
 
     Raises:
         ConfigError: a value outside its range, or a bad class list.
@@ -137,10 +138,12 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     @property
     def validation(self) -> str:
-        """Where validation images come from, once `auto` is resolved: `support`, `val` or `none`."""
-        if self.config.validation != "auto":
+        """Where validation images come from, once the shots have their say: `support`, `val` or `none`."""
+        if self.config.validation not in ("auto", "paper"):
             return self.config.validation
-        return "support" if self.shots == 1 else "val"
+        if self.shots > 1:
+            return "val"
+        return "support" if self.config.validation == "auto" else "none"
 
     @cached_property
     def support_ids(self) -> list[str]:
