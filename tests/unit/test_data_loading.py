@@ -234,6 +234,8 @@ def test_validation_images(make: Make, root: Path) -> None:
     assert ids(shots=1, validation="val") == ["v00", "v01", "v02"]
     assert ids(shots=2, validation="support") == make(shots=2).support_ids
     assert ids(validation="none") == []
+    assert make(shots=1, validation="paper").validation == "none" and ids(shots=1, validation="paper") == []
+    assert ids(shots=2, validation="paper") == ["v00", "v01", "v02"]
 
 
 def test_training_items_are_keyed_by_seed_id_and_epoch(make: Make) -> None:
