@@ -24,3 +24,19 @@ def pick_device(name: str) -> str:
             remedy="use trainer=cpu, or install a CUDA build of torch",
         )
     return name
+
+
+def check_precision(name: str, device: str) -> None:
+    """Refuse a precision that the device cannot compute in.
+
+    Raises:
+        DeviceError: fp16 on the CPU, where the optimisation would have no loss scaling.
+    """
+    if name == "fp16" and device == "cpu":
+        raise DeviceError(
+            "half precision needs CUDA",
+            path="trainer.precision",
+            found="fp16 on the CPU",
+            expected="fp32 or bf16 on the CPU",
+            remedy="use trainer.precision=bf16",
+        )

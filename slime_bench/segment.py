@@ -61,7 +61,7 @@ def segment_folder(state: Path, images: Path, out: Path, device: str = "auto", w
         for batch in loader:
             scores = method.scores(batch["image"].to(picked), batch["id"]).cpu()
             for one, name, size in zip(scores, batch["id"], batch["size"], strict=True):
-                _write(out, name, one, tuple(size.tolist()))
+                _write(out, name, one, tuple(size.tolist()), data.config.fit)
                 names.append(name)
     return names
 
@@ -87,6 +87,9 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             expected="the state.safetensors of a finished trial",
             remedy="give the file in the trial's folder under outputs/runs",
         ) from error  # fmt: skip
+    start = facts["method"].get("start")
+    if isinstance(start, dict) and start.get("kind") == "file":
+        start.update(kind="words", path=None)  # the same prompt; the embeddings are in the state
     return tensors, facts
 
 
@@ -96,17 +99,17 @@ def _nodes(facts: dict[str, Any]) -> Any:
     return OmegaConf.create({name: facts[name] for name in ("method", "protocol", "backbone", "data")})
 
 
-def _write(out: Path, name: str, scores: Any, size: tuple[int, int]) -> None:
-    """Scores float [K,h,w] -> label map PNG at `size`, and a picture of it in the palette's colours."""
+def _write(out: Path, name: str, scores: Any, size: tuple[int, int], fit: str) -> None:
+    """Scores float [K,S,S] -> label map PNG at the file's `size`, and a picture of it in the palette's colours."""
     import io
 
     from PIL import Image
 
-    from slime_bench.attention.maps import resize
+    from slime_bench.data.fit import unfit
     from slime_bench.data.labels import colourise
     from slime_bench.results import write_atomic
 
-    label = resize(scores[None].float(), size)[0].argmax(0)
+    label = unfit(scores.float(), size, fit).argmax(0)
     pictures = {out / f"{name}.png": label.byte(), out / "colour" / f"{name}.png": colourise(label, len(scores))}
     for path, array in pictures.items():
         buffer = io.BytesIO()

@@ -15,7 +15,7 @@ import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from slime_bench import identity, results
-from slime_bench.device import pick_device
+from slime_bench.device import check_precision, pick_device
 from slime_bench.errors import DeviceError, SlimeBenchError, StorageError
 from slime_bench.logger import closed_logger
 from slime_bench.results import TrialResult
@@ -43,7 +43,9 @@ _PACKAGES = (
     "pillow",
     "slime-bench",
 )
-_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+# The backbone's weights have the precision themselves (`backbone.dtype`); maps, losses and embeddings are float32 in
+# any case. Only fp16 needs more: without the scaling of the loss, which comes with it here, small gradients become 0.
+_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "32-true", "fp16": "16-mixed"}
 
 
 def run(cfg: DictConfig) -> TrialResult:
@@ -53,11 +55,19 @@ def run(cfg: DictConfig) -> TrialResult:
         SlimeBenchError: any mistake that the user can mend; finished trials are untouched.
     """
     device = pick_device(cfg.trainer.device)
+    check_precision(cfg.trainer.precision, device)
     cfg = cast(DictConfig, OmegaConf.merge(cfg, {"trainer": {"device": device}}))  # auto and its meaning are one trial
     data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
-    backbone_class = load_target(cfg.backbone["_target_"])
-    fingerprints = {"data": data.fingerprint(), "backbone": backbone_class.content_hash_of(parse(cfg.backbone))}
+    backbone_class, method_class = load_target(cfg.backbone["_target_"]), load_target(cfg.method["_target_"])
+    describe = getattr(backbone_class, "describe", None)
+    facts = describe(parse(cfg.backbone)) if describe is not None else None
+    method_class.check(parse(cfg.method), facts, data.classes, cfg.data.image_size)
+    fingerprints = {
+        "data": data.fingerprint(),
+        "backbone": backbone_class.content_hash_of(parse(cfg.backbone)),
+        **method_class.fingerprints(parse(cfg.method)),
+    }
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     signature = identity.signature(plain, fingerprints)
     folder = identity.trial_folder(cfg.output_root, cfg.data.name, cfg.method.name, cfg.shots, cfg.seed, signature)
@@ -112,7 +122,7 @@ def _compute(
         support_ids=data.support_ids,
         validation={"score": method.best_score, "epoch": method.best_epoch} if method.best_epoch is not None else {},
     )
-    save_state(folder / "state.safetensors", method, plain, data.classes)
+    save_state(folder / "state.safetensors", method.learned_state(), plain, data.classes)
     results.write_per_image(folder / "per_image.parquet", method.test_ids, data.classes, counts)
     _write_qualitative(folder, method)
     seconds = {"fit": round(fitted - began, 2), "test": round(time.monotonic() - fitted, 2)}
@@ -221,14 +231,14 @@ def threads(count: int | None, deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(was_deterministic)
 
 
-def save_state(path: Path, method: Any, config: Any, classes: Any) -> None:
+def save_state(path: Path, learned: Mapping[str, torch.Tensor], config: Any, classes: Any) -> None:
     """The learned tensors as safetensors, with all that inference needs besides the backbone in the metadata."""
     from safetensors.torch import save
 
     groups = ("method", "protocol", "backbone", "data")
     facts = {"classes": json.dumps(list(classes)), "seed": str(config["seed"])}
     facts |= {name: json.dumps(identity.redact(config[name]), sort_keys=True) for name in groups}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in method.learned_state().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
     results.write_atomic(path, save(tensors, metadata=facts))
 
 

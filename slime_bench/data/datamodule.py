@@ -11,11 +11,9 @@ from typing import Any
 
 import lightning
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from slime_bench.data.augment import Augmentation, augment, resize_bilinear
+from slime_bench.data.augment import Augmentation, augment
 from slime_bench.data.checks import (
     MANIFEST,
     check_support,
@@ -24,8 +22,9 @@ from slime_bench.data.checks import (
     folder_sha256,
     verify_dataset,
 )
+from slime_bench.data.fit import FITS, RESIZES, fit_image, fit_sample
 from slime_bench.data.folder import FolderDataset, ImageFolder, Sample, listing
-from slime_bench.data.labels import nearest, resize_label, validate_classes
+from slime_bench.data.labels import nearest, validate_classes
 from slime_bench.data.sampler import Key, SupportBatchSampler, SupportSampler
 from slime_bench.errors import ConfigError, DataError, SlimeBenchError
 from slime_bench.seeding import generator
@@ -33,10 +32,10 @@ from slime_bench.seeding import generator
 SUPPORT, VAL, TEST = "support", "val", "test"
 SPLITS = (SUPPORT, VAL, TEST)
 VALIDATIONS = ("auto", "paper", "support", "val", "none")
-RESIZES = ("antialias", "opencv")
 
 Batch = dict[str, Any]
-"""image float32 [B,3,S,S] RGB in [0,1]; label int64 [B,S,S]; id list of B str; epoch int64 [B] (0 outside training)."""
+"""image float32 [B,3,S,S] RGB in [0,1]; label int64 [B,S,S] (255 = ignore, also padding); id list of B str; epoch int64
+[B] (0 outside training)."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +49,9 @@ class DataConfig:
         root: folder that holds `support/`, `val/` and `test/`, each with `images/` and `labels/`.
         classes: class names in label order, `background` first.
         subject: what the pictures show; chooses the table's columns.
-        image_size: side S; images of another size are squashed to S x S.
+        image_size: side S; images of another size are brought to S x S.
+        fit: how: `squash` (stretched, as in the papers) or `pad` (the longer side becomes S, the rest is black and
+            ignored); see `slime_bench.data.fit`.
         resize: `antialias` (PIL's bilinear, which averages when it shrinks) or `opencv` (the reference's INTER_LINEAR
             for images and INTER_NEAREST for label maps).
         batch_size: images per validation and test batch.
@@ -75,6 +76,7 @@ class DataConfig:
     classes: list[str]
     subject: str = "any"
     image_size: int = 512
+    fit: str = "squash"
     resize: str = "antialias"
     batch_size: int = 10
     train_batch_size: int = 1
@@ -98,7 +100,7 @@ class DataConfig:
         ):
             if getattr(self, name) < least:
                 raise _config_error(name, getattr(self, name), f"a whole number of at least {least}")
-        for name, options in (("resize", RESIZES), ("validation", VALIDATIONS)):
+        for name, options in (("fit", FITS), ("resize", RESIZES), ("validation", VALIDATIONS)):
             if getattr(self, name) not in options:
                 raise _config_error(name, getattr(self, name), " or ".join(options))
         repeated = sorted({key for key in self.support_ids or [] if (self.support_ids or []).count(key) > 1})
@@ -217,6 +219,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
     def image_dataloader(self, folder: str | Path) -> DataLoader[Any]:
         """Batches of any folder of images: `image` and `id` as in `Batch`, and `size` int64 [B,2], the files' (H, W).
 
+        Score maps go back to that size by `slime_bench.data.fit.unfit(maps, size, config.fit)`.
+
         Raises:
             DataError: the folder is missing or holds no image.
         """
@@ -315,30 +319,11 @@ def _most_classes(pool: FolderDataset, order: Sequence[int], min_pixels: int) ->
     return best
 
 
-def resize_image(image: Tensor, size: int, mode: str = "antialias") -> Tensor:
-    """uint8 [3,H,W] squashed to uint8 [3,size,size]; see `DataConfig.resize`."""
-    if tuple(image.shape[-2:]) == (size, size):
-        return image
-    if mode == "antialias":
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        resized = torch.frombuffer(
-            bytearray(picture.resize((size, size), Image.Resampling.BILINEAR).tobytes()), dtype=torch.uint8
-        )
-        return resized.reshape(size, size, 3).permute(2, 0, 1).contiguous()
-    return resize_bilinear(image.float(), size, size).round().clamp(0, 255).to(torch.uint8)
-
-
-def resize_sample(sample: Sample, size: int, mode: str = "antialias") -> Sample:
-    """A sample squashed to size x size: image by `mode`, label by nearest neighbour."""
-    label = resize_label(sample.label, size, opencv=mode == "opencv")
-    return Sample(sample.id, resize_image(sample.image, size, mode), label)
-
-
 class SupportDataset(Dataset[Batch]):
     """Augmented support items, keyed by (index, logical epoch); the few images stay decoded in memory."""
 
     def __init__(self, samples: Sequence[Sample], config: DataConfig, seed: int) -> None:
-        self.samples = [resize_sample(sample, config.image_size, config.resize) for sample in samples]
+        self.samples = [fit_sample(sample, config.image_size, config.resize, config.fit) for sample in samples]
         self.augmentation = config.augment
         self.seed = seed
 
@@ -360,12 +345,13 @@ class QueryDataset(Dataset[Batch]):
         self.samples = samples
         self.size = config.image_size
         self.mode = config.resize
+        self.fit = config.fit
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Batch:
-        sample = resize_sample(self.samples[index], self.size, self.mode)
+        sample = fit_sample(self.samples[index], self.size, self.mode, self.fit)
         return {"image": sample.image.float() / 255, "label": sample.label, "id": sample.id, "epoch": 0}
 
 
@@ -376,13 +362,14 @@ class ImageDataset(Dataset[Batch]):
         self.pictures = pictures
         self.size = config.image_size
         self.mode = config.resize
+        self.fit = config.fit
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Batch:
         picture = self.pictures[index]
-        image = resize_image(picture.image, self.size, self.mode).float() / 255
+        image = fit_image(picture.image, self.size, self.mode, self.fit).float() / 255
         return {"image": image, "id": picture.id, "size": torch.tensor(picture.image.shape[-2:])}
 
 

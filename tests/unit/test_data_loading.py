@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from slime_bench.data.augment import Augmentation
-from slime_bench.data.datamodule import DataConfig, SegmentationDataModule, choose_support, resize_image, resize_sample
+from slime_bench.data.datamodule import DataConfig, SegmentationDataModule, choose_support
+from slime_bench.data.fit import fit_sample, resize_image, unfit
 from slime_bench.data.folder import FolderDataset, Sample
 from slime_bench.data.sampler import SupportBatchSampler, SupportSampler
 from slime_bench.errors import ConfigError, DataError, LabelError
@@ -376,7 +377,7 @@ def test_resizing_squashes_image_and_label(make: Make) -> None:
     label = torch.arange(24).reshape(4, 6) % 3
     image = torch.randint(256, (3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for mode in ("antialias", "opencv"):
-        sample = resize_sample(Sample("a", image, label), 8, mode)
+        sample = fit_sample(Sample("a", image, label), 8, mode)
         assert sample.image.shape == (3, 8, 8) and sample.image.dtype == torch.uint8
         assert torch.equal(sample.label, label.repeat_interleave(2, 0)[:, [0, 0, 1, 2, 3, 3, 4, 5]])
 
@@ -407,6 +408,28 @@ def test_any_folder_of_images(make: Make, tmp_path: Path) -> None:
         make().image_dataloader(tmp_path / "no")
 
 
+def test_padding_reaches_every_loader(make: Make, root: Path, tmp_path: Path) -> None:
+    """Pictures of 24 x 16: two thirds of the frame are the picture, the rest is black and ignored, in all batches."""
+    for split in ("support", "val", "test"):
+        for kind in ("images", "labels"):
+            (tmp_path / "data" / split / kind).mkdir(parents=True)
+            for file in (root / split / kind).iterdir():
+                Image.open(file).crop((0, 0, SIZE, 16)).save(tmp_path / "data" / split / kind / file.name)
+    still = Augmentation(flip_p=0, blur_p=0, rotation_p=0, crop_ratio=[1.0, 1.0])
+    module = make(shots=2, root=str(tmp_path / "data"), fit="pad", augment=still, num_workers=1)
+    for loader in (module.train_dataloader(), module.val_dataloader(), module.test_dataloader()):
+        for batch in loader:
+            assert batch["image"].shape[-2:] == batch["label"].shape[-2:] == (SIZE, SIZE)
+            assert (batch["label"][:, 16:] == 255).all() and (batch["label"][:, :16] != 255).all()
+            assert (batch["image"][:, :, 16:] == 0).all() and batch["image"][:, :, :16].mean() > 0.3
+    (first, *_) = module.image_dataloader(tmp_path / "data" / "test" / "images")
+    assert first["size"].tolist() == [[16, SIZE], [16, SIZE]] and (first["image"][:, :, 16:] == 0).all()
+    files = [np.array(Image.open(tmp_path / "data" / "test" / "images" / f"{name}.png")) for name in first["id"]]
+    for image, size, pixels in zip(first["image"], first["size"].tolist(), files, strict=True):
+        back = unfit(image, tuple(size), module.config.fit)
+        assert torch.equal((back * 255).round().byte().permute(1, 2, 0), torch.from_numpy(pixels))
+
+
 # --- configuration and fingerprint
 
 
@@ -414,7 +437,7 @@ def test_any_folder_of_images(make: Make, tmp_path: Path) -> None:
     ("name", "value"),
     [
         ("image_size", 0), ("batch_size", 0), ("train_batch_size", 0), ("num_workers", -1), ("passes_per_epoch", 0),
-        ("min_pixels", 0), ("validation", "test"), ("resize", "cubic"), ("classes", ["body"]),
+        ("min_pixels", 0), ("validation", "test"), ("resize", "cubic"), ("fit", "stretch"), ("classes", ["body"]),
     ],
 )  # fmt: skip
 def test_bad_settings(name: str, value: object) -> None:
