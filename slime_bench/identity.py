@@ -35,12 +35,21 @@ EXCLUDED: Final[tuple[str, ...]] = (
     "data.root",
     "backbone.weights",
     "backbone.revision",
+    "backbone.single_file_config",
+    "method.start.path",
+    # how much the backbone is given at once
+    "backbone.memory_gb",
+    "backbone.layer_groups",  # names to choose from; the chosen ones stand in `backbone.cross_layers`
     # a reduction of the stored counts: every result file holds all conventions
     "metric",
 )
 """Dotted keys, with everything below them, that cannot change the counts of a trial. `*` stands for one segment."""
 
-STANDS_IN: Final[dict[str, str]] = {"data.root": "data", "backbone.weights": "backbone"}
+STANDS_IN: Final[dict[str, str]] = {
+    "data.root": "data",
+    "backbone.weights": "backbone",
+    "method.start.path": "start",
+}
 """For an excluded location, the fingerprint that has to stand in for it."""
 
 REDACTED: Final = "<redacted>"

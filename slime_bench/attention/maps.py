@@ -1,6 +1,9 @@
 """Maps made of queries and keys: class logits, class probabilities, WAS. Pure functions.
 
 Shapes: B images, K classes, H heads, N query positions, M keys, T text tokens, D head width, (h, w) a layer's grid.
+
+Queries and keys may be float32, bfloat16 or float16; maps are float32 all the same, also under autocast
+(float64 stays float64).
 """
 
 from __future__ import annotations
@@ -41,8 +44,9 @@ def class_logits(layer: LayerAttention, num_classes: int, grid: Size) -> torch.T
     Averaging commutes with the dot product, so the keys of other tokens are never touched (Eq. 3 without softmax, as
     the authors' code trains).
     """
-    query, key = layer.query, layer.key[:, :, :num_classes]
-    logits = torch.einsum("bhnd,bhkd->bkn", query, key) * (layer.scale / query.shape[1])
+    with _full_precision(layer):
+        query, key = _full(layer.query), _full(layer.key[:, :, :num_classes])
+        logits = torch.einsum("bhnd,bhkd->bkn", query, key) * (layer.scale / query.shape[1])
     return logits.unflatten(-1, grid)
 
 
@@ -55,7 +59,8 @@ def class_probabilities(
         over_all_tokens: softmax over all T tokens, or over the class tokens alone (then the classes sum to 1).
     """
     key = layer.key if over_all_tokens else layer.key[:, :, :num_classes]
-    logits = torch.einsum("bhnd,bhkd->bhkn", layer.query, key) * layer.scale
+    with _full_precision(layer):
+        logits = torch.einsum("bhnd,bhkd->bhkn", _full(layer.query), _full(key)) * layer.scale
     return logits.softmax(dim=2)[:, :, :num_classes].mean(dim=1).unflatten(-1, grid)
 
 
@@ -98,7 +103,17 @@ def _propagate(layer: LayerAttention, values: torch.Tensor) -> torch.Tensor:
     query, key, values = (F.pad(x, (0, width - x.shape[-1])) for x in (layer.query, layer.key, values.contiguous()))
     values = values.to(query.dtype).expand(-1, query.shape[1], -1, -1)
     mixed = F.scaled_dot_product_attention(query, key, values, scale=layer.scale)
-    return mixed[..., :classes].mean(dim=1)
+    return _full(mixed[..., :classes]).mean(dim=1)
+
+
+def _full(values: torch.Tensor) -> torch.Tensor:
+    """At least float32."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _full_precision(layer: LayerAttention) -> torch.autocast:
+    """Without autocast, which would do a product of float32 tensors in half precision again."""
+    return torch.autocast(layer.query.device.type, enabled=False)
 
 
 def perplexity(layer: LayerAttention) -> torch.Tensor:

@@ -41,6 +41,23 @@ class SegmentationMethod(lightning.LightningModule, ABC):
         self._val_scores: list[float] = []
         self._best_state: dict[str, torch.Tensor] = {}
 
+    @classmethod
+    def check(cls, config: Any, backbone: Any, classes: Sequence[str], image_size: int) -> None:
+        """Refuse what is known to go wrong, before any weights are loaded. A method without such knowledge has none.
+
+        Args:
+            config: the method's `Config`. backbone: what its class's `describe` tells of it, None where it has none.
+            classes: K names. image_size: side of the test images in pixels.
+
+        Raises:
+            SlimeBenchError: a setting that cannot work.
+        """
+
+    @classmethod
+    def fingerprints(cls, config: Any) -> dict[str, str]:
+        """Content hashes of files that `config` points to, by name; they enter the trial's signature."""
+        return {}
+
     @abstractmethod
     def scores(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
         """Score maps of unseen images, float [B,K,H,W] at the images' size; the prediction is the argmax over K.

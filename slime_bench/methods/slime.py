@@ -6,8 +6,9 @@ only trained parameters (section 3 of the paper).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,52 +16,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from slime_bench.attention.maps import Size, average, class_logits, class_probabilities, resize, was
+from slime_bench.backbones.describe import BackboneFacts
 from slime_bench.backbones.stable_diffusion import DiffusionAttention, StableDiffusionBackbone
+from slime_bench.embeddings import read_embeddings
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod
+from slime_bench.methods.slime_config import SlimeConfig, check_settings
 from slime_bench.methods.slime_losses import class_weights, cross_entropy, guided, was_error
 from slime_bench.methods.slime_protocol import SlimeProtocol
 from slime_bench.methods.slime_segment import cross_maps, merge_patches, patch_boxes, patch_scores
 from slime_bench.seeding import generator
-
-PROMPT_KINDS = ("words", "class_names", "random")
-
-
-@dataclass
-class SlimeConfig:
-    """Settings of SLiMe.
-
-    Args:
-        name: in tables and folder names.
-        epochs: passes over the support set; 0 leaves the embeddings at their start.
-        max_steps: ends the optimisation after so many steps, where that is earlier.
-        lr: of Adam.
-        alpha, beta: weights of the WAS loss and of the diffusion loss (Eq. 8).
-        t_opt: smallest and largest timestep in training, both included.
-        t_test: timestep at test time.
-        start: what the embeddings start from: `words`: `prompt` once per class; `class_names`: the class's own name;
-            `random`: normal, with the spread of the text encoder's output.
-        prompt: the word for `words`; empty for the empty prompt.
-        maps: score maps at test time: `was`, or the `cross` maps alone (Table 1).
-        train_map_size: side H'' of the maps in training.
-        patch_size: side of a test patch in pixels of the image; null for the whole image.
-        patches_per_side: test patches along a side; each is resized to the backbone's image size.
-    """
-
-    name: str = "slime"
-    epochs: int = field(default=200, metadata={"min": 0})
-    max_steps: int | None = field(default=None, metadata={"min": 1})
-    lr: float = 0.1
-    alpha: float = 1.0
-    beta: float = 0.005
-    t_opt: list[int] = field(default_factory=lambda: [5, 100])
-    t_test: int = field(default=100, metadata={"min": 0})
-    start: str = field(default="words", metadata={"choices": PROMPT_KINDS})
-    prompt: str = "part"
-    maps: str = field(default="was", metadata={"choices": ("was", "cross")})
-    train_map_size: int = field(default=64, metadata={"min": 1})
-    patch_size: int | None = field(default=None, metadata={"min": 1})
-    patches_per_side: int = field(default=1, metadata={"min": 1})
 
 
 class Slime(SegmentationMethod):
@@ -71,7 +36,7 @@ class Slime(SegmentationMethod):
         classes: K names, `background` first. seed: of the trial.
 
     Raises:
-        ConfigError: more classes than the prompt has tokens, or timesteps outside the schedule.
+        ConfigError: see `check`.
     """
 
     Config = SlimeConfig
@@ -90,64 +55,49 @@ class Slime(SegmentationMethod):
         super().__init__(classes, keep_maps)
         self.config, self.protocol, self.backbone, self.seed = config, protocol, backbone, seed
         self.epochs, self.max_steps = config.epochs, config.max_steps
-        self._check()
+        check_settings(config, classes, backbone.num_tokens, backbone.num_timesteps)
         prompt, start = self._start()
         self.register_buffer("prompt", prompt, persistent=False)  # [1,T,D]
         self.register_buffer("empty", backbone.embed(""), persistent=False)  # [1,T,D]
         self.embeddings = nn.Parameter(start)  # [K-1,D]
 
-    def _check(self) -> None:
-        config, steps = self.config, self.backbone.num_timesteps
-        if len(self.classes) > self.backbone.num_tokens:
-            raise ConfigError(
-                "more classes than text tokens",
-                path="data.classes",
-                found=len(self.classes),
-                expected=f"at most {self.backbone.num_tokens}",
-                remedy="merge classes: every class owns one token of the prompt",
-            )
-        low, high = [*config.t_opt, -1, -1][:2]
-        if len(config.t_opt) != 2 or not 0 <= low <= high < steps:
-            raise ConfigError(
-                "bad range of training timesteps", path="method.t_opt", found=config.t_opt,
-                expected=f"[low, high] with 0 <= low <= high < {steps}", remedy="e.g. method.t_opt=[5,100]",
-            )  # fmt: skip
-        if config.t_test >= steps:
-            raise ConfigError(
-                "test timestep outside the schedule", path="method.t_test", found=config.t_test,
-                expected=f"0 to {steps - 1}", remedy="e.g. method.t_test=100",
-            )  # fmt: skip
-        if (config.patch_size is None) != (config.patches_per_side == 1):
-            raise ConfigError(
-                "test patches are half described", path="method.patch_size",
-                found=f"patch_size={config.patch_size}, patches_per_side={config.patches_per_side}",
-                expected="both, or neither", remedy="e.g. method.patch_size=400 method.patches_per_side=2",
-            )  # fmt: skip
-        for key in ("cross_layers", "self_layers"):
-            if not getattr(self.backbone, key.replace("layers", "names")):
-                raise ConfigError(
-                    "no attention layer is named", path=f"backbone.{key}", found="an empty list",
-                    expected="at least one layer", remedy="see conf/backbone/mini_sd.yaml",
-                )  # fmt: skip
+    @classmethod
+    def check(cls, config: SlimeConfig, backbone: BackboneFacts, classes: Sequence[str], image_size: int) -> None:
+        """See `check_settings`; also the width of embeddings that come from a file."""
+        check_settings(config, classes, backbone.num_tokens, backbone.num_timesteps, image_size)
+        if config.start.path is not None:
+            _check_shape(_read(config), (len(classes) - 1, backbone.text_width), config.start.path)
+
+    @classmethod
+    def fingerprints(cls, config: SlimeConfig) -> dict[str, str]:
+        """`start`: sha256 of the embeddings that come from a file."""
+        if config.start.path is None:
+            return {}
+        return {"start": hashlib.sha256(_read(config).float().contiguous().numpy().tobytes()).hexdigest()}
 
     def _start(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompt's embedding float [1,T,D] and the trained tokens' start float [K-1,D]."""
-        names, kind, backbone = self.classes[1:], self.config.start, self.backbone
+        names, kind, backbone = self.classes[1:], self.config.start.kind, self.backbone
         if kind == "class_names":
             prompt = backbone.embed(" ".join(names))
             spans = [len(backbone.tokenizer.tokenize(name)) for name in names]
             if 1 + sum(spans) > backbone.num_tokens:
                 raise ConfigError(
-                    "the class names do not fit into the prompt", path="method.start", found=f"{sum(spans)} tokens",
-                    expected=f"at most {backbone.num_tokens - 1}", remedy="use method.start=words",
+                    "the class names do not fit into the prompt", path="method.start.kind",
+                    found=f"{sum(spans)} tokens", expected=f"at most {backbone.num_tokens - 1}",
+                    remedy="use method.start.kind=words",
                 )  # fmt: skip
             # A name of several tokens starts from their mean, so that every class still owns one token.
             return prompt, torch.stack([part.mean(0) for part in prompt[0, 1 : 1 + sum(spans)].split(spans)])
-        prompt = backbone.embed(" ".join([self.config.prompt] * len(self.classes)).strip())
+        prompt = backbone.embed(" ".join([self.config.start.word] * len(self.classes)).strip())
         start = prompt[0, 1 : len(self.classes)].clone()
         if kind == "random":
             spread = prompt.std()
             start = torch.randn(start.shape, generator=generator(self.seed, "embeddings")).to(start) * spread
+        if kind == "file":
+            found = _read(self.config)
+            _check_shape(found, tuple(start.shape), str(self.config.start.path))
+            start = found.to(start)
         return prompt, start
 
     def text(self) -> torch.Tensor:
@@ -164,9 +114,9 @@ class Slime(SegmentationMethod):
         keys = list(zip(batch["id"], batch["epoch"].tolist(), strict=True))
         timesteps = self._timesteps(keys)
         latents, noise = self._latents(images, "train", keys)
-        noisy = self.backbone.add_noise(latents, noise, timesteps)
+        noisy, weights = self.backbone.add_noise(latents, noise, timesteps), self.config.loss_weights
         found = self.backbone.attention(
-            noisy, timesteps, self.text(), with_noise=self.config.beta != 0, with_self=self.config.alpha != 0
+            noisy, timesteps, self.text(), with_noise=weights.beta != 0, with_self=weights.alpha != 0
         )
         terms = self.losses(found, label, noisy, timesteps, noise)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(images))
@@ -186,25 +136,29 @@ class Slime(SegmentationMethod):
             found: attention of the noisy latents. label: int64 [B,H,W].
             noisy, noise: float [B,4,h,w]. timesteps: int64 [B].
         """
-        config, protocol, size = self.config, self.protocol, (self.config.train_map_size,) * 2
+        weighted, protocol, size = self.config.loss_weights, self.protocol, (self.config.train_map_size,) * 2
+        guides = weighted.beta != 0 and protocol.diffusion_loss == "guided"
+        other = self._other_half(noisy, timesteps, with_noise=guides, with_self=weighted.alpha != 0)
+        found = _joined(found, other)
         target = F.interpolate(label[:, None].float(), size, mode="nearest")[:, 0].long()
         weights = class_weights(target, len(self.classes), protocol.ce_weights)
         terms = {"cross_entropy": cross_entropy(self._train_maps(found, size), target, weights)}
         loss = terms["cross_entropy"]
-        if config.alpha:
+        if weighted.alpha:
             grid = found.self_grids[0]
             maps = self._train_maps(found, grid)
             maps = maps.softmax(1) if protocol.ce_input == "logits" else maps
             terms["was"] = was_error(resize(was(found.self_, maps), size), target, protocol.was_loss)
-            loss = loss + config.alpha * terms["was"]
-        if config.beta and found.noise is not None:
+            loss = loss + weighted.alpha * terms["was"]
+        if weighted.beta and found.noise is not None:
             predicted = found.noise
-            if protocol.diffusion_loss == "guided":
-                with torch.no_grad():
-                    unconditional = self.backbone.predict_noise(noisy, timesteps, self.empty.expand(len(noisy), -1, -1))
+            if guides:
+                unconditional = None if other is None else other.noise
+                if unconditional is None:
+                    unconditional = self._unconditional_noise(noisy, timesteps)
                 predicted = guided(predicted, unconditional, protocol.guidance_scale)
             terms["diffusion"] = F.mse_loss(predicted, noise)
-            loss = loss + config.beta * terms["diffusion"]
+            loss = loss + weighted.beta * terms["diffusion"]
         return {**terms, "loss": loss}
 
     def _train_maps(self, found: DiffusionAttention, size: Size) -> torch.Tensor:
@@ -216,25 +170,50 @@ class Slime(SegmentationMethod):
         )
 
     @torch.no_grad()
+    def _unconditional_noise(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return self.backbone.predict_noise(noisy, timesteps, self.empty.expand(len(noisy), -1, -1))
+
+    @torch.no_grad()
+    def _other_half(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, *, with_noise: bool, with_self: bool = True
+    ) -> DiffusionAttention | None:
+        """The guidance batch's empty-prompt half, where the protocol makes maps of it. It has no trained parameter."""
+        if self.protocol.halves == "conditional":
+            return None
+        return self.backbone.attention(noisy, timesteps, self.empty, with_noise=with_noise, with_self=with_self)
+
+    @torch.no_grad()
     def scores(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
-        """As the base class says. Patches and images share one batch; only the conditional half is computed."""
+        """As the base class says. Patches of all images go through the backbone together, in calls that fit its memory
+        budget (`backbone.memory_gb`)."""
         config, frame = self.config, (int(images.shape[-2]), int(images.shape[-1]))
         boxes = [(0, frame[0], 0, frame[1])]
         if config.patch_size is not None:
             boxes = patch_boxes(frame, config.patch_size, config.patches_per_side)
         side = self.backbone.config.image_size
         patches = torch.stack([images[:, :, y0:y1, x0:x1] for y0, y1, x0, x1 in boxes], dim=1).flatten(0, 1)
-        patches = resize(self._channels(patches), (side, side))  # [B*P,3,S,S]
         keys = [(name, index) for name in ids for index in range(len(boxes))]
-        latents, noise = self._latents(patches, "test", keys)
-        timesteps = torch.full((len(patches),), config.t_test, device=images.device)
-        noisy = self.backbone.add_noise(latents, noise, timesteps)
-        found = self.backbone.attention(noisy, timesteps, self.text(), with_noise=False)
-        cross = cross_maps(found.cross, found.cross_grids, len(self.classes), found.self_grids[0], self.protocol)
         extent = (boxes[0][1] - boxes[0][0], boxes[0][3] - boxes[0][2])
-        scores, passed = patch_scores(cross, found.self_, self.protocol, config.maps == "was", extent)
+        per_call = self.backbone.images_per_call((side, side))
+        made = [
+            self._patch_scores(resize(self._channels(part), (side, side)), keys[start : start + per_call], extent)
+            for start, part in zip(range(0, len(keys), per_call), patches.split(per_call), strict=True)
+        ]
+        scores, passed = (torch.cat(parts) for parts in zip(*made, strict=True))
         batch = (len(images), len(boxes))
         return merge_patches(scores.unflatten(0, batch), passed.unflatten(0, batch), boxes, frame)
+
+    def _patch_scores(
+        self, patches: torch.Tensor, keys: Sequence[tuple[str, int]], extent: Size
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches float [P,3,S,S] -> score maps float [P,K,*extent] and which classes passed, bool [P,K]."""
+        latents, noise = self._latents(patches, "test", keys)
+        timesteps = torch.full((len(patches),), self.config.t_test, device=patches.device)
+        noisy = self.backbone.add_noise(latents, noise, timesteps)
+        found = self.backbone.attention(noisy, timesteps, self.text(), with_noise=False)
+        found = _joined(found, self._other_half(noisy, timesteps, with_noise=False))
+        cross = cross_maps(found.cross, found.cross_grids, len(self.classes), found.self_grids[0], self.protocol)
+        return patch_scores(cross, found.self_, self.protocol, self.config.maps == "was", extent)
 
     def _channels(self, images: torch.Tensor) -> torch.Tensor:
         return images.flip(1) if self.protocol.channel_order == "bgr" else images
@@ -249,6 +228,8 @@ class Slime(SegmentationMethod):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents of images and the diffusion noise to add, float [B,4,h,w] each; draws are keyed per image."""
         shape = self.backbone.latent_shape((int(images.shape[-2]), int(images.shape[-1])))
+        if purpose == "test" and self.protocol.test_noise == "shared":
+            keys = [("", 0)] * len(keys)
         draws = [generator(self.seed, f"{purpose}_noise", *key) for key in keys]
         posterior = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(images)
         noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(images)
@@ -258,11 +239,31 @@ class Slime(SegmentationMethod):
         return {"embeddings": self.embeddings.detach()}
 
     def load_learned_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        found, expected = tuple(state["embeddings"].shape), tuple(self.embeddings.shape)
-        if found != expected:
-            raise ConfigError(
-                "these embeddings are of another class list or backbone", path="state.safetensors", found=list(found),
-                expected=list(expected), remedy="use the classes and the backbone that they were optimised with",
-            )  # fmt: skip
+        _check_shape(state["embeddings"], tuple(self.embeddings.shape), "state.safetensors")
         with torch.no_grad():
             self.embeddings.copy_(state["embeddings"])
+
+
+def _joined(one: DiffusionAttention, other: DiffusionAttention | None) -> DiffusionAttention:
+    """Both halves' layers side by side: the mean over layers is then the mean over halves and layers."""
+    if other is None:
+        return one
+    return DiffusionAttention(
+        one.cross + other.cross,
+        one.cross_grids + other.cross_grids,
+        one.self_ + other.self_,
+        one.self_grids + other.self_grids,
+        one.noise,
+    )
+
+
+def _read(config: SlimeConfig) -> torch.Tensor:
+    return read_embeddings(Path(str(config.start.path)))
+
+
+def _check_shape(found: torch.Tensor, expected: tuple[int, ...], path: str) -> None:
+    if tuple(found.shape) != expected:
+        raise ConfigError(
+            "these embeddings are of another class list or backbone", path=path, found=list(found.shape),
+            expected=list(expected), remedy="use the classes and the backbone that they were optimised with",
+        )  # fmt: skip

@@ -39,16 +39,20 @@ def cross_maps(
 ) -> torch.Tensor:
     """Test-time cross maps, float [B,K,*size] in [0,1]: see `SlimeProtocol.test_softmax`."""
     pairs = list(zip(layers, grids, strict=True))
-    if protocol.test_softmax == "as_trained":
+    # Training on probabilities takes them over all tokens, and they need no further softmax.
+    if protocol.test_softmax == "as_trained" and protocol.ce_input == "logits":
         return average([class_logits(layer, num_classes, grid) for layer, grid in pairs], size).softmax(dim=1)
-    every = protocol.test_softmax == "all_tokens"
+    every = protocol.test_softmax != "classes"
     return average([class_probabilities(layer, num_classes, grid, every) for layer, grid in pairs], size)
 
 
 def passes_gate(maps: torch.Tensor, protocol: SlimeProtocol) -> torch.Tensor:
     """Which classes take part in which image: bool [B,K] from cross maps float [B,K,h,w]."""
     peak = maps.amax((2, 3))
-    return peak >= protocol.token_gate if protocol.gate_inclusive else peak > protocol.token_gate
+    passed = peak >= protocol.token_gate if protocol.gate_inclusive else peak > protocol.token_gate
+    if protocol.no_class_passes == "ungated":
+        passed = passed | ~passed.any(dim=1, keepdim=True)
+    return passed
 
 
 def zero_first_below_mean(maps: torch.Tensor, passed: torch.Tensor) -> torch.Tensor:

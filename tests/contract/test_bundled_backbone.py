@@ -57,7 +57,7 @@ def test_optimised_embeddings_find_the_parts(tmp_path: Path) -> None:
     """A short 1-shot run on validation pictures, far above embeddings that were left where they start."""
     from data_prep.probe_mini_sd import probe
 
-    common = ["data=mini_car", f"data_root={tmp_path}", "seed=0", "method.beta=0", "shots=1"]
+    common = ["data=mini_car", f"data_root={tmp_path}", "seed=0", "method.loss_weights.beta=0", "shots=1"]
     start, fitted = (probe([*common, f"method.epochs={epochs}"]) for epochs in (0, 60))
     assert fitted["was"][0] > start["was"][0] + 15
     assert fitted["was"][0] > fitted["cross"][0]

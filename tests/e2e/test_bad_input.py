@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from e2e.conftest import Bench, command, contents
@@ -103,6 +104,19 @@ def _corrupt_weights(bench: Bench, patch: pytest.MonkeyPatch) -> list[str]:
     return [f"backbone.weights={folder}"]
 
 
+def _embeddings(classes: int, width: int) -> Spoil:
+    """A start from a folder of the authors' form."""
+
+    def spoil(bench: Bench, patch: pytest.MonkeyPatch) -> list[str]:
+        folder = bench.outputs.parent / f"authors-{classes}-{width}"
+        folder.mkdir()
+        for index in range(classes):
+            torch.save(torch.zeros(1, 1, width), folder / f"embedding_{index}.pth")
+        return ["method.start.kind=file", f"method.start.path={folder}", "method.epochs=0"]
+
+    return spoil
+
+
 def _full_disk(when: str) -> Spoil:
     """No space as soon as the file called `when` is written; the system's own error."""
 
@@ -128,9 +142,34 @@ def _full_disk(when: str) -> Spoil:
     return spoil
 
 
+def _settings(*overrides: str) -> Spoil:
+    return lambda *_: list(overrides)
+
+
+UP = "up_blocks.3.attentions.0"
+BEFORE_LOADING = [
+    Mistake("no such layer", _settings("backbone.cross_layers=[up_blocks.9.attentions.0]"), ("up_blocks.9", UP)),
+    Mistake(
+        "self layers of two sizes",
+        _settings(f"backbone.self_layers=[up_blocks.2.attentions.0,{UP}]"),
+        ("backbone.self_layers", "up_blocks.2.attentions.0", UP),
+    ),
+    Mistake("no layer", _settings("backbone.self_layers=[]"), ("backbone.self_layers",)),
+    Mistake("class count over 77", _too_many_classes, ("78", "77", "data.classes")),
+    Mistake("no such timestep at test", _settings("method.t_test=1000"), ("method.t_test", "999")),
+    Mistake("no such timestep in training", _settings("method.t_opt=[5,1000]"), ("method.t_opt", "1000")),
+    Mistake(
+        "patches larger than the image",
+        _settings("method.patch_size=65", "method.patches_per_side=2"),
+        ("method.patch_size", "65", "64"),
+    ),
+    Mistake("threshold above 1", _settings("protocol.token_gate=1.5"), ("protocol.token_gate", "1.5", "at most 1")),
+    Mistake("threshold below 0", _settings("protocol.token_gate=-0.1"), ("protocol.token_gate", "at least 0")),
+    Mistake("embeddings of another width", _embeddings(5, 33), ("authors-5-33", "[5, 33]", "[5, 32]")),
+    Mistake("embeddings of other classes", _embeddings(4, 32), ("authors-4-32", "[4, 32]", "[5, 32]")),
+]
 MISTAKES = [
     Mistake("unknown class name", _unknown_class, ("whel", "did you mean `wheel`")),
-    Mistake("class count over 77", _too_many_classes, ("78", "77", "data.classes")),
     Mistake("label outside the classes, support", _foreign_label("support"), ("car-support-1.png", "9 (3 pixels)")),
     Mistake("label outside the classes, test", _foreign_label("test"), ("car-test-1.png", "9 (3 pixels)")),
     Mistake("image without its mask", _no_mask, ("car-test-1.png", "without a label map")),
@@ -139,7 +178,7 @@ MISTAKES = [
     Mistake("unreadable test image", _unreadable("test"), ("car-test-1.png",)),
     Mistake("support without foreground", _no_foreground, ("no foreground", "car-support")),
     Mistake("more shots than the pool", lambda *_: ["shots=5"], ("shots=5", "at most 4")),
-    Mistake("no such timestep", lambda *_: ["method.t_test=1000"], ("method.t_test", "999")),
+    Mistake("half precision on the CPU", _settings("trainer.precision=fp16"), ("fp16", "trainer.precision=bf16")),
     Mistake("CUDA where there is none", _no_cuda, ("CUDA", "trainer=cpu")),
     Mistake("missing backbone folder", _no_backbone, ("nowhere", "backbone.weights")),
     Mistake("corrupt safetensors", _corrupt_weights, ("unet", "torn_sd")),
@@ -175,7 +214,27 @@ def test_a_message_and_nothing_lost(
     assert [name for name in after if name.endswith(".tmp")] == []
 
 
-@pytest.mark.parametrize("mistake", [MISTAKES[1], MISTAKES[9], MISTAKES[12]], ids=lambda each: each.name)
+@pytest.mark.parametrize("mistake", BEFORE_LOADING, ids=lambda each: each.name)
+def test_what_can_be_known_is_said_before_anything_is_loaded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, mistake: Mistake
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the weights were loaded")
+
+    before = contents(bench.outputs)
+    overrides = mistake.spoil(bench, monkeypatch)
+    monkeypatch.setattr("slime_bench.backbones.stable_diffusion.StableDiffusionBackbone.__init__", load)
+    outcome = bench(*overrides)
+    assert outcome.code == 2, outcome
+    assert [word for word in mistake.words if word not in outcome.err] == [], outcome.err
+    assert "what to do: " in outcome.err and "Traceback" not in outcome.err + outcome.out
+    assert contents(bench.outputs) == before
+
+
+TRACED = ("unknown class name", "more shots than the pool", "missing backbone folder")
+
+
+@pytest.mark.parametrize("mistake", [one for one in MISTAKES if one.name in TRACED], ids=lambda each: each.name)
 def test_the_traceback_is_shown_on_request(bench: Bench, monkeypatch: pytest.MonkeyPatch, mistake: Mistake) -> None:
     monkeypatch.setenv(cli.FULL_ERROR, "1")
     outcome = bench(*mistake.spoil(bench, monkeypatch))

@@ -14,7 +14,8 @@ from torch import nn
 
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod
-from slime_bench.methods.slime import Slime, SlimeConfig
+from slime_bench.methods.slime import Slime
+from slime_bench.methods.slime_config import LossWeights, SlimeConfig, Start, check_settings
 
 CLASSES = ["background", "wheel", "window"]
 SIZE = 64
@@ -94,7 +95,7 @@ class TestTraining:
         assert (after[:, 1:3] != before[:, 1:3]).any(-1).all()
 
     def test_terms_are_weighed_and_logged(self, make: Any) -> None:
-        method = make(alpha=0.7, beta=0.01)
+        method = make(loss_weights=LossWeights(0.7, 0.01))
         loss = method.training_step(batch(), 0)
         logged = method.logged
         assert set(logged) == {"train/cross_entropy", "train/was", "train/diffusion", "train/loss"}
@@ -103,7 +104,7 @@ class TestTraining:
         assert not any(value.requires_grad for value in logged.values())
 
     def test_optimisation_lowers_the_loss(self, make: Any) -> None:
-        method = make(lr=0.05, beta=0.0)
+        method = make(lr=0.05, loss_weights=LossWeights(beta=0.0))
         optimiser, losses = method.configure_optimizers(), []
         for _ in range(6):
             loss = method.training_step(batch(), 0)  # the same epoch: the same timestep and noise
@@ -115,7 +116,7 @@ class TestTraining:
 
     @pytest.mark.parametrize(
         ("settings", "protocol", "passes"),
-        [({"beta": 0.0}, {}, 0), ({}, {}, 2), ({}, {"diffusion_loss": "plain"}, 1)],
+        [({"loss_weights": LossWeights(beta=0.0)}, {}, 0), ({}, {}, 2), ({}, {"diffusion_loss": "plain"}, 1)],
         ids=["no diffusion loss", "guided", "plain"],
     )
     def test_noise_is_predicted_only_where_it_is_used(
@@ -126,7 +127,7 @@ class TestTraining:
         assert ("train/diffusion" in method.logged) == (passes > 0)
 
     def test_self_attention_is_left_out_where_it_has_no_weight(self, make: Any) -> None:
-        method = make(alpha=0.0, beta=0.0)
+        method = make(loss_weights=LossWeights(0.0, 0.0))
         calls = Calls(method.backbone.unet.up_blocks[3])
         method.training_step(batch(), 0)
         calls.handle.remove()
@@ -141,7 +142,7 @@ class TestTraining:
         assert abs(usual - other) > 1e-6
 
     def test_draws_depend_on_seed_image_and_epoch_only(self, make: Any) -> None:
-        method, again, other = make(beta=0.0), make(beta=0.0), make(seed=1, beta=0.0)
+        method, again, other = (make(seed=seed, loss_weights=LossWeights(beta=0.0)) for seed in (0, 0, 1))
         first = method.training_step(batch(), 0)
         assert torch.equal(first, again.training_step(batch(), 0))
         assert first != other.training_step(batch(), 0)
@@ -157,14 +158,14 @@ class TestTraining:
 class TestStart:
     def test_words(self, make: Any, tiny_backbone: Any) -> None:
         expected = tiny_backbone.embed("wheel wheel wheel")[0, 1:3]
-        assert torch.equal(make(prompt="wheel").embeddings.detach(), expected)
+        assert torch.equal(make(start=Start(word="wheel")).embeddings.detach(), expected)
 
     def test_empty_prompt(self, make: Any, tiny_backbone: Any) -> None:
-        method = make(prompt="")
+        method = make(start=Start(word=""))
         assert torch.equal(method.text().detach(), tiny_backbone.embed(""))
 
     def test_class_names_of_several_tokens_start_from_their_mean(self, make: Any, tiny_backbone: Any) -> None:
-        method = make(start="class_names", classes=["background", "wheel", "neck+torso", "tail"])
+        method = make(start=Start("class_names"), classes=["background", "wheel", "neck+torso", "tail"])
         pieces = len(tiny_backbone.tokenizer.tokenize("neck+torso"))
         text = tiny_backbone.embed("wheel neck+torso tail")[0]
         assert pieces > 1
@@ -173,7 +174,7 @@ class TestStart:
         torch.testing.assert_close(method.embeddings[2].detach(), text[2 + pieces])
 
     def test_random_depends_on_the_seed_alone(self, make: Any) -> None:
-        one, same, other = (make(start="random", seed=seed).embeddings.detach() for seed in (0, 0, 1))
+        one, same, other = (make(start=Start("random"), seed=seed).embeddings.detach() for seed in (0, 0, 1))
         assert torch.equal(one, same) and not torch.equal(one, other)
         assert not torch.equal(one, make().embeddings.detach())
 
@@ -194,7 +195,7 @@ class TestBadSettings:
             make(classes=names)
         assert make(classes=names[:77]).embeddings.shape == (76, 32)
 
-    @pytest.mark.parametrize("half", [{"patch_size": 48}, {"patches_per_side": 2}])
+    @pytest.mark.parametrize("half", [{"patches_per_side": 2}])
     def test_half_described_patches(self, make: Any, half: dict[str, int]) -> None:
         with pytest.raises(ConfigError, match=r"method\.patch_size"):
             make(**half)
@@ -203,16 +204,25 @@ class TestBadSettings:
         with pytest.raises(ConfigError, match="larger than the image"):
             make(patch_size=SIZE + 1, patches_per_side=2).scores(batch()["image"], ["a", "b"])
 
-    @pytest.mark.parametrize("kind", ["cross_names", "self_names"])
-    def test_no_layer_is_named(self, make: Any, tiny_backbone: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-        monkeypatch.setattr(tiny_backbone, kind, [])
-        with pytest.raises(ConfigError, match=r"backbone\.(cross|self)_layers"):
-            make()
+    def test_patches_that_leave_gaps(self) -> None:
+        config = SlimeConfig(patch_size=20, patches_per_side=2)
+        with pytest.raises(ConfigError, match="gaps"):
+            check_settings(config, CLASSES, 77, 1000, SIZE)
+
+    def test_one_patch_of_the_whole_image(self, make: Any) -> None:
+        images, ids = batch()["image"], ["a", "b"]
+        whole = make(patch_size=SIZE, patches_per_side=1).scores(images, ids)
+        assert torch.equal(whole, make().scores(images, ids))
+
+    @pytest.mark.parametrize("start", [Start("file"), Start("words", path="somewhere")])
+    def test_half_described_start(self, make: Any, start: Start) -> None:
+        with pytest.raises(ConfigError, match=r"method\.start\.path"):
+            make(start=start)
 
     def test_class_names_that_do_not_fit_into_the_prompt(self, make: Any) -> None:
         names = ["background", *(f"neck+torso{index}" for index in range(60))]
         with pytest.raises(ConfigError, match=r"method\.start"):
-            make(start="class_names", classes=names)
+            make(start=Start("class_names"), classes=names)
 
 
 class TestScores:
@@ -275,9 +285,78 @@ class TestScores:
         assert torch.equal(seen[2], seen[0].flip(1)) and torch.equal(seen[3], seen[1].flip(1))
 
 
+class TestSwitchesOfTheTestSide:
+    """Those of the training side: `test_every_switch_of_training_changes_the_loss`."""
+
+    def scores(self, make: Any, images: torch.Tensor, **protocol: Any) -> torch.Tensor:
+        return make(protocol=protocol).scores(images, [str(index) for index in range(len(images))])
+
+    @pytest.mark.parametrize(
+        "protocol",
+        [
+            {"halves": "both"},
+            {"test_softmax": "classes"},
+            {"test_softmax": "as_trained"},
+            {"token_gate": 1.0},
+            {"zero_below_mean": False},
+            {"affine_rescale": False},
+            {"sample_latents": False},
+            {"test_noise": "shared"},
+        ],
+    )
+    def test_every_switch_changes_the_maps(self, make: Any, protocol: dict[str, Any]) -> None:
+        images = batch()["image"]
+        assert (self.scores(make, images) - self.scores(make, images, **protocol)).abs().max() > 1e-5
+
+    def test_both_halves_are_the_mean_of_two_passes(self, make: Any) -> None:
+        """With the empty prompt in the place of the classes both halves are one and the same."""
+        images = batch()["image"]
+        one, both = (make(protocol={"halves": halves}, start=Start(word="")) for halves in ("conditional", "both"))
+        torch.testing.assert_close(both.scores(images, ["a", "b"]), one.scores(images, ["a", "b"]))
+        losses = [method.training_step(batch(), 0) for method in (one, both)]
+        torch.testing.assert_close(losses[0], losses[1])
+        losses[1].backward()
+        assert both.embeddings.grad.abs().amax(1).min() > 0
+
+    def test_shared_noise_is_that_of_every_image(self, make: Any) -> None:
+        image = batch()["image"][:1]
+        twice, names = torch.cat([image, image]), ["a", "b"]
+        shared = make(protocol={"test_noise": "shared"}).scores(twice, names)
+        torch.testing.assert_close(shared[0], shared[1])
+        own = make().scores(twice, names)
+        assert (own[0] - own[1]).abs().max() > 1e-5
+
+    def test_an_image_in_which_none_passes(self, make: Any) -> None:
+        images = batch()["image"]
+        switches: dict[str, Any] = {"token_gate": 1.0, "no_class_passes": "ungated"}
+        assert torch.equal(self.scores(make, images, **switches), self.scores(make, images, token_gate=0.0))
+
+    def test_as_trained_follows_the_training_maps(self, make: Any) -> None:
+        images = batch()["image"]
+        probabilities = {"ce_input": "probabilities"}
+        found = self.scores(make, images, test_softmax="as_trained", **probabilities)
+        assert torch.equal(found, self.scores(make, images, test_softmax="all_tokens", **probabilities))
+
+
+class TestMemoryBudget:
+    def test_calls_hold_as_many_patches_as_fit(self, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        method, images, ids = make(patch_size=48, patches_per_side=2), batch(3)["image"], ["a", "b", "c"]
+        whole = method.scores(images, ids)
+        sizes: list[int] = []
+        encode = method.backbone.encode
+        monkeypatch.setattr(
+            method.backbone, "encode", lambda part, noise: (sizes.append(len(part)), encode(part, noise))[1]
+        )
+        for per_call, expected in ((100, [12]), (5, [5, 5, 2]), (1, [1] * 12)):
+            sizes.clear()
+            monkeypatch.setattr(method.backbone, "images_per_call", lambda _, n=per_call: n)
+            torch.testing.assert_close(method.scores(images, ids), whole, rtol=0, atol=1e-5)
+            assert sizes == expected
+
+
 class TestLearnedState:
     def test_round_trip(self, make: Any) -> None:
-        trained, fresh, images = make(start="random", seed=3), make(seed=3), batch()["image"]
+        trained, fresh, images = make(start=Start("random"), seed=3), make(seed=3), batch()["image"]
         state = trained.learned_state()
         assert list(state) == ["embeddings"] and not state["embeddings"].requires_grad
         assert not torch.equal(fresh.scores(images, ["a", "b"]), trained.scores(images, ["a", "b"]))
