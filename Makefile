@@ -1,9 +1,11 @@
 # slime-bench. `make help` lists the targets; each of them works as the first command after a clone.
 
-PRESET ?= mini
-ARGS   ?=
+PRESET  ?= mini
+SUBJECT ?= car
+ARGS    ?=
 
-SUBJECTS := car horse face
+SUBJECTS  := car horse face
+ABLATIONS := was prompt losses t_opt t_test lr layers start
 VENV     := .venv
 STAMP    := $(VENV)/.stamp
 BIN      := $(VENV)/bin
@@ -15,12 +17,13 @@ DATA       := $${SLIME_BENCH_DATA:-data}
 OUTPUTS    := $${SLIME_BENCH_OUTPUTS:-outputs}
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format mini-data report reproduce-all clean $(SUBJECTS:%=reproduce-%)
+.PHONY: help setup test lint format mini-data report reproduce-all ablation-all clean \
+        $(SUBJECTS:%=reproduce-%) $(ABLATIONS:%=ablation-%)
 
 help:  ## list the targets
-	@echo "usage: make <target> [PRESET=mini|paper] [ARGS='key=value ...'] [PYTHON=python3.12]"
+	@echo "usage: make <target> [PRESET=mini|paper] [SUBJECT=car|horse|face] [ARGS='key=value ...'] [PYTHON=python3.12]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z_-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with everything in the versions of constraints.txt
 
@@ -72,6 +75,32 @@ $(SUBJECTS:%=reproduce-%): reproduce-%:
 reproduce-all: $(STAMP)  ## all three tables
 	@status=0; \
 	for subject in $(SUBJECTS); do $(MAKE) --no-print-directory reproduce-$$subject || status=$$?; done; \
+	exit $$status
+
+ablation-was: $(STAMP)     ## Table 1 for SUBJECT: with and without WAS at test time
+ablation-prompt: $(STAMP)  ## Table 5: what the embeddings start from
+ablation-losses: $(STAMP)  ## Table 6: weights of the loss terms
+ablation-t_opt: $(STAMP)   ## Table 7: timesteps of the optimisation
+ablation-t_test: $(STAMP)  ## Table 8: timestep at test time
+ablation-lr: $(STAMP)      ## Table 9: learning rate
+ablation-layers: $(STAMP)  ## Table 10: cross-attention layers
+ablation-start: $(STAMP)   ## embeddings that are never optimised (not in the paper)
+
+# ARGS goes to both commands: the report composes the same trials to know what it should find.
+$(ABLATIONS:%=ablation-%): ablation-%:
+	@status=0; \
+	$(BIN)/slime-bench --multirun experiment=$(PRESET)_$(SUBJECT) ablation=$* $(ARGS) || status=$$?; \
+	[ $$status -ne 130 ] || exit 130; \
+	if [ $$status -eq 0 ] || ls "$(OUTPUTS)"/runs/*/*/*/*/result.json >/dev/null 2>&1; then \
+	  $(BIN)/slime-bench report --ablation $* experiment=$(PRESET)_$(SUBJECT) $(ARGS) \
+	    || { code=$$?; [ $$status -ne 0 ] || status=$$code; }; \
+	fi; \
+	[ $$status -eq 0 ] || echo "$@: not finished; the messages above say what is missing" >&2; \
+	exit $$status
+
+ablation-all: $(STAMP)  ## all of them
+	@status=0; \
+	for name in $(ABLATIONS); do $(MAKE) --no-print-directory ablation-$$name || status=$$?; done; \
 	exit $$status
 
 report: $(STAMP)  ## tables and figures from the results that are there (ARGS='--subject car')

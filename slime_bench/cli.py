@@ -26,7 +26,11 @@ INTERRUPTED = 130
 STORAGE = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
 }  # fmt: skip
-SUBCOMMANDS = {"report": "slime_bench.report.command", "segment": "slime_bench.segment"}
+SUBCOMMANDS = {
+    "report": "slime_bench.report.command",
+    "segment": "slime_bench.segment",
+    "embeddings": "slime_bench.embeddings_command",
+}
 NOISY = (
     "lightning", "pytorch_lightning", "torchmetrics", "diffusers", "transformers", "huggingface_hub", "torch", "hydra",
     "omegaconf",
@@ -39,8 +43,11 @@ slime-bench – few-shot segmentation from the attention of frozen models
 one trial      slime-bench method=slime data=mini_car shots=1 seed=0
 a sweep        slime-bench --multirun seed=0,1,2 shots=1,10
 a table        slime-bench --multirun experiment=mini_car
+an ablation    slime-bench --multirun experiment=mini_car ablation=lr
 tables, plots  slime-bench report --subject car
+               slime-bench report --ablation lr experiment=mini_car
 own images     slime-bench segment --help
+embeddings     slime-bench embeddings --help     to and from the form of SLiMe's authors
 
 slime-bench --help        the groups of the configuration and their options
 slime-bench --cfg job     the composed configuration; any key of it can be given as key=value

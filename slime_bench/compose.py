@@ -33,7 +33,7 @@ from slime_bench.typed import nearest
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
-SUBCOMMANDS = ("report", "segment", "help")
+SUBCOMMANDS = ("report", "segment", "embeddings", "help")
 _SECRET = re.compile(r"(?i)api_?key|secret|passw|_token$")
 _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 _stamp = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.errors import ResultError
-from slime_bench.identity import flatten, parse_trial_folder
+from slime_bench.identity import canonical_json, flatten, parse_trial_folder
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report.published import Published, PublishedRow, Stat
 from slime_bench.results import RESULT_FILE, TrialResult, average_of, read_result
@@ -21,6 +22,11 @@ PAPER_PRESET = "paper"
 """Only this preset runs on the data and weights of the published tables, so only it is compared with them."""
 PAPER_CONVENTION = "slime"
 _OWN_COLUMNS = ("seed", "shots", "metric")
+
+Family = tuple[str, str, str, str, str, str]
+"""Names of method, backbone, data, subject, preset and protocol."""
+Usual = Mapping[Family, Mapping[str, str]]
+"""Default settings of a family: dotted key -> text, as `settings` gives them."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Row:
 
     Attributes:
         variant: what sets the row apart from other rows of the same names, e.g. `maps=cross`; empty for the usual one.
+        usual: whether the settings are the default ones, or it is not known what those are.
         series: the trials' signature without the seed; empty for a published row.
         classes: class names of the trials, background first.
         seeds, n: seeds behind the mean and their number; `n` is None where a paper does not state it.
@@ -92,6 +99,7 @@ class Row:
     supervised: bool = False
     source: str = ""
     key: str | None = None
+    usual: bool = True
 
 
 @dataclass(frozen=True)
@@ -143,10 +151,14 @@ def aggregate(
     convention: str = "slime",
     background: bool = True,
     expected_seeds: Sequence[int] = (),
+    usual: Usual | None = None,
 ) -> list[Row]:
     """Rows of mean and sample standard deviation (ddof 1) over the seeds of each series, in percent.
 
     The deviation of the average is taken over per-seed averages; with one seed there is none.
+
+    Args:
+        usual: default settings of the families for which they are known.
 
     Raises:
         ResultError: an unknown convention, or two results of one series and seed.
@@ -155,40 +167,54 @@ def aggregate(
         raise ResultError("Unknown metric convention.", found=convention, expected=" or ".join(CONVENTION_RULES))
     groups: dict[tuple[Any, ...], list[TrialResult]] = defaultdict(list)
     for result in results:
-        groups[(*_family(result), result.shots, result.series)].append(result)
-    labels = variants([trials[0] for trials in groups.values()])
+        groups[(*family(result), result.shots, result.series)].append(result)
+    labels = variants([trials[0] for trials in groups.values()], usual)
     rows = [
-        _row(sorted(trials, key=lambda one: one.seed), labels[key[-1]], convention, background, expected_seeds)
+        dataclasses.replace(
+            _row(sorted(trials, key=lambda one: one.seed), labels[key[-1]], convention, background, expected_seeds),
+            usual=_is_usual(trials[0], usual),
+        )
         for key, trials in groups.items()
     ]
     return sorted(rows, key=lambda row: (row.data, row.preset, row.shots, row.method, row.variant, row.series))
 
 
-def variants(trials: Sequence[TrialResult]) -> dict[str, str]:
+def variants(trials: Sequence[TrialResult], usual: Usual | None = None) -> dict[str, str]:
     """Series -> label, for one trial of every series.
 
     Among the series of one method, backbone, data, preset, protocol and number of shots, a label lists the settings in
-    which a series departs from the most common value. Where no value is the most common, every series states its own.
+    which a series departs from the default, or where that is not known from the most common value. Where no value is
+    the most common, every series states its own.
     """
     families: dict[tuple[Any, ...], list[TrialResult]] = defaultdict(list)
     for trial in trials:
-        families[(*_family(trial), trial.shots)].append(trial)
-    return {series: label for members in families.values() for series, label in _labels(members).items()}
+        families[(*family(trial), trial.shots)].append(trial)
+    labels: dict[str, str] = {}
+    for members in families.values():
+        labels |= _labels(members, (usual or {}).get(family(members[0]), {}))
+    return labels
+
+
+def without_variants(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those of other settings, for every family that has rows of its default settings."""
+    have = {_names(row) for row in rows if row.usual}
+    return [row for row in rows if row.usual or _names(row) not in have]
 
 
 def missing(rows: Iterable[Row], expected_shots: Sequence[int], expected_seeds: Sequence[int]) -> list[MissingTrial]:
     """Expected trials without a valid result.
 
     Each of our rows should have every expected seed; each method (with its backbone, data, preset and protocol) should
-    have every expected number of shots. A variant alone, e.g. one line of an ablation, need not have every shot.
+    have every expected number of shots, with its default settings where these are known. A variant alone, e.g. one line
+    of an ablation, need not have every shot.
     """
     families: dict[tuple[str, str, str, str, str], set[int]] = defaultdict(set)
     found: list[MissingTrial] = []
     for row in rows:
         if row.published or row.shots is None:
             continue
-        names = (row.method, row.backbone, row.data, row.preset, row.protocol)
-        families[names].add(row.shots)
+        names = _names(row)
+        families[names] |= {row.shots} if row.usual else set()
         found += [
             MissingTrial(*names, row.variant, row.shots, seed) for seed in expected_seeds if seed not in row.seeds
         ]
@@ -230,14 +256,11 @@ def published_rows(published: Published, comparable: bool) -> list[Row]:
 
 
 def comparison(row: Row, published: Published | None) -> PublishedRow | None:
-    """The published row that may be subtracted from `row`: same method, shots, data, weights and metric; else None."""
+    """The published row that may be subtracted from `row`: same method, settings, shots, data and metric; else None."""
     same_metric = row.convention == PAPER_CONVENTION and row.background_in_average
     if row.published or published is None or row.preset != PAPER_PRESET or not same_metric:
         return None
-    for candidate in published.rows:
-        if candidate.key == row.method and candidate.shots == row.shots:
-            return candidate
-    return None
+    return published.main_row(row.method, row.shots) if row.usual and row.shots is not None else None
 
 
 def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
@@ -252,8 +275,35 @@ def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
     return {"per_class": per_class, "average": _minus(row.average.mean, other.average.mean)}
 
 
-def _family(result: TrialResult) -> tuple[str, ...]:
+def family(result: TrialResult) -> Family:
+    """The names under which results stand side by side."""
     return (result.method, result.backbone, result.data, result.subject, result.preset, result.protocol)
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted key -> text of what a recorded configuration says, without what has a column of its own."""
+    own = {key: value for key, value in config.items() if key not in _OWN_COLUMNS}
+    return {key: value if isinstance(value, str) else canonical_json(value) for key, value in flatten(own)}
+
+
+def shortened(key: str, keys: Sequence[str]) -> str:
+    """The shortest tail of a dotted key that names no other key."""
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        tail = ".".join(parts[-length:])
+        if sum(other == tail or other.endswith(f".{tail}") for other in keys) == 1 and parts[0] != "fingerprint":
+            return tail
+    return key
+
+
+def _names(row: Row) -> tuple[str, str, str, str, str]:
+    return (row.method, row.backbone, row.data, row.preset, row.protocol)
+
+
+def _is_usual(trial: TrialResult, usual: Usual | None) -> bool:
+    expected = (usual or {}).get(family(trial), {})
+    have = settings(trial.config)
+    return all(have.get(key) == text for key, text in expected.items())
 
 
 def _row(
@@ -306,19 +356,22 @@ def _stat(fractions: Sequence[float]) -> Stat:
     return Stat(mean, statistics.stdev(percent) if len(percent) > 1 else None)
 
 
-def _labels(members: Sequence[TrialResult]) -> dict[str, str]:
-    settings = {member.series: _settings(member) for member in members}
-    keys = sorted({key for values in settings.values() for key in values})
-    shown: dict[str, list[str]] = {series: [] for series in settings}
+def _labels(members: Sequence[TrialResult], usual: Mapping[str, str]) -> dict[str, str]:
+    every = {member.series: _distinguishing(member) for member in members}
+    keys = sorted({key for values in every.values() for key in values})
+    shown: dict[str, list[str]] = {series: [] for series in every}
     for key in keys:
-        texts = {series: values.get(key, "-") for series, values in settings.items()}
+        texts = {series: values.get(key, "-") for series, values in every.items()}
         common = Counter(texts.values()).most_common(2)
-        if len(common) == 1:
+        if key in usual:
+            reference: str | None = usual[key]
+        elif len(common) == 1:
             continue
-        usual = common[0][0] if common[0][1] > common[1][1] else None
+        else:
+            reference = common[0][0] if common[0][1] > common[1][1] else None
         for series, text in texts.items():
-            if text != usual:
-                shown[series].append(f"{_shortened(key, keys)}={text}")
+            if text != reference:
+                shown[series].append(f"{shortened(key, keys)}={text}")
     labels = {series: ", ".join(parts) for series, parts in shown.items()}
     # Redacted values can be all that sets two series apart: then only the hash can tell them apart.
     twice = Counter(labels.values())
@@ -328,20 +381,8 @@ def _labels(members: Sequence[TrialResult]) -> dict[str, str]:
     }
 
 
-def _settings(trial: TrialResult) -> dict[str, str]:
-    config = {key: value for key, value in trial.config.items() if key not in _OWN_COLUMNS}
-    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(config)}
-    return values | {f"fingerprint.{name}": value[:12] for name, value in trial.fingerprints.items()}
-
-
-def _shortened(key: str, keys: Sequence[str]) -> str:
-    """The shortest tail of a dotted key that names no other key."""
-    parts = key.split(".")
-    for length in range(1, len(parts)):
-        tail = ".".join(parts[-length:])
-        if sum(other == tail or other.endswith(f".{tail}") for other in keys) == 1 and parts[0] != "fingerprint":
-            return tail
-    return key
+def _distinguishing(trial: TrialResult) -> dict[str, str]:
+    return settings(trial.config) | {f"fingerprint.{name}": value[:12] for name, value in trial.fingerprints.items()}
 
 
 def _failed(path: Path) -> FailedTrial | None:

@@ -1,4 +1,7 @@
-"""`slime-bench report`: every table and picture that the result files allow."""
+"""`slime-bench report`: every table and picture that the result files allow.
+
+With --ablation the table of one ablation: what is expected follows from the overrides, which are those of the sweep.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slime_bench.errors import ResultError, SlimeBenchError
+from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.qualitative import QUALITATIVE_FILE, read_qualitative
+from slime_bench.report.ablation import AblationReport, ablation_report
+from slime_bench.report.ablation_settings import settings_of
+from slime_bench.report.ablation_table import ablation_grid, write_ablation
 from slime_bench.report.aggregate import Collected, collect
+from slime_bench.report.grid import print_grid
 from slime_bench.report.plots import qualitative_grid
 from slime_bench.report.published import load_published
-from slime_bench.report.tables import SubjectReport, rich_table, sections, subject_report, write_tables
+from slime_bench.report.tables import SubjectReport, section_grid, sections, subject_report, write_tables
+from slime_bench.report.usual import default_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,17 +38,32 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
 
     Errors are printed without a traceback unless `HYDRA_FULL_ERROR=1`.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     try:
-        run(
-            outputs=arguments.outputs,
-            subject=arguments.subject,
-            convention=arguments.convention,
-            background=not arguments.without_background,
-            seeds=arguments.seeds,
-            shots=arguments.shots,
-            console=console,
-        )
+        _check(arguments)
+        if arguments.ablation is not None:
+            run_ablation(
+                arguments.ablation,
+                arguments.overrides,
+                outputs=arguments.outputs,
+                folder=arguments.out,
+                convention=arguments.convention,
+                background=False if arguments.without_background else None,
+                extra_dir=arguments.config_dir,
+                console=console,
+            )
+        else:
+            run(
+                outputs=arguments.outputs or _default_outputs(),
+                subject=arguments.subject or "all",
+                convention=arguments.convention or "slime",
+                background=not arguments.without_background,
+                seeds=arguments.seeds or (0, 1, 2),
+                shots=arguments.shots or (1, 10),
+                show_variants=arguments.variants,
+                extra_dir=arguments.config_dir,
+                console=console,
+            )
     except SlimeBenchError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -56,9 +79,15 @@ def run(
     background: bool = True,
     seeds: Sequence[int] = (0, 1, 2),
     shots: Sequence[int] = (1, 10),
+    show_variants: bool = False,
+    extra_dir: str | None = None,
     console: Console | None = None,
 ) -> list[SubjectReport]:
     """The reports of one subject, or of all that have a result.
+
+    Args:
+        show_variants: also the series of other settings than the default ones.
+        extra_dir: a further folder of configuration files, to know the default settings from.
 
     Raises:
         ResultError: there is no valid result to report on.
@@ -71,6 +100,7 @@ def run(
     if not found or any(name not in found for name in wanted):
         raise _nothing(outputs, subject, found, collected)
     reports = []
+    usual = default_settings([one for one in collected.results if one.subject in wanted], extra_dir)
     for name in wanted:
         report = subject_report(
             collected,
@@ -80,6 +110,8 @@ def run(
             background=background,
             expected_shots=shots,
             expected_seeds=seeds,
+            usual=usual,
+            show_variants=show_variants,
         )
         folder = outputs / "reports" / name
         pictures = _pictures(report, collected, folder)
@@ -89,20 +121,70 @@ def run(
     return reports
 
 
+def run_ablation(
+    name: str,
+    overrides: Sequence[str],
+    *,
+    outputs: Path | None = None,
+    folder: Path | None = None,
+    convention: str | None = None,
+    background: bool | None = None,
+    extra_dir: str | None = None,
+    console: Console | None = None,
+) -> AblationReport:
+    """The table of one ablation, printed and written.
+
+    Args:
+        name, overrides: as they were given to the sweep.
+        outputs: folder with runs/; that of the configuration by default. folder: for the files; the subject's reports
+            by default.
+        convention, background: those of the configuration by default.
+
+    Raises:
+        ConfigError: see `ablation.settings_of`.
+        ResultError: no trial of the ablation is finished.
+        StorageError: a file cannot be written.
+    """
+    settings = settings_of(name, overrides, extra_dir)
+    trial = next(iter(settings[0].trials.values()))
+    outputs = outputs or Path(trial["output_root"])
+    report = ablation_report(
+        name,
+        overrides,
+        settings,
+        collect(outputs),
+        load_published(trial["data"]["subject"]),
+        convention=convention or trial["metric"]["convention"],
+        background=trial["metric"]["background"] if background is None else background,
+        outputs=outputs,
+    )
+    console = console or _console()
+    paths = write_ablation(report, folder or outputs / "reports" / report.subject)
+    print_grid(ablation_grid(report), console)
+    console.print(f"Written to {paths[0]} (and .csv, .json)", markup=False, highlight=False, soft_wrap=True)
+    return report
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise a ConfigError for options that belong to the other kind of table."""
+    given = vars(arguments)
+    if arguments.ablation is None:
+        wrong = [name for name in ("overrides", "out") if given[name]]
+        expected, remedy = "--ablation <name> with it", "add --ablation <name>, or leave it out"
+    else:
+        wrong = [name for name in ("subject", "seeds", "shots", "variants") if given[name]]
+        expected = "an ablation's data, seeds and shots as overrides, as they were given to the sweep"
+        remedy = "e.g. slime-bench report --ablation lr experiment=mini_horse seed=0,1,2"
+    if wrong:
+        found = " ".join(given[name][0] if name == "overrides" else f"--{name}" for name in wrong)
+        raise ConfigError(
+            "These options do not go together.", path=found, found=found, expected=expected, remedy=remedy
+        )
+
+
 def _print(report: SubjectReport, folder: Path, console: Console) -> None:
     for section in sections(report):
-        table = rich_table(section)
-        needed = console.measure(table, options=console.options.update(width=10_000)).maximum
-        if needed <= console.width:
-            console.print(table)
-        elif console.is_terminal:
-            console.print(rich_table(section, compact=True))
-        else:
-            # A file or a pipe has no width: rich guesses 80 columns, at which the table must not be folded.
-            width = console.width
-            console.width = needed
-            console.print(table)
-            console.width = width
+        print_grid(section_grid(section), console)
     console.print(f"Written to {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -150,16 +232,31 @@ def _console() -> Console:
     return Console()
 
 
+def _default_outputs() -> Path:
+    return Path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="slime-bench report", description=__doc__)
-    parser.add_argument("--subject", default="all", type=_name, help="car, horse, face, or all (default)")
-    default = Path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
-    parser.add_argument("--outputs", default=default, type=Path, help=f"folder with runs/ (default {default})")
+    parser = argparse.ArgumentParser(
+        prog="slime-bench report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     rules = "; ".join(f"{name}: {rule}" for name, rule in CONVENTION_RULES.items())
-    parser.add_argument("--convention", default="slime", choices=list(CONVENTION_RULES), help=rules)
-    parser.add_argument("--without-background", action="store_true", help="leave class 0 out of the average")
-    parser.add_argument("--seeds", default=[0, 1, 2], type=_numbers("seed"), help="expected seeds (default 0,1,2)")
-    parser.add_argument("--shots", default=[1, 10], type=_numbers("shots"), help="expected shots (default 1,10)")
+    add = parser.add_argument
+    add("--outputs", type=Path, help=f"folder with runs/ (default {_default_outputs()})")
+    add("--convention", choices=list(CONVENTION_RULES), help=f"{rules} (default slime)")
+    add("--without-background", action="store_true", help="leave class 0 out of the average")
+    add("--config-dir", help="a further folder of configuration files, as it was given to the sweep")
+    main_tables = parser.add_argument_group("main tables")
+    add = main_tables.add_argument
+    add("--subject", type=_name, help="car, horse, face, or all (default)")
+    add("--seeds", type=_numbers("seed"), help="expected seeds (default 0,1,2)")
+    add("--shots", type=_numbers("shots"), help="expected shots (default 1,10)")
+    add("--variants", action="store_true", help="also the series with other settings than the default ones")
+    ablations = parser.add_argument_group("ablations")
+    add = ablations.add_argument
+    add("--ablation", type=_name, help="name of the ablation: a file of conf/ablation")
+    add("--out", type=Path, help="folder for its files (default <outputs>/reports/<subject>)")
+    add("overrides", nargs="*", help="as they were given to the sweep, e.g. experiment=mini_horse")
     return parser
 
 

@@ -33,7 +33,8 @@ class PublishedRow:
         per_class: class name -> `Stat`, for the columns of the paper.
         average: mean over the columns as the paper states it.
         average_gap: stated average minus the mean of the stated classes where rounding cannot explain it, else 0.
-        setting: what an ablation changed, else empty; `values` are our configuration keys for it.
+        setting: what an ablation changed, else empty; `values` are our configuration keys for it, layers by the name of
+            their group.
     """
 
     method: str
@@ -50,6 +51,27 @@ class PublishedRow:
 
 
 @dataclass(frozen=True)
+class PublishedAblation:
+    """One published ablation.
+
+    Attributes:
+        name: of the file in conf/ablation with the same grid.
+        source: the table. title: what it varies.
+        shots: support images of all its rows.
+        default: the setting of the main SLiMe row with these shots, as our configuration keys. That row belongs to the
+            ablation and is not among `rows`.
+        rows: the other settings. A key of `default` that is not among a row's `values` has its value there.
+    """
+
+    name: str
+    source: str
+    title: str
+    shots: int
+    default: dict[str, Any]
+    rows: list[PublishedRow]
+
+
+@dataclass(frozen=True)
 class Published:
     """The published numbers of one subject; `columns` is the paper's column order."""
 
@@ -59,7 +81,15 @@ class Published:
     citation: str
     columns: list[str]
     rows: list[PublishedRow]
-    ablations: list[PublishedRow]
+    ablations: list[PublishedAblation]
+
+    def ablation(self, name: str) -> PublishedAblation | None:
+        """The published ablation with the grid of conf/ablation/<name>.yaml, if there is one."""
+        return next((each for each in self.ablations if each.name == name), None)
+
+    def main_row(self, key: str, shots: int) -> PublishedRow | None:
+        """The row of the main table that our method `key` compares with."""
+        return next((row for row in self.rows if (row.key, row.shots) == (key, shots)), None)
 
 
 def load_published(subject: str, folder: Path | None = None) -> Published | None:
@@ -78,11 +108,7 @@ def load_published(subject: str, folder: Path | None = None) -> Published | None
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         columns = [str(name) for name in content["columns"]]
         rows = [_row(entry, columns) for entry in content["rows"]]
-        ablations = [
-            _row({"key": None, "supervised": False, "n": None, **table, **entry}, columns)
-            for table in content["ablations"]
-            for entry in table["rows"]
-        ]
+        ablations = [_ablation(table, columns) for table in content["ablations"]]
         texts = {name: str(content[name]) for name in ("subject", "data", "backbone", "citation")}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
@@ -92,6 +118,19 @@ def load_published(subject: str, folder: Path | None = None) -> Published | None
             expected="the keys described at the top of the shipped files",
         ) from error
     return Published(**texts, columns=columns, rows=rows, ablations=ablations)
+
+
+def _ablation(table: dict[str, Any], columns: list[str]) -> PublishedAblation:
+    shared = {"method": table["method"], "shots": table["shots"], "source": table["source"]}
+    shared |= {"key": None, "supervised": False, "n": None}
+    return PublishedAblation(
+        name=str(table["ablation"]),
+        source=str(table["source"]),
+        title=str(table["title"]),
+        shots=int(table["shots"]),
+        default=dict(table["default"]),
+        rows=[_row({**shared, **entry}, columns) for entry in table["rows"]],
+    )
 
 
 def _row(entry: dict[str, Any], columns: list[str]) -> PublishedRow:

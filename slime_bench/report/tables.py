@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report.aggregate import (
@@ -17,20 +17,20 @@ from slime_bench.report.aggregate import (
     FailedTrial,
     MissingTrial,
     Row,
+    Usual,
     aggregate,
     comparison,
     difference,
     missing,
     published_rows,
+    without_variants,
 )
+from slime_bench.report.grid import DASH, Grid, Line, numbers, stat_text
+from slime_bench.report.grid import markdown as grid_markdown
 from slime_bench.report.published import Published, PublishedRow, Stat
 from slime_bench.results import write_atomic
 
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
 UNIT = "percent"
-_DASH = "-"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class SubjectReport:
         subject: car, horse, face, ...
         columns: class names in the paper's order.
         rows: our rows, sorted by data, preset, shots and method.
+        hidden: our rows of other settings than the default, which the tables leave out and the CSV and JSON files hold.
         published: the published numbers, if there are any for the subject.
         missing: expected trials without a valid result; `failed` those that ended in an error.
         invalid: files that are no valid result, with the reason.
@@ -49,6 +50,7 @@ class SubjectReport:
     subject: str
     columns: list[str]
     rows: list[Row]
+    hidden: list[Row]
     published: Published | None
     missing: list[MissingTrial]
     failed: list[FailedTrial]
@@ -84,22 +86,29 @@ def subject_report(
     background: bool = True,
     expected_shots: Sequence[int] = (1, 10),
     expected_seeds: Sequence[int] = (0, 1, 2),
+    usual: Usual | None = None,
+    show_variants: bool = False,
 ) -> SubjectReport:
     """The report of one subject.
+
+    Args:
+        usual: default settings of each family (see `usual.default_settings`); where they are known and have results,
+            the table is theirs, and the other settings are hidden unless `show_variants`.
 
     Raises:
         ResultError: see `aggregate`.
     """
     results = [result for result in collected.results if result.subject == subject]
-    rows = aggregate(results, convention, background, expected_seeds)
-    names = {row.data for row in rows}
-    classes = list(dict.fromkeys(name for row in rows for name in row.classes))
-    columns = list(published.columns) if published else classes[1:] + classes[:1]
-    columns += [name for name in classes if name not in columns]
+    every = aggregate(results, convention, background, expected_seeds, usual)
+    rows = every if show_variants else without_variants(every)
+    names = {row.data for row in every}
+    classes = list(dict.fromkeys(name for row in every for name in row.classes))
+    columns = column_order(published, classes)
     return SubjectReport(
         subject=subject,
         columns=columns,
         rows=rows,
+        hidden=[row for row in every if row not in rows],
         published=published,
         missing=missing(rows, expected_shots, expected_seeds),
         # A failed trial leaves no subject behind: its data set's folder is all there is to go by.
@@ -112,6 +121,12 @@ def subject_report(
     )
 
 
+def column_order(published: Published | None, classes: Sequence[str]) -> list[str]:
+    """The paper's column order, then classes it does not have; without a paper the background comes last."""
+    columns = list(published.columns) if published else [*classes[1:], *classes[:1]]
+    return columns + [name for name in classes if name not in columns]
+
+
 def sections(report: SubjectReport) -> list[Section]:
     """One table per preset and data set of our rows, published rows first within each number of shots."""
     keys = list(dict.fromkeys((row.preset, row.data) for row in report.rows))
@@ -119,55 +134,25 @@ def sections(report: SubjectReport) -> list[Section]:
 
 
 def all_rows(report: SubjectReport) -> list[Row]:
-    """Our rows, then the published ones once."""
+    """Our rows, hidden ones included, then the published ones once."""
+    ours = [*report.rows, *report.hidden]
     if report.published is None:
-        return list(report.rows)
-    comparable = any(row.preset == PAPER_PRESET for row in report.rows)
-    return [*report.rows, *published_rows(report.published, comparable)]
+        return ours
+    comparable = any(row.preset == PAPER_PRESET for row in ours)
+    return [*ours, *published_rows(report.published, comparable)]
 
 
-def rich_table(section: Section, compact: bool = False) -> RichTable:
-    """The section as a `rich` table.
-
-    Args:
-        compact: for a narrow terminal: deviations on a line of their own, no frame, no column of sources.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(section.title),
-        caption=Text("\n".join(section.caption)),
-        caption_justify="left",
-        box=None if compact else box.HEAVY_HEAD,
-        padding=(0, 1, 0, 0) if compact else (0, 1),
-    )
-    header = _header(section)
-    shown = len(header) - 1 if compact else len(header)
-    for index, name in enumerate(header[:shown]):
-        table.add_column(Text(name), justify="left" if index == 0 else "right", overflow="fold")
-    for row in section.rows:
-        cells = _cells(section, row)[:shown]
-        if compact:
-            cells = [cell.replace("±", "\n±") for cell in cells]
-        # Text, because class names and variants may hold what rich would read as markup.
-        table.add_row(*(Text(cell) for cell in cells), style="dim" if row.published else "bold")
-    return table
+def section_grid(section: Section) -> Grid:
+    """The section as cells."""
+    lines = [Line(_cells(section, row), ours=not row.published) for row in section.rows]
+    return Grid(section.title, _header(section), lines, section.caption)
 
 
 def markdown(report: SubjectReport, pictures: Sequence[str] = ()) -> str:
     """All sections as Markdown, each with its caption; `pictures` are file names beside the Markdown file."""
     parts = [f"# {report.subject}"]
     for section in sections(report):
-        header = [_escape(name) for name in _header(section)]
-        lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
-        for row in section.rows:
-            cells = [_escape(cell) for cell in _cells(section, row)]
-            if not row.published:
-                cells[0] = f"**{cells[0]}**"
-            lines.append(f"| {' | '.join(cells)} |")
-        parts += [f"## {section.title}", "\n".join(lines), "\n".join(f"- {line}" for line in section.caption)]
+        parts += grid_markdown(section_grid(section))
     if pictures:
         parts += ["## Test images", "\n\n".join(f"![{name}]({name})" for name in pictures)]
     return "\n\n".join(parts) + "\n"
@@ -177,7 +162,7 @@ def csv_text(report: SubjectReport) -> str:
     """All rows as CSV with full precision; every row says what the captions say."""
     names = ["method", "backbone", "data", "subject", "shots", "preset", "protocol", "variant", "convention"]
     names += ["background_in_average", "published", "other_data", "supervised", "source", "unit", "seeds", "n"]
-    names += ["missing_seeds", "notes"]
+    names += ["missing_seeds", "usual", "notes"]
     names += [f"{column}_{part}" for column in [*report.columns, "average"] for part in ("mean", "std")]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
@@ -251,25 +236,20 @@ def _section(report: SubjectReport, preset: str, data: str) -> Section:
 
 
 def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str) -> list[str]:
-    background = "with" if report.background_in_average else "without"
     backbones, protocols = (_listed(getattr(row, name) for row in ours) for name in ("backbone", "protocol"))
-    numbers = _listed(f"{row.n}" for row in ours)
     lines = [
         f"preset {preset}; data {data}; backbone {backbones}; protocol {protocols}",
-        f"convention {report.convention}: {CONVENTION_RULES[report.convention]}; "
-        f"average over the classes {background} background",
-        f"mean±sample standard deviation over n seeds (n = {numbers}); no deviation for one seed",
+        *metric_lines(report.convention, report.background_in_average, [row.n for row in ours]),
     ]
     if report.published:
-        where = f"{report.published.data}, {report.published.backbone}; {report.published.citation}"
-        if preset == PAPER_PRESET:
-            lines.append(f"published rows: {where}; * = trained on a whole annotated set")
-        else:
-            lines.append(
-                f"published rows: OTHER DATA ({where}), shown for orientation and not comparable with "
-                f"preset {preset}; * = trained on a whole annotated set"
-            )
+        note = "* = trained on a whole annotated set"
+        lines.append(f"{published_line(report.published, preset)}; {note}")
     lines += [f"{row.method} {row.variant} {row.shots}-shot: {note}" for row in ours for note in row.notes]
+    hidden = len({row.series for row in report.hidden if (row.preset, row.data) == (preset, data)})
+    if hidden:
+        lines.append(
+            f"{hidden} series with other settings not shown; --variants shows them, --ablation <name> an ablation"
+        )
     lines.append(_missing_line(report, preset, data))
     here = [trial for trial in report.failed if trial.data == data]
     lines += [
@@ -281,14 +261,32 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     return lines
 
 
+def metric_lines(convention: str, background: bool, runs: Sequence[int | None]) -> list[str]:
+    """How the numbers of a table came about: convention, average, and seeds behind the rows."""
+    counts = ", ".join(map(str, sorted({count for count in runs if count})))
+    return [
+        f"convention {convention}: {CONVENTION_RULES[convention]}; "
+        f"average over the classes {'with' if background else 'without'} background",
+        f"mean±sample standard deviation over n seeds (n = {counts}); no deviation for one seed",
+    ]
+
+
+def published_line(published: Published, preset: str) -> str:
+    """Where published rows come from, and whether rows of `preset` may be compared with them."""
+    where = f"{published.data}, {published.backbone}; {published.citation}"
+    if preset == PAPER_PRESET:
+        return f"published rows: {where}"
+    return f"published rows: OTHER DATA ({where}), shown for orientation and not comparable with preset {preset}"
+
+
 def _missing_line(report: SubjectReport, preset: str, data: str) -> str:
     grouped: dict[tuple[str, str, str, int], list[int]] = {}
     for trial in report.missing:
         if (trial.preset, trial.data) == (preset, data):
             key = (trial.method, trial.protocol, trial.variant, trial.shots)
             grouped.setdefault(key, []).append(trial.seed)
-    shots = ", ".join(map(str, report.expected_shots))
-    seeds = ", ".join(map(str, report.expected_seeds))
+    shots = numbers(report.expected_shots)
+    seeds = numbers(report.expected_seeds)
     if not grouped:
         return f"missing trials: none (of shots {shots}; seeds {seeds})"
     parts = [
@@ -312,31 +310,22 @@ def _header(section: Section) -> list[str]:
 
 def _cells(section: Section, row: Row) -> list[str]:
     name = f"{row.method}{'*' if row.supervised else ''}"
-    optional = [str(getattr(row, key)) or _DASH for key in _optional(section)]
+    optional = [str(getattr(row, key)) or DASH for key in _optional(section)]
     stats = [row.per_class.get(column, Stat(None, None)) for column in section.columns]
-    cells = [name, _DASH if row.shots is None else str(row.shots), *optional]
-    cells += [_DASH if row.n is None else str(row.n), *(_format(stat, row.published) for stat in [*stats, row.average])]
+    cells = [name, DASH if row.shots is None else str(row.shots), *optional]
+    cells += [
+        DASH if row.n is None else str(row.n),
+        *(stat_text(stat, row.published) for stat in [*stats, row.average]),
+    ]
     if section.compared:
         gap = difference(row, section.comparisons.get(row.series))
-        cells.append(_DASH if gap is None or gap["average"] is None else f"{gap['average']:+.1f}")
+        cells.append(DASH if gap is None or gap["average"] is None else f"{gap['average']:+.1f}")
     source = f"{row.source}{', other data' if row.other_data else ''}" if row.published else "ours"
     return [*cells, source]
 
 
-def _format(stat: Stat, as_stated: bool) -> str:
-    if stat.mean is None:
-        return _DASH
-    if as_stated:  # a published number keeps its own decimals
-        return f"{stat.mean}" if stat.std is None else f"{stat.mean}±{stat.std}"
-    return f"{stat.mean:.1f}" if stat.std is None else f"{stat.mean:.1f}±{stat.std:.1f}"
-
-
 def _listed(values: Any) -> str:
     return ", ".join(sorted(set(values)))
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
 
 
 def _relative(path: Path, root: Path) -> str:

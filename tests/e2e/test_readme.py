@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from e2e.conftest import Bench, Outcome, command
-from slime_bench import compose
+from slime_bench import cli, compose
 from slime_bench.report import command as report_command
 from slime_bench.results import read_result
 
@@ -38,24 +38,25 @@ def test_every_command_is_of_a_kind_that_is_tested_here(readme: str) -> None:
 
 
 def test_make_targets_are_there(readme: str, repository: Path) -> None:
-    listed = re.findall(r"^([a-z][a-z-]*):.*## ", (repository / "Makefile").read_text(), re.MULTILINE)
+    listed = re.findall(r"^([a-z][a-z_-]*):.*## ", (repository / "Makefile").read_text(), re.MULTILINE)
     asked = [words[1] for words in commands(readme) if words[0] == "make"]
-    inline = re.findall(r"`make ([a-z-]+)", readme)
+    inline = re.findall(r"`make ([a-z_-]+)", readme)
     assert asked[:2] == ["reproduce-car", "test"] and set(asked) | set(inline) <= set(listed)
 
 
 def test_trials_and_sweeps_compose(readme: str) -> None:
     sizes = []
     for words in commands(readme):
-        if words[0] == "slime-bench" and words[1] not in ("report", "segment"):
+        if words[0] == "slime-bench" and words[1] not in cli.SUBCOMMANDS:
             overrides = [word for word in words[1:] if word != "--multirun"]
             sizes.append(len(compose.plan(overrides, sweep="--multirun" in words).trials))
-    assert sizes == [1, 6, 6]
+    assert sizes == [1, 6, 6, 8, 6, 1]
 
 
 def test_reports_are_understood(readme: str) -> None:
     found = [words[2:] for words in commands(readme) if words[:2] == ["slime-bench", "report"]]
-    assert found and all(report_command._parser().parse_args(words).subject == "car" for words in found)
+    understood = [report_command._parser().parse_intermixed_args(words) for words in found]
+    assert [(each.subject, each.ablation) for each in understood] == [("car", None), (None, "lr")]
 
 
 def test_segment_does_as_told(
@@ -71,6 +72,23 @@ def test_segment_does_as_told(
     outcome = command(*words[1:])
     assert outcome.code == 0, outcome.err
     assert Path("masks/car-val-0.png").is_file() and Path("masks/colour/car-val-0.png").is_file()
+
+
+def test_embeddings_travel_as_told(
+    readme: str, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the mini backbone's own width: 5 embeddings, as the mini car has five parts."""
+    export, back, use = [words[1:] for words in commands(readme) if "car_embeddings" in " ".join(words)]
+    monkeypatch.chdir(tmp_path)
+    state = Path(export[export.index("--state") + 1])
+    state.parent.mkdir(parents=True)
+    state.write_bytes((swept[0].folder() / "state.safetensors").read_bytes())
+    outcome = command(*export)
+    assert outcome.code == 0 and len(list(Path("car_embeddings").iterdir())) == 5, outcome.err
+    outcome = command(*back, f"backbone.weights={swept[0].sd}")
+    assert outcome.code == 0 and Path("car.safetensors").is_file(), outcome.err
+    outcome = command(*use, *swept[0].settings)
+    assert outcome.code == 0, outcome.err
 
 
 def test_the_method_example_runs(
@@ -106,7 +124,7 @@ def test_paths_keys_and_options_that_the_page_names_exist(readme: str, repositor
         for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", table)
         if key.split(".")[0] in ("protocol", "data", "seed")
     ]
-    assert len(keys) >= 5
+    assert len(keys) >= 4
     for key in keys:
         node = cfg
         for part in key.split("."):

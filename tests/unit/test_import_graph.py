@@ -26,19 +26,21 @@ ROOMS: dict[str, set[str]] = {
     "metrics": BASE,
     "refine": BASE,
     "backbones": {*BASE, "attention"},
-    "methods": {*BASE, "attention", "backbones", "metrics", "refine"},
+    "embeddings": {*BASE, "results"},
+    "methods": {*BASE, "attention", "backbones", "embeddings", "metrics", "refine"},
     "data": {*BASE, "data_prep"},
     "schema": {*BASE, "typed"},
     "compose": {*BASE, "typed", "schema", "identity", "paths"},
     "device": BASE,
     "results": {*BASE, "identity", "metrics"},
     "qualitative": {*BASE, "results"},
-    "report": {*BASE, "identity", "metrics", "results", "paths", "qualitative"},
+    "report": {*BASE, "identity", "metrics", "results", "paths", "qualitative", "compose", "schema"},
     "trial": {*BASE, "device", "qualitative", "schema", "typed", "identity", "results", "paths", "logger", "progress"}
     | {"attention", "metrics", "refine", "backbones", "methods", "data"},
     "segment": {*BASE, "device", "schema", "typed", "identity", "results", "paths", "compose"}
     | {"attention", "metrics", "refine", "backbones", "methods", "data"},
-    "cli": {*BASE, "compose", "schema", "paths", "trial", "segment", "report"},
+    "embeddings_command": {*BASE, "embeddings", "compose", "schema", "trial", "segment", "methods"},
+    "cli": {*BASE, "compose", "schema", "paths", "trial", "segment", "embeddings_command", "report"},
     # Rendering, pre-training and preparing data: tools beside the bench, which may measure with it.
     "data_prep": {*BASE, "attention", "backbones", "metrics", "methods", "data", "schema", "paths"},
 }
