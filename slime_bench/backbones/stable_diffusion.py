@@ -1,22 +1,29 @@
 """Stable Diffusion as a frozen backbone: images to latents, prompts to embeddings, noisy latents to attention.
 
-Any model in the Stable Diffusion folder layout will do: SD 1.x and 2.x, and the bundled `mini_sd`.
+Any model in the Stable Diffusion folder layout will do: SD 1.x and 2.x, and the bundled `mini_sd`; so will a
+single-file checkpoint of one of them.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from slime_bench.attention.capture import LayerAttention, capture, named_layer
 from slime_bench.attention.maps import Size, grid_size
-from slime_bench.backbones.locate import check_hashes, fingerprint, locate
-from slime_bench.errors import BackboneError
+from slime_bench.backbones.describe import (
+    BackboneFacts,
+    check_prediction,
+    describe,
+    downscale,
+    layer_name,
+    prompt_length,
+)
+from slime_bench.backbones.load import DTYPES, load_parts
+from slime_bench.backbones.locate import check_hashes, fingerprint, source
+from slime_bench.backbones.memory import images_within
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class DiffusionAttention:
 
     Attributes:
         cross, self_: the named layers, in the order named. cross_grids, self_grids: their (h, w).
-        noise: predicted noise, float [B,4,h,w]; None when the pass ended after the last named layer.
+        noise: predicted noise, float32 [B,4,h,w]; None when the pass ended after the last named layer.
     """
 
     cross: list[LayerAttention]
@@ -36,7 +43,8 @@ class DiffusionAttention:
 
 
 class StableDiffusionBackbone(nn.Module):
-    """Frozen; all parameters float32 unless moved by the trainer.
+    """Frozen. The networks compute in the precision of their weights; what goes in and comes out is float32, but for
+    captured queries and keys.
 
     Raises:
         BackboneError: weights missing, corrupt, of another architecture, or without a named layer.
@@ -44,34 +52,46 @@ class StableDiffusionBackbone(nn.Module):
 
     @dataclass
     class Config:
+        """Settings of a Stable Diffusion.
+
+        Args:
+            name: in tables and result files.
+            weights: bundled name, folder, `.safetensors` file, or hub id.
+            revision: commit of a hub id; null for its main branch.
+            single_file_config: what a single file holds: a folder of `assets/sd_configs`, another folder, or a hub id.
+            image_size: side that the model was trained at, pixels.
+            dtype: precision of the frozen weights.
+            layer_groups: lists of layers by name, to choose `cross_layers` from.
+            cross_layers: modules whose `attn2` gives the cross maps. self_layers: modules whose `attn1` gives the self
+                maps, all on one grid.
+            memory_gb: what one inference call may take beside the weights, in 10^9 bytes; see `images_per_call`.
+        """
+
         name: str = "mini_sd"
-        weights: str = "mini_sd"  # bundled name, folder, or hub id
+        weights: str = "mini_sd"
         revision: str | None = None
-        image_size: int = 128  # side that the model was trained at, pixels
-        cross_layers: list[str] = field(default_factory=list)  # modules whose attn2 gives the cross maps
-        self_layers: list[str] = field(default_factory=list)  # modules whose attn1 gives the self maps
+        single_file_config: str | None = None
+        image_size: int = field(default=128, metadata={"min": 8})
+        dtype: str = field(default="fp32", metadata={"choices": tuple(DTYPES)})
+        layer_groups: dict[str, list[str]] = field(default_factory=dict)
+        cross_layers: list[str] = field(default_factory=list)
+        self_layers: list[str] = field(default_factory=list)
+        memory_gb: float = field(default=4.0, metadata={"min": 0.0})
 
     alphas_cumprod: torch.Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.folder = locate(config.weights, config.revision)
-        check_hashes(self.folder)
-        parts = _load(self.folder)
+        place = source(config)
+        check_hashes(place.configs)
+        parts = load_parts(place, DTYPES[config.dtype])
         self.vae, self.unet, self.text_encoder = parts["vae"], parts["unet"], parts["text_encoder"]
         self.tokenizer, self._scheduler = parts["tokenizer"], parts["scheduler"]
-        if self._scheduler.config.prediction_type != "epsilon":
-            raise BackboneError(
-                "this diffusion model does not predict noise",
-                path=self.folder / "scheduler",
-                found=f"prediction_type {self._scheduler.config.prediction_type}",
-                expected="prediction_type epsilon, which the diffusion loss is written for",
-                remedy="use a base model, such as Stable Diffusion 2.1-base at 512 pixels",
-            )
+        check_prediction(self._scheduler.config.prediction_type)
         self.requires_grad_(False).eval()
-        self.cross_names = [_layer_name(name, "attn2") for name in config.cross_layers]
-        self.self_names = [_layer_name(name, "attn1") for name in config.self_layers]
+        self.cross_names = [layer_name(name, "attn2") for name in config.cross_layers]
+        self.self_names = [layer_name(name, "attn1") for name in config.self_layers]
         for name in (*self.cross_names, *self.self_names):
             named_layer(self.unet, name)  # a misspelt layer is found now, not in the first training step
         self.register_buffer("alphas_cumprod", self._scheduler.alphas_cumprod.float(), persistent=False)
@@ -83,11 +103,20 @@ class StableDiffusionBackbone(nn.Module):
     @classmethod
     def content_hash_of(cls, config: Config) -> str:
         """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
-        return fingerprint(locate(config.weights, config.revision))
+        return fingerprint(source(config))
+
+    @classmethod
+    def describe(cls, config: Config) -> BackboneFacts:
+        """What can be known from the configuration files alone; see `slime_bench.backbones.describe`.
+
+        Raises:
+            BackboneError: files that are missing or of another kind, or layer names that cannot give maps.
+        """
+        return describe(config)
 
     @property
     def num_tokens(self) -> int:
-        return int(self.tokenizer.model_max_length)
+        return prompt_length(self.tokenizer.model_max_length, self.text_encoder.config.to_dict())
 
     @property
     def num_timesteps(self) -> int:
@@ -96,15 +125,23 @@ class StableDiffusionBackbone(nn.Module):
     @property
     def downscale(self) -> int:
         """Pixels per latent cell along a side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return downscale(self.vae.config)
+
+    def images_per_call(self, size: Size) -> int:
+        """How many images of `size` = (H, W) pixels one inference call may hold within `memory_gb`; at least 1.
+
+        An estimate; see `slime_bench.backbones.memory.bytes_per_image`.
+        """
+        budget = int(self.config.memory_gb * 1e9)
+        return images_within(budget, self.vae.config, self.unet.config, size, self.unet.dtype.itemsize)
 
     @torch.no_grad()
     def embed(self, prompt: str) -> torch.Tensor:
-        """Text encoder's output for one prompt, float [1,T,D]."""
+        """Text encoder's output for one prompt, float32 [1,T,D]."""
         ids = self.tokenizer(
             prompt, padding="max_length", truncation=True, max_length=self.num_tokens, return_tensors="pt"
         ).input_ids
-        return self.text_encoder(ids.to(self.alphas_cumprod.device))[0]
+        return self.text_encoder(ids.to(self.alphas_cumprod.device))[0].float()
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
@@ -115,10 +152,12 @@ class StableDiffusionBackbone(nn.Module):
             noise: standard normal [B,4,h,w] for the posterior sample, None for its mean.
 
         Returns:
-            float [B,4,h,w].
+            float32 [B,4,h,w].
         """
-        posterior = self.vae.encode(images * 2 - 1).latent_dist
-        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+        posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
+        latents = posterior.mean.float()
+        if noise is not None:
+            latents = latents + (0.5 * posterior.logvar.float()).exp() * noise.to(latents)
         return latents * self.vae.config.scaling_factor
 
     def latent_shape(self, size: Size) -> tuple[int, int, int]:
@@ -126,13 +165,22 @@ class StableDiffusionBackbone(nn.Module):
         return self.vae.config.latent_channels, size[0] // self.downscale, size[1] // self.downscale
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """sqrt(a_t) x + sqrt(1 - a_t) e, a_t the schedule's cumulative product: float [B,4,h,w], t int64 [B]."""
+        """sqrt(a_t) x + sqrt(1 - a_t) e, a_t the schedule's cumulative product: float32 [B,4,h,w], t int64 [B]."""
         keep = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return keep.sqrt() * latents + (1 - keep).sqrt() * noise
 
     def predict_noise(self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Plain forward pass: float [B,4,h,w], int64 [B], float [B,T,D] -> float [B,4,h,w]."""
-        return self.unet(noisy, timesteps, text).sample
+        """Plain forward pass: float [B,4,h,w], int64 [B], float [B,T,D] -> float32 [B,4,h,w].
+
+        A model that predicts velocity v = sqrt(a_t) e - sqrt(1 - a_t) x (Salimans and Ho 2022, section 4) is brought to
+        the same meaning: e = sqrt(a_t) v + sqrt(1 - a_t) x_t.
+        """
+        dtype = self.unet.dtype
+        output = self.unet(noisy.to(dtype), timesteps, text.to(dtype)).sample.float()
+        if self._scheduler.config.prediction_type != "v_prediction":
+            return output
+        keep = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return keep.sqrt() * output + (1 - keep).sqrt() * noisy
 
     def attention(
         self,
@@ -143,7 +191,7 @@ class StableDiffusionBackbone(nn.Module):
         with_noise: bool,
         with_self: bool = True,
     ) -> DiffusionAttention:
-        """Queries and keys of the configured layers in one forward pass.
+        """Queries and keys of the configured layers, in the precision of the weights, in one forward pass.
 
         Args:
             noisy: float [B,4,h,w]. timesteps: int64 [B]. text: float [B,T,D] or [1,T,D] for all images.
@@ -161,60 +209,3 @@ class StableDiffusionBackbone(nn.Module):
         latent = (int(noisy.shape[-2]), int(noisy.shape[-1]))
         grids = [[grid_size(layer.query.shape[2], latent) for layer in layers] for layers in (cross, self_)]
         return DiffusionAttention(cross, grids[0], self_, grids[1], noise)
-
-
-def _layer_name(name: str, kind: str) -> str:
-    return name if name.endswith((".attn1", ".attn2")) else f"{name}.transformer_blocks.0.{kind}"
-
-
-def _load(folder: Path) -> dict[str, Any]:
-    """The five parts of a Stable Diffusion folder, float32, from local files only."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # a bar for 36 tensors, redrawn over the trial's own
-    kinds = {
-        "vae": AutoencoderKL,
-        "unet": UNet2DConditionModel,
-        "text_encoder": CLIPTextModel,
-        "tokenizer": CLIPTokenizer,
-        "scheduler": DDIMScheduler,
-    }
-    missing = [name for name in kinds if not (folder / name).is_dir()]
-    if missing:
-        raise BackboneError(
-            "this folder does not hold a Stable Diffusion model",
-            path=folder,
-            found=f"no {', '.join(missing)}",
-            expected=f"the folders {', '.join(kinds)}",
-            remedy="give the folder that holds model_index.json",
-        )
-    parts: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                parts[name] = _load_part(kind, folder / name)
-        except Exception as error:  # torn safetensors, missing keys, foreign config: each library has its own exception
-            raise BackboneError(
-                f"the {name} of the backbone cannot be loaded",
-                path=folder / name,
-                found=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
-                expected=f"a {kind.__name__} with complete safetensors weights",
-                remedy="restore the files (git checkout, reinstall, or download again)",
-            ) from error
-    return parts
-
-
-def _load_part(kind: Any, folder: Path) -> Any:
-    if not issubclass(kind, nn.Module):
-        return kind.from_pretrained(folder, local_files_only=True)
-    dtype = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
-    settings = {dtype: torch.float32, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    model, info = kind.from_pretrained(folder, **settings)
-    # Both libraries would only warn, and go on with random numbers in these places.
-    absent = sorted([*info["missing_keys"], *(str(each) for each in info.get("mismatched_keys", ()))])
-    if absent:
-        raise ValueError(f"{len(absent)} tensors are missing or of another shape, such as {absent[0]}")
-    return model

@@ -304,6 +304,7 @@ class TestPaperPreset:
             raise ConnectionError("no route to the hub")
 
         monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
         outcome = command(
             "experiment=paper_car",
             f"data.root={bench.data}",

@@ -107,27 +107,6 @@ class TestWhatIsNotThere:
         (folder / name).unlink()
         assert failure(folder).path == folder.resolve() / Path(name).parts[0]
 
-    def test_hub_without_a_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import huggingface_hub
-
-        def offline(*_: Any, **__: Any) -> str:
-            raise ConnectionError("no route to host\nand more")
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-        error = failure("nobody/no-such-model")
-        assert "nobody/no-such-model" in str(error) and "ConnectionError: no route to host" in str(error.found)
-        assert "backbone.weights=<folder>" in str(error.remedy)
-        assert isinstance(error.__cause__, ConnectionError)
-
-    def test_hub_id_with_its_revision(self, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        import huggingface_hub
-
-        asked: list[Any] = []
-        answer = lambda name, revision, **_: (asked.append((name, revision)), str(tiny_sd))[1]  # noqa: E731
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
-        assert locate("somebody/model", "abc123") == tiny_sd
-        assert asked == [("somebody/model", "abc123")]
-
     def test_a_name_of_an_asset_goes_before_the_hub(self, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(locating, "ASSETS", tiny_sd.parent)
         assert locate(tiny_sd.name) == tiny_sd.resolve() and locating.bundled() == [tiny_sd.name]
@@ -184,7 +163,10 @@ class TestHashes:
         write_hashes(folder)
         (folder / TEXT).unlink()
         error = failure(folder)
-        assert "missing" in error.summary and error.path == folder.resolve() / TEXT
+        assert "missing" in error.summary and error.path == folder.resolve() / "text_encoder"
+        with pytest.raises(BackboneError, match="missing") as caught:
+            check_hashes(folder)
+        assert caught.value.path == folder / TEXT
 
     @pytest.mark.parametrize("text", ["{", "[1, 2]", "3"])
     def test_a_list_that_cannot_be_read(self, folder: Path, text: str) -> None:

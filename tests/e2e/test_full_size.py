@@ -1,0 +1,51 @@
+"""The architectures of SD 2.1-base and SD 1.5 at 512 pixels: loaded, optimised and used, with random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.full_size import PARAMETERS, build_full_size
+
+LIMIT = 20e9
+"""Bytes: what a step and a segmentation may take on a CPU, weights included."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_one_step_and_one_segmentation(
+    name: str, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = time.monotonic()
+    folder = build_full_size(name, tmp_path / name)
+    built = time.monotonic() - began
+    environment = {**os.environ, "PYTHONPATH": str(repository), "HF_HUB_OFFLINE": "1"}
+    line = [sys.executable, "-m", "tests.full_size", name, str(folder)]
+    try:
+        run = subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True)
+    finally:
+        shutil.rmtree(folder)  # some gigabytes, which pytest would keep for three runs
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    # Of all child processes so far; this one is by far the largest.
+    peak = max(found["peak_bytes"], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+    stages = ", ".join(f"{stage} {seconds} s" for stage, seconds in found["seconds"].items())
+    threads = os.environ.get("OMP_NUM_THREADS", f"{os.cpu_count()}")
+    with capsys.disabled():
+        print(f"\n{name}, bfloat16, 512 pixels, {threads} threads: build {built:.0f} s, {stages}, {peak / 1e9:.1f} GB")
+    assert tuple(found["parameters"]) == PARAMETERS[name]
+    assert found["dtypes"] == ["torch.bfloat16"]
+    assert 0 < found["loss"] < 100 and 0 < found["gradient"] < 100
+    assert found["moved"] == pytest.approx(0.1, rel=1e-3)  # Adam's first step is the learning rate
+    assert found["scores"] == [1, 6, 512, 512] and found["score_dtype"] == "torch.float32"
+    assert found["finite"] and found["spread"] > 0
+    assert peak < LIMIT
