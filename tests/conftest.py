@@ -18,6 +18,13 @@ os.environ["WANDB_MODE"] = "disabled"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The parity suite's table; under xdist the process that prints does not load the folder's own conftest.py."""
+    from tests.parity.table import pytest_terminal_summary as table
+
+    table(terminalreporter, config)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def single_thread() -> None:
     """Test workers run side by side, and sums have one order only with one thread."""

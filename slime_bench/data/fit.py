@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from slime_bench.data.augment import resize_bilinear
 from slime_bench.data.folder import Sample
 from slime_bench.data.labels import IGNORE, resize_label
+from slime_bench.data.opencv_resize import resize_like_opencv
 
 FITS = ("squash", "pad")
 RESIZES = ("antialias", "opencv")
@@ -54,7 +54,8 @@ def resize_image(image: Tensor, size: int | Size, mode: str = "antialias") -> Te
             bytearray(picture.resize((width, height), Image.Resampling.BILINEAR).tobytes()), dtype=torch.uint8
         )
         return resized.reshape(height, width, 3).permute(2, 0, 1).contiguous()
-    return resize_bilinear(image.float(), height, width).round().clamp(0, 255).to(torch.uint8)
+    exact = resize_like_opencv(image.permute(1, 2, 0).numpy(), height, width)
+    return torch.from_numpy(exact).permute(2, 0, 1).contiguous()
 
 
 def fit_image(image: Tensor, side: int, mode: str = "antialias", fit: str = "squash") -> Tensor:

@@ -13,6 +13,7 @@ from slime_bench.data.augment import Augmentation, augment, choose_crop, crop
 from slime_bench.data.fit import FITS, RESIZES, fit_image, fit_sample, fitted_size, resize_image, unfit
 from slime_bench.data.folder import Sample
 from slime_bench.data.labels import IGNORE, resize_label
+from slime_bench.data.opencv_resize import resize_like_opencv
 from slime_bench.methods.slime_losses import class_weights, cross_entropy, was_error
 from slime_bench.metrics.iou import intersection_union
 from slime_bench.seeding import generator
@@ -152,7 +153,7 @@ def test_padding_against_opencv(size: tuple[int, int]) -> None:
     border = (0, 64 - rows, 0, 64 - columns, cv2.BORDER_CONSTANT)
     picture = sample.image.permute(1, 2, 0).contiguous().numpy()
     image = cv2.copyMakeBorder(cv2.resize(picture, (columns, rows)), *border, value=(0, 0, 0))
-    assert np.abs(fitted.image.permute(1, 2, 0).numpy().astype(int) - image.astype(int)).max() <= 1
+    assert (fitted.image.permute(1, 2, 0).numpy() == image).all()
     labels = cv2.resize(sample.label.to(torch.uint8).numpy(), (columns, rows), interpolation=cv2.INTER_NEAREST)
     assert (fitted.label.numpy() == cv2.copyMakeBorder(labels, *border, value=IGNORE)).all()
 
@@ -253,3 +254,15 @@ def test_resized_labels_follow_the_picture() -> None:
         assert torch.equal(fitted[:rows, :columns], resize_label(label, (rows, columns)))
         back = unfit(F.one_hot(fitted.masked_fill(fitted == IGNORE, 0), 3).permute(2, 0, 1).float(), (30, 50), fit)
         assert (back.argmax(0) != label).float().mean() < 0.11  # one column in ten beside each of the five edges
+
+
+@settings(max_examples=80, deadline=None)
+@given(old=st.tuples(LENGTHS, LENGTHS), new=st.tuples(LENGTHS, LENGTHS), seed=st.integers(0, 2**32 - 1))
+def test_every_grey_level_is_opencvs(old: tuple[int, int], new: tuple[int, int], seed: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    draw = np.random.default_rng(seed)
+    for size in (old, (2 * new[0], 2 * new[1])):  # exact halving is a case of its own there
+        image = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
+        found = resize_like_opencv(image, *new)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, cv2.resize(image, new[::-1], interpolation=cv2.INTER_LINEAR))
