@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_embeddings_travel_as_told(
     assert outcome.code == 0 and len(list(Path("car_embeddings").iterdir())) == 5, outcome.err
     outcome = command(*back, f"backbone.weights={swept[0].sd}")
     assert outcome.code == 0 and Path("car.safetensors").is_file(), outcome.err
-    outcome = command(*use, *swept[0].settings)
+    outcome = command(*use, *replace(swept[0], outputs=tmp_path / "outputs").settings)
     assert outcome.code == 0, outcome.err
 
 
