@@ -61,16 +61,21 @@ reproduce-car: $(STAMP)  ## the car table: 1 and 10 shots, three seeds, beside t
 reproduce-horse: $(STAMP)  ## the horse table
 reproduce-face: $(STAMP)  ## the face table
 
-# The report also comes after failed trials, and says which are missing. Not after Ctrl-C (130), nor without any result.
-$(SUBJECTS:%=reproduce-%): reproduce-%:
+# A sweep with the overrides $(1), then the report with the arguments $(2). The report also comes after failed trials, and says
+# which are missing. Not after Ctrl-C (130), nor without any result.
+define sweep_and_report
 	@status=0; \
-	$(BIN)/slime-bench --multirun experiment=$(PRESET)_$* $(ARGS) || status=$$?; \
+	$(BIN)/slime-bench --multirun $(1) || status=$$?; \
 	[ $$status -ne 130 ] || exit 130; \
 	if [ $$status -eq 0 ] || ls "$(OUTPUTS)"/runs/*/*/*/*/result.json >/dev/null 2>&1; then \
-	  $(BIN)/slime-bench report --subject $* || { code=$$?; [ $$status -ne 0 ] || status=$$code; }; \
+	  $(BIN)/slime-bench report $(2) || { code=$$?; [ $$status -ne 0 ] || status=$$code; }; \
 	fi; \
 	[ $$status -eq 0 ] || echo "$@: not finished; the messages above say what is missing" >&2; \
 	exit $$status
+endef
+
+$(SUBJECTS:%=reproduce-%): reproduce-%:
+	$(call sweep_and_report,experiment=$(PRESET)_$* $(ARGS),--subject $*)
 
 reproduce-all: $(STAMP)  ## all three tables
 	@status=0; \
@@ -88,15 +93,7 @@ ablation-start: $(STAMP)   ## embeddings that are never optimised (not in the pa
 
 # ARGS goes to both commands: the report composes the same trials to know what it should find.
 $(ABLATIONS:%=ablation-%): ablation-%:
-	@status=0; \
-	$(BIN)/slime-bench --multirun experiment=$(PRESET)_$(SUBJECT) ablation=$* $(ARGS) || status=$$?; \
-	[ $$status -ne 130 ] || exit 130; \
-	if [ $$status -eq 0 ] || ls "$(OUTPUTS)"/runs/*/*/*/*/result.json >/dev/null 2>&1; then \
-	  $(BIN)/slime-bench report --ablation $* experiment=$(PRESET)_$(SUBJECT) $(ARGS) \
-	    || { code=$$?; [ $$status -ne 0 ] || status=$$code; }; \
-	fi; \
-	[ $$status -eq 0 ] || echo "$@: not finished; the messages above say what is missing" >&2; \
-	exit $$status
+	$(call sweep_and_report,experiment=$(PRESET)_$(SUBJECT) ablation=$* $(ARGS),--ablation $* experiment=$(PRESET)_$(SUBJECT) $(ARGS))
 
 ablation-all: $(STAMP)  ## all of them
 	@status=0; \

@@ -133,13 +133,10 @@ def _check_fit(cfg: DictConfig, classes: Sequence[str], shape: tuple[int, ...], 
 
 def _backbone_facts(cfg: DictConfig) -> Any:
     """What can be known of the backbone without its weights; None where it is not here, which a line then says."""
-    from slime_bench.schema import load_target, parse
+    from slime_bench.trial import backbone_facts
 
-    describe = getattr(load_target(cfg.backbone["_target_"]), "describe", None)
-    if describe is None:
-        return None
     try:
-        return describe(parse(cfg.backbone))
+        return backbone_facts(cfg.backbone)
     except BackboneError as error:
         if str(error.path).startswith("backbone."):  # a setting, which is wrong wherever the weights may be
             raise

@@ -60,9 +60,6 @@ def run(cfg: DictConfig) -> TrialResult:
     data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
     backbone_class, method_class = load_target(cfg.backbone["_target_"]), load_target(cfg.method["_target_"])
-    describe = getattr(backbone_class, "describe", None)
-    facts = describe(parse(cfg.backbone)) if describe is not None else None
-    method_class.check(parse(cfg.method), facts, data.classes, cfg.data.image_size)
     fingerprints = {
         "data": data.fingerprint(),
         "backbone": backbone_class.content_hash_of(parse(cfg.backbone)),
@@ -77,9 +74,20 @@ def run(cfg: DictConfig) -> TrialResult:
         result = finished.under(cfg.metric.convention, cfg.metric.background)
         _log.info("%s  already finished: mIoU %s  %s", title, _percent(result.average), folder)
         return result
+    method_class.check(parse(cfg.method), backbone_facts(cfg.backbone), data.classes, cfg.data.image_size)
     _prepare(folder, plain)
     with closed_logger(cfg), recorded_failure(folder), threads(cfg.trainer.threads, cfg.trainer.deterministic):
         return _compute(cfg, plain, data, fingerprints, folder, title)
+
+
+def backbone_facts(node: DictConfig) -> Any:
+    """What the class of a backbone node tells of it before it is loaded; None where it has no `describe`.
+
+    Raises:
+        BackboneError: what it names is missing or cannot work.
+    """
+    describe = getattr(load_target(node["_target_"]), "describe", None)
+    return describe(parse(node)) if describe is not None else None
 
 
 def _compute(

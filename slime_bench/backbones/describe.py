@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from slime_bench.backbones.files import CONFIGS
+from slime_bench.backbones.files import CONFIGS, RESTORE
 from slime_bench.backbones.locate import Settings, Source, source
 from slime_bench.errors import BackboneError
 
@@ -203,5 +203,5 @@ def _unreadable(path: Path, found: str) -> BackboneError:
         path=path,
         found=found,
         expected="the JSON files of a Stable Diffusion",
-        remedy="restore the files (git checkout, reinstall, or download again)",
+        remedy=RESTORE,
     )

@@ -7,6 +7,8 @@ from typing import Final
 
 from slime_bench.errors import BackboneError
 
+RESTORE: Final = "restore the files (git checkout, reinstall, or download again)"
+
 CONFIGS: Final[dict[str, str]] = {
     "vae": "config.json",
     "unet": "config.json",
@@ -111,5 +113,5 @@ def _missing(path: Path, found: str, expected: str) -> BackboneError:
         path=path,
         found=found,
         expected=expected,
-        remedy="restore the files (git checkout, reinstall, or download again)",
+        remedy=RESTORE,
     )

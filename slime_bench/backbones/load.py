@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from slime_bench.backbones.files import CONFIGS, NETWORKS, weight_files
+from slime_bench.backbones.files import CONFIGS, NETWORKS, RESTORE, weight_files
 from slime_bench.backbones.locate import Source
 from slime_bench.errors import BackboneError
 
@@ -54,7 +54,7 @@ def _guarded(name: str, path: Path, load: Callable[[], Any]) -> Any:
             path=path,
             found=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
             expected="complete safetensors weights of the architecture that the configuration describes",
-            remedy="restore the files (git checkout, reinstall, or download again)",
+            remedy=RESTORE,
         ) from error
 
 

@@ -62,8 +62,12 @@ class Slime(SegmentationMethod):
         self.embeddings = nn.Parameter(start)  # [K-1,D]
 
     @classmethod
-    def check(cls, config: SlimeConfig, backbone: BackboneFacts, classes: Sequence[str], image_size: int) -> None:
+    def check(
+        cls, config: SlimeConfig, backbone: BackboneFacts | None, classes: Sequence[str], image_size: int
+    ) -> None:
         """See `check_settings`; also the width of embeddings that come from a file."""
+        if backbone is None:
+            return  # left to the constructor, which has the loaded backbone
         check_settings(config, classes, backbone.num_tokens, backbone.num_timesteps, image_size)
         if config.start.path is not None:
             _check_shape(_read(config), (len(classes) - 1, backbone.text_width), config.start.path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from slime_bench.errors import ConfigError
+from slime_bench.methods.slime_segment import patch_boxes
 
 START_KINDS = ("words", "class_names", "random", "file")
 
@@ -116,13 +118,9 @@ def _check_patches(config: SlimeConfig, image_size: int | None) -> None:
         raise _bad_patches("test patches are half described", config, "both, or neither")
     if image_size is None or size is None:
         return
-    if size > image_size:
-        raise ConfigError(
-            "a test patch is larger than the image", path="method.patch_size", found=size,
-            expected=f"at most {image_size}", remedy="lower method.patch_size, or raise data.image_size",
-        )  # fmt: skip
-    stride = (image_size - size) // max(1, count - 1)  # rounded down, so that the last patch may end too early
-    if (count - 1) * stride + size < image_size or stride > size:
+    row = [(left, right) for _, _, left, right in patch_boxes((image_size, image_size), size, count)[:count]]
+    # The stride is rounded down, so that the last patch may end too early.
+    if row[-1][1] < image_size or any(right < left for (_, right), (left, _) in pairwise(row)):
         raise _bad_patches(
             "the test patches leave gaps in the image", config, f"patches that cover {image_size} pixels along a side"
         )
