@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from slime_bench.errors import ResultError, StorageError
-from slime_bench.results import write_atomic
+from slime_bench.storage import write_atomic
 
 STATE_NAME = "embeddings"
 _FILE = re.compile(r"embedding_(0|[1-9][0-9]*)\.pth")

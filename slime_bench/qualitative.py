@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slime_bench.errors import ResultError
-from slime_bench.results import write_atomic
+from slime_bench.storage import write_atomic
 
 QUALITATIVE_FILE = "qualitative.npz"
 

@@ -7,25 +7,22 @@ from.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import io
 import json
 import logging
 import math
-import os
 import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from slime_bench import identity
-from slime_bench.errors import ResultError, SlimeBenchError, StorageError
+from slime_bench.errors import ResultError, SlimeBenchError
 from slime_bench.identity import redact as redact
 from slime_bench.metrics import CONVENTION_RULES
+from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:
     from slime_bench.metrics.iou import IouCounts
@@ -257,41 +254,6 @@ def find_finished(folder: str | Path, signature: str) -> TrialResult | None:
     return result
 
 
-def write_atomic(path: str | Path, content: bytes) -> None:
-    """Writes `content` to `path` so that readers see the old file or the whole new one, also after a power cut.
-
-    Raises:
-        StorageError: full disk, no permission and the like; the old file, if any, is untouched and no temporary file
-            stays behind.
-    """
-    path = Path(path)
-    # Same folder, because a rename is atomic only within one file system; hidden, so that no reader globs it.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise StorageError(
-                "The file could not be written.",
-                path=path,
-                found=error.strerror or str(error),
-                remedy=_STORAGE_REMEDIES.get(error.errno or 0, "Check the folder, or choose another `output_root`."),
-            ) from error
-        raise
-    _sync_folder(path.parent)
-
-
 def write_per_image(path: str | Path, ids: Sequence[str], classes: Sequence[str], counts: IouCounts) -> None:
     """Writes the counts [N,K] as a long table: image_id, class, intersection, union, present; image by image.
 
@@ -406,15 +368,6 @@ def parse_result(content: bytes, path: str | Path) -> TrialResult:
 
 
 _RERUN: Final = "Delete the trial's folder and run the trial again."
-_STORAGE_REMEDIES: Final = {
-    errno.ENOSPC: "Free space on the disk, or choose another `output_root`; finished trials stay valid.",
-    errno.EDQUOT: "Free space within your quota, or choose another `output_root`; finished trials stay valid.",
-    errno.EACCES: "Make the folder writable, or choose another `output_root`.",
-    errno.EPERM: "Make the folder writable, or choose another `output_root`.",
-    errno.EROFS: "The file system is read-only: choose another `output_root`.",
-    errno.ENOTDIR: "A file stands where a folder is needed: move it away, or choose another `output_root`.",
-    errno.EEXIST: "A file stands where a folder is needed: move it away, or choose another `output_root`.",
-}
 
 
 def _is_text(value: Any) -> bool:
@@ -540,13 +493,3 @@ def _wrong(path: str | Path, field: str, found: object, expected: object) -> Sli
         expected=expected,
         remedy=_RERUN,
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable, where the system lets a folder be opened (not on Windows)."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -107,7 +107,7 @@ def _write(out: Path, name: str, scores: Any, size: tuple[int, int], fit: str) -
 
     from slime_bench.data.fit import unfit
     from slime_bench.data.labels import colourise
-    from slime_bench.results import write_atomic
+    from slime_bench.storage import write_atomic
 
     label = unfit(scores.float(), size, fit).argmax(0)
     pictures = {out / f"{name}.png": label.byte(), out / "colour" / f"{name}.png": colourise(label, len(scores))}

@@ -30,6 +30,7 @@ from slime_bench.errors import DeviceError, SlimeBenchError, StorageError
 from slime_bench.logger import closed_logger
 from slime_bench.results import TrialResult
 from slime_bench.schema import build, load_target, parse
+from slime_bench.storage import write_atomic
 
 _log = logging.getLogger(__name__)
 _PACKAGES = (
@@ -134,7 +135,7 @@ def _compute(
     results.write_per_image(folder / "per_image.parquet", method.test_ids, data.classes, counts)
     _write_qualitative(folder, method)
     seconds = {"fit": round(fitted - began, 2), "test": round(time.monotonic() - fitted, 2)}
-    results.write_atomic(folder / "environment.json", _json(environment(cfg.trainer.device, seconds)))
+    write_atomic(folder / "environment.json", _json(environment(cfg.trainer.device, seconds)))
     (folder / "error.json").unlink(missing_ok=True)
     results.write_result(folder, result)
     if progress is not None:
@@ -181,7 +182,7 @@ def _prepare(folder: Path, plain: Any) -> None:
         ) from error  # fmt: skip
     if not plain["force"]:  # it is there and not valid; a valid one is only ever replaced, should the new run fail
         (folder / "result.json").unlink(missing_ok=True)
-    results.write_atomic(folder / "config.yaml", OmegaConf.to_yaml(identity.redact(plain), sort_keys=True).encode())
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(identity.redact(plain), sort_keys=True).encode())
 
 
 @contextmanager
@@ -198,7 +199,7 @@ def recorded_failure(folder: Path) -> Iterator[None]:
             "traceback": "".join(traceback.format_exception(error)),
         }
         try:
-            results.write_atomic(folder / "error.json", _json(facts))
+            write_atomic(folder / "error.json", _json(facts))
         except SlimeBenchError as second:  # a full disk must not hide the first error
             _log.warning("the error could not be recorded: %s", second.summary)
         else:
@@ -247,7 +248,7 @@ def save_state(path: Path, learned: Mapping[str, torch.Tensor], config: Any, cla
     facts = {"classes": json.dumps(list(classes)), "seed": str(config["seed"])}
     facts |= {name: json.dumps(identity.redact(config[name]), sort_keys=True) for name in groups}
     tensors = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
-    results.write_atomic(path, save(tensors, metadata=facts))
+    write_atomic(path, save(tensors, metadata=facts))
 
 
 def _write_qualitative(folder: Path, method: Any) -> None:

@@ -12,6 +12,7 @@ from slime_bench.data.checks import MANIFEST, check_manifest, read_manifest
 from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.data.labels import class_index
 from slime_bench.errors import ConfigError, DataError, StorageError
+from slime_bench.storage import alone
 
 
 class MiniDataModule(SegmentationDataModule):
@@ -93,21 +94,3 @@ class MiniDataModule(SegmentationDataModule):
                 expected=known,
                 remedy="list all classes of the label maps, in their order",
             )
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other processes, by a lock on `.<name>.lock` beside it.
-
-    The system lets go of the lock when its process ends, however it ends, so that none is ever left behind. Where
-    there is no such lock (Windows) nothing is held.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
-        try:
-            import fcntl
-        except ImportError:
-            pass
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

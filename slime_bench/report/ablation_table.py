@@ -15,7 +15,7 @@ from slime_bench.report.grid import DASH, Grid, Line, numbers, stat_text
 from slime_bench.report.grid import markdown as grid_markdown
 from slime_bench.report.published import Stat
 from slime_bench.report.tables import UNIT, column_order, metric_lines, published_line
-from slime_bench.results import write_atomic
+from slime_bench.storage import write_atomic
 
 _NONE = Stat(None, None)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slime_bench.qualitative import GridItem, check_items
-from slime_bench.results import write_atomic
+from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,7 +28,7 @@ from slime_bench.report.aggregate import (
 from slime_bench.report.grid import DASH, Grid, Line, numbers, stat_text
 from slime_bench.report.grid import markdown as grid_markdown
 from slime_bench.report.published import Published, PublishedRow, Stat
-from slime_bench.results import write_atomic
+from slime_bench.storage import write_atomic
 
 UNIT = "percent"
 

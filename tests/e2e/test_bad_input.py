@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from e2e.conftest import Bench, command, contents
-from slime_bench import cli, results
+from slime_bench import cli, storage
 
 Spoil = Callable[[Bench, pytest.MonkeyPatch], list[str]]
 """Brings the mistake about and returns the overrides that meet it."""
@@ -135,8 +135,8 @@ def _full_disk(when: str) -> Spoil:
             return written(descriptor, content)
 
         written = os.write
-        patch.setattr(results.os, "open", open_until_full)
-        patch.setattr(results.os, "write", write)
+        patch.setattr(storage.os, "open", open_until_full)
+        patch.setattr(storage.os, "write", write)
         return ["seed=7"]
 
     return spoil
@@ -259,7 +259,7 @@ def test_a_full_disk_in_a_sweep_costs_only_what_was_being_written(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(source, target)
 
-    monkeypatch.setattr(results.os, "replace", replace_one)
+    monkeypatch.setattr(storage.os, "replace", replace_one)
     outcome = bench("--multirun", "seed=8,9")
     assert outcome.code == 2 and "1 of 2 trials finished" in outcome.err
     assert not (bench.folder(1, 8) / "result.json").exists() and (bench.folder(1, 8) / "error.json").is_file()

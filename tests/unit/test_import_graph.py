@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("slime_bench", "data_prep")
-BASE = {"errors", "seeding"}
+BASE = {"errors", "seeding", "storage"}
 ROOMS: dict[str, set[str]] = {
     # room: the other rooms it may import
     "errors": set(),
+    "storage": {"errors"},
     "seeding": set(),
     "paths": BASE,
     "typed": BASE,

@@ -29,10 +29,10 @@ from slime_bench.results import (
     read_per_image,
     read_result,
     to_bytes,
-    write_atomic,
     write_per_image,
     write_result,
 )
+from slime_bench.storage import write_atomic
 
 CLASSES = ["background", "body", "neck+torso"]
 FINGERPRINTS = {"backbone": "ab" * 32, "data": "cd" * 32}

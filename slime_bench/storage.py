@@ -1,0 +1,87 @@
+"""Files that are whole or absent, and folders that one process at a time may build."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from slime_bench.errors import StorageError
+
+_STORAGE_REMEDIES: Final = {
+    errno.ENOSPC: "Free space on the disk, or choose another `output_root`; finished trials stay valid.",
+    errno.EDQUOT: "Free space within your quota, or choose another `output_root`; finished trials stay valid.",
+    errno.EACCES: "Make the folder writable, or choose another `output_root`.",
+    errno.EPERM: "Make the folder writable, or choose another `output_root`.",
+    errno.EROFS: "The file system is read-only: choose another `output_root`.",
+    errno.ENOTDIR: "A file stands where a folder is needed: move it away, or choose another `output_root`.",
+    errno.EEXIST: "A file stands where a folder is needed: move it away, or choose another `output_root`.",
+}
+
+
+def write_atomic(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path` so that readers see the old file or the whole new one, also after a power cut.
+
+    Raises:
+        StorageError: full disk, no permission and the like; the old file, if any, is untouched and no temporary file
+            stays behind.
+    """
+    path = Path(path)
+    # Same folder, because a rename is atomic only within one file system; hidden, so that no reader globs it.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise StorageError(
+                "The file could not be written.",
+                path=path,
+                found=error.strerror or str(error),
+                remedy=_STORAGE_REMEDIES.get(error.errno or 0, "Check the folder, or choose another `output_root`."),
+            ) from error
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes, by a lock on `.<name>.lock` beside it.
+
+    The system lets go of the lock when its process ends, however it ends, so that none is ever left behind. Where
+    there is no such lock (Windows) nothing is held.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        try:
+            import fcntl
+        except ImportError:
+            pass
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable, where the system lets a folder be opened (not on Windows)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
