@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     importer.add_argument("--out", type=Path, required=True, help="the state.safetensors to write")
     importer.add_argument(
         "overrides", nargs="*", metavar="key=value",
-        help="of the configuration that the embeddings belong to, e.g. preset=paper data=pascal_car",
+        help="of the configuration that the embeddings belong to, e.g. preset=paper data=pascal_part_car",
     )  # fmt: skip
     for each in (exporter, importer):
         each.add_argument("--force", action="store_true", help="replace what is there")
@@ -117,7 +117,7 @@ def _check_fit(cfg: DictConfig, classes: Sequence[str], shape: tuple[int, ...], 
             "these embeddings are of another class list", path=folder,
             found=f"{shape[0]} embeddings, so {shape[0] + 1} classes with the background",
             expected=f"{len(classes)} classes: {', '.join(classes)}",
-            remedy="choose the data set that they were optimised for, e.g. data=pascal_car, or set data.classes",
+            remedy="choose the data set that they were optimised for, e.g. data=pascal_part_car, or set data.classes",
         )  # fmt: skip
     facts = _backbone_facts(cfg)
     if facts is None:

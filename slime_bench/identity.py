@@ -18,7 +18,8 @@ RESULTS_VERSION: Final = 1
 
 EXCLUDED: Final[tuple[str, ...]] = (
     # where things lie, and how a run is started and shown
-    "data_root",
+    "data.root",
+    "data.splits",
     "output_root",
     "force",
     "save_maps",
@@ -33,6 +34,7 @@ EXCLUDED: Final[tuple[str, ...]] = (
     "data.num_workers",
     # locations; the fingerprint of what lies there decides (see `STANDS_IN`)
     "data.root",
+    "data.splits",
     "backbone.weights",
     "backbone.revision",
     "backbone.single_file_config",
@@ -47,6 +49,7 @@ EXCLUDED: Final[tuple[str, ...]] = (
 
 STANDS_IN: Final[dict[str, str]] = {
     "data.root": "data",
+    "data.splits": "data",
     "backbone.weights": "backbone",
     "method.start.path": "start",
 }

@@ -88,7 +88,7 @@ def one_step(name: str, folder: Path, precision: str = "bf16", side: int = 512) 
 
     settings = [f"backbone={name}", f"backbone.weights={folder}", f"trainer.precision={precision}"]
     settings += ["protocol.token_gate=0.0"]  # of random weights no class would pass it, and every score would be 0
-    cfg = plan(["preset=paper", "data=pascal_car", "method=slime", *settings]).trials[0]
+    cfg = plan(["preset=paper", "data=pascal_part_car", "method=slime", *settings]).trials[0]
     clock, seconds = time.monotonic(), {}
 
     def lap(stage: str) -> None:

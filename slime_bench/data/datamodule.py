@@ -2,110 +2,36 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import json
+import shlex
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from slime_bench.data.augment import Augmentation, augment
-from slime_bench.data.checks import (
-    MANIFEST,
-    check_support,
-    class_pixels,
-    file_sha256,
-    folder_sha256,
-    verify_dataset,
+from slime_bench.data.checks import check_support
+from slime_bench.data.config import SPLITS, SUPPORT, TEST, VAL, DataConfig
+from slime_bench.data.folder import FolderDataset, ImageFolder, Sample
+from slime_bench.data.layouts import listing
+from slime_bench.data.loading import (
+    CarryingDataset,
+    CheckedLoader,
+    ImageDataset,
+    QueryDataset,
+    SupportDataset,
+    collate,
 )
-from slime_bench.data.fit import FITS, RESIZES, fit_image, fit_sample
-from slime_bench.data.folder import FolderDataset, ImageFolder, Sample, listing
-from slime_bench.data.labels import nearest, validate_classes
-from slime_bench.data.sampler import Key, SupportBatchSampler, SupportSampler
-from slime_bench.errors import ConfigError, DataError, SlimeBenchError
+from slime_bench.data.manifest import MANIFEST, read_manifest
+from slime_bench.data.sampler import SupportBatchSampler, SupportSampler
+from slime_bench.data.splits import SplitFolders
+from slime_bench.data.support import choose_support, choose_val, list_file, list_files, read_list, val_list_file
+from slime_bench.errors import ConfigError, DataError
 from slime_bench.seeding import generator
 
-SUPPORT, VAL, TEST = "support", "val", "test"
-SPLITS = (SUPPORT, VAL, TEST)
-VALIDATIONS = ("auto", "paper", "support", "val", "none")
-
-Batch = dict[str, Any]
-"""image float32 [B,3,S,S] RGB in [0,1]; label int64 [B,S,S] (255 = ignore, also padding); id list of B str; epoch int64
-[B] (0 outside training)."""
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass
-class DataConfig:
-    """Settings of a folder data set.
-
-    Args:
-        name: the data set's name in tables and folder names.
-        root: folder that holds `support/`, `val/` and `test/`, each with `images/` and `labels/`.
-        classes: class names in label order, `background` first.
-        subject: what the pictures show; chooses the table's columns.
-        image_size: side S; images of another size are brought to S x S.
-        fit: how: `squash` (stretched, as in the papers) or `pad` (the longer side becomes S, the rest is black and
-            ignored); see `slime_bench.data.fit`.
-        resize: `antialias` (PIL's bilinear, which averages when it shrinks) or `opencv` (the reference's INTER_LINEAR
-            for images and INTER_NEAREST for label maps).
-        batch_size: images per validation and test batch.
-        train_batch_size: images per training step; the paper's is 1.
-        num_workers: loader processes; does not change any number.
-        passes_per_epoch: passes over the support set per Lightning epoch; does not change any training item.
-        augment: how training images are varied.
-        support_ids: fixes the support set: its first `shots` ids are taken. null = drawn from the pool with the seed.
-        require_all_classes: the first support image (the whole support set of a 1-shot trial) shows as many classes as
-            any image of the pool does, as a class that is never seen cannot be learnt.
-        min_pixels: pixels a class needs to count as shown.
-        validation: `support` (the unaugmented support images), `val` (the validation split), `none`,
-            or one that depends on the shots: `auto`: `support` for one shot as in the reference, `val` otherwise;
-            `paper`: `none` for one shot, whose last embeddings are used, `val` otherwise.
-
-    Raises:
-        ConfigError: a value outside its range, or a bad class list.
-    """
-
-    name: str
-    root: str
-    classes: list[str]
-    subject: str = "any"
-    image_size: int = 512
-    fit: str = "squash"
-    resize: str = "antialias"
-    batch_size: int = 10
-    train_batch_size: int = 1
-    num_workers: int = 0
-    passes_per_epoch: int = 1
-    augment: Augmentation = field(default_factory=Augmentation)
-    support_ids: list[str] | None = None
-    require_all_classes: bool = True
-    min_pixels: int = 12
-    validation: str = "auto"
-
-    def __post_init__(self) -> None:
-        validate_classes(self.classes)
-        for name, least in (
-            ("image_size", 8),
-            ("batch_size", 1),
-            ("train_batch_size", 1),
-            ("num_workers", 0),
-            ("passes_per_epoch", 1),
-            ("min_pixels", 1),
-        ):
-            if getattr(self, name) < least:
-                raise _config_error(name, getattr(self, name), f"a whole number of at least {least}")
-        for name, options in (("fit", FITS), ("resize", RESIZES), ("validation", VALIDATIONS)):
-            if getattr(self, name) not in options:
-                raise _config_error(name, getattr(self, name), " or ".join(options))
-        repeated = sorted({key for key in self.support_ids or [] if (self.support_ids or []).count(key) > 1})
-        if repeated:
-            raise _config_error("support_ids", f"twice: {listing(repeated)}", "every id once")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 class SegmentationDataModule(lightning.LightningDataModule):
@@ -132,6 +58,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.shots = shots
         self.seed = seed
         self.root = Path(config.root)
+        self._folders = SplitFolders(config, shots)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -147,14 +74,22 @@ class SegmentationDataModule(lightning.LightningDataModule):
             return "val"
         return "support" if self.config.validation == "auto" else "none"
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The splits that the trial reads: always `support` and `test`; `val` where it validates on it, or where a list
+        may name images of it."""
+        listed = self._list is not None and self._folders.path(VAL).is_dir()
+        return SPLITS if self.validation == "val" or listed else (SUPPORT, TEST)
+
     @cached_property
     def support_ids(self) -> list[str]:
         """The ids of the support set, in order of the draw: a 1-shot trial's image is the first of a 10-shot trial's.
 
         Raises:
-            DataError: `shots` is larger than the pool, or an id of `config.support_ids` is not in it.
+            DataError: `shots` is larger than the pool, an id that is not in it, or a list that is not there.
         """
-        return choose_support(self._pool, self.shots, self.seed, self.config)
+        pool = self._pool if self._list is None else self._train_side
+        return choose_support(pool, self.shots, self.seed, self.config, listed=self._list, known=self._known_pixels())
 
     @cached_property
     def missing_classes(self) -> list[str]:
@@ -165,33 +100,38 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """
         return check_support(self._support, self.classes)
 
-    def fingerprint(self) -> str:
-        """sha256 of the data: of the manifest where there is one, else of names, sizes and contents of all files."""
-        manifest = self.root / MANIFEST
-        if manifest.is_file():
-            return file_sha256(manifest)
-        present = [name for name in SPLITS if (self.root / name).is_dir()]
-        pairs = [pair for name in present for pair in self._split(name).pairs]
-        return folder_sha256(self.root, [file for pair in pairs for file in (pair.image, pair.label)])
-
-    def prepare_data(self) -> None:
-        """Check that the data are there; data sets that can be made or fetched do so here.
+    def split_datasets(self, names: Sequence[str] | None = None) -> dict[str, FolderDataset]:
+        """The splits called `names`, whole; by default those that the trial needs.
 
         Raises:
-            DataError: the root folder is missing.
+            DataError: a split is missing, or its files do not pair up.
         """
-        if not self.root.is_dir():
-            raise DataError(
-                f"the data set `{self.config.name}` is not there",
-                path=self.root,
-                found="nothing",
-                expected=f"a folder with {', '.join(f'{name}/' for name in SPLITS)}",
-                remedy="prepare the data as README.md says under `Real data`, or say where they are: "
-                "data_root=<folder> or the variable SLIME_BENCH_DATA",
-            )
+        return {name: self._split(name) for name in (self.needed if names is None else names)}
+
+    def present_splits(self) -> list[str]:
+        """Names of the splits whose folders are there, needed or not."""
+        return [name for name in SPLITS if self._folders.path(name).is_dir()]
+
+    def fingerprint(self) -> str:
+        """sha256 of the data set, the same for every number of shots and every seed, as one table's trials share it.
+
+        Of the manifest, which vouches for the files of its own splits; of names, sizes and contents of the files of
+        every other split that is there; and of the lists that `data.support` chooses among.
+        """
+        return self._folders.fingerprint(list_files(self.root, self.config))
+
+    def prepare_data(self) -> None:
+        """Check that the data are there, and every file of the needed splits, unless that was done before; data sets
+        that can be made or fetched do so here.
+
+        Raises:
+            DataError: the root folder or a split is missing, or files that cannot be used.
+        """
+        self._check_root()
+        self._verify()
 
     def setup(self, stage: str | None = None) -> None:
-        """Check the files that `stage` needs and the support set, so that errors come before any training."""
+        """Choose and read what `stage` needs, so that errors come before any training."""
         if stage in (None, "fit", "validate"):
             _ = self.missing_classes
             if self.validation == "val":
@@ -226,35 +166,101 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """
         return self._loader(ImageDataset(ImageFolder(folder), self.config), batch_size=self.config.batch_size)
 
+    def how_to_get(self) -> str:
+        """What to do where the data are missing, as an instruction."""
+        return "prepare the data as README.md says under `Real data`"
+
     @cached_property
     def _pool(self) -> FolderDataset:
         return self._split(SUPPORT)
 
     @cached_property
+    def _train_side(self) -> FolderDataset:
+        """The pool and, where it is there, the validation split: what a list of support images may name."""
+        if not self._folders.path(VAL).is_dir():
+            return self._pool
+        pairs = [*self._pool.pairs, *self._split(VAL).pairs]
+        ids = [pair.id for pair in pairs]
+        if len(set(ids)) < len(ids):
+            raise DataError(
+                "an id stands for two images",
+                path=self.root,
+                found=listing(sorted(set(self._pool.ids) & set(self._split(VAL).ids))),
+                expected=f"ids that are in {SUPPORT}/ or in {VAL}/",
+                remedy="rename one of the two, or choose data.support=drawn",
+            )
+        return FolderDataset(self.root, self.classes, self.config.colours, pairs=pairs)
+
+    @cached_property
     def _val(self) -> FolderDataset:
-        return self._verified(VAL)
+        listed = val_list_file(self.root, self.config)
+        if listed is not None:
+            return self._train_side.select(read_list(listed, self._train_side.ids))
+        split = self._split(VAL)
+        support = set(self.support_ids) if self._list is not None else set()
+        ids = [key for key in split.ids if key not in support]
+        return split.select(choose_val(ids, self.config.val_size, self.seed, split.folder))
 
     @cached_property
     def _test(self) -> FolderDataset:
-        return self._verified(TEST)
+        return self._split(TEST)
 
     @cached_property
     def _support(self) -> list[Sample]:
-        index = {key: position for position, key in enumerate(self._pool.ids)}
-        return [self._pool[index[key]] for key in self.support_ids]
+        chosen = (self._pool if self._list is None else self._train_side).select(self.support_ids)
+        return [chosen[index] for index in range(len(chosen))]
 
-    def _verified(self, name: str) -> FolderDataset:
-        """A split whose files are known to be good: a bad test mask must come to light before an hour of training.
+    @cached_property
+    def _list(self) -> Path | None:
+        return list_file(self.root, self.config, self.shots, self.seed)
 
-        A manifest vouches for its files; without one every file is decoded.
-        """
-        split = self._split(name)
-        if not (self.root / MANIFEST).is_file():
-            verify_dataset(split)
-        return split
+    def _known_pixels(self) -> dict[str, Sequence[int]]:
+        """id -> pixels per class, where a manifest of these classes has them: the label maps need not be decoded."""
+        try:
+            manifest = json.loads((self.root / MANIFEST).read_text(encoding="utf-8"))
+            samples = manifest["samples"] if manifest["classes"] == list(self.classes) else {}
+            prefix = f"{SUPPORT}/"
+            return {
+                name.removeprefix(prefix): facts["pixels"] for name, facts in samples.items() if name.startswith(prefix)
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}  # whether the manifest is as it should be is the verification's business
+
+    def _check_root(self) -> None:
+        if self.root.is_file() and self.root.name.lower().endswith(ARCHIVES):
+            folder = self.root.with_name(self.root.name.split(".", 1)[0])
+            raise DataError(
+                "the data set is still an archive",
+                path=self.root,
+                found="a file",
+                expected="a folder",
+                remedy=f"python -m data_prep.archive {shlex.quote(str(self.root))} --out {shlex.quote(str(folder))}, "
+                f"then data.root={shlex.quote(str(folder))}",
+            )
+        if not self.root.is_dir():
+            raise DataError(
+                f"the data set `{self.config.name}` is not there",
+                path=self.root,
+                found="a file" if self.root.exists() else "nothing",
+                expected=f"a folder with {', '.join(f'{self._folders.name(name)}/' for name in SPLITS)}",
+                remedy=f"{self.how_to_get()}; or say where they are: "
+                "data.root=<folder>, data_root=<folder of all data sets> or the variable SLIME_BENCH_DATA",
+            )
+
+    def _verify(self, names: Sequence[str] | None = None) -> None:
+        from slime_bench.data.verify import VerifyReport, compare_manifest, ensure_verified, refuse
+
+        try:
+            splits = self.split_datasets(names)
+        except DataError:
+            if (self.root / MANIFEST).is_file():  # files that are gone are better named by it than by their partners
+                differences = compare_manifest(self.root, read_manifest(self.root)["files"], {})
+                refuse(VerifyReport({}, differences=differences), self.root)
+            raise
+        ensure_verified(splits, self.root)
 
     def _split(self, name: str) -> FolderDataset:
-        return FolderDataset(self.root / name, self.classes)
+        return self._folders.dataset(name, self.how_to_get())
 
     def _loader(self, dataset: Dataset[Any], **arguments: Any) -> DataLoader[Any]:
         workers = self.config.num_workers
@@ -268,160 +274,3 @@ class SegmentationDataModule(lightning.LightningDataModule):
             generator=generator(self.seed, "loader"),
             **arguments,
         )
-
-
-def choose_support(pool: FolderDataset, shots: int, seed: int, config: DataConfig) -> list[str]:
-    """The support ids of a trial.
-
-    One permutation of the pool is drawn from (seed, "support"), whatever `shots` is, so that support sets are nested.
-    With `require_all_classes` the first image in this order that shows the most classes moves to the front.
-
-    Raises:
-        DataError: `shots` is larger than the pool or than `support_ids`, or an id is unknown.
-    """
-    ids = pool.ids
-    if config.support_ids is not None:
-        unknown = [key for key in config.support_ids if key not in set(ids)]
-        if unknown:
-            raise DataError(
-                "unknown support id",
-                path=pool.folder,
-                found=listing(unknown),
-                expected=f"ids of the pool, the nearest being {listing(nearest(unknown[0], ids) or ids)}",
-                remedy="correct `data.support_ids`; an id is a file name without its suffix",
-            )
-    available = ids if config.support_ids is None else config.support_ids
-    if shots > len(available):
-        raise DataError(
-            "more shots than support images",
-            path=pool.folder if config.support_ids is None else "data.support_ids",
-            found=f"shots={shots}",
-            expected=f"at most {len(available)}",
-            remedy="lower `shots`, or add images to the support pool",
-        )
-    if config.support_ids is not None:
-        return list(config.support_ids[:shots])
-    order = torch.randperm(len(ids), generator=generator(seed, "support")).tolist()
-    if config.require_all_classes:
-        first = _most_classes(pool, order, config.min_pixels)
-        order = [first, *(index for index in order if index != first)]
-    return [ids[index] for index in order[:shots]]
-
-
-def _most_classes(pool: FolderDataset, order: Sequence[int], min_pixels: int) -> int:
-    best, most = order[0], -1
-    for index in order:
-        shown = int((class_pixels(pool.label(index), len(pool.classes)) >= min_pixels).sum())
-        if shown > most:
-            best, most = index, shown
-        if most == len(pool.classes):
-            break
-    return best
-
-
-class SupportDataset(Dataset[Batch]):
-    """Augmented support items, keyed by (index, logical epoch); the few images stay decoded in memory."""
-
-    def __init__(self, samples: Sequence[Sample], config: DataConfig, seed: int) -> None:
-        self.samples = [fit_sample(sample, config.image_size, config.resize, config.fit) for sample in samples]
-        self.augmentation = config.augment
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: Key) -> Batch:
-        index, epoch = key
-        sample = self.samples[index]
-        keyed = generator(self.seed, "augment", sample.id, epoch)
-        image, label = augment(sample.image.float() / 255, sample.label, self.augmentation, keyed)
-        return {"image": image, "label": label, "id": sample.id, "epoch": epoch}
-
-
-class QueryDataset(Dataset[Batch]):
-    """Unaugmented items, decoded on demand; `epoch` is 0."""
-
-    def __init__(self, samples: Sequence[Sample] | FolderDataset, config: DataConfig) -> None:
-        self.samples = samples
-        self.size = config.image_size
-        self.mode = config.resize
-        self.fit = config.fit
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Batch:
-        sample = fit_sample(self.samples[index], self.size, self.mode, self.fit)
-        return {"image": sample.image.float() / 255, "label": sample.label, "id": sample.id, "epoch": 0}
-
-
-class ImageDataset(Dataset[Batch]):
-    """Images without labels, with the size of their file so that predictions can be brought back to it."""
-
-    def __init__(self, pictures: ImageFolder, config: DataConfig) -> None:
-        self.pictures = pictures
-        self.size = config.image_size
-        self.mode = config.resize
-        self.fit = config.fit
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> Batch:
-        picture = self.pictures[index]
-        image = fit_image(picture.image, self.size, self.mode, self.fit).float() / 255
-        return {"image": image, "id": picture.id, "size": torch.tensor(picture.image.shape[-2:])}
-
-
-class CarryingDataset(Dataset[Any]):
-    """Returns typed errors instead of raising them, for `CheckedLoader`."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.dataset[key]
-        except SlimeBenchError as error:
-            return error
-
-
-def collate(items: list[Any]) -> Any:
-    """A batch of the items, or the first error among them."""
-    for item in items:
-        if isinstance(item, SlimeBenchError):
-            return item
-    return default_collate(items)
-
-
-class CheckedLoader(DataLoader[Any]):
-    """Raises a worker's typed error as it was.
-
-    torch re-raises a worker's exception as `type(error)(traceback)`: the type survives, but path and remedy are
-    attributes no more and the message is a traceback. Carried through the queue as a value, it stays whole.
-    """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = super().__iter__()
-        for batch in batches:
-            if isinstance(batch, SlimeBenchError):
-                # The traceback keeps the iterator alive until the garbage collector finds it, and closes its queues
-                # first: each worker would then be waited for in vain, 5 s long.
-                if hasattr(batches, "_shutdown_workers"):
-                    batches._shutdown_workers()
-                    self._iterator = None
-                raise batch
-            yield batch
-
-
-def _config_error(name: str, found: object, expected: str) -> ConfigError:
-    return ConfigError(
-        f"bad data setting `{name}`",
-        path=f"data.{name}",
-        found=found,
-        expected=expected,
-        remedy="correct it in the data set's YAML or on the command line",
-    )

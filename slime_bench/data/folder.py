@@ -1,10 +1,10 @@
-"""Folders of images, with or without label maps of the same stem beside them."""
+"""Reading of images and label maps, and folders of them as data sets; `layouts` says which files pair up."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +14,19 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slime_bench.data.labels import IGNORE, validate_classes
+from slime_bench.data.labels import IGNORE, Colours, labels_of_colours, validate_classes, validate_colours
+from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem, find_pairs, listing
+from slime_bench.data.layouts import LABELS as LABELS  # for slime_bench.data.checks
 from slime_bench.errors import DataError, LabelError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-LABEL_SUFFIXES = (".png", ".npy")
-IMAGES = "images"
-LABELS = "labels"
-
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+_COLOUR_MODES = ("RGB", "RGBA", "P", "PA")
+_LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM")
+_ORIENTATION = 0x0112
 # What PIL and NumPy raise on files that are cut short, overwritten or of another kind.
 _DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -45,103 +44,14 @@ class Sample(Picture):
     label: Tensor
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The two files of one sample."""
-
-    id: str
-    image: Path
-    label: Path
-
-
-def listing(names: Sequence[str]) -> str:
-    """The first few of `names`, and how many there are in all."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """The files in `folder` with one of the `suffixes` (any case), keyed by stem, in order of the stem.
-
-    Hidden files (`.DS_Store`, `._photo.png`) are not data and are passed over.
-
-    Raises:
-        DataError: the folder is missing, or two files share a stem, so that a label would have two images.
-    """
-    if not folder.is_dir():
-        raise DataError(
-            "folder not found",
-            path=folder,
-            found="a file" if folder.exists() else "nothing",
-            expected="a folder",
-            remedy="check `data_root` (or the variable SLIME_BENCH_DATA) and `data.root`, or prepare the data",
-        )
-    wanted = tuple(suffixes)
-    found: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in wanted or file.name.startswith(".") or not file.is_file():
-            continue
-        if file.stem in found:
-            raise DataError(
-                "two files share one stem",
-                path=folder,
-                found=f"{found[file.stem].name}, {file.name}",
-                expected="one file per stem",
-                remedy="remove or rename one of the two",
-            )
-        found[file.stem] = file
-    return dict(sorted(found.items()))
-
-
-def pair_files(images: Path, labels: Path) -> list[Pair]:
-    """Images and label maps of the same stem, in order of the stem.
-
-    Args:
-        images: folder of `.png`, `.jpg` or `.jpeg`.
-        labels: folder of `.png` (label maps) or `.npy` ([H,W] integers).
-
-    Raises:
-        DataError: a folder is missing or empty, or a file has no partner.
-    """
-    image_files = files_by_stem(images, IMAGE_SUFFIXES)
-    label_files = files_by_stem(labels, LABEL_SUFFIXES)
-    without_label = [file.name for stem, file in image_files.items() if stem not in label_files]
-    without_image = [file.name for stem, file in label_files.items() if stem not in image_files]
-    if without_label:
-        raise DataError(
-            f"{len(without_label)} image(s) without a label map",
-            path=images,
-            found=listing(without_label),
-            expected=f"a file of the same stem ({' or '.join(LABEL_SUFFIXES)}) in {labels}",
-            remedy="add the missing label maps, or move these images away",
-        )
-    if without_image:
-        raise DataError(
-            f"{len(without_image)} label map(s) without an image",
-            path=labels,
-            found=listing(without_image),
-            expected=f"a file of the same stem ({', '.join(IMAGE_SUFFIXES)}) in {images}",
-            remedy="add the missing images, or move these label maps away",
-        )
-    if not image_files:
-        raise DataError(
-            "no images",
-            path=images,
-            found="no file with a known suffix",
-            expected=", ".join(IMAGE_SUFFIXES),
-            remedy="put the images here, or prepare the data again",
-        )
-    return [Pair(stem, file, label_files[stem]) for stem, file in image_files.items()]
-
-
 def read_image(path: Path) -> Tensor:
-    """One image as uint8 [3,H,W] RGB.
+    """One image as uint8 [3,H,W] RGB, whatever its suffix says of its format.
 
-    Grey images get three equal channels, transparency is dropped, and the camera's orientation is applied, as image
-    viewers and OpenCV do.
+    Grey images get three equal channels, CMYK is converted, transparency is dropped, of 16-bit RGB the upper 8 bits are
+    kept, and the camera's orientation is applied, as image viewers and OpenCV do.
 
     Raises:
-        DataError: missing, unreadable, cut short, or with more than 8 bits in a single channel.
+        DataError: missing, unreadable, cut short, or grey with more than 8 bits.
     """
     try:
         with Image.open(path) as file:
@@ -162,22 +72,40 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def read_label(path: Path) -> Tensor:
-    """One label map as int64 [H,W], from a PNG (grey or palette index) or a `.npy` array.
+def read_label(path: Path, colours: Colours | None = None) -> Tensor:
+    """One label map as int64 [H,W].
+
+    Args:
+        path: a PNG (grey or palette index), a colour PNG whose colours `colours` holds, or a `.npy` array of whole
+            numbers, which may be stored as floats.
+        colours: as `validate_colours` gives them. Without a colour for the background, every colour that is none of
+            them is background; with one, such a colour is an error. Grey label maps and arrays hold indices all the
+            same; a palette then counts as colours.
 
     Raises:
         DataError: missing, unreadable or cut short.
-        LabelError: not one whole number per pixel.
+        LabelError: not one whole number per pixel, a format that loses pixels, or colours that are no class.
     """
-    array = _read_array(path) if path.suffix.lower() == ".npy" else _read_indices(path)
-    if array.ndim != 2 or not (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_):
+    array = _read_array(path) if path.suffix.lower() == ".npy" else _read_picture(path, colours or {})
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
         raise LabelError(
             "not a label map",
             path=path,
             found=f"an array {list(array.shape)} of {array.dtype}",
-            expected="[H,W] integers, one class index per pixel",
+            expected="[H,W] whole numbers, one class index per pixel",
             remedy="save class indices, e.g. `np.save(file, label.astype(np.uint8))`",
         )
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
+        broken = ~(np.isfinite(array) & (np.abs(array) < 2**31) & (array == np.round(array)))
+        if broken.any():
+            raise LabelError(
+                "the label map holds numbers that are no class index",
+                path=path,
+                found=f"{listing([f'{value:g}' for value in np.unique(array[broken])])} ({int(broken.sum())} pixels)",
+                expected="whole numbers, one class index per pixel",
+                remedy="resize and save label maps without interpolation; scores become labels by their argmax",
+            )
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -206,36 +134,59 @@ def check_label(label: Tensor, classes: Sequence[str], path: Path) -> None:
     )
 
 
-def read_sample(pair: Pair, classes: Sequence[str]) -> Sample:
+def read_sample(pair: Pair, classes: Sequence[str], colours: Colours | None = None) -> Sample:
     """Decode and check one sample.
 
     Raises:
         DataError, LabelError: an unreadable file, sizes that differ, or labels outside `classes`.
     """
     image = read_image(pair.image)
-    label = read_label(pair.label)
+    label = read_label(pair.label, colours)
     if image.shape[-2:] != label.shape:
+        size, turned = f"{label.shape[1]}x{label.shape[0]}", label.shape == image.shape[:0:-1] and _turns(pair.image)
         raise LabelError(
             "image and label map differ in size",
             path=pair.label,
-            found=f"{label.shape[1]}x{label.shape[0]}",
-            expected=f"{image.shape[2]}x{image.shape[1]} (width x height) as {pair.image}",
-            remedy="export the label map in the size of its image, without interpolation",
+            found=f"{size}, the size before the image's EXIF orientation is applied" if turned else size,
+            expected=f"{image.shape[2]}x{image.shape[1]} (width x height) as {pair.image}"
+            + (" is shown" if turned else ""),
+            remedy="turn the label map as viewers show the image, or save the image with its orientation applied"
+            if turned
+            else "export the label map in the size of its image, without interpolation",
         )
     check_label(label, classes, pair.label)
     return Sample(pair.id, image, label)
 
 
 class FolderDataset(Dataset[Sample]):
-    """`<folder>/images/<id>.png|jpg|jpeg` with `<folder>/labels/<id>.png|npy`, in order of the id.
+    """The samples of a folder in any layout of `slime_bench.data.layouts`, in order of the id.
 
     Files are listed and paired at once and decoded on demand; see `read_sample` for what is refused.
+
+    Args:
+        folder: where the files lie.
+        classes: class names in label order.
+        colours: class name -> RGB of label maps that are colour pictures; see `read_label`.
+        pairs: the samples, where they are not all of the folder's.
+
+    Raises:
+        DataError: see `find_pairs`.
+        ConfigError: a bad class list or colour.
     """
 
-    def __init__(self, folder: str | Path, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        classes: Sequence[str],
+        colours: Mapping[str, Sequence[int]] | None = None,
+        *,
+        pairs: Sequence[Pair] | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.classes = validate_classes(classes)
-        self.pairs = pair_files(self.folder / IMAGES, self.folder / LABELS)
+        self.colours = {name: list(colour) for name, colour in (colours or {}).items()}
+        self._table = validate_colours(self.colours, self.classes)
+        self.pairs = find_pairs(self.folder) if pairs is None else list(pairs)
 
     @property
     def ids(self) -> list[str]:
@@ -245,14 +196,19 @@ class FolderDataset(Dataset[Sample]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        return read_sample(self.pairs[index], self.classes)
+        return read_sample(self.pairs[index], self.classes, self._table)
 
     def label(self, index: int) -> Tensor:
         """Only the label map, int64 [H,W], checked against the classes: a choice by content need not decode images."""
         path = self.pairs[index].label
-        label = read_label(path)
+        label = read_label(path, self._table)
         check_label(label, self.classes, path)
         return label
+
+    def select(self, ids: Sequence[str]) -> FolderDataset:
+        """The samples called `ids`, in that order; KeyError for an id that is not there."""
+        by_id = {pair.id: pair for pair in self.pairs}
+        return FolderDataset(self.folder, self.classes, self.colours, pairs=[by_id[key] for key in ids])
 
 
 class ImageFolder(Dataset[Picture]):
@@ -286,27 +242,63 @@ class ImageFolder(Dataset[Picture]):
 def _read_array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
-    except _DECODING_ERRORS as error:
+    except (*_DECODING_ERRORS, MemoryError) as error:  # a header may promise more than there is memory
+        if "pickle" in str(error):  # NumPy's own message ends with how to load it all the same
+            error = ValueError("pickled Python objects, which could run any code")
         raise _unreadable("label map", path, error, "a NumPy array saved without pickling") from error
-    return np.asarray(array)
+    if not isinstance(array, np.ndarray):  # several arrays in one file
+        array.close()
+        return np.empty(0, dtype=object)
+    return array
 
 
-def _read_indices(path: Path) -> np.ndarray:
+def _read_picture(path: Path, colours: Colours) -> np.ndarray:
     try:
         with Image.open(path) as file:
-            mode = file.mode
-            array = np.array(file)
+            mode, kind = file.mode, file.format
+            coloured = bool(colours) and mode in _COLOUR_MODES
+            array = np.array(file.convert("RGB") if coloured else file)
     except _DECODING_ERRORS as error:
         raise _unreadable("label map", path, error, "a complete PNG file") from error
+    if kind not in _LOSSLESS:
+        raise LabelError(
+            "the label map is stored in a format that changes pixels",
+            path=path,
+            found=f"a {kind} file",
+            expected="a PNG file",
+            remedy="export the label map as PNG from its source; converting this file keeps the false labels in it",
+        )
+    if coloured:
+        return _indices(path, array, colours)
     if mode not in _LABEL_MODES:
         raise LabelError(
             "the label map is a colour picture",
             path=path,
             found=f"mode {mode}, {array.shape[-1]} channels",
-            expected="one channel of class indices (8-bit grey or palette)",
-            remedy="convert colours to class indices first; grey conversion would invent classes",
+            expected="one channel of class indices (8-bit grey or palette), or the classes' colours in `data.colours`",
+            remedy="say which colour is which class, e.g. data.colours={wheel:[255,255,0]}, or convert the colours to "
+            "class indices; grey conversion would invent classes",
         )
     return array
+
+
+def _indices(path: Path, picture: np.ndarray, colours: Colours) -> np.ndarray:
+    labels, strangers = labels_of_colours(picture, colours)
+    if strangers and 0 in colours.values():
+        raise LabelError(
+            "the label map has colours that are no class",
+            path=path,
+            found=listing([f"{list(colour)} ({count} pixels)" for colour, count in strangers.items()]),
+            expected=f"only the {len(colours)} colours of `data.colours`",
+            remedy="add the missing colours, or leave the background's out: every other colour is then background",
+        )
+    return labels
+
+
+def _turns(path: Path) -> bool:
+    """Whether the EXIF orientation of an image exchanges its width and height."""
+    with Image.open(path) as file:
+        return file.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
 
 
 def _unreadable(kind: str, path: Path, error: BaseException, expected: str) -> DataError:

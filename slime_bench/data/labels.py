@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import colorsys
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from slime_bench.errors import ConfigError
@@ -15,6 +17,12 @@ BACKGROUND = "background"
 IGNORE = 255
 MAX_CLASSES = 77
 """CLIP's text encoder gives 77 tokens and every class owns one of them."""
+
+IGNORE_NAME = "ignore"
+"""Key of `data.colours` for the colour of ignored pixels."""
+
+Colours = Mapping[tuple[int, int, int], int]
+"""(red, green, blue) -> label, of label maps that are colour pictures; empty where there are none."""
 
 _GOLDEN = 0.6180339887498949
 _SHADES = ((0.90, 0.95), (0.45, 1.00), (0.95, 0.60), (0.60, 0.80))
@@ -97,6 +105,79 @@ def class_index(name: str, classes: Sequence[str], *, path: str = "data.classes"
         expected=", ".join(classes),
         remedy=f"did you mean {' or '.join(f'`{option}`' for option in close)}?" if close else "use one of these names",
     )
+
+
+def check_same_classes(classes: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse class names that are not those of the data set's manifest, in their order.
+
+    Raises:
+        ConfigError: names the first unknown class and its nearest, or both lists.
+    """
+    for name in classes:
+        class_index(name, known)
+    if list(classes) != list(known):
+        raise ConfigError(
+            "the class list differs from the data set's",
+            path="data.classes",
+            found=list(classes),
+            expected=list(known),
+            remedy="list all classes of the label maps, in their order",
+        )
+
+
+def validate_colours(colours: Mapping[str, Sequence[int]], classes: Sequence[str]) -> dict[tuple[int, int, int], int]:
+    """The table of `data.colours`: (red, green, blue), each 0..255, -> label.
+
+    Args:
+        colours: class name, or `ignore` for 255, -> RGB.
+        classes: the K class names.
+
+    Raises:
+        ConfigError: an unknown class, something else than three numbers of 0..255, or one colour for two classes.
+    """
+    table: dict[tuple[int, int, int], int] = {}
+    for name, colour in colours.items():
+        path = f"data.colours.{name}"
+        label = IGNORE if name == IGNORE_NAME and name not in classes else class_index(name, classes, path=path)
+        whole = all(isinstance(value, int) and 0 <= value <= 255 for value in colour)
+        if len(colour) != 3 or not whole:
+            raise ConfigError(
+                f"the colour of `{name}` is no colour",
+                path=path,
+                found=list(colour),
+                expected="[red, green, blue], each 0 to 255",
+                remedy="correct it in the data set's YAML or on the command line",
+            )
+        key = (int(colour[0]), int(colour[1]), int(colour[2]))
+        if key in table:
+            raise ConfigError(
+                "two classes have one colour",
+                path=path,
+                found=list(colour),
+                expected="a colour of its own for every class",
+                remedy="correct it in the data set's YAML or on the command line",
+            )
+        table[key] = label
+    return table
+
+
+def labels_of_colours(picture: NDArray[np.uint8], colours: Colours) -> tuple[NDArray[np.int64], dict[tuple, int]]:
+    """Class indices of a colour label map.
+
+    Args:
+        picture: uint8 [H,W,3] RGB.
+        colours: as `validate_colours` gives them.
+
+    Returns:
+        int64 [H,W], 0 where the colour is none of `colours`; and those other colours -> number of pixels, most first.
+    """
+    codes = (picture.astype(np.int64) << np.array([16, 8, 0])).sum(axis=-1)  # one number per colour
+    values, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    rgb = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in values]
+    labels = np.array([colours.get(colour, 0) for colour in rgb], dtype=np.int64)
+    strangers = {colour: int(count) for colour, count in zip(rgb, counts, strict=True) if colour not in colours}
+    ordered = dict(sorted(strangers.items(), key=lambda item: -item[1]))
+    return labels[inverse.reshape(codes.shape)], ordered
 
 
 def palette(num_classes: int) -> Tensor:

@@ -51,7 +51,7 @@ class Bench:
             "data.batch_size=2",
             "method.train_map_size=16",
         ]
-        names = ["data=pascal_car", "data.name=tiny_car", f"data.root={self.data}", f"backbone.weights={self.sd}"]
+        names = ["data=pascal_part_car", "data.name=tiny_car", f"data.root={self.data}", f"backbone.weights={self.sd}"]
         fast = ["method.epochs=2", "protocol.token_gate=0", "trainer=cpu", "trainer.progress=false", "save_maps=3"]
         return [*names, *sizes, *fast, f"output_root={self.outputs}"]
 

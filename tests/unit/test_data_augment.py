@@ -279,7 +279,87 @@ def test_rotation_against_kornia(degrees: float) -> None:
     assert (turned_label != nearest[0, 0].round().long())[inner == 1].float().mean() < 0.01
 
 
-def test_flip_against_kornia() -> None:
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40))
+def test_flip_against_kornia(seed: int, height: int, width: int) -> None:
     kornia = pytest.importorskip("kornia")
-    image, label = scene(12)
-    assert torch.equal(flip(image, label)[0], kornia.geometry.transform.hflip(image[None])[0])
+    draw = torch.Generator().manual_seed(seed)
+    image, label = torch.rand(3, height, width, generator=draw), torch.randint(6, (height, width), generator=draw)
+    flipped, flipped_label = flip(image, label)
+    assert torch.equal(flipped, kornia.geometry.transform.hflip(image[None])[0])
+    assert torch.equal(flipped_label, kornia.geometry.transform.hflip(label[None, None].float())[0, 0].long())
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9])
+def test_blur_against_kornia(kernel: int) -> None:
+    """Up to 5 pixels kornia's rows of Pascal's triangle, then its Gaussian; 1e-6, as only the order of sums differs."""
+    kornia = pytest.importorskip("kornia")
+    image, _ = scene(9, 40, 56)
+    if kernel <= 5:
+        weights = kornia.filters.kernels.get_pascal_kernel_1d(kernel, norm=True)[None]
+        expected = kornia.filters.filter2d_separable(image[None], weights, weights, border_type="reflect")[0]
+    else:
+        sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+        expected = kornia.filters.gaussian_blur2d(image[None], (kernel, kernel), (sigma, sigma), "reflect")[0]
+    assert (blur(image, kernel) - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_opencvs_fixed_kernels_are_nearly_gaussian(kernel: int) -> None:
+    """The Gaussian of OpenCV's formula for an unset sigma, whose weights differ by up to 0.03 from the fixed ones."""
+    kornia = pytest.importorskip("kornia")
+    image, _ = scene(9, 40, 56)
+    sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+    expected = kornia.filters.gaussian_blur2d(image[None], (kernel, kernel), (sigma, sigma), "reflect")[0]
+    assert (blur(image, kernel) - expected).abs().max() < 0.06
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.integers(8, 40))
+def test_crop_against_kornia(seed: int, side: int) -> None:
+    """Image and label as kornia resizes the part: 1e-5 for the image (kornia's weights are rounded once more), no pixel
+    of the label differs. And as kornia warps the whole image, inside the border of half a source pixel: 1e-4."""
+    kornia = pytest.importorskip("kornia")
+    image, label = scene(seed, 40, 56)
+    draw = torch.Generator().manual_seed(seed)
+    top, left = (int(torch.randint(size - side + 1, (1,), generator=draw)) for size in (40, 56))
+    found, found_label = crop(image, label, (top, left, side, side))
+    resize = kornia.geometry.transform.resize
+    part = image[None, :, top : top + side, left : left + side]
+    assert (found - resize(part, (40, 56), "bilinear", align_corners=False)[0]).abs().max() < 1e-5
+    part = label[None, None, top : top + side, left : left + side].float()
+    assert torch.equal(found_label, resize(part, (40, 56), "nearest")[0, 0].long())
+    # The centres of the outermost output pixels, in pixels of the source.
+    rows, columns = (
+        (start - 0.5 + torch.tensor([0.5, new - 0.5]) * side / new) for start, new in ((top, 40), (left, 56))
+    )
+    corners = [(columns[0], rows[0]), (columns[1], rows[0]), (columns[1], rows[1]), (columns[0], rows[1])]
+    boxes = torch.tensor([[[float(x), float(y)] for x, y in corners]])
+    warped = kornia.geometry.transform.crop_and_resize(image[None], boxes, (40, 56), align_corners=True)[0]
+    down, right = (math.ceil(new / side / 2) for new in (40, 56))
+    assert (found - warped)[:, down:-down, right:-right].abs().max() < 1e-4
+
+
+def test_a_whole_augmentation_against_kornia() -> None:
+    """All four in the reference's order, from the numbers that the generator gives; 1e-4 within the turned frame."""
+    kornia = pytest.importorskip("kornia")
+    image, label = scene(13, 48, 48, values=(1, 2))
+    config = Augmentation(flip_p=1, blur_p=1, rotation_p=1, blur_kernels=[5], crop_keep="nothing")
+    transform = kornia.geometry.transform
+    for seed in range(8):
+        found, found_label = augment(image, label, config, generator(seed, "augment"))
+        draws = generator(seed, "augment")
+        angle = (2 * torch.rand(5, generator=draws, dtype=torch.float64)[4] - 1) * config.rotation_degrees
+        top, left, side, _ = choose_crop(label, config, draws)
+        weights = kornia.filters.kernels.get_pascal_kernel_1d(5, norm=True)[None]
+        expected = kornia.filters.filter2d_separable(transform.hflip(image[None]), weights, weights, "reflect")
+        window = (..., slice(top, top + side), slice(left, left + side))
+        expected = transform.resize(expected[window], (48, 48), "bilinear", align_corners=False)
+        expected = transform.rotate(expected, angle[None].float(), align_corners=True)[0]
+        labels = transform.resize(transform.hflip(label[None, None].float())[window], (48, 48), "nearest")
+        labels = transform.rotate(labels, angle[None].float(), mode="nearest", align_corners=True)[0, 0].long()
+        centre = torch.zeros(48, 48, dtype=torch.int64)
+        centre[3:-3, 3:-3] = 1
+        inner = rotate(image, centre, float(angle))[1] == 1
+        assert (found - expected)[:, inner].abs().max() < 1e-4
+        assert (found_label != labels)[inner].float().mean() < 0.01  # points that lie between two pixels

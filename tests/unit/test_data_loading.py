@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from slime_bench.data.augment import Augmentation
-from slime_bench.data.datamodule import DataConfig, SegmentationDataModule, choose_support
+from slime_bench.data.config import DataConfig
+from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.data.fit import fit_sample, resize_image, unfit
 from slime_bench.data.folder import FolderDataset, Sample
 from slime_bench.data.sampler import SupportBatchSampler, SupportSampler
@@ -129,54 +131,7 @@ def test_sampler_refuses_nonsense(samples: int, passes: int, batch: int) -> None
         SupportBatchSampler(SupportSampler(samples, seed=0, passes=passes), batch)
 
 
-# --- support choice
-
-
-def test_support_sets_are_nested_and_differ_between_seeds(make: Make) -> None:
-    for seed in range(4):
-        largest = make(shots=POOL, seed=seed).support_ids
-        assert len(set(largest)) == POOL
-        for shots in (1, 3, 10):
-            assert make(shots=shots, seed=seed).support_ids == largest[:shots]
-    assert len({tuple(make(shots=5, seed=seed).support_ids) for seed in range(4)}) == 4
-
-
-def test_first_support_image_shows_every_class(make: Make) -> None:
-    firsts = {make(shots=1, seed=seed).support_ids[0] for seed in range(12)}
-    assert firsts == COMPLETE  # all of them are reachable, and no other
-    plain = {make(shots=1, seed=seed, require_all_classes=False).support_ids[0] for seed in range(12)}
-    assert not plain <= COMPLETE
-    # Apart from the first, the order is the permutation's.
-    chosen, drawn = (make(shots=POOL, seed=3, require_all_classes=flag).support_ids for flag in (True, False))
-    assert chosen[1:] == [key for key in drawn if key != chosen[0]]
-
-
-def test_no_image_shows_every_class(make: Make) -> None:
-    # Every image then shows the same two classes, and the first of the permutation stays the first.
-    ids = [make(shots=1, seed=2, min_pixels=100, require_all_classes=flag).support_ids for flag in (True, False)]
-    assert ids[0] == ids[1]
-
-
-def test_shots_beyond_the_pool(make: Make) -> None:
-    with pytest.raises(DataError, match="more shots than support images") as caught:
-        make(shots=POOL + 1)
-    assert caught.value.expected == f"at most {POOL}" and caught.value.found == f"shots={POOL + 1}"
-    with pytest.raises(ConfigError, match="needs an image"):
-        make(shots=0)
-
-
-def test_fixed_support_ids(make: Make, root: Path) -> None:
-    assert make(shots=2, support_ids=["s07", "s02", "s01"]).support_ids == ["s07", "s02"]
-    with pytest.raises(DataError, match="more shots") as caught:
-        make(shots=2, support_ids=["s07"])
-    assert caught.value.path == "data.support_ids"
-    with pytest.raises(DataError, match="unknown support id") as caught:
-        make(shots=1, support_ids=["s011"])
-    assert "s01" in str(caught.value.expected)
-    with pytest.raises(ConfigError, match="support_ids"):
-        DataConfig(name="toy", root="data", classes=CLASSES, support_ids=["a", "a"])
-    pool = FolderDataset(root / "support", CLASSES)
-    assert choose_support(pool, 1, 0, DataConfig(name="", root="", classes=CLASSES, support_ids=["s11"])) == ["s11"]
+# --- before training
 
 
 def test_support_without_foreground_stops_before_training(tmp_path: Path) -> None:
@@ -438,6 +393,7 @@ def test_padding_reaches_every_loader(make: Make, root: Path, tmp_path: Path) ->
     [
         ("image_size", 0), ("batch_size", 0), ("train_batch_size", 0), ("num_workers", -1), ("passes_per_epoch", 0),
         ("min_pixels", 0), ("validation", "test"), ("resize", "cubic"), ("fit", "stretch"), ("classes", ["body"]),
+        ("require_all_classes", "all"), ("val_size", 0), ("splits", {"train": "a"}), ("splits", {"test": "{shots}/a"}),
     ],
 )  # fmt: skip
 def test_bad_settings(name: str, value: object) -> None:
@@ -472,11 +428,37 @@ def test_fingerprint_follows_the_data(broken: Path) -> None:
     assert fingerprint() == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # sha256 of "{}"
 
 
-def test_a_bad_test_mask_comes_to_light_in_setup(broken: Path) -> None:
+def test_a_bad_test_mask_comes_to_light_before_training(root: Path, tmp_path: Path) -> None:
     """Not after the whole fit, when the test loader reaches it."""
-    path = broken / "test" / "labels" / "t03.png"
+    data = shutil.copytree(root, tmp_path / "data")
+    path = data / "test" / "labels" / "t03.png"
     Image.new("L", (SIZE, SIZE), 9).save(path)
-    module = SegmentationDataModule(DataConfig("toy", str(broken), CLASSES, image_size=SIZE), shots=1, seed=0)
+    module = SegmentationDataModule(DataConfig("toy", str(data), CLASSES, image_size=SIZE), shots=1, seed=0)
     with pytest.raises(LabelError) as caught:
-        module.setup("test")
+        module.prepare_data()
     assert caught.value.path == path
+
+
+def test_splits_that_the_trial_does_not_read_may_be_absent_or_bad(root: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(root, tmp_path / "data")
+    (data / "val" / "labels" / "v00.png").write_bytes(b"")
+
+    def prepare(shots: int, **settings: Any) -> None:
+        config = DataConfig("toy", str(data), CLASSES, image_size=SIZE, **settings)
+        module = SegmentationDataModule(config, shots=shots, seed=0)
+        module.prepare_data()
+        module.setup()
+        assert len(module.fingerprint()) == 64
+
+    prepare(1)
+    with pytest.raises(DataError, match="cannot read the label map"):
+        prepare(2)
+    (data / "val" / "labels" / "v00.png").unlink()  # an orphan
+    prepare(1)
+    shutil.rmtree(data / "val")
+    prepare(1)
+    with pytest.raises(DataError, match="no val split") as caught:
+        prepare(2)
+    assert caught.value.path == data / "val" and "data.validation=support" in str(caught.value.remedy)
+    assert caught.value.found == "support/, test/"
+    prepare(2, validation="support")

@@ -83,6 +83,30 @@ def test_rendered_data_set_is_whole(rendered: Path) -> None:
     assert torch.equal(sample.label, torch.from_numpy(picture.label.astype(np.int64)))
 
 
+SUPPORT = {
+    ("car", 0): [16, 8, 10, 5, 29, 23, 20, 1, 25, 15],
+    ("car", 1): [4, 27, 17, 16, 0, 6, 10, 1, 15, 7],
+    ("car", 2): [14, 2, 8, 12, 20, 16, 9, 15, 10, 18],
+    ("horse", 0): [16, 8, 10, 5, 29, 23, 20, 1, 25, 15],
+    ("horse", 1): [4, 27, 17, 16, 0, 6, 10, 1, 15, 7],
+    ("horse", 2): [2, 14, 8, 12, 20, 16, 9, 15, 10, 18],
+    ("face", 0): [8, 16, 10, 5, 29, 23, 20, 1, 25, 15],
+    ("face", 1): [4, 27, 17, 16, 0, 6, 10, 1, 15, 7],
+    ("face", 2): [8, 2, 14, 12, 20, 16, 9, 15, 10, 18],
+}
+"""Pictures of the pool that were drawn, for each subject and seed, when the published mini tables were computed."""
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_support_sets_are_those_of_the_published_tables(subject: str, rendered: Path) -> None:
+    for seed in (0, 1, 2):
+        expected = [f"{subject}-support-{index:04d}" for index in SUPPORT[subject, seed]]
+        for shots in (1, 10):
+            data = module(subject, rendered, shots=shots, seed=seed)
+            data.prepare_data()
+            assert data.support_ids == expected[:shots]
+
+
 def test_second_time_nothing_is_rendered(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,10 +170,23 @@ def test_spoilt_files_are_named(data_root: Path, fault: str) -> None:
     else:
         name = "more.png"
         shutil.copy(victim, labels / name)
-    kind = "changed" if fault == "unreadable" else fault
-    with pytest.raises(DataError, match=f"{kind}: test/labels/{name}") as caught:
+    with pytest.raises(DataError) as caught:
         module("car", data_root).prepare_data()
+    if fault == "unreadable":
+        assert caught.value.summary == "cannot read the label map" and caught.value.path == victim
+        assert "prepare the data again" in str(caught.value.remedy)
+        return
+    assert caught.value.found == f"{fault}: test/labels/{name}"
     assert caught.value.path == data_root / "mini" / "car" and "delete" in str(caught.value.remedy)
+
+
+def test_a_file_changed_after_the_first_trial_is_seen(data_root: Path) -> None:
+    """The verdict is remembered by the files' sizes and times; also of the split that this trial does not read."""
+    module("car", data_root).prepare_data()
+    victim = data_root / "mini" / "car" / "val" / "labels" / "car-val-0003.png"
+    Image.new("L", (128, 128), 1).save(victim)
+    with pytest.raises(DataError, match=r"changed: val/labels/car-val-0003\.png"):
+        module("car", data_root).prepare_data()
 
 
 def test_recompressed_files_are_the_same_data(data_root: Path) -> None:

@@ -366,7 +366,7 @@ def test_failed_and_invalid_trials_stand_in_the_caption(tmp_path: Path) -> None:
 
 
 def test_paper_preset_is_compared_with_the_paper(tmp_path: Path) -> None:
-    ours = [trial([80] * 6, seed=seed, preset="paper", data="pascal_car", backbone="sd21") for seed in (0, 1, 2)]
+    ours = [trial([80] * 6, seed=seed, preset="paper", data="pascal_part_car", backbone="sd21") for seed in (0, 1, 2)]
     store(tmp_path, *ours, trial([50] * 6))
     report = subject_report(collect(tmp_path), "car", load_published("car"))
     paper, mini = sorted(sections(report), key=lambda section: not section.compared)

@@ -1,0 +1,13 @@
+"""CelebAMask-HQ: faces with merged attribute masks, as `data_prep.celebamask_hq` makes them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from slime_bench.data.prepared import PreparedDataModule
+
+
+class CelebAMaskDataModule(PreparedDataModule):
+    """The faces of CelebAMask-HQ in ten classes."""
+
+    commands: ClassVar[dict[str, str]] = {"face": "make prepare-face CELEBA=<folder or archive of CelebAMask-HQ>"}

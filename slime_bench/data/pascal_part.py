@@ -1,0 +1,16 @@
+"""PASCAL-Part: crops of cars or horses of PASCAL VOC 2010 with merged parts, as `data_prep.pascal_part` makes them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from slime_bench.data.prepared import PreparedDataModule
+
+
+class PascalPartDataModule(PreparedDataModule):
+    """The cars or the horses; `data.subject` says which."""
+
+    commands: ClassVar[dict[str, str]] = {
+        subject: f"make prepare-{subject} VOC=<folder or archive of VOC 2010> PARTS=<folder or archive of PASCAL-Part>"
+        for subject in ("car", "horse")
+    }

@@ -1,0 +1,43 @@
+"""Data sets that a command of `data_prep` makes: which command that is, and that the folder holds the right one."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from slime_bench.data.datamodule import SegmentationDataModule
+from slime_bench.data.labels import check_same_classes
+from slime_bench.data.manifest import MANIFEST, read_manifest
+from slime_bench.errors import DataError
+
+
+class PreparedDataModule(SegmentationDataModule):
+    """A folder data set with a manifest; one that was laid out by hand, without a manifest, is taken as it is."""
+
+    commands: ClassVar[dict[str, str]] = {}
+    """subject -> the command that makes the data set."""
+
+    def how_to_get(self) -> str:
+        """The command that makes the data set."""
+        command = self.commands.get(self.config.subject)
+        return f"{command} (README.md, `Real data`)" if command else super().how_to_get()
+
+    def prepare_data(self) -> None:
+        """As the base class; the manifest has to be of this subject and these classes.
+
+        Raises:
+            DataError: the folder is missing, holds another subject, or files that cannot be used.
+            ConfigError: `data.classes` is not the data set's class list.
+        """
+        self._check_root()
+        if (self.root / MANIFEST).is_file():
+            manifest = read_manifest(self.root)
+            if manifest["subject"] != self.config.subject:
+                raise DataError(
+                    "the folder holds another subject",
+                    path=self.root,
+                    found=manifest["subject"],
+                    expected=self.config.subject,
+                    remedy=f"correct `data.root`, or {self.how_to_get()}",
+                )
+            check_same_classes(self.classes, manifest["classes"])
+        super().prepare_data()

@@ -1,0 +1,311 @@
+"""Reading of single files: the kinds of image and label map that people have, and those that will not do."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from slime_bench.data.folder import read_image, read_label, read_sample
+from slime_bench.data.labels import labels_of_colours, validate_colours
+from slime_bench.data.layouts import Pair
+from slime_bench.errors import ConfigError, DataError, LabelError
+
+CLASSES = ("background", "body", "wheel")
+COLOURS = validate_colours({"body": [255, 52, 255], "wheel": [255, 255, 0], "ignore": [255, 255, 255]}, CLASSES)
+PIXELS = np.arange(48, dtype=np.uint8).reshape(6, 8)
+LABEL = np.zeros((6, 8), np.uint8)
+LABEL[1], LABEL[2], LABEL[3, 3] = 1, 2, 255
+
+
+def grey() -> torch.Tensor:
+    return torch.from_numpy(PIXELS).expand(3, 6, 8)
+
+
+def deep_png(path: Path, pixels: np.ndarray) -> Path:
+    """uint16 [H,W,3] as a PNG of 16 bits per channel, which PIL cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    return path
+
+
+def coloured(label: np.ndarray, background: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray:
+    """LABEL's picture in the colours of COLOURS, uint8 [H,W,3]."""
+    picture = np.empty((*label.shape, 3), np.uint8)
+    picture[:] = background
+    for colour, value in COLOURS.items():
+        picture[label == value] = colour
+    return picture
+
+
+# --- images
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette", "palette with transparency", "alpha", "grey with alpha", "binary"])
+def test_image_modes(tmp_path: Path, kind: str) -> None:
+    path, expected = tmp_path / "a.PNG", grey()
+    picture = Image.fromarray(PIXELS)
+    if kind.startswith("palette"):
+        picture = picture.convert("P")
+    elif kind == "alpha":
+        picture = Image.fromarray(np.dstack([PIXELS] * 3 + [np.zeros_like(PIXELS)]))
+    elif kind == "grey with alpha":
+        picture = Image.merge("LA", [picture, Image.new("L", picture.size, 7)])
+    elif kind == "binary":
+        picture, expected = Image.fromarray(PIXELS > 20), torch.where(grey() > 20, 255, 0)
+    picture.save(path, **({"transparency": 3} if "transparency" in kind else {}))
+    image = read_image(path)
+    assert image.dtype == torch.uint8 and torch.equal(image, expected.to(torch.uint8))
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    colours = np.zeros((32, 32, 3), np.uint8)
+    colours[:16], colours[16:] = (230, 230, 230), (200, 30, 30)
+    Image.fromarray(colours).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    image = read_image(tmp_path / "a.jpg")
+    assert (image.permute(1, 2, 0).int() - torch.from_numpy(colours).int()).abs().max() <= 12
+
+
+def test_an_images_suffix_does_not_matter(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([PIXELS] * 3)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").rename(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png").int() - grey().int()).abs().max() < 6
+    Image.fromarray(PIXELS).save(tmp_path / "b.png")
+    (tmp_path / "b.png").rename(tmp_path / "b.jpg")
+    assert torch.equal(read_image(tmp_path / "b.jpg"), grey())
+
+
+def test_sixteen_bits(tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    Image.fromarray(PIXELS.astype(np.uint16) * 1000).save(path)
+    with pytest.raises(DataError, match="more than 8 bits") as caught:
+        read_image(path)
+    assert caught.value.path == path and "I;16" in str(caught.value.found)
+    # Of RGB, PIL keeps the upper byte of each channel.
+    deep = np.dstack([PIXELS.astype(np.uint16) * 256 + 255] * 3)
+    assert torch.equal(read_image(deep_png(tmp_path / "rgb.png", deep)), grey())
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_truncated_empty_and_other_files(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:10], whole[: len(whole) // 2], b"<html>not found</html>", b"\0" * 500):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="cannot read the image") as caught:
+            read_image(path)
+        assert caught.value.path == path and f"{len(content)} bytes that do not decode" in str(caught.value.found)
+
+
+# --- label maps in pictures
+
+
+def test_a_label_map_that_is_really_a_jpeg(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(LABEL).save(path, format="JPEG", quality=100)
+    with pytest.raises(LabelError, match="changes pixels") as caught:
+        read_label(path)
+    assert caught.value.found == "a JPEG file" and "PNG" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_grey_label_maps(tmp_path: Path, depth: int) -> None:
+    Image.fromarray(LABEL.astype(f"uint{depth}")).save(tmp_path / "a.png")
+    for colours in (None, COLOURS):  # grey values are indices, whatever colours there are
+        assert torch.equal(read_label(tmp_path / "a.png", colours), torch.from_numpy(LABEL).long())
+
+
+@pytest.mark.parametrize("kind", ["RGB", "RGBA", "palette"])
+@pytest.mark.parametrize("background", [(0, 0, 0), (13, 14, 15)])
+def test_colour_label_maps(tmp_path: Path, kind: str, background: tuple[int, int, int]) -> None:
+    picture = Image.fromarray(coloured(LABEL, background))
+    picture = picture.quantize(16) if kind == "palette" else picture.convert(kind)
+    picture.save(tmp_path / "a.png")
+    assert torch.equal(read_label(tmp_path / "a.png", COLOURS), torch.from_numpy(LABEL).long())
+
+
+def test_a_colour_label_map_without_colours(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(coloured(LABEL)).save(path)
+    with pytest.raises(LabelError, match="colour picture") as caught:
+        read_label(path)
+    assert caught.value.path == path and caught.value.found == "mode RGB, 3 channels"
+    assert "data.colours={" in str(caught.value.remedy)
+
+
+def test_colours_that_are_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    picture = coloured(LABEL)
+    picture[5, :3], picture[5, 3] = (255, 255, 1), (7, 7, 7)  # a stroke that is a shade off, and a single pixel
+    Image.fromarray(picture).save(path)
+    # Without a colour for the background, everything else is background, as ReGAN's masks are read.
+    assert read_label(path, COLOURS)[5].unique().tolist() == [0]
+    strict = COLOURS | {(0, 0, 0): 0}
+    with pytest.raises(LabelError, match="colours that are no class") as caught:
+        read_label(path, strict)
+    assert caught.value.found == "[255, 255, 1] (3 pixels), [7, 7, 7] (1 pixels)" and caught.value.path == path
+    Image.fromarray(coloured(LABEL)).save(path)
+    assert torch.equal(read_label(path, strict), torch.from_numpy(LABEL).long())
+
+
+def test_labels_of_colours_against_a_plain_loop() -> None:
+    draws = np.random.default_rng(0)
+    palette = np.array([*COLOURS, (0, 0, 0), (1, 2, 3), (255, 255, 1)], np.uint8)
+    picture = palette[draws.integers(0, len(palette), (20, 30))]
+    labels, strangers = labels_of_colours(picture, COLOURS)
+    counted: dict[tuple[int, ...], int] = {}
+    for row in range(20):
+        for column in range(30):
+            colour = tuple(int(value) for value in picture[row, column])
+            assert labels[row, column] == COLOURS.get(colour, 0)  # type: ignore[call-overload]
+            if colour not in COLOURS:
+                counted[colour] = counted.get(colour, 0) + 1
+    assert strangers == counted and list(strangers.values()) == sorted(counted.values(), reverse=True)
+    assert labels.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("colours", "path", "words"),
+    [
+        ({"wheels": [1, 2, 3]}, "data.colours.wheels", "did you mean `wheel`"),
+        ({"wheel": [1, 2]}, "data.colours.wheel", "is no colour"),
+        ({"wheel": [1, 2, 256]}, "data.colours.wheel", "is no colour"),
+        ({"body": [1, 2, 3], "wheel": [1, 2, 3]}, "data.colours.wheel", "one colour"),
+    ],
+)
+def test_bad_colours(colours: dict[str, list[int]], path: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        validate_colours(colours, CLASSES)
+    assert caught.value.path == path
+
+
+# --- label maps in arrays
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "int64", "uint64", "float32", "float64", "float16"])
+def test_arrays_of_whole_numbers(tmp_path: Path, kind: str) -> None:
+    np.save(tmp_path / "a.npy", LABEL.astype(kind))
+    label = read_label(tmp_path / "a.npy")
+    assert label.dtype == torch.int64 and torch.equal(label, torch.from_numpy(LABEL).long())
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [(0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf"), (1e30, "1e+30"), (-0.25, "-0.25")]
+)
+def test_arrays_of_other_numbers(tmp_path: Path, value: float, found: str) -> None:
+    array = LABEL.astype(np.float64)
+    array[5, :2] = value
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(LabelError, match="no class index") as caught:
+        read_label(tmp_path / "a.npy")
+    assert caught.value.found == f"{found} (2 pixels)" and caught.value.path == tmp_path / "a.npy"
+
+
+def test_objects_and_pickles_are_never_loaded(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "sprung",)
+
+    path = tmp_path / "a.npy"
+    np.save(path, np.array([Trap()], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="without pickling"):
+        read_label(path)
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(DataError, match="without pickling"):
+        read_label(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_several_arrays_in_one_file(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", LABEL, LABEL)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(LabelError, match="not a label map"):
+        read_label(tmp_path / "a.npy")
+
+
+def test_an_array_that_promises_too_much(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**31, 2**31)})
+        file.write(b"\0" * 100)
+    with pytest.raises(DataError, match="cannot read the label map") as caught:
+        read_label(path)
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize("keep", [0, 5, 80, 140])
+def test_truncated_arrays(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, LABEL)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match="cannot read the label map") as caught:
+        read_label(path)
+    assert f"{keep} bytes" in str(caught.value.found)
+
+
+# --- image and label map together
+
+
+def pair(tmp_path: Path, image: Image.Image, label: np.ndarray, **saved: object) -> Pair:
+    image.save(tmp_path / "a.jpg", **saved)  # type: ignore[arg-type]
+    np.save(tmp_path / "a.npy", label)
+    return Pair("a", tmp_path / "a.jpg", tmp_path / "a.npy")
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_camera_orientation(tmp_path: Path, orientation: int) -> None:
+    """The image is turned as viewers show it; its label map must have been drawn on that."""
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :16] = 255  # the stored upper left corner
+    upright = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
+    size = (16, 32) if orientation < 5 else (32, 16)
+    files = pair(tmp_path, Image.fromarray(pixels), np.zeros(size, np.uint8), exif=turned(orientation))
+    image = read_sample(files, CLASSES).image
+    assert tuple(image.shape[1:]) == size
+    bottom, right = upright
+    corner = image[0, -2 if bottom else 1, -2 if right else 1]
+    assert corner > 200 and image[0].float().mean() < 80
+    np.save(files.label, np.zeros((16, 32), np.uint8))
+    if orientation < 5:
+        read_sample(files, CLASSES)
+        return
+    with pytest.raises(LabelError, match="differ in size") as caught:
+        read_sample(files, CLASSES)
+    assert "EXIF orientation" in str(caught.value.found) and "turn the label map" in str(caught.value.remedy)
+
+
+def test_a_mask_of_another_size(tmp_path: Path) -> None:
+    files = pair(tmp_path, Image.new("RGB", (8, 6)), np.zeros((8, 6), np.uint8))
+    with pytest.raises(LabelError, match="differ in size") as caught:
+        read_sample(files, CLASSES)
+    assert caught.value.found == "6x8" and str(caught.value.expected).startswith("8x6 (width x height) as ")
+    assert "EXIF" not in str(caught.value)  # the image has no orientation: turning would help nobody
+
+
+@pytest.mark.parametrize("value", [3, 254, -1, 256])
+def test_labels_out_of_range(tmp_path: Path, value: int) -> None:
+    label = LABEL.astype(np.int32)
+    label[5, 5] = value
+    with pytest.raises(LabelError, match="outside the classes") as caught:
+        read_sample(pair(tmp_path, Image.new("RGB", (8, 6)), label), CLASSES)
+    assert caught.value.found == f"{value} (1 pixels)"
