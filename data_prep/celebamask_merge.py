@@ -1,0 +1,102 @@
+"""CelebAMask-HQ's 18 attributes -> the ten classes of SLiMe's face table.
+
+The attribute masks overlap: skin lies under eyes, nose and mouth, neck under skin, hair over ears. The order in which
+they are painted decides such pixels, and the sources differ in it, so that it is a named choice here:
+
+slime            the lab's first code of SLiMe (github sfu-mial/SLiMe, src/datasets/celeba_hq_dataset.py): class after
+                 class in label order, later wins
+regan            ReGAN (github trolytrol/RepurposingGANs): hair, brow, eye, mouth, nose, skin, ear, neck, cloth, the
+                 first wins
+celeba_authors   the data set's own code (github switchablenorms/CelebAMask-HQ, g_mask.py): in order of the attributes,
+                 later wins
+
+`hat`, `eye_g` (glasses), `ear_r` (ear ring) and `neck_l` (necklace) are no class; they are not painted in any order, so
+that what lies under them shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from slime_bench.errors import LabelError
+
+CLASSES: Final = ("background", "skin", "eye", "mouth", "nose", "brow", "ear", "neck", "cloth", "hair")
+
+ATTRIBUTES: Final = (
+    "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip", "hair",
+    "hat", "ear_r", "neck_l", "neck", "cloth",
+)  # fmt: skip
+"""In the data set's own order: attribute i has the value i + 1 in label maps of all attributes, 0 is background."""
+
+CLASS_OF: Final = {
+    "skin": "skin", "l_eye": "eye", "r_eye": "eye", "mouth": "mouth", "u_lip": "mouth", "l_lip": "mouth",
+    "nose": "nose", "l_brow": "brow", "r_brow": "brow", "l_ear": "ear", "r_ear": "ear", "neck": "neck",
+    "cloth": "cloth", "hair": "hair",
+}  # fmt: skip
+IGNORED: Final = tuple(name for name in ATTRIBUTES if name not in CLASS_OF)
+
+_REGAN_FIRST_WINS = ("hair", "brow", "eye", "mouth", "nose", "skin", "ear", "neck", "cloth")
+
+
+def _by_class(classes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for each in classes for name in ATTRIBUTES if CLASS_OF.get(name) == each)
+
+
+PAINTING: Final[Mapping[str, tuple[str, ...]]] = {
+    "slime": _by_class(CLASSES),
+    "regan": _by_class(_REGAN_FIRST_WINS[::-1]),
+    "celeba_authors": tuple(name for name in ATTRIBUTES if name in CLASS_OF),
+}
+"""Name of the order -> attributes as they are painted, each over those before it."""
+
+
+def merge(masks: Mapping[str, np.ndarray], order: str) -> np.ndarray:
+    """Paint the attribute masks of one face.
+
+    Args:
+        masks: attribute -> bool [H,W], all of one size; absent attributes may be left out, at least one is there.
+        order: `slime`, `regan` or `celeba_authors`.
+
+    Returns:
+        uint8 [H,W], indices into `CLASSES`; 0 where no class is painted.
+    """
+    label = np.zeros(next(iter(masks.values())).shape, np.uint8)
+    for name in PAINTING[order]:
+        if name in masks:
+            np.putmask(label, masks[name], CLASSES.index(CLASS_OF[name]))
+    return label
+
+
+def merge_label_map(attributes: np.ndarray, order: str = "slime") -> np.ndarray:
+    """The ten classes of a face that comes as one label map of all attributes (0..18) instead of one mask each.
+
+    Such a map has one attribute per pixel: nothing overlaps, so that all orders give the same, and pixels of `hat`,
+    `eye_g`, `ear_r` and `neck_l` become background, because what lies under them is not in it.
+
+    Args:
+        attributes: [H,W] integers, 0 = background, i + 1 = `ATTRIBUTES[i]`.
+        order: as in `merge`.
+
+    Returns:
+        uint8 [H,W], indices into `CLASSES`.
+
+    Raises:
+        LabelError: not [H,W] integers, or a value outside 0..18.
+    """
+    if attributes.ndim != 2 or not np.issubdtype(attributes.dtype, np.integer):
+        raise LabelError(
+            "not a label map", found=f"{attributes.dtype} {list(attributes.shape)}", expected="[H,W] integers"
+        )
+    strangers = sorted({int(value) for value in np.unique(attributes)} - set(range(len(ATTRIBUTES) + 1)))
+    if strangers:
+        raise LabelError(
+            "not a label map of CelebAMask-HQ's attributes",
+            found=f"the value(s) {', '.join(map(str, strangers[:5]))}",
+            expected=f"0 (background) to {len(ATTRIBUTES)} ({ATTRIBUTES[-1]})",
+            remedy="use the maps of the data set itself; coloured ones are for looking at",
+        )
+    # Painted like any other face: every attribute's own pixels, and an all-false mask where there is none of them.
+    return merge({name: attributes == index for index, name in enumerate(ATTRIBUTES, start=1)}, order)
