@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -75,6 +76,17 @@ def alone(folder: Path) -> Iterator[None]:
         else:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def ordered(content: bytes) -> bytes:
+    """The same safetensors file with its metadata in alphabetical order, which the library shuffles from call to call.
+
+    The file: length of the header (8 bytes, little-endian), header (JSON, filled up with spaces), numbers.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -30,7 +30,7 @@ from slime_bench.errors import DeviceError, SlimeBenchError, StorageError
 from slime_bench.logger import closed_logger
 from slime_bench.results import TrialResult
 from slime_bench.schema import build, load_target, parse
-from slime_bench.storage import write_atomic
+from slime_bench.storage import ordered, write_atomic
 
 _log = logging.getLogger(__name__)
 _PACKAGES = (
@@ -106,7 +106,7 @@ def _compute(
         seed=cfg.seed,
         keep_maps=cfg.save_maps,
     )
-    trainer, progress = _trainer(cfg, data, method, folder, title)
+    trainer, progress = make_trainer(cfg, data, method, folder, title)
     if method.epochs > 0:
         trainer.fit(method, data)
         method.use_best_state()
@@ -143,7 +143,7 @@ def _compute(
     return result
 
 
-def _trainer(cfg: DictConfig, data: Any, method: Any, folder: Path, title: str) -> tuple[Any, Any]:
+def make_trainer(cfg: DictConfig, data: Any, method: Any, folder: Path, title: str) -> tuple[Any, Any]:
     import lightning
 
     from slime_bench.logger import make_logger
@@ -191,7 +191,7 @@ def recorded_failure(folder: Path) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        typed = _as_typed(error)
+        typed = typed_error(error)
         facts = {
             "type": type(typed).__name__,
             "message": str(typed),
@@ -210,7 +210,7 @@ def recorded_failure(folder: Path) -> Iterator[None]:
         raise typed from error
 
 
-def _as_typed(error: BaseException) -> BaseException:
+def typed_error(error: BaseException) -> BaseException:
     """CUDA's out-of-memory error with a remedy; any other error as it is."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error
@@ -248,7 +248,7 @@ def save_state(path: Path, learned: Mapping[str, torch.Tensor], config: Any, cla
     facts = {"classes": json.dumps(list(classes)), "seed": str(config["seed"])}
     facts |= {name: json.dumps(identity.redact(config[name]), sort_keys=True) for name in groups}
     tensors = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
-    write_atomic(path, save(tensors, metadata=facts))
+    write_atomic(path, ordered(save(tensors, metadata=facts)))
 
 
 def _write_qualitative(folder: Path, method: Any) -> None:

@@ -1,86 +1,435 @@
-"""`slime-bench segment`: the embeddings of a trial on a folder of images."""
+"""`slime-bench segment`: embeddings from annotated images or from a trial, on any images."""
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from e2e.conftest import Bench, Outcome, command
+from e2e.conftest import SIDE, Bench, Outcome, command, contents
+from slime_bench.data.labels import palette
+from slime_bench.errors import StorageError
+from slime_bench.methods.slime import Slime
 from slime_bench.qualitative import read_qualitative
+from slime_bench.segment import run as segmenting
+from slime_bench.segment import state
+
+NAMES = ["background", "body", "light", "plate", "wheel", "window"]
+SMALL = [
+    f"data.image_size={SIDE}", f"backbone.image_size={SIDE}", "method.train_map_size=16", "method.epochs=3",
+    "data.batch_size=2",
+]  # fmt: skip
 
 
-def segment(bench: Bench, images: Path, out: Path, *arguments: str) -> Outcome:
-    state = bench.folder() / "state.safetensors"
+@pytest.fixture
+def photos(car_pictures: Path, tmp_path: Path) -> Path:
+    """Three images, of other sizes and forms than the annotated one, and with awkward names."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    with Image.open(car_pictures / "test/images/car-test-0.png") as picture:
+        picture.resize((90, 40)).save(folder / "weit – ü.jpg")
+        picture.convert("L").resize((33, 70)).save(folder / "grey one.png")
+        picture.convert("CMYK").save(folder / "print.jpg")
+    return folder
+
+
+@pytest.fixture
+def learn(tiny_sd: Path, car_pictures: Path, photos: Path, tmp_path: Path) -> Callable[..., Outcome]:
+    """`slime-bench segment` on one annotated image (unless others are named), with small weights and few steps."""
+    pair = [
+        "--image", str(car_pictures / "support/images/car-support-0.png"),
+        "--mask", str(car_pictures / "support/labels/car-support-0.png"),
+    ]  # fmt: skip
+
+    def call(*arguments: str, out: str = "out", annotated: list[str] = pair) -> Outcome:
+        places = ["--images", str(photos), "--out", str(tmp_path / out), "--weights", str(tiny_sd), "--device", "cpu"]
+        return command("segment", *annotated, *places, *SMALL, *arguments)
+
+    return call
+
+
+def reuse(embeddings: Path, images: Path, out: Path, *arguments: str) -> Outcome:
+    places = ["--embeddings", str(embeddings), "--images", str(images), "--out", str(out)]
+    return command("segment", *places, "--device", "cpu", *arguments)
+
+
+def with_state(bench: Bench, images: Path, out: Path, *arguments: str) -> Outcome:
+    path = bench.folder() / "state.safetensors"
     return command(
-        "segment", "--state", str(state), "--images", str(images), "--out", str(out), "--device", "cpu", *arguments
+        "segment", "--state", str(path), "--images", str(images), "--out", str(out), "--device", "cpu", *arguments
     )
 
 
-def test_a_test_image_gets_the_trials_own_prediction(swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
-    bench = swept[0]
-    outcome = segment(bench, bench.data / "test" / "images", tmp_path / "out")
-    assert outcome.code == 0, outcome.err
-    items, _ = read_qualitative(bench.folder() / "qualitative.npz")
-    for item in items:
-        found = np.array(Image.open(tmp_path / "out" / f"{item.image_id}.png"))
-        assert (found == item.prediction).all()
+def no_learning(patch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the embeddings are there already")
+
+    patch.setattr(Slime, "training_step", refuse)
 
 
-def test_any_image_gets_a_label_map_of_its_own_size(swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
-    bench, own = swept[0], tmp_path / "own"
-    own.mkdir()
-    with Image.open(bench.data / "test/images/car-test-0.png") as picture:
-        picture.resize((90, 40)).save(own / "wide.jpg")
-        picture.convert("L").resize((33, 70)).save(own / "grey.png")
-    assert segment(bench, own, tmp_path / "out").code == 0
-    for name, size in (("wide", (90, 40)), ("grey", (33, 70))):
-        with (
-            Image.open(tmp_path / "out" / f"{name}.png") as label,
-            Image.open(tmp_path / "out" / "colour" / f"{name}.png") as shown,
-        ):
-            assert (label.size, label.mode, shown.size, shown.mode) == (size, "L", size, "RGB")
-            assert int(np.array(label).max()) < len(bench.result().classes)
+class TestFromAnnotatedImages:
+    def test_all_results_are_there(self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path) -> None:
+        outcome = learn("--classes", ",".join(NAMES))
+        assert outcome.code == 0, outcome.err
+        out, names = tmp_path / "out", ["grey one", "print", "weit – ü"]
+        made = {f"labels/{name}.png" for name in names} | {f"overlays/{name}.jpg" for name in names}
+        tables = {"areas.csv", "grid.png", "classes.yaml", "embeddings.safetensors", "run.json"}
+        assert set(contents(out)) == made | tables
+        assert yaml.safe_load((out / "classes.yaml").read_text()) == NAMES
+        rows = list(csv.DictReader((out / "areas.csv").read_text(encoding="utf-8").splitlines()))
+        assert len(rows) == 3 * len(NAMES)
+        for file in photos.iterdir():
+            with Image.open(file) as image, Image.open(out / "labels" / f"{file.stem}.png") as label:
+                pixels = np.bincount(np.array(label).ravel(), minlength=len(NAMES))
+                assert (label.mode, label.size) == ("P", image.size) and len(pixels) == len(NAMES)
+                assert label.getpalette()[: 3 * len(NAMES)] == palette(len(NAMES)).flatten().tolist()
+            own = [row for row in rows if row["image"] == file.name]
+            assert [row["class"] for row in own] == NAMES and [int(row["pixels"]) for row in own] == pixels.tolist()
+            assert [float(row["fraction"]) for row in own] == pytest.approx(pixels / pixels.sum(), abs=1e-6)
+        for stage in ("annotated", "classes", "images", "backbone", "fit", "segment"):
+            assert f"\n{stage}" in f"\n{outcome.err}"
+        assert "3/3" in outcome.err and "3 image(s) segmented" in outcome.out and "mean area" in outcome.out
+
+    def test_embeddings_are_reused_to_the_byte(
+        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        saved = tmp_path / "car.safetensors"
+        assert learn("--embeddings", str(saved), out="one").code == 0
+        assert saved.read_bytes() == (tmp_path / "one/embeddings.safetensors").read_bytes()
+        no_learning(monkeypatch)
+        outcome = reuse(saved, photos, tmp_path / "two")
+        assert outcome.code == 0, outcome.err
+        one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+        assert {name for name in one if one[name] != two[name]} == {"grid.png"}  # which has no annotated image
+        # Other noise gives other maps, so that equality says something.
+        other = reuse(saved, photos, tmp_path / "three", "method.t_test=900")
+        assert other.code == 0 and contents(tmp_path / "three/labels") != contents(tmp_path / "one/labels")
+
+    def test_the_same_command_gives_the_same_embeddings(self, learn: Callable[..., Outcome], tmp_path: Path) -> None:
+        assert learn(out="one").code == learn(out="two").code == learn("--seed", "1", out="three").code == 0
+        one, two, three = ((tmp_path / out / "embeddings.safetensors").read_bytes() for out in ("one", "two", "three"))
+        assert one == two != three
+
+    def test_several_annotated_images_or_a_folder(
+        self, learn: Callable[..., Outcome], car_pictures: Path, tmp_path: Path
+    ) -> None:
+        named = []
+        for index in range(2):
+            for option, kind in (("--image", "images"), ("--mask", "labels")):
+                named += [option, str(car_pictures / "support" / kind / f"car-support-{index}.png")]
+                (tmp_path / "set" / kind).mkdir(parents=True, exist_ok=True)
+                shutil.copy(named[-1], tmp_path / "set" / kind)
+        outcome = learn("--classes", ",".join(NAMES), annotated=named, out="one")
+        assert outcome.code == 0, outcome.err
+        assert "6/6" in outcome.err  # 3 passes over 2 images
+        folder = ["--support", str(tmp_path / "set")]
+        assert learn("--classes", ",".join(NAMES), annotated=folder, out="two").code == 0
+        one, two = ((tmp_path / out / "embeddings.safetensors").read_bytes() for out in ("one", "two"))
+        assert one == two
+
+    def test_classes_of_a_colour_mask(self, learn: Callable[..., Outcome], car_pictures: Path, tmp_path: Path) -> None:
+        image = str(car_pictures / "support/images/car-support-0.png")
+        with Image.open(car_pictures / "support/labels/car-support-0.png") as label:
+            colours = np.array([(0, 0, 0), *[(40 * index, 255 - 30 * index, 99) for index in range(1, 6)]], np.uint8)
+            Image.fromarray(colours[np.array(label)]).save(tmp_path / "mask.png")
+        lines = [f'{name}: "#{"".join(f"{one:02x}" for one in colours[index])}"' for index, name in enumerate(NAMES)]
+        (tmp_path / "classes.yaml").write_text("\n".join(lines))
+        pair = ["--image", image, "--mask", str(tmp_path / "mask.png")]
+        outcome = learn("--classes", str(tmp_path / "classes.yaml"), annotated=pair, out="colours")
+        assert outcome.code == 0, outcome.err
+        assert learn("--classes", ",".join(NAMES), out="indices").code == 0
+        one, two = (state.read_state(tmp_path / out / "embeddings.safetensors") for out in ("colours", "indices"))
+        assert (one[0]["embeddings"] == two[0]["embeddings"]).all() and one[1]["classes"] == NAMES
+        with Image.open(tmp_path / "colours/labels/print.png") as label:
+            assert label.getpalette()[:18] == colours.flatten().tolist()
+
+    def test_gaps_are_closed_and_told(self, learn: Callable[..., Outcome], car_pictures: Path, tmp_path: Path) -> None:
+        with Image.open(car_pictures / "support/labels/car-support-0.png") as label:
+            Image.fromarray(np.array(label) * 3).save(tmp_path / "mask.png")
+        pair = ["--image", str(car_pictures / "support/images/car-support-0.png"), "--mask", str(tmp_path / "mask.png")]
+        outcome = learn(annotated=pair)
+        assert outcome.code == 0, outcome.err
+        line = next(line.split() for line in outcome.err.splitlines() if "class_15" in line)
+        assert line[:3] == ["15", "5", "class_15"]
+        assert yaml.safe_load((tmp_path / "out/classes.yaml").read_text())[5] == "class_15"
+
+    def test_the_paper_preset_is_composed(self, learn: Callable[..., Outcome], tmp_path: Path) -> None:
+        names = ",".join(f"up_blocks.{block}.attentions.{index}" for block in (1, 2) for index in (0, 1))
+        layers = [f"backbone.cross_layers=[{names}]", "backbone.self_layers=[up_blocks.3.attentions.0]"]
+        outcome = learn("--preset", "paper", "method.max_steps=2", "backbone.single_file_config=null", *layers)
+        assert outcome.code == 0, outcome.err
+        facts = state.read_state(tmp_path / "out/embeddings.safetensors")[1]
+        assert facts["protocol"]["name"] == "slime_code" and facts["backbone"]["name"] == "sd21_base"
+        assert facts["data"]["resize"] == "antialias" and facts["data"]["validation"] == "support"
 
 
-def test_the_backbone_may_have_moved(swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
-    bench = swept[0]
-    shutil.copytree(bench.sd, tmp_path / "moved")
-    images = bench.data / "val" / "images"
-    assert segment(bench, images, tmp_path / "out", "--weights", str(tmp_path / "moved")).code == 0
-    outcome = segment(bench, images, tmp_path / "out", "--weights", str(tmp_path / "nowhere"))
-    assert outcome.code == 2 and "nowhere" in outcome.err and "what to do" in outcome.err
+class TestGoingOn:
+    def test_nothing_is_done_twice(
+        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        saved = str(tmp_path / "car.safetensors")
+        real = segmenting._scores
+
+        def interrupted(method, loaded, device):  # type: ignore[no-untyped-def]
+            if any(one.name == "weit – ü" for one in loaded):
+                raise KeyboardInterrupt
+            return real(method, loaded, device)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(segmenting, "_scores", interrupted)
+            outcome = learn("--embeddings", saved, "data.batch_size=1")
+        assert outcome.code == 130 and "interrupted" in outcome.err
+        first = contents(tmp_path / "out")
+        assert "labels/grey one.png" in first and "labels/weit – ü.png" not in first
+        no_learning(monkeypatch)
+        outcome = learn("--embeddings", saved, "data.batch_size=1")
+        assert outcome.code == 0, outcome.err
+        kept = len(json.loads(first["run.json"])["images"])
+        assert kept >= 1 and f"({kept} of them earlier)" in outcome.out and f"{3 - kept}/{3 - kept}" in outcome.err
+        whole = contents(tmp_path / "out")
+        assert whole["embeddings.safetensors"] == first["embeddings.safetensors"]
+        monkeypatch.setattr(segmenting, "load_method", None)
+        outcome = learn("--embeddings", saved, "data.batch_size=1")
+        assert outcome.code == 0 and "(3 of them earlier)" in outcome.out, outcome.err
+        assert contents(tmp_path / "out") == whole
+
+    def test_an_interruption_while_learning(
+        self, learn: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Slime, "training_step", interrupt)
+            assert learn().code == 130
+        assert set(contents(tmp_path / "out")) == {"run.json"}
+        assert learn().code == 0
+
+    def test_a_changed_image_is_segmented_again(
+        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert learn().code == 0
+        no_learning(monkeypatch)
+        Image.new("RGB", (20, 30)).save(photos / "print.jpg")
+        (tmp_path / "out/overlays/grey one.jpg").unlink()
+        outcome = reuse(tmp_path / "out/embeddings.safetensors", photos, tmp_path / "out")
+        assert outcome.code == 0 and "(1 of them earlier)" in outcome.out, outcome.err
+        with Image.open(tmp_path / "out/labels/print.png") as label:
+            assert label.size == (20, 30)
+
+    def test_nothing_that_is_computed_is_lost(
+        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path
+    ) -> None:
+        saved = tmp_path / "car.safetensors"
+        assert learn("--embeddings", str(saved)).code == 0
+        before = contents(tmp_path)
+        for arguments in (["--seed", "1"], ["--seed", "1", "--embeddings", str(saved)], ["--seed", "2"]):
+            outcome = learn(*arguments, out="out" if len(arguments) == 2 else "other")
+            assert outcome.code == 2 and "--force" in outcome.err
+        assert reuse(saved, photos, tmp_path / "out", "method.maps=cross").code == 2
+        assert {name: before[name] for name in before} == {
+            name: content for name, content in contents(tmp_path).items() if name in before
+        }
+        (photos / "print.jpg").unlink()
+        outcome = learn("--seed", "1", "--embeddings", str(saved), "--force")
+        assert outcome.code == 0, outcome.err
+        after = contents(tmp_path)
+        assert after["car.safetensors"] != before["car.safetensors"]
+        assert after["car.safetensors"] == after["out/embeddings.safetensors"]
+        assert "out/labels/print.png" not in after, "a result of the replaced embeddings"
 
 
-@pytest.mark.parametrize(
-    "kind", ["no state", "not a state", "another file", "no images", "an unreadable image", "a file in the way"]
-)
-def test_bad_input(finished: Bench, tmp_path: Path, kind: str) -> None:
-    state, images, out = finished.folder() / "state.safetensors", finished.data / "val" / "images", tmp_path / "out"
-    words = {
-        "no state": "state.safetensors",
-        "not a state": "state.safetensors",
-        "another file": "diffusion_pytorch_model.safetensors",
-        "no images": "empty",
-        "an unreadable image": "broken.png",
-        "a file in the way": "out",
-    }
-    if kind == "no state":
-        state.unlink()
-    elif kind == "not a state":
-        state.write_bytes(b"not tensors")
-    elif kind == "another file":
-        state = finished.sd / "unet" / "diffusion_pytorch_model.safetensors"
-    elif kind == "no images":
-        images = tmp_path / "empty"
-        images.mkdir()
-    elif kind == "an unreadable image":
-        (images / "broken.png").write_bytes(b"\x89PNG")
-    else:
-        out.write_text("taken")
-    outcome = command("segment", "--state", str(state), "--images", str(images), "--out", str(out), "--device", "cpu")
-    assert outcome.code == 2 and words[kind] in outcome.err, outcome.err
-    assert "what to do" in outcome.err and "Traceback" not in outcome.err
+class TestBadInput:
+    def test_images_that_cannot_be_read_do_not_stop_the_others(
+        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path
+    ) -> None:
+        whole = (photos / "print.jpg").read_bytes()
+        (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+        (photos / "empty.png").write_bytes(b"")
+        Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(photos / "deep.png")
+        outcome = learn()
+        assert outcome.code == 2 and "3 image(s) could not be read" in outcome.err
+        for name in ("cut.jpg", "empty.png", "deep.png"):
+            assert name in outcome.err.split("could not be read")[1]
+        assert "3 image(s) segmented" in outcome.out and "Traceback" not in outcome.err
+        assert len(list((tmp_path / "out/labels").iterdir())) == 3
+        Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(photos / "deep.png")
+        (photos / "cut.jpg").unlink()
+        (photos / "empty.png").unlink()
+        outcome = learn()
+        assert outcome.code == 0 and "(3 of them earlier)" in outcome.out
+
+    def test_a_full_disk(self, learn: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = segmenting.write
+
+        def full(path: Path, content: bytes) -> None:
+            if path.name == "weit – ü.png":
+                raise StorageError("The file could not be written.", path=path, found="No space left on device")
+            real(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(segmenting, "write", full)
+            outcome = learn()
+        assert outcome.code == 2 and "No space left" in outcome.err
+        no_learning(monkeypatch)
+        outcome = learn()
+        assert outcome.code == 0 and "of them earlier" in outcome.out, outcome.err
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--mask", "x.png"], "every annotated image needs its mask"),
+            (["--support", "x"], "given twice"),
+            (["data.classes=[a,b]"], "the annotated images decide this"),
+            (["shots=3"], "the annotated images decide this"),
+            (["method.epoch=3"], "method.epoch"),
+            (["seed=1,2"], "several values"),
+            (["preset=papr"], "preset"),
+            (["--classes", "body"], "labels outside the classes"),
+            (["--classes", "nowhere.yaml"], "nowhere.yaml"),
+            (["--classes", "body,body"], "listed twice"),
+            (["method.start.kind=file", "method.start.path=nowhere"], "nowhere"),
+            (["trainer.precision=fp16"], "half precision needs CUDA"),
+            (["method.patch_size=900", "method.patches_per_side=2"], "patch"),
+        ],
+    )
+    def test_mistakes_come_before_any_learning(
+        self, learn: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str],
+        words: str,
+    ) -> None:  # fmt: skip
+        no_learning(monkeypatch)
+        outcome = learn(*arguments)
+        assert outcome.code == 2 and words in outcome.err, outcome.err
+        assert "Traceback" not in outcome.err and not (tmp_path / "out/embeddings.safetensors").exists()
+
+    def test_nothing_to_segment_by(self, photos: Path, tmp_path: Path) -> None:
+        outcome = command("segment", "--images", str(photos), "--out", str(tmp_path / "out"))
+        assert outcome.code == 2 and "--image" in outcome.err and "what to do" in outcome.err
+
+    def test_results_among_the_images(self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path) -> None:
+        assert learn(out="photos").code == 2 and len(list(photos.iterdir())) == 3
+        assert learn(out="photos/masks").code == 0
+        outcome = learn(out="photos/masks")
+        assert outcome.code == 0 and "(3 of them earlier)" in outcome.out
+
+
+class TestFromATrial:
+    def test_a_test_image_gets_the_trials_own_prediction(self, swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
+        bench = swept[0]
+        outcome = with_state(bench, bench.data / "test" / "images", tmp_path / "out")
+        assert outcome.code == 0, outcome.err
+        items, _ = read_qualitative(bench.folder() / "qualitative.npz")
+        for item in items:
+            found = np.array(Image.open(tmp_path / "out/labels" / f"{item.image_id}.png"))
+            assert (found == item.prediction).all()
+
+    def test_single_images_and_the_right_place_of_overrides(self, swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
+        bench = swept[0]
+        files = sorted((bench.data / "test" / "images").iterdir())[:2]
+        arguments = ["--state", str(bench.folder() / "state.safetensors"), "--out", str(tmp_path / "out")]
+        outcome = command("segment", *arguments, "--images", *map(str, files), "data.batch_size=1", "--device", "cpu")
+        assert outcome.code == 0, outcome.err
+        assert {path.stem for path in (tmp_path / "out/labels").iterdir()} == {path.stem for path in files}
+
+    def test_images_of_every_form(self, swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
+        bench, own, turned = swept[0], tmp_path / "own", Image.Exif()
+        own.mkdir()
+        turned[0x0112] = 6  # the camera was held upright
+        with Image.open(bench.data / "test/images/car-test-0.png") as picture:
+            wide = picture.resize((90, 40))
+            wide.save(own / "turned.jpg", exif=turned)
+            wide.convert("P").save(own / "palette.png")
+            wide.convert("RGBA").save(own / "alpha.PNG")
+            wide.convert("CMYK").save(own / "one stem.jpg")
+            wide.convert("LA").save(own / "one stem.png")
+            wide.save(own / "really a.png", "JPEG")
+            wide.save(own / "a.webp")
+        (own / "p.heic").touch()
+        outcome = with_state(bench, own, tmp_path / "out")
+        assert outcome.code == 0 and "e.g. p.heic" in outcome.err, outcome.err
+        sizes = {}
+        for path in (tmp_path / "out/labels").iterdir():
+            with Image.open(path) as label:
+                sizes[path.name.removesuffix(".png")] = label.size
+        names = ["a", "alpha", "one stem.jpg", "one stem.png", "palette", "really a", "turned"]
+        assert sizes == {name: (40, 90) if name == "turned" else (90, 40) for name in names}
+
+    def test_the_backbone_may_have_moved(self, swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
+        bench = swept[0]
+        shutil.copytree(bench.sd, tmp_path / "moved")
+        images = bench.data / "val" / "images"
+        assert with_state(bench, images, tmp_path / "out", "--weights", str(tmp_path / "moved")).code == 0
+        outcome = with_state(bench, images, tmp_path / "out", "--weights", str(tmp_path / "nowhere"))
+        assert outcome.code == 2 and "nowhere" in outcome.err and "what to do" in outcome.err
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--classes", "a,b"], "the embeddings decide this"),
+            (["--preset", "mini"], "the embeddings decide this"),
+            (["shots=1"], "cannot be changed"),
+            (["data.classes=[a]"], "cannot be changed"),
+            (["method.mapz=cross"], "mapz"),
+            (["data.fit=banana"], "fit"),
+            (["data.image_size=many"], "image_size"),
+        ],
+    )
+    def test_what_the_embeddings_decide(
+        self, swept: tuple[Bench, Outcome], tmp_path: Path, arguments: list[str], words: str
+    ) -> None:
+        bench = swept[0]
+        outcome = with_state(bench, bench.data / "val" / "images", tmp_path / "out", *arguments)
+        assert outcome.code == 2 and words in outcome.err and "Traceback" not in outcome.err, outcome.err
+
+    @pytest.mark.parametrize(
+        "kind",
+        ["no state", "not a state", "another file", "a folder", "no images", "an unreadable image", "a file in the way",
+         "a folder in use", "no permission"],
+    )  # fmt: skip
+    def test_bad_input(self, finished: Bench, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        path, images, out = finished.folder() / "state.safetensors", finished.data / "val" / "images", tmp_path / "out"
+        words = {
+            "no state": "state.safetensors",
+            "not a state": "state.safetensors",
+            "another file": "diffusion_pytorch_model.safetensors",
+            "a folder": "embeddings import",
+            "no images": "empty",
+            "an unreadable image": "broken.png",
+            "a file in the way": "out",
+            "a folder in use": "areas.csv",
+            "no permission": "Permission denied",
+        }
+        if kind == "no state":
+            path.unlink()
+        elif kind == "not a state":
+            path.write_bytes(b"not tensors")
+        elif kind == "another file":
+            path = finished.sd / "unet" / "diffusion_pytorch_model.safetensors"
+        elif kind == "a folder":
+            path = finished.sd
+        elif kind == "no images":
+            images = tmp_path / "empty"
+            images.mkdir()
+        elif kind == "an unreadable image":
+            (images / "broken.png").write_bytes(b"\x89PNG")
+        elif kind == "a file in the way":
+            out.write_text("taken")
+        elif kind == "a folder in use":
+            out.mkdir()
+            (out / "areas.csv").write_text("my own")
+        else:  # chmod would not stop root
+
+            def denied(target: str, content: bytes) -> None:
+                raise StorageError("The file could not be written.", path=target, found="Permission denied")
+
+            monkeypatch.setattr("slime_bench.segment.files.write_atomic", denied)
+        outcome = reuse(path, images, out)
+        assert outcome.code == 2 and words[kind] in outcome.err, outcome.err
+        assert "what to do" in outcome.err and "Traceback" not in outcome.err

@@ -1,0 +1,194 @@
+"""Which images `slime-bench segment` reads, what their results are called, and what the output folder holds already."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slime_bench.errors import DataError, ResultError, StorageError
+from slime_bench.storage import write_atomic
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+UNREAD = (".heic", ".heif", ".avif", ".gif", ".dng", ".cr2", ".nef", ".arw")
+RUN, EMBEDDINGS, LABELS, OVERLAYS = "run.json", "embeddings.safetensors", "labels", "overlays"
+AREAS, GRID, CLASSES = "areas.csv", "grid.png", "classes.yaml"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """An image that was segmented: its file's name, bytes and time of change, (H, W), and the pixels of each class."""
+
+    file: str
+    bytes: int
+    changed: int
+    size: tuple[int, int]
+    pixels: tuple[int, ...]
+
+    def is_of(self, path: Path) -> bool:
+        """Whether the file at `path` is still the one that was segmented."""
+        status = path.stat()
+        return (self.file, self.bytes, self.changed) == (path.name, status.st_size, status.st_mtime_ns)
+
+
+@dataclass
+class Run:
+    """What `run.json` says.
+
+    Attributes:
+        made_by: hashes of what decides the label maps: `embeddings`, `settings`.
+        images: name of the results -> record.
+    """
+
+    made_by: dict[str, str]
+    images: dict[str, Record]
+
+
+def list_images(places: Sequence[Path], out: Path) -> tuple[dict[str, Path], list[str]]:
+    """The images of folders (not of folders in them) and single files: name of the results -> file.
+
+    Results are named after the file's stem, and after its full name where files share a stem.
+
+    Returns:
+        also the names of pictures of a kind that is not read.
+
+    Raises:
+        DataError: a place that is not there or is among the results, no image at all, two files of one name.
+    """
+    files: dict[Path, Path] = {}  # resolved -> as named
+    passed: list[str] = []
+    for place in places:
+        if not place.exists():
+            raise DataError(
+                "the images are not there", path=place, found="nothing", expected="a folder of images, or an image",
+                remedy="correct --images",
+            )  # fmt: skip
+        found = [place]
+        if place.is_dir():
+            inside = sorted(each for each in _listed(place) if not each.name.startswith(".") and each.is_file())
+            found = [each for each in inside if each.suffix.lower() in SUFFIXES]
+            passed += [each.name for each in inside if each.suffix.lower() in UNREAD]
+        for each in found:
+            files.setdefault(each.resolve(), each)
+        _check_apart(place, out)
+    if not files:
+        raise DataError(
+            "no images", path=", ".join(map(str, places)),
+            found=f"{len(passed)} picture(s) of other kinds" if passed else "no file with a known suffix",
+            expected=", ".join(SUFFIXES), remedy="name a folder that holds images; folders inside it are not looked at",
+        )  # fmt: skip
+    return _named(list(files.values())), passed
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise DataError(
+            "the folder of images cannot be read", path=folder, found=error.strerror, remedy="change its permissions"
+        ) from error
+
+
+def _check_apart(place: Path, out: Path) -> None:
+    """Results must neither be taken for images nor written over them."""
+    folder, results = (place if place.is_dir() else place.parent).resolve(), out.resolve()
+    if folder in (results, results / LABELS, results / OVERLAYS):
+        raise DataError(
+            "images and results are in one folder", path=place, found=f"--out {out}",
+            expected="a folder for the results alone; it may lie inside the folder of images",
+            remedy="e.g. --images photos --out photos/masks",
+        )  # fmt: skip
+
+
+def _named(files: Sequence[Path]) -> dict[str, Path]:
+    shared = Counter(_folded(file.stem) for file in files)
+    named: dict[str, Path] = {}
+    taken: dict[str, Path] = {}
+    for file in sorted(files, key=lambda each: (each.name, str(each))):
+        name = file.name if shared[_folded(file.stem)] > 1 else file.stem
+        other = taken.setdefault(_folded(name), file)
+        if other is not file:
+            raise DataError(
+                "two images have one name", path=file, found=f"also {other}", expected="names that differ",
+                remedy="rename one of them, or segment their folders one after the other, each with its own --out",
+            )  # fmt: skip
+        named[name] = file
+    return named
+
+
+def _folded(name: str) -> str:
+    """Names that some file system takes for one are equal."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an output folder that is a file, or that holds files of these names from elsewhere.
+
+    Raises:
+        StorageError, ResultError.
+    """
+    if out.exists() and not out.is_dir():
+        raise StorageError(
+            "a file is in the way", path=out, found="a file", expected="a folder, or nothing",
+            remedy="choose another --out",
+        )  # fmt: skip
+    if (out / RUN).exists():
+        return
+    names = (LABELS, OVERLAYS, AREAS, GRID, CLASSES, EMBEDDINGS)
+    strangers = [name for name in names if (out / name).exists()]
+    if strangers:
+        raise ResultError(
+            "the folder is in use", path=out, found=f"{', '.join(strangers)}, but no {RUN}",
+            expected="results of `slime-bench segment`, an empty folder, or nothing", remedy="choose another --out",
+        )  # fmt: skip
+
+
+def read_run(out: Path) -> Run:
+    """What the output folder holds; an empty run where there is none.
+
+    Raises:
+        ResultError: `run.json` cannot be read.
+    """
+    path = out / RUN
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        images = {
+            name: Record(**{**one, "size": tuple(one["size"]), "pixels": tuple(one["pixels"])})
+            for name, one in content["images"].items()
+        }
+        return Run({name: str(content["made_by"][name]) for name in content["made_by"]}, images)
+    except FileNotFoundError:
+        return Run({}, {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultError(
+            "the record of an earlier run cannot be read", path=path, found=f"{type(error).__name__}: {error}",
+            expected="what `slime-bench segment` writes", remedy="choose another --out, or move this folder away",
+        ) from error  # fmt: skip
+
+
+def write_run(out: Path, run: Run) -> None:
+    """Raises StorageError as `write`."""
+    images = {name: asdict(record) for name, record in sorted(run.images.items())}
+    content: Mapping[str, Any] = {"version": _VERSION, "made_by": run.made_by, "images": images}
+    write(out / RUN, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write(path: Path, content: bytes) -> None:
+    """`write_atomic`, with a remedy that fits this command.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        write_atomic(path, content)
+    except StorageError as error:
+        raise StorageError(
+            "a result could not be written", path=error.path, found=error.found,
+            expected="a folder with the right permissions, on a disk with free space",
+            remedy="mend that, or choose another --out; what is written stays, and the same command goes on there",
+        ) from error  # fmt: skip

@@ -1,0 +1,207 @@
+"""What `slime-bench segment` writes: label maps, overlays, areas, the grid; and how files are found and named."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from PIL import Image
+
+from slime_bench.data.fit import unfit
+from slime_bench.data.labels import palette
+from slime_bench.errors import DataError, ResultError, SlimeBenchError, StorageError
+from slime_bench.segment.classes import resolve
+from slime_bench.segment.files import Record, Run, check_folder, list_images, read_run, write_run
+from slime_bench.segment.grid import COLUMNS, GAP, TILE, Shown, evenly, grid_png
+from slime_bench.segment.masks import read_mask
+from slime_bench.segment.output import areas_csv, blend, label_png, legend, overlay, percent, view
+from slime_bench.segment.progress import columns, duration
+from slime_bench.segment.run import label_of
+from slime_bench.segment.spec import ClassSpec
+
+Array = NDArray[Any]
+COLOURS = [(int(red), int(green), int(blue)) for red, green, blue in palette(4).tolist()]
+NAMES = ["background", "body", "größe", "wheel"]
+
+
+def opened(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content))
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)))
+@settings(deadline=None)
+def test_a_label_map_is_a_mask_of_its_own_colours(tmp_path_factory: pytest.TempPathFactory, label: Array) -> None:
+    path = tmp_path_factory.getbasetemp() / "label.png"
+    path.write_bytes(label_png(label, COLOURS))
+    with Image.open(path) as picture:
+        assert picture.mode == "P" and (np.array(picture) == label).all()
+        assert (np.array(picture.convert("RGB")) == np.array(COLOURS)[label]).all()
+    if label.any():
+        classes, (again,) = resolve([read_mask(path)], ClassSpec(names=tuple(NAMES)))
+        assert (again == label).all() and list(classes.colours) == COLOURS
+
+
+@given(
+    hnp.arrays(np.float32, (3, 6, 6), elements=st.floats(-4, 4, width=32)),
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.sampled_from(["squash", "pad"]),
+)
+@settings(deadline=None)
+def test_a_label_is_the_argmax_of_the_enlarged_scores(scores: Array, size: tuple[int, int], fit: str) -> None:
+    maps = torch.from_numpy(scores)
+    expected = unfit(maps, size, fit)
+    found = torch.from_numpy(label_of(maps, size, fit)).long()
+    assert found.shape == size
+    chosen = expected.gather(0, found[None])[0]
+    assert bool((chosen == expected.amax(0)).all())
+    assert bool((found <= expected.argmax(0)).all()), "the first of equals"
+
+
+def test_blending_leaves_the_background_and_colours_the_rest() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    label = np.zeros((20, 30), dtype=np.uint8)  # half the image's size
+    label[5:15, 5:15] = 2
+    label[0, 0] = 255  # ignored: no colour
+    mixed = blend(image, label, COLOURS)
+    assert (mixed[:8] == image[:8]).all() and (mixed[32:] == image[32:]).all()
+    assert (mixed[10, 12:28] == COLOURS[2]).all(), "the outline is in the full colour"
+    inside = mixed[14:26, 14:26].reshape(-1, 3).astype(int)
+    spread = inside - np.array(COLOURS[2]) * 0.6
+    assert np.ptp(spread, axis=1).max() <= 1, "the rest is grey"
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((10, 20), (320, 640)), ((700, 900), (700, 900)), ((4000, 3000), (1600, 1200))]
+)
+def test_overlays_are_of_a_size_to_look_at(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert view(np.zeros((*size, 3), dtype=np.uint8)).shape == (*expected, 3)
+
+
+def test_an_overlay_has_a_legend_of_what_it_shows() -> None:
+    image, label = np.full((100, 200, 3), 90, dtype=np.uint8), np.zeros((50, 100), dtype=np.uint8)
+    label[:25] = 1
+    with opened(overlay(image, label, NAMES, COLOURS)) as picture:
+        below = np.array(picture)[100:].reshape(-1, 3).astype(int)
+        assert picture.format == "JPEG" and picture.width == 200 and len(below)
+    near = [int((np.abs(below - colour).max(1) < 12).sum()) for colour in COLOURS[1:]]
+    assert near[0] > 80 and near[1:] == [0, 0]
+    with opened(overlay(image, label * 0, NAMES, COLOURS)) as picture:
+        assert picture.height > 100  # "nothing found"
+
+
+def test_a_legend_breaks_its_lines() -> None:
+    entries = [(f"class {index}\n", (index, 0, 0)) for index in range(20)]
+    assert legend(entries, 200, 14).height > 5 * legend(entries[:1], 200, 14).height
+
+
+def test_areas_add_up() -> None:
+    content = areas_csv([("a, b.png", [1, 2, 0, 1]), ("ü\udcff.png", [4, 0, 0, 0])], NAMES).decode()
+    rows = list(csv.DictReader(io.StringIO(content)))
+    assert list(rows[0]) == ["image", "class", "pixels", "fraction"] and len(rows) == 8
+    assert rows[2] == {"image": "a, b.png", "class": "größe", "pixels": "0", "fraction": "0.000000"}
+    assert sum(float(row["fraction"]) for row in rows[:4]) == 1 and rows[4]["image"] == "ü\\udcff.png"
+
+
+def test_small_words() -> None:
+    assert [percent(part) for part in (0, 0.0004, 0.1234, 1)] == ["0.0 %", "<0.1 %", "12.3 %", "100.0 %"]
+    assert [duration(each) for each in (3.4, 59.6, 185, 7810)] == ["3 s", "1 min 0 s", "3 min 5 s", "2 h 10 min"]
+    assert columns([("a", "bc"), ("def", "g")]) == "a    bc\ndef   g"
+    assert [evenly(*each) for each in ((3, 5), (10, 4), (5, 1))] == [[0, 1, 2], [0, 3, 6, 9], [0]]
+
+
+def test_the_grid_shows_images_of_any_form_and_name() -> None:
+    sizes = [(30, 90), (128, 128), (300, 20), (50, 50)]
+    shown = [
+        Shown(f"{'long ' * 40}{index}\n.png", np.full((*size, 3), 200, np.uint8), np.ones(size, np.uint8))
+        for index, size in enumerate(sizes)
+    ]
+    with opened(grid_png(shown[:1], shown, 90, NAMES, COLOURS)) as picture:
+        assert picture.width == COLUMNS * (2 * TILE + 2 * GAP) + GAP and picture.height > 3 * TILE
+    with opened(grid_png([], shown[:1], 1, NAMES, COLOURS)) as picture:
+        assert picture.width >= 2 * TILE
+
+
+class TestImages:
+    def touch(self, folder: Path, *names: str) -> None:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+
+    def names(self, out: Path, *places: Path) -> list[str]:
+        return list(list_images(places, out)[0])
+
+    def test_a_folder_without_what_is_inside_it(self, tmp_path: Path) -> None:
+        self.touch(tmp_path, "b 1.JPG", "a.webp", ".hidden.png", "._a.png", "notes.txt", "p.heic", "masks/labels/z.png")
+        files, passed = list_images([tmp_path], tmp_path / "masks")
+        assert list(files) == ["a", "b 1"] and passed == ["p.heic"]
+
+    def test_one_stem_twice(self, tmp_path: Path) -> None:
+        self.touch(tmp_path, "a.png", "A.jpg", "b.png", "e\u0301.png", "\u00e9.jpg")
+        assert set(self.names(tmp_path / "out", tmp_path)) == {"A.jpg", "a.png", "b", "e\u0301.png", "\u00e9.jpg"}
+
+    def test_one_name_in_two_folders(self, tmp_path: Path) -> None:
+        self.touch(tmp_path, "one/a.png", "two/a.png")
+        with pytest.raises(DataError, match="one name"):
+            self.names(tmp_path / "out", tmp_path / "one", tmp_path / "two")
+
+    def test_a_file_that_is_named_twice_counts_once(self, tmp_path: Path) -> None:
+        self.touch(tmp_path, "a.png", "b.png")
+        assert self.names(tmp_path / "out", tmp_path / "a.png", tmp_path, tmp_path / "a.png") == ["a", "b"]
+
+    @pytest.mark.parametrize("place", ["", "a.png", "labels", "overlays/a.jpg"])
+    def test_results_are_no_images(self, tmp_path: Path, place: str) -> None:
+        self.touch(tmp_path, "a.png", "labels/a.png", "overlays/a.jpg")
+        with pytest.raises(DataError, match="one folder"):
+            self.names(tmp_path, tmp_path / place)
+        assert self.names(tmp_path / "masks", tmp_path / place)
+
+    @pytest.mark.parametrize("place", ["nowhere", "empty"])
+    def test_no_images(self, tmp_path: Path, place: str) -> None:
+        self.touch(tmp_path, "empty/a.heic")
+        with pytest.raises(DataError, match="not there" if place == "nowhere" else "1 picture"):
+            self.names(tmp_path / "out", tmp_path / place)
+
+
+class TestRun:
+    RECORD = Record("a ü.png", 3, 5, (2, 4), (7, 1))
+
+    def test_there_and_back(self, tmp_path: Path) -> None:
+        run = Run({"embeddings": "1", "settings": "2"}, {"a ü": self.RECORD})
+        write_run(tmp_path, run)
+        assert read_run(tmp_path) == run and read_run(tmp_path / "none") == Run({}, {})
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"made_by": {}, "images": {"a": {"size": 1}}}'])
+    def test_a_record_that_cannot_be_read(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(ResultError, match=r"run\.json"):
+            read_run(tmp_path)
+
+    def test_a_changed_file_is_another_image(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.png"
+        path.write_bytes(b"123")
+        status = path.stat()
+        record = Record("a.png", 3, status.st_mtime_ns, (1, 1), (1, 0))
+        assert record.is_of(path)
+        os.utime(path, ns=(0, 5))
+        assert not record.is_of(path)
+
+    @pytest.mark.parametrize(("name", "kind"), [("grid.png", ResultError), ("labels", ResultError), ("", StorageError)])
+    def test_a_folder_of_someone_else(self, tmp_path: Path, name: str, kind: type[SlimeBenchError]) -> None:
+        out = tmp_path / "out"
+        check_folder(out)
+        (out.mkdir(), (out / name).touch()) if name else out.touch()
+        with pytest.raises(kind):
+            check_folder(out)
+        if name:
+            write_run(out, Run({}, {}))
+            check_folder(out)
