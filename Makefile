@@ -1,8 +1,11 @@
 # slime-bench. `make help` lists the targets; each of them works as the first command after a clone.
 
-PRESET  ?= mini
-SUBJECT ?= car
-ARGS    ?=
+PRESET   ?= mini
+SUBJECT  ?= car
+BACKBONE ?=
+RULE     ?= paper
+MERGE    ?= slime
+ARGS     ?=
 
 SUBJECTS  := car horse face
 ABLATIONS := was prompt losses t_opt t_test lr layers start
@@ -15,13 +18,21 @@ FITS       := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_i
 PYTHON     ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 DATA       := $${SLIME_BENCH_DATA:-data}
 OUTPUTS    := $${SLIME_BENCH_OUTPUTS:-outputs}
+# The downloads, as folders or as archives; each can be given: make prepare-car VOC=<folder> PARTS=<archive>
+RAW        := $(DATA)/raw
+VOC        ?= $(RAW)/VOCtrainval_03-May-2010.tar
+PARTS      ?= $(RAW)/trainval.tar.gz
+CELEBA     ?= $(RAW)/CelebAMask-HQ.zip
+CAR_TEST   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint format mini-data report reproduce-all ablation-all clean \
-        $(SUBJECTS:%=reproduce-%) $(ABLATIONS:%=ablation-%)
+        $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%)
 
 help:  ## list the targets
-	@echo "usage: make <target> [PRESET=mini|paper] [SUBJECT=car|horse|face] [ARGS='key=value ...'] [PYTHON=python3.12]"
+	@echo "usage: make <target> [PRESET=mini|paper] [SUBJECT=car|horse|face] [BACKBONE=mini_sd] [ARGS='key=value ...'] [PYTHON=python3.12]"
+	@echo "       make prepare-car [VOC=folder|archive] [PARTS=folder|archive] [RULE=paper|slime_lab|lagm] [CAR_TEST=folder]"
+	@echo "       make prepare-face [CELEBA=folder|archive] [MERGE=slime|regan|celeba_authors]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z][a-z_-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -57,9 +68,22 @@ format: $(STAMP)  ## mend style and format
 mini-data: $(STAMP)  ## write the mini world's pictures (the other targets do so when they need them)
 	$(BIN)/python -m data_prep.mini_world --root "$(DATA)/mini"
 
+prepare-car: $(STAMP)  ## the cars of PASCAL-Part from the downloaded archives, or folders
+prepare-horse: $(STAMP)  ## its horses
+prepare-face: $(STAMP)  ## the faces of CelebAMask-HQ
+
+prepare-car prepare-horse: prepare-%:
+	@$(BIN)/python -m data_prep.pascal_part --voc "$(VOC)" --parts "$(PARTS)" --subject $* --rule $(RULE) \
+	  --out "$(DATA)/pascal_part/$*" $(if $(filter car,$*),$(if $(CAR_TEST),--car-test "$(CAR_TEST)")) $(ARGS)
+
+prepare-face:
+	@$(BIN)/python -m data_prep.celebamask_hq --root "$(CELEBA)" --merge $(MERGE) --out "$(DATA)/celebamask_hq" $(ARGS)
+
 reproduce-car: $(STAMP)  ## the car table: 1 and 10 shots, three seeds, beside the published numbers
 reproduce-horse: $(STAMP)  ## the horse table
 reproduce-face: $(STAMP)  ## the face table
+
+OTHER_BACKBONE = $(if $(BACKBONE),backbone=$(BACKBONE))
 
 # A sweep with the overrides $(1), then the report with the arguments $(2). The report also comes after failed trials, and says
 # which are missing. Not after Ctrl-C (130), nor without any result.
@@ -75,7 +99,7 @@ define sweep_and_report
 endef
 
 $(SUBJECTS:%=reproduce-%): reproduce-%:
-	$(call sweep_and_report,experiment=$(PRESET)_$* $(ARGS),--subject $*)
+	$(call sweep_and_report,experiment=$(PRESET)_$* $(OTHER_BACKBONE) $(ARGS),--subject $*)
 
 reproduce-all: $(STAMP)  ## all three tables
 	@status=0; \
@@ -93,7 +117,7 @@ ablation-start: $(STAMP)   ## embeddings that are never optimised (not in the pa
 
 # ARGS goes to both commands: the report composes the same trials to know what it should find.
 $(ABLATIONS:%=ablation-%): ablation-%:
-	$(call sweep_and_report,experiment=$(PRESET)_$(SUBJECT) ablation=$* $(ARGS),--ablation $* experiment=$(PRESET)_$(SUBJECT) $(ARGS))
+	$(call sweep_and_report,experiment=$(PRESET)_$(SUBJECT) ablation=$* $(OTHER_BACKBONE) $(ARGS),--ablation $* experiment=$(PRESET)_$(SUBJECT) $(OTHER_BACKBONE) $(ARGS))
 
 ablation-all: $(STAMP)  ## all of them
 	@status=0; \

@@ -1,4 +1,4 @@
-"""The command `slime-bench`: Hydra's entry point, two subcommands, and the way errors and interruptions end.
+"""The command `slime-bench`: Hydra's entry point, the subcommands, and the way errors and interruptions end.
 
 Exit codes: 0 all trials finished; 2 a mistake that the user can mend; 1 an unexpected error; 130 interrupted.
 """
@@ -29,6 +29,7 @@ STORAGE = {
 SUBCOMMANDS = {
     "report": "slime_bench.report.command",
     "segment": "slime_bench.segment",
+    "verify": "slime_bench.verify_command",
     "embeddings": "slime_bench.embeddings_command",
 }
 NOISY = (
@@ -46,7 +47,8 @@ a table        slime-bench --multirun experiment=mini_car
 an ablation    slime-bench --multirun experiment=mini_car ablation=lr
 tables, plots  slime-bench report --subject car
                slime-bench report --ablation lr experiment=mini_car
-own images     slime-bench segment --help
+own images     slime-bench segment --image car.jpg --mask car.png --images photos --out masks
+check data     slime-bench verify data=pascal_part_car
 embeddings     slime-bench embeddings --help     to and from the form of SLiMe's authors
 
 slime-bench --help        the groups of the configuration and their options

@@ -58,6 +58,18 @@ def shared() -> Path:
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """A few real files, `pascal_part/` and `celebamask_hq/`: the folder of SLIME_BENCH_REAL, else ../shared/real."""
+    folder = Path(os.environ.get("SLIME_BENCH_REAL") or SHARED / "real")
+    if folder.is_dir():
+        return folder
+    reason = f"no real sample files: {folder} is not there (SLIME_BENCH_REAL names another folder)"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture
 def compose_config() -> Iterator[Callable[..., object]]:
     """`compose_config("shots=10", ...)` -> the composed (not yet validated) configuration of the bench."""

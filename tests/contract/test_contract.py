@@ -15,9 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from twins.pascal import write_car_test_twin
 
 import slime_bench.methods
 from data_prep import mini_world
@@ -39,7 +42,8 @@ COVERED: dict[str, set[str]] = {
     "method": {"slime"},
     "backbone": {"mini_sd", "sd21_base", "sd15", "sd14"},
     "protocol": {"slime_code", "slime_paper", "slime_mini"},
-    "data": {"mini_car", "mini_horse", "mini_face", "pascal_car", "pascal_horse", "celebamask_face"},
+    "data": {"mini_car", "mini_horse", "mini_face", "pascal_part_car", "pascal_part_horse", "celebamask_hq"}
+    | {"pascal_part_car_regan", "slime_release_car", "slime_release_horse", "slime_release_face", "folder"},
     "experiment": {"mini_car", "mini_horse", "mini_face", "paper_car", "paper_horse", "paper_face", "table1_was"},
     "ablation": {"was", "start", "prompt", "losses", "t_opt", "t_test", "lr", "layers"},
     "preset": {"mini", "paper"},
@@ -143,7 +147,8 @@ def trial(*overrides: str) -> Any:
     ("group", "name"), [(g, n) for g in GROUPS if g not in ("experiment", "ablation") for n in options(g)]
 )
 def test_every_file_composes_and_validates(group: str, name: str) -> None:
-    cfg = trial(f"{group}={name}")
+    needed = ["data.root=own", "data.classes=[background,leaf]"] if (group, name) == ("data", "folder") else []
+    cfg = trial(f"{group}={name}", *needed)
     chosen = cfg.preset if group == "preset" else cfg[group].get("name", name)
     if group not in ("metric", "trainer", "launcher"):
         assert chosen == name, "the name in tables and folders is the file's"
@@ -164,7 +169,7 @@ def test_every_experiment_is_a_table_of_trials(name: str) -> None:
         assert set(row["per_class"]) == set(trials[0].data.classes), row["method"]
 
 
-@pytest.mark.parametrize("chosen", [[], ["preset=paper", "data=celebamask_face"]])
+@pytest.mark.parametrize("chosen", [[], ["preset=paper", "data=celebamask_hq"]])
 def test_table_1_for_any_data_and_preset(chosen: list[str]) -> None:
     trials = plan(["experiment=table1_was", *chosen], sweep=True).trials
     usual = trial(*chosen)
@@ -351,16 +356,68 @@ def test_every_switch_stands_in_the_documentation(repository: Path) -> None:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
+def write_pictures(subject: str, split: str, count: int, images: Path, labels: Path, kind: str = "png") -> None:
+    for index in range(count):
+        picture = mini_world.render(subject, split, index)
+        images.mkdir(parents=True, exist_ok=True)
+        labels.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.image[::2, ::2].copy()).save(images / f"{split}-{index}.png")
+        if kind == "npy":
+            np.save(labels / f"{split}-{index}.npy", picture.label[::2, ::2].copy())
+        else:
+            Image.fromarray(picture.label[::2, ::2].copy()).save(labels / f"{split}-{index}.png")
+
+
+SAMPLES = {"support": 4, "val": 2, "test": 3}
+
+
+def usual_folders(root: Path, subject: str) -> None:
+    for split, count in SAMPLES.items():
+        write_pictures(subject, split, count, root / split / "images", root / split / "labels")
+
+
+def release_folders(root: Path, subject: str) -> None:
+    for folder, split, count in (("train_2", "support", 2), ("val", "val", 2), ("test", "test", 3)):
+        write_pictures(subject, split, count, root / folder, root / folder, "npy")
+
+
+def regan_folders(root: Path, subject: str) -> None:
+    usual_folders(root, subject)
+    write_car_test_twin(root.parent, 3)
+
+
+#: data file -> (place below data_root, subject, what writes a small one in its own layout)
+STAND_INS: dict[str, tuple[str, str, Callable[[Path, str], None]]] = {
+    "pascal_part_car": ("pascal_part/car", "car", usual_folders),
+    "pascal_part_horse": ("pascal_part/horse", "horse", usual_folders),
+    "celebamask_hq": ("celebamask_hq", "face", usual_folders),
+    "pascal_part_car_regan": ("pascal_part/car", "car", regan_folders),
+    "slime_release_car": ("slime_release/car", "car", release_folders),
+    "slime_release_horse": ("slime_release/horse", "horse", release_folders),
+    "slime_release_face": ("slime_release/celeba", "face", release_folders),
+    "folder": ("own", "car", usual_folders),
+}
+
+
+def test_every_data_set_that_is_not_rendered_has_a_stand_in() -> None:
+    assert set(STAND_INS) == {name for name in COVERED["data"] if not name.startswith("mini_")}
+
+
 @pytest.mark.parametrize("name", options("data"))
 def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mini_world, "SPLIT_SIZES", {"support": 4, "val": 2, "test": 3})
-    cfg = trial(f"data={name}", f"data_root={tmp_path}", "shots=2", "data.batch_size=2")
+    monkeypatch.setattr(mini_world, "SPLIT_SIZES", SAMPLES)
+    own = [f"data.root={tmp_path}/own", "data.classes=[background,body,light,plate,wheel,window]"]
+    small = ["shots=2", "data.batch_size=2", "data.val_size=2", "data.validation=val"]
+    cfg = trial(f"data={name}", f"data_root={tmp_path}", *small, *(own if name == "folder" else []))
     data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
-    if not name.startswith("mini_"):
+    if name in STAND_INS:
         with pytest.raises(DataError) as caught:
             data.prepare_data()
         assert str(tmp_path) in str(caught.value.path) and "data_root" in str(caught.value.remedy)
-        return
+        place, subject, write = STAND_INS[name]
+        assert Path(cfg.data.root) == tmp_path / place and cfg.data.subject in (subject, "any")
+        write(tmp_path / place, subject)
+        data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
     data.setup()
     assert len(data.fingerprint()) == 64 and len(data.support_ids) == 2

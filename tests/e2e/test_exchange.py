@@ -58,7 +58,7 @@ def test_padded_images_keep_their_form(swept: tuple[Bench, Outcome], tmp_path: P
     own = {item.image_id: item.prediction for item in items}
     assert len(own) == 3
     for path in images.iterdir():
-        with Image.open(out / path.name) as label:
+        with Image.open(out / "labels" / path.name) as label:
             assert label.size == (96, 48)
             if path.stem in own:  # the trial's prediction, brought back to the file's size
                 shown = np.array(label.resize((64, 32), Image.Resampling.NEAREST))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from e2e.conftest import Bench, Outcome, command
 from slime_bench import cli, compose
@@ -51,7 +53,7 @@ def test_trials_and_sweeps_compose(readme: str) -> None:
         if words[0] == "slime-bench" and words[1] not in cli.SUBCOMMANDS:
             overrides = [word for word in words[1:] if word != "--multirun"]
             sizes.append(len(compose.plan(overrides, sweep="--multirun" in words).trials))
-    assert sizes == [1, 6, 6, 8, 6, 1]
+    assert sizes == [1, 6, 6, 8, 6, 1, 1, 1]
 
 
 def test_reports_are_understood(readme: str) -> None:
@@ -64,15 +66,29 @@ def test_segment_does_as_told(
     readme: str, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = swept[0]
-    (words,) = [words for words in commands(readme) if words[:2] == ["slime-bench", "segment"]]
+    learn, reuse, of_trial = [words for words in commands(readme) if words[:2] == ["slime-bench", "segment"]]
     monkeypatch.chdir(tmp_path)
-    state = Path(words[words.index("--state") + 1])
+    state = Path(of_trial[of_trial.index("--state") + 1])
     state.parent.mkdir(parents=True)
     state.write_bytes((bench.folder() / "state.safetensors").read_bytes())
     Path("photos").symlink_to(bench.data / "val" / "images")
-    outcome = command(*words[1:])
-    assert outcome.code == 0, outcome.err
-    assert Path("masks/car-val-0.png").is_file() and Path("masks/colour/car-val-0.png").is_file()
+    with Image.open(bench.data / "support" / "images" / "car-support-0.png") as picture:
+        picture.save("car.jpg")
+    shutil.copy(bench.data / "support" / "labels" / "car-support-0.png", "car.png")
+    sizes = ["data.image_size=64", "backbone.image_size=64", "method.train_map_size=16", "method.epochs=2"]
+    for words, more in ((learn, ["--weights", str(bench.sd), *sizes]), (reuse, []), (of_trial, [])):
+        outcome = command(*words[1:], *more)
+        assert outcome.code == 0, outcome.err
+        out = Path(words[words.index("--out") + 1])
+        assert (out / "labels" / "car-val-0.png").is_file() and (out / "overlays" / "car-val-0.jpg").is_file()
+    for name in re.findall(r"`([a-z]+\.[a-z]+)`", readme.split("| in `masks/`", 1)[1].split("\n\n", 1)[0]):
+        assert (Path("masks") / name).is_file(), name
+
+
+def test_verify_is_told_where_the_data_would_lie(readme: str, tmp_path: Path) -> None:
+    (words,) = [words[1:] for words in commands(readme) if words[:2] == ["slime-bench", "verify"]]
+    outcome = command(*words, f"data_root={tmp_path}")
+    assert outcome.code == 2 and "make prepare-car" in outcome.err and str(tmp_path) in outcome.err
 
 
 def test_embeddings_travel_as_told(

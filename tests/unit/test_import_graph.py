@@ -38,12 +38,13 @@ ROOMS: dict[str, set[str]] = {
     "report": {*BASE, "identity", "metrics", "results", "paths", "qualitative", "compose", "schema"},
     "trial": {*BASE, "device", "qualitative", "schema", "typed", "identity", "results", "paths", "logger", "progress"}
     | {"attention", "metrics", "refine", "backbones", "methods", "data"},
-    "segment": {*BASE, "device", "schema", "typed", "identity", "results", "paths", "compose"}
-    | {"attention", "metrics", "refine", "backbones", "methods", "data"},
+    "segment": {*BASE, "compose", "data", "device", "identity", "logger", "schema", "trial", "typed"},
+    "verify_command": {*BASE, "compose", "schema", "data"},
     "embeddings_command": {*BASE, "embeddings", "compose", "schema", "trial", "segment", "methods"},
-    "cli": {*BASE, "compose", "schema", "paths", "trial", "segment", "embeddings_command", "report"},
+    "cli": {*BASE, "compose", "schema", "paths", "trial", "segment", "embeddings_command", "verify_command"}
+    | {"report"},
     # Rendering, pre-training and preparing data: tools beside the bench, which may measure with it.
-    "data_prep": {*BASE, "attention", "backbones", "metrics", "methods", "data", "schema", "paths"},
+    "data_prep": {*BASE, "attention", "backbones", "metrics", "methods", "data", "schema", "paths", "cli"},
 }
 """Rooms of design.md. A new room is added here, with the rooms it may know, in the change that adds it."""
 

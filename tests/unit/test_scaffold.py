@@ -25,7 +25,7 @@ TARGETS = {
     "help", "setup", "test", "lint", "format", "mini-data", "report", "clean",
     "reproduce-car", "reproduce-horse", "reproduce-face", "reproduce-all", "ablation-all",
     "ablation-was", "ablation-prompt", "ablation-losses", "ablation-t_opt", "ablation-t_test", "ablation-lr",
-    "ablation-layers", "ablation-start",
+    "ablation-layers", "ablation-start", "prepare-car", "prepare-horse", "prepare-face",
 }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ class TestMakefile:
     def test_help_is_the_default_and_lists_every_target(self, repository: Path) -> None:
         done = self.make(repository)
         assert done.returncode == 0
-        listed = {line.split()[0] for line in done.stdout.splitlines()[2:]}
+        listed = {line.split()[0] for line in done.stdout.split("\n\n", 1)[1].splitlines()}
         text = (repository / "Makefile").read_text()
         written = set(re.findall(r"^([a-z][a-z_-]*):(?![=])", text, flags=re.MULTILINE))
         assert written <= listed and listed >= TARGETS
@@ -184,6 +184,36 @@ class TestMakefile:
         assert (fake / "calls").read_text().splitlines() == [
             "--multirun experiment=paper_horse seed=0 method.lr=1",
             "report --subject horse",
+        ]
+
+    def test_another_backbone_goes_to_the_trials(self, fake: Path) -> None:
+        assert self.make(fake, "reproduce-car", "PRESET=paper", "BACKBONE=mini_sd").returncode == 0
+        assert self.make(fake, "ablation-lr", "BACKBONE=sd15").returncode == 0
+        assert (fake / "calls").read_text().splitlines() == [
+            "--multirun experiment=paper_car backbone=mini_sd",
+            "report --subject car",
+            "--multirun experiment=mini_car ablation=lr backbone=sd15",
+            "report --ablation lr experiment=mini_car backbone=sd15",
+        ]
+
+    def test_prepare_passes_on_what_is_given(self, fake: Path) -> None:
+        """Also places with spaces; the defaults lie in data/raw."""
+        python = fake / ".venv" / "bin" / "python"
+        python.write_text('#!/bin/sh\nprintf "%s|" "$@" >> calls\necho >> calls\n')
+        python.chmod(0o755)
+        clean = {"SLIME_BENCH_DATA": ""}
+        assert (
+            self.make(fake, "prepare-car", "VOC=my voc", "CAR_TEST=Car TestSet", "RULE=lagm", **clean).returncode == 0
+        )
+        assert self.make(fake, "prepare-horse", "CAR_TEST=x", SLIME_BENCH_DATA="else where").returncode == 0
+        assert self.make(fake, "prepare-face", "MERGE=regan", "ARGS=--workers 1", **clean).returncode == 0
+        calls = (fake / "calls").read_text().splitlines()
+        assert [line for line in calls if "pip" not in line] == [
+            "-m|data_prep.pascal_part|--voc|my voc|--parts|data/raw/trainval.tar.gz|--subject|car|--rule|lagm|"
+            "--out|data/pascal_part/car|--car-test|Car TestSet|",
+            "-m|data_prep.pascal_part|--voc|else where/raw/VOCtrainval_03-May-2010.tar|"
+            "--parts|else where/raw/trainval.tar.gz|--subject|horse|--rule|paper|--out|else where/pascal_part/horse|",
+            "-m|data_prep.celebamask_hq|--root|data/raw/CelebAMask-HQ.zip|--merge|regan|--out|data/celebamask_hq|--workers|1|",
         ]
 
     @pytest.mark.parametrize(
