@@ -74,10 +74,11 @@ prepare-face: $(STAMP)  ## the faces of CelebAMask-HQ
 
 prepare-car prepare-horse: prepare-%:
 	@$(BIN)/python -m data_prep.pascal_part --voc "$(VOC)" --parts "$(PARTS)" --subject $* --rule $(RULE) \
-	  --out "$(DATA)/pascal_part/$*" $(if $(filter car,$*),$(if $(CAR_TEST),--car-test "$(CAR_TEST)")) $(ARGS)
+	  --out "$(DATA)/pascal_part/$*" --work "$(RAW)" $(if $(filter car,$*),$(if $(CAR_TEST),--car-test "$(CAR_TEST)")) $(ARGS)
 
 prepare-face:
-	@$(BIN)/python -m data_prep.celebamask_hq --root "$(CELEBA)" --merge $(MERGE) --out "$(DATA)/celebamask_hq" $(ARGS)
+	@$(BIN)/python -m data_prep.celebamask_hq --root "$(CELEBA)" --merge $(MERGE) \
+	  --out "$(DATA)/celebamask_hq" --work "$(RAW)" $(ARGS)
 
 reproduce-car: $(STAMP)  ## the car table: 1 and 10 shots, three seeds, beside the published numbers
 reproduce-horse: $(STAMP)  ## the horse table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -97,11 +96,3 @@ class Fingerprints:
             if near.any():
                 return int(part[near.argmax()])
         return None
-
-
-def find_duplicates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
-    """See `Fingerprints.duplicates`."""
-    many = Fingerprints(len(fingerprints))
-    for each in fingerprints:
-        many.add(each)
-    return many.duplicates()

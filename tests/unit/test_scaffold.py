@@ -210,10 +210,12 @@ class TestMakefile:
         calls = (fake / "calls").read_text().splitlines()
         assert [line for line in calls if "pip" not in line] == [
             "-m|data_prep.pascal_part|--voc|my voc|--parts|data/raw/trainval.tar.gz|--subject|car|--rule|lagm|"
-            "--out|data/pascal_part/car|--car-test|Car TestSet|",
+            "--out|data/pascal_part/car|--work|data/raw|--car-test|Car TestSet|",
             "-m|data_prep.pascal_part|--voc|else where/raw/VOCtrainval_03-May-2010.tar|"
-            "--parts|else where/raw/trainval.tar.gz|--subject|horse|--rule|paper|--out|else where/pascal_part/horse|",
-            "-m|data_prep.celebamask_hq|--root|data/raw/CelebAMask-HQ.zip|--merge|regan|--out|data/celebamask_hq|--workers|1|",
+            "--parts|else where/raw/trainval.tar.gz|--subject|horse|--rule|paper|--out|else where/pascal_part/horse|"
+            "--work|else where/raw|",
+            "-m|data_prep.celebamask_hq|--root|data/raw/CelebAMask-HQ.zip|--merge|regan|--out|data/celebamask_hq|"
+            "--work|data/raw|--workers|1|",
         ]
 
     @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from data_prep.mini_world import render
 from slime_bench.data.counts import class_pixels
 from slime_bench.data.folder import FolderDataset
 from slime_bench.data.manifest import MANIFEST, pixels_sha256, read_manifest
-from slime_bench.data.phash import Fingerprint, find_duplicates, fingerprint, same_picture
+from slime_bench.data.phash import Fingerprint, Fingerprints, fingerprint, same_picture
 from slime_bench.data.verified import CACHE, Verdicts
 from slime_bench.data.verify import Duplicate, VerifyReport, ensure_verified, verified, verify_splits
 from slime_bench.errors import DataError, LabelError, SlimeBenchError
@@ -77,6 +77,13 @@ def splits_of(root: Path, *names: str, classes: tuple[str, ...] = CLASSES) -> di
 
 def look(root: Path) -> VerifyReport:
     return verify_splits(splits_of(root), root)
+
+
+def find_duplicates(prints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
+    many = Fingerprints(len(prints) + 3)  # room for some that could not be read
+    for each in prints:
+        many.add(each)
+    return many.duplicates()
 
 
 class TestPerceptualHash:
