@@ -36,8 +36,8 @@ def finished(
         raise DataError(
             "another data set is there already",
             path=out,
-            found=_settings(manifest, differing),
-            expected=_settings(wanted, differing),
+            found=_described(manifest, wanted, differing),
+            expected=_described(wanted, manifest, differing),
             remedy="choose another --out, or replace this data set with --force",
         )
     missing = sorted(manifest["files"].keys() - sizes(out).keys())
@@ -106,12 +106,13 @@ def _vouched(out: Path) -> dict[str, Any]:
     return manifest
 
 
-def _settings(values: Mapping[str, Any], keys: list[str]) -> str:
+def _described(values: Mapping[str, Any], other: Mapping[str, Any], keys: list[str]) -> str:
+    """`values` in words; of settings only those that `other` has not, too."""
     parts = []
     for key in keys:
-        value = values.get(key)
-        if key == "settings" and isinstance(value, dict):
-            parts.append(_pairs(value))
+        value, beside = values.get(key), other.get(key)
+        if key == "settings" and isinstance(value, dict) and isinstance(beside, dict):
+            parts.append(_pairs({name: each for name, each in value.items() if beside.get(name) != each}))
         elif key == "inputs" and isinstance(value, dict):
             parts.append(f"{value.get('count')} source pictures")
         else:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,7 @@ def alone(folder: Path) -> Iterator[None]:
     """Hold `folder` against other processes, by a lock on `.<name>.lock` beside it.
 
     The system lets go of the lock when its process ends, however it ends, so that none is ever left behind. Where
-    there is no such lock (Windows) nothing is held.
+    there is no such lock (Windows) nothing is held. A process that has to wait says so on stderr.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as file:
@@ -74,7 +75,11 @@ def alone(folder: Path) -> Iterator[None]:
         except ImportError:
             pass
         else:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that works on {folder} ...", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

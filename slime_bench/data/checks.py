@@ -1,4 +1,4 @@
-"""Verification before anything expensive starts: decode every file once, count what is there."""
+"""What a trial asks of its data beyond that they can be read: a support set that shows something, and a hash."""
 
 from __future__ import annotations
 
@@ -6,35 +6,15 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from slime_bench.data.counts import DatasetReport, class_pixels
-from slime_bench.data.folder import LABELS, FolderDataset, Sample, listing, read_image, read_label
-from slime_bench.data.manifest import MANIFEST, pixels_sha256, read_manifest
-from slime_bench.data.verify import VerifyReport, compare_manifest, refuse, verify_splits
+from slime_bench.data.counts import class_pixels
+from slime_bench.data.folder import Sample
+from slime_bench.data.layouts import listing
 from slime_bench.errors import DataError
 
-__all__ = [
-    "MANIFEST", "DatasetReport", "check_manifest", "check_support", "class_pixels", "file_sha256", "folder_sha256",
-    "read_manifest", "verify_dataset",
-]  # fmt: skip
-
 _log = logging.getLogger(__name__)
-
-
-def verify_dataset(dataset: FolderDataset) -> DatasetReport:
-    """Decode every sample of `dataset` and count; see `slime_bench.data.verify.verify_splits`.
-
-    Raises:
-        SlimeBenchError: the error of the one bad file.
-        DataError: several bad files; the message names the first ones and says how many there are.
-    """
-    report = verify_splits({"": dataset}, dataset.folder)
-    refuse(report, dataset.folder)
-    return report.splits[""]
 
 
 def check_support(samples: Sequence[Sample], classes: Sequence[str]) -> list[str]:
@@ -87,25 +67,3 @@ def folder_sha256(root: Path, files: Iterable[Path]) -> str:
     """A hash of names, sizes and contents of `files` (below `root`), independent of their order and of `root`."""
     lines = sorted(f"{file.relative_to(root).as_posix()}\t{file.stat().st_size}\t{file_sha256(file)}" for file in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def check_manifest(root: Path, manifest: dict[str, Any]) -> None:
-    """Compare every listed picture with its hash, so that numbers never come from data that were changed by hand.
-
-    Raises:
-        DataError: names the first files that are missing or differ, or that are there and not listed.
-    """
-    files: dict[str, str] = manifest["files"]
-    hashes = {name: _pixels_sha256(root / name) for name in files if (root / name).is_file()}
-    refuse(VerifyReport({}, differences=compare_manifest(root, files, hashes)), root)
-
-
-def _pixels_sha256(path: Path) -> str:
-    try:
-        if path.parent.name == LABELS:
-            array = read_label(path).numpy().astype(np.uint8)
-        else:
-            array = read_image(path).permute(1, 2, 0).contiguous().numpy()
-    except DataError:
-        return ""  # unreadable is changed
-    return pixels_sha256(array)

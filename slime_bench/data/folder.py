@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 
 from slime_bench.data.labels import IGNORE, Colours, labels_of_colours, validate_classes, validate_colours
 from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem, find_pairs, listing
-from slime_bench.data.layouts import LABELS as LABELS  # for slime_bench.data.checks
 from slime_bench.errors import DataError, LabelError
 
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")

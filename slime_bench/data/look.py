@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from slime_bench.data.counts import DatasetReport, class_pixels
 from slime_bench.data.folder import FolderDataset
@@ -99,6 +101,23 @@ class Tally:
 def relative(path: Path, root: Path) -> str:
     """`path` below `root`, with forward slashes, as a manifest names it; whole where it lies elsewhere."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+@contextmanager
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """A pool of one thread for each processor, in which torch does not start threads of its own.
+
+    Decoding and hashing let go of Python's lock, so that threads use all processors, and need not load torch again.
+    torch is told before they start: its first call from two threads at once fails now and then in a forked process
+    ("Invalid thread pool").
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(processors()) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
 
 
 def processors() -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slime_bench.data.counts import DatasetReport
 from slime_bench.data.folder import FolderDataset, listing
-from slime_bench.data.look import Tally, looks, processors, relative
+from slime_bench.data.look import Tally, looks, relative, threads
 from slime_bench.data.manifest import MANIFEST, read_manifest
 from slime_bench.data.phash import Fingerprints
 from slime_bench.data.progress import Progress
@@ -96,8 +95,7 @@ def verify_splits(splits: Mapping[str, FolderDataset], root: Path, *, progress: 
     names: list[tuple[str, str]] = []
     seen = Fingerprints(total)
     hashes: dict[str, str] = {}
-    # Decoding and hashing let go of Python's lock: threads use all processors, and need not load torch again.
-    with ThreadPoolExecutor(processors()) as pool:
+    with threads() as pool:
         for name, dataset in splits.items():
             tally = Tally(dataset.classes)
             for found in looks(pool, dataset, root, files):

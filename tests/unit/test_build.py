@@ -196,13 +196,14 @@ class TestResume:
         content = journal.read_bytes()
         journal.write_bytes(content[: data.draw(st.integers(0, len(content)), label="journal bytes")])
         pictures = sorted(building(out).rglob("*.png"))
+        intact = pictures[0].read_bytes()
         for file in data.draw(st.lists(st.sampled_from(pictures), unique=True, max_size=4), label="spoilt"):
             if data.draw(st.booleans(), label="removed"):
                 file.unlink()
             else:
                 file.write_bytes(file.read_bytes()[: data.draw(st.integers(0, file.stat().st_size - 1))])
         if data.draw(st.booleans(), label="strays"):
-            shutil.copy(pictures[0], pictures[0].with_name("stray.png"))
+            pictures[0].with_name("stray.png").write_bytes(intact)
             (pictures[0].parent / f".{pictures[0].name}.77.tmp").write_bytes(b"half")
             (pictures[0].parent / "folder").mkdir()
         make(out, count=6)

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from data_prep import mini_world
-from slime_bench.data.checks import verify_dataset
 from slime_bench.data.folder import FolderDataset
 from slime_bench.data.mini import MiniDataModule
+from slime_bench.data.verify import verify_splits
 from slime_bench.errors import ConfigError, DataError, StorageError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
@@ -67,7 +67,9 @@ def test_rendered_data_set_is_whole(rendered: Path) -> None:
     data.setup()
     counts = {"support": 30, "val": 10, "test": 100}
     for split, count in counts.items():
-        report = verify_dataset(FolderDataset(rendered / "mini" / "car" / split, data.classes))
+        whole = verify_splits(data.split_datasets([split]), data.root)
+        assert whole.usable
+        report = whole.splits[split]
         assert report.images == count and report.sizes == {"128x128": count}
         assert min(report.images_with_class.values()) > 0
     assert data.missing_classes == []

@@ -29,8 +29,9 @@ from data_prep.mini_subjects import CLASSES
 from data_prep.pascal_part import main
 from data_prep.pascal_rules import RULES
 from data_prep.split_lists import VAL_SIZE, committed
-from slime_bench.data.checks import check_manifest, read_manifest
 from slime_bench.data.folder import FolderDataset
+from slime_bench.data.manifest import read_manifest
+from slime_bench.data.verify import verify_splits
 from slime_bench.errors import ConfigError, DataError
 
 PLAIN, PLAIN_VAL = 12, 2
@@ -57,7 +58,8 @@ def test_builds_a_data_set(twin: Twin, rule: str, tmp_path: Path, capsys: pytest
     out = tmp_path / "horse"
     assert main(command(twin, "horse", out, "--rule", rule)) == 0
     manifest = read_manifest(out)
-    check_manifest(out, manifest)
+    splits = {name: FolderDataset(out / name, CLASSES["horse"]) for name in ("support", "val", "test")}
+    assert verify_splits(splits, out).usable
     assert (manifest["name"], manifest["subject"]) == ("pascal_part_horse", "horse")
     assert manifest["classes"] == CLASSES["horse"]
     assert manifest["settings"]["rule"] == rule and manifest["settings"]["side"] == 32

@@ -249,6 +249,15 @@ class TestVerifySplits:
         look(root)
         assert states == (random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())  # type: ignore[index]
 
+    def test_threads_of_torch_stay_as_they_were(self, root: Path) -> None:
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            look(root)
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(before)
+
     def test_any_object_with_pairs_will_do(self, root: Path) -> None:
         """Label maps of another kind of file, images elsewhere, no manifest."""
         dataset = FolderDataset(root / "test", CLASSES)
