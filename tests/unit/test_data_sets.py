@@ -128,6 +128,13 @@ def test_the_folder_of_another_subject_or_of_other_classes(prepared: Path, tmp_p
     data_of("data=pascal_part_car", f"data.root={tmp_path / 'car'}").prepare_data()
 
 
+def test_the_colours_of_the_yaml_the_builder_and_the_source_agree() -> None:
+    from data_prep.pascal_regan import COLOURS
+
+    cfg = plan(["data=pascal_part_car_regan"]).trials[0]
+    assert {name: tuple(rgb) for name, rgb in cfg.data.colours.items()} == COLOURS == REGAN
+
+
 def test_regans_test_set(prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path / "data")
     folder = tmp_path / "data" / "pascal_part" / "Car_TestSet"
