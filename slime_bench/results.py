@@ -62,6 +62,8 @@ class TrialResult:
         validation: what chose the epoch (method's own record).
         config: what decides the numbers, and the metric; no secret, path or fact of the machine.
         fingerprints: content hashes of weights, data and whatever else the configuration only points to.
+        prepared: the named choices with which the data set was prepared, e.g. {"rule": "paper"}, as its manifest has
+            them; empty for data without. The fingerprint of the data stands for them in the signature.
     """
 
     schema_version: int
@@ -87,6 +89,7 @@ class TrialResult:
     validation: dict[str, Any]
     config: dict[str, Any]
     fingerprints: dict[str, str]
+    prepared: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def under(self, convention: str, background: bool = True) -> TrialResult:
         """The same trial stated under another convention, without running anything."""
@@ -130,6 +133,7 @@ def from_counts(
     background: bool = True,
     support_ids: Sequence[str] = (),
     validation: Mapping[str, Any] | None = None,
+    prepared: Mapping[str, str] | None = None,
 ) -> TrialResult:
     """A result from the counts [N,K] of the test images, under all conventions.
 
@@ -179,6 +183,7 @@ def from_counts(
         validation=dict(validation or {}),
         config=identity.recorded(config),
         fingerprints=dict(fingerprints),
+        prepared=dict(prepared or {}),
     )
     # What this function hands out can be read back: a mistake shows here and not at the next report.
     return parse_result(to_bytes(result), "(result about to be written)")
@@ -356,6 +361,7 @@ def parse_result(content: bytes, path: str | Path) -> TrialResult:
             expected=f"schema_version {SCHEMA_VERSION}",
             remedy="Run the trial again with this version, or read the file with the version that wrote it.",
         )
+    fields.setdefault("prepared", {})  # results of before there were prepared data sets lack it
     unknown, missing = sorted(set(fields) - set(_CHECKS)), sorted(set(_CHECKS) - set(fields))
     if unknown or missing:
         raise _wrong(path, "fields", f"unknown {unknown}, missing {missing}", "the fields of TrialResult")
@@ -441,6 +447,10 @@ _CHECKS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "support_ids": (_is_texts, "distinct image ids"),
     "validation": (_is_record, "an object of finite values"),
     "config": (_is_record, "an object of finite values"),
+    "prepared": (
+        lambda value: isinstance(value, dict) and all(_is_text(item) for item in value.values()),
+        "text for each choice",
+    ),
     "fingerprints": (
         lambda value: isinstance(value, dict) and all(_is_text(item) for item in value.values()),
         "text per name",

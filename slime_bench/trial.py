@@ -129,6 +129,7 @@ def _compute(
         convention=cfg.metric.convention,
         background=cfg.metric.background,
         support_ids=data.support_ids,
+        prepared=data.prepared(),
         validation={"score": method.best_score, "epoch": method.best_epoch} if method.best_epoch is not None else {},
     )
     save_state(folder / "state.safetensors", method.learned_state(), plain, data.classes)

@@ -11,3 +11,4 @@ class CelebAMaskDataModule(PreparedDataModule):
     """The faces of CelebAMask-HQ in ten classes."""
 
     commands: ClassVar[dict[str, str]] = {"face": "make prepare-face CELEBA=<folder or archive of CelebAMask-HQ>"}
+    choices = ("merge", "size", "limit")

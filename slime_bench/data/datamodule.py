@@ -120,6 +120,10 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """
         return self._folders.fingerprint(list_files(self.root, self.config))
 
+    def prepared(self) -> dict[str, str]:
+        """Named choices with which the data set was made, that tables have to state; none for one laid out by hand."""
+        return {}
+
     def prepare_data(self) -> None:
         """Check that the data are there, and every file of the needed splits, unless that was done before; data sets
         that can be made or fetched do so here.

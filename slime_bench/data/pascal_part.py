@@ -14,3 +14,4 @@ class PascalPartDataModule(PreparedDataModule):
         subject: f"make prepare-{subject} VOC=<folder or archive of VOC 2010> PARTS=<folder or archive of PASCAL-Part>"
         for subject in ("car", "horse")
     }
+    choices = ("rule", "paint", "test")

@@ -15,11 +15,24 @@ class PreparedDataModule(SegmentationDataModule):
 
     commands: ClassVar[dict[str, str]] = {}
     """subject -> the command that makes the data set."""
+    choices: ClassVar[tuple[str, ...]] = ()
+    """Settings of the manifest that change published numbers."""
 
     def how_to_get(self) -> str:
         """The command that makes the data set."""
         command = self.commands.get(self.config.subject)
         return f"{command} (README.md, `Real data`)" if command else super().how_to_get()
+
+    def prepared(self) -> dict[str, str]:
+        """The manifest's `choices`.
+
+        Raises:
+            DataError: the manifest cannot be read.
+        """
+        if not (self.root / MANIFEST).is_file():
+            return {}
+        settings = read_manifest(self.root).get("settings") or {}
+        return {name: str(settings[name]) for name in self.choices if settings.get(name) is not None}
 
     def prepare_data(self) -> None:
         """As the base class; the manifest has to be of this subject and these classes.

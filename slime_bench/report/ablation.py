@@ -12,7 +12,7 @@ from typing import Any
 from slime_bench.errors import ResultError
 from slime_bench.identity import canonical_json
 from slime_bench.report.ablation_settings import Setting
-from slime_bench.report.aggregate import Collected, FailedTrial, Row, aggregate
+from slime_bench.report.aggregate import Collected, FailedTrial, Row, aggregate, choices
 from slime_bench.report.matching import match
 from slime_bench.report.provenance import Provenance, provenance
 from slime_bench.report.published import Published, PublishedAblation, PublishedRow, Stat
@@ -118,7 +118,10 @@ def ablation_report(
     return AblationReport(
         name=name,
         subject=first.subject,
-        facts={key: _listed(trials, key) for key in ("preset", "data", "backbone", "protocol", "method", "shots")},
+        facts={
+            **{key: _listed(trials, key) for key in ("preset", "data", "backbone", "protocol", "method", "shots")},
+            "prepared": choices(first.prepared),
+        },
         classes=first.classes,
         convention=convention,
         background=background,

@@ -14,7 +14,7 @@ from slime_bench.report.aggregate import PAPER_PRESET
 from slime_bench.report.grid import DASH, Grid, Line, numbers, stat_text
 from slime_bench.report.grid import markdown as grid_markdown
 from slime_bench.report.published import Stat
-from slime_bench.report.tables import UNIT, column_order, metric_lines, published_line
+from slime_bench.report.tables import UNIT, column_order, metric_lines, prepared_lines, published_line
 from slime_bench.storage import write_atomic
 
 _NONE = Stat(None, None)
@@ -152,6 +152,7 @@ def _caption(report: AblationReport) -> list[str]:
     lines = [
         f"preset {facts['preset']}; data {facts['data']}; backbone {facts['backbone']}; "
         f"protocol {facts['protocol']}; {facts['method']}, {facts['shots']}-shot",
+        *prepared_lines([facts["prepared"]]),
         *metric_lines(report.convention, report.background, [each.row.n for each in _shown(report) if each.row]),
         "Δ: average minus the default setting's, in percentage points; ours: mean±sample standard deviation of the "
         "differences seed by seed; published: difference of the two stated averages",

@@ -70,6 +70,7 @@ class Row:
         seeds, n: seeds behind the mean and their number; `n` is None where a paper does not state it.
         per_class: class name -> mean and sample standard deviation over the seeds that define the class.
         average: mean and sample standard deviation of the per-seed averages.
+        prepared: choices with which the data set was prepared, in words; empty where there were none.
         notes: reservations that have to stand under the table.
         missing_seeds: expected seeds without a valid result.
         other_data: a published row that was not measured on this table's data.
@@ -93,6 +94,7 @@ class Row:
     per_class: dict[str, Stat]
     average: Stat
     published: bool
+    prepared: str = ""
     notes: tuple[str, ...] = ()
     missing_seeds: tuple[int, ...] = ()
     other_data: bool = False
@@ -256,11 +258,15 @@ def published_rows(published: Published, comparable: bool) -> list[Row]:
 
 
 def comparison(row: Row, published: Published | None) -> PublishedRow | None:
-    """The published row that may be subtracted from `row`: same method, settings, shots, data and metric; else None."""
+    """The published row that may be subtracted from `row`, else None.
+
+    It has the same method, settings, shots, data, backbone and metric.
+    """
     same_metric = row.convention == PAPER_CONVENTION and row.background_in_average
     if row.published or published is None or row.preset != PAPER_PRESET or not same_metric:
         return None
-    return published.main_row(row.method, row.shots) if row.usual and row.shots is not None else None
+    same_world = row.data in published.comparable["data"] and row.backbone in published.comparable["backbone"]
+    return published.main_row(row.method, row.shots) if same_world and row.usual and row.shots is not None else None
 
 
 def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
@@ -273,6 +279,11 @@ def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
         if name in other.per_class
     }
     return {"per_class": per_class, "average": _minus(row.average.mean, other.average.mean)}
+
+
+def choices(prepared: Mapping[str, str]) -> str:
+    """`TrialResult.prepared` in words, by name, e.g. "rule paper, test voc_val"."""
+    return ", ".join(f"{name} {value}" for name, value in prepared.items())
 
 
 def family(result: TrialResult) -> Family:
@@ -344,6 +355,7 @@ def _row(
         per_class=per_class,
         average=_stat([value for value in averages if value is not None]),
         published=False,
+        prepared=choices(first.prepared),
         notes=tuple(notes),
         missing_seeds=tuple(seed for seed in expected_seeds if seed not in seeds),
     )

@@ -73,11 +73,16 @@ class PublishedAblation:
 
 @dataclass(frozen=True)
 class Published:
-    """The published numbers of one subject; `columns` is the paper's column order."""
+    """The published numbers of one subject; `columns` is the paper's column order.
+
+    Attributes:
+        comparable: `data` and `backbone`: names of ours from whose rows these may be subtracted.
+    """
 
     subject: str
     data: str
     backbone: str
+    comparable: dict[str, list[str]]
     citation: str
     columns: list[str]
     rows: list[PublishedRow]
@@ -109,6 +114,7 @@ def load_published(subject: str, folder: Path | None = None) -> Published | None
         columns = [str(name) for name in content["columns"]]
         rows = [_row(entry, columns) for entry in content["rows"]]
         ablations = [_ablation(table, columns) for table in content["ablations"]]
+        comparable = {name: [str(each) for each in content["comparable"][name]] for name in ("data", "backbone")}
         texts = {name: str(content[name]) for name in ("subject", "data", "backbone", "citation")}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
@@ -117,7 +123,7 @@ def load_published(subject: str, folder: Path | None = None) -> Published | None
             found=f"{type(error).__name__}: {error}",
             expected="the keys described at the top of the shipped files",
         ) from error
-    return Published(**texts, columns=columns, rows=rows, ablations=ablations)
+    return Published(**texts, comparable=comparable, columns=columns, rows=rows, ablations=ablations)
 
 
 def _ablation(table: dict[str, Any], columns: list[str]) -> PublishedAblation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,8 @@ def markdown(report: SubjectReport, pictures: Sequence[str] = ()) -> str:
 def csv_text(report: SubjectReport) -> str:
     """All rows as CSV with full precision; every row says what the captions say."""
     names = ["method", "backbone", "data", "subject", "shots", "preset", "protocol", "variant", "convention"]
-    names += ["background_in_average", "published", "other_data", "supervised", "source", "unit", "seeds", "n"]
+    names += ["prepared", "background_in_average", "published", "other_data", "supervised", "source"]
+    names += ["unit", "seeds", "n"]
     names += ["missing_seeds", "usual", "notes"]
     names += [f"{column}_{part}" for column in [*report.columns, "average"] for part in ("mean", "std")]
     buffer = io.StringIO()
@@ -239,6 +240,7 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     backbones, protocols = (_listed(getattr(row, name) for row in ours) for name in ("backbone", "protocol"))
     lines = [
         f"preset {preset}; data {data}; backbone {backbones}; protocol {protocols}",
+        *prepared_lines(row.prepared for row in ours),
         *metric_lines(report.convention, report.background_in_average, [row.n for row in ours]),
     ]
     if report.published:
@@ -259,6 +261,12 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     if report.invalid:
         lines.append(f"{len(report.invalid)} result file(s) are not valid and not used: see trials.json")
     return lines
+
+
+def prepared_lines(prepared: Iterable[str]) -> list[str]:
+    """How the data were prepared: none or one line."""
+    stated = _listed(each for each in prepared if each)
+    return [f"data prepared with {stated}"] if stated else []
 
 
 def metric_lines(convention: str, background: bool, runs: Sequence[int | None]) -> list[str]:

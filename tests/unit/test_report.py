@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -366,7 +367,9 @@ def test_failed_and_invalid_trials_stand_in_the_caption(tmp_path: Path) -> None:
 
 
 def test_paper_preset_is_compared_with_the_paper(tmp_path: Path) -> None:
-    ours = [trial([80] * 6, seed=seed, preset="paper", data="pascal_part_car", backbone="sd21") for seed in (0, 1, 2)]
+    ours = [
+        trial([80] * 6, seed=seed, preset="paper", data="pascal_part_car", backbone="sd21_base") for seed in (0, 1, 2)
+    ]
     store(tmp_path, *ours, trial([50] * 6))
     report = subject_report(collect(tmp_path), "car", load_published("car"))
     paper, mini = sorted(sections(report), key=lambda section: not section.compared)
@@ -381,16 +384,40 @@ def test_paper_preset_is_compared_with_the_paper(tmp_path: Path) -> None:
     assert not any(row["other_data"] for row in rows if row["published"])
 
 
+def test_captions_say_how_the_data_were_prepared(tmp_path: Path) -> None:
+    made = {"rule": "lagm", "test": "voc_val"}
+    ours = [dataclasses.replace(trial([80] * 6, seed=seed, data="pascal_part_car"), prepared=made) for seed in (0, 1)]
+    store(tmp_path, *ours)
+    report = subject_report(collect(tmp_path), "car", load_published("car"))
+    assert "data prepared with rule lagm, test voc_val" in markdown(report)
+    assert "rule lagm, test voc_val" in csv_text(report)
+    stated = {row["prepared"] for row in json.loads(table_json(report)) if not row["published"]}
+    assert stated == {"rule lagm, test voc_val"}
+
+
+def test_the_data_sets_and_backbones_to_compare_with_exist() -> None:
+    from slime_bench.paths import config_dir
+
+    for subject in ("car", "horse", "face"):
+        published = load_published(subject)
+        assert published is not None and all(published.comparable.values())
+        for group, names in published.comparable.items():
+            assert all((config_dir() / group / f"{name}.yaml").is_file() for name in names)
+
+
 def test_only_like_is_compared_with_like() -> None:
     published = load_published("car")
-    one = trial([80] * 6, preset="paper")
+    world = {"preset": "paper", "data": "pascal_part_car", "backbone": "sd21_base"}
+    one = trial([80] * 6, **world)
     assert comparison(aggregate([one])[0], published) is not None
     for row in (
         aggregate([trial([80] * 6)])[0],
         aggregate([one], "dataset")[0],
         aggregate([one], background=False)[0],
-        aggregate([trial([80] * 6, preset="paper", shots=3)])[0],
-        aggregate([trial([80] * 6, preset="paper", method="other")])[0],
+        aggregate([trial([80] * 6, shots=3, **world)])[0],
+        aggregate([trial([80] * 6, method="other", **world)])[0],
+        aggregate([trial([80] * 6, **world | {"backbone": "mini_sd"})])[0],
+        aggregate([trial([80] * 6, **world | {"data": "own_cars"})])[0],
     ):
         assert comparison(row, published) is None
         assert difference(row, None) is None

@@ -150,6 +150,19 @@ def test_any_validation_record_survives(record: Any) -> None:
     assert parse_result(to_bytes(result), "x").validation == {"record": record}
 
 
+def test_results_of_before_prepared_data_are_read() -> None:
+    content = json.loads(to_bytes(result_of()))
+    assert content.pop("prepared") == {}
+    assert parse_result(json.dumps(content).encode(), "x") == result_of()
+
+
+@pytest.mark.parametrize("value", [[], {"rule": 1}, {"rule": ""}, "paper"])
+def test_what_data_were_prepared_with_is_text(value: Any) -> None:
+    content = json.loads(to_bytes(result_of())) | {"prepared": value}
+    with pytest.raises(ResultError, match="prepared"):
+        parse_result(json.dumps(content).encode(), "x")
+
+
 def test_same_trial_same_bytes(tmp_path: Path) -> None:
     one = write_result(tmp_path / "a", result_of(config=dict(reversed(CONFIG.items())) | {"data_root": "elsewhere"}))
     two = write_result(tmp_path / "b", result_of())
