@@ -34,6 +34,8 @@ RECORD: Final = ".extracted.json"
 
 Wanted = Callable[[str], bool]
 _VERSION = 1
+_NOBODYS: Final = {RECORD, ".DS_Store", "Thumbs.db", "desktop.ini"}
+"""What file managers leave in any folder that is looked at is no change of what was extracted."""
 _SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
@@ -145,12 +147,12 @@ def _is_extracted(archive: Path, into: Path, wanted: Wanted | None) -> bool:
         path=into,
         found="files that were changed, added or removed since" if record else "files that were not extracted here",
         expected=f"nothing, or what was extracted from {archive.name}",
-        remedy="if you unpacked it yourself, name the folder instead of the archive; otherwise move it away",
+        remedy="to use the folder as it is, name it instead of the archive; to have it unpacked again, move it away",
     )
 
 
 def _contents(folder: Path) -> tuple[int, int]:
-    """(files, bytes) below a folder, the record left out."""
+    """(files, bytes) below a folder, without the record and what file managers add."""
     files = total = 0
     waiting = [str(folder)]
     while waiting:
@@ -158,7 +160,7 @@ def _contents(folder: Path) -> tuple[int, int]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
-                elif entry.name != RECORD:
+                elif entry.name not in _NOBODYS:
                     files += 1
                     total += entry.stat(follow_symlinks=False).st_size
     return files, total
@@ -290,7 +292,8 @@ class _Progress:
 
 
 def _is_apple(member: Member) -> bool:
-    return "__MACOSX" in member.path.parts or member.path.name.startswith("._")
+    name = member.path.name
+    return "__MACOSX" in member.path.parts or name.startswith("._") or name in _NOBODYS
 
 
 def main(arguments: list[str]) -> int:

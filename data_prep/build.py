@@ -70,6 +70,11 @@ def build(
     workers = _checked(workers, faulty)
     order = _numbered(jobs)
     out = Path(os.path.realpath(out))  # a link to a folder on another disk: build there
+    if not out.name:
+        raise ConfigError(
+            "no folder for the data set", path="--out", found=out, expected="e.g. data/pascal_part/car",
+            remedy="name a folder",
+        )  # fmt: skip
     identity = plain(
         {
             "version": VERSION,
@@ -144,7 +149,9 @@ def _make_all(
 ) -> tuple[list[dict[str, Any]], int]:
     """Records of all jobs in their order, and how many of them were finished before; faulty sources have one too."""
     journal = Journal(building, identity)
-    records = journal.read(order.__contains__)
+    seen = {job.key: hashlib.sha256(repr(job.payload).encode("utf-8", "replace")).hexdigest() for job in jobs}
+    # A job whose sources are others by now (a file came or went since) is not finished.
+    records = journal.read(lambda each: seen.get(each["key"]) == each.get("payload"))
     with writing(building):
         if records is None:
             remove(building)
@@ -168,7 +175,7 @@ def _make_all(
                 if outcome.error is not None:
                     errors[outcome.key] = outcome.error
                 elif outcome.record is not None:
-                    _add(outcome.record, records, owners, journal)
+                    _add({**outcome.record, "payload": seen[outcome.key]}, records, owners, journal)
                 progress.advance()
     finally:
         journal.close()

@@ -92,8 +92,8 @@ class Journal:
         self._head = {"recipe": dict(identity)}
         self._file: Any = None
 
-    def read(self, known: Callable[[str], bool]) -> dict[str, dict[str, Any]] | None:
-        """Records by key, of the keys that are `known`; None when there is no journal of this recipe."""
+    def read(self, holds: Callable[[Mapping[str, Any]], bool]) -> dict[str, dict[str, Any]] | None:
+        """Records by key, of those that still hold; None when there is no journal of this recipe."""
         try:
             lines = self.path.read_bytes().split(b"\n")
         except FileNotFoundError:
@@ -108,7 +108,7 @@ class Journal:
         return {
             key: each
             for key, each in records.items()
-            if known(key) and "undone" not in each and all(present.get(n) == s for n, (_, s) in each["files"].items())
+            if "undone" not in each and holds(each) and all(present.get(n) == s for n, (_, s) in each["files"].items())
         }
 
     def start(self, records: Iterable[Mapping[str, Any]]) -> None:

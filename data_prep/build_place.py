@@ -50,8 +50,14 @@ def finished(
             remedy="make it again with --force",
         )
     same = manifest.get("sources") == identity["sources"]
-    note = "" if same else f"It was made from {_pairs(manifest.get('sources'))}; --force makes it again."
-    return manifest, f"The data set is there already; nothing was done. {note}".strip()
+    notes = ["The data set is there already; nothing was done."]
+    if manifest.get("faulty"):
+        notes.append("Once the faulty sources are restored, --force makes it again with them.")
+    if out.with_name(f".{out.name}.building").exists():
+        notes.append("An interrupted --force lies beside it: repeat it with --force, or remove the folder.")
+    if not same:
+        notes.append(f"It was made from {_pairs(manifest.get('sources'))}; --force makes it again.")
+    return manifest, " ".join(notes)
 
 
 def place(building: Path, out: Path, *, force: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +21,8 @@ class Job:
     Attributes:
         key: unique among the jobs, the same in every run; it names the job in messages and in the record of finished
             jobs.
-        payload: what the work needs to know; picklable.
+        payload: what the work needs to know; picklable. A finished job counts, when a build is resumed, only if its
+            payload reads (`repr`) as it did then: put in a `stamp` of each source file.
     """
 
     key: str
@@ -69,6 +71,19 @@ class Sample:
     split: str
     id: str
     facts: dict[str, Any]
+
+
+Stamp = tuple[int, int] | None
+"""Size and time of change (ns) of a source file; None where there is none."""
+
+
+def stamp(path: Path) -> Stamp:
+    """What tells whether a source file has come, gone or changed since; for the payload of a job."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 Work = Callable[[Job], "Sequence[Made | Dropped]"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from data_prep.build_types import Stamp, stamp
 from data_prep.celebamask_merge import ATTRIBUTES
 from slime_bench.errors import DataError
 
@@ -42,12 +43,14 @@ class Face:
         celeba: its number in CelebA (`orig_idx`), which decides the split; None without a line in the mapping file.
         attributes: those with a mask file, in the data set's order.
         misnamed: mask files of this face (relative to the mask folder) whose name or place is wrong.
+        stamp: of the image.
     """
 
     index: int
     celeba: int | None
     attributes: tuple[str, ...]
     misnamed: tuple[str, ...] = ()
+    stamp: Stamp = None
 
     @property
     def image(self) -> str:
@@ -109,7 +112,7 @@ def read_mapping(path: Path) -> dict[int, int]:
         DataError: no lines, lines that are cut short or hold something else than numbers (counted, the first ones
             shown), or a face that is listed twice.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     mapping: dict[int, int] = {}
     broken: list[str] = []
     twice: list[int] = []
@@ -141,7 +144,7 @@ def read_mapping(path: Path) -> dict[int, int]:
 
 
 def list_faces(root: Path) -> list[Face]:
-    """All faces that have an image or a mask below `root`, in order of their index; nothing is decoded.
+    """All faces that have an image, a mask or a line in the mapping file, in order of their index; nothing is decoded.
 
     What is wrong with a single face (no image, no mapping line, misnamed masks) is for whoever makes it to say.
 
@@ -161,8 +164,14 @@ def list_faces(root: Path) -> list[Face]:
             remedy="move them away; a browser or file manager adds ` (1)` to what is there already",
         )
     faces = [
-        Face(index, mapping.get(index), tuple(attributes.get(index, ())), tuple(sorted(misnamed.get(index, ()))))
-        for index in sorted(images | attributes.keys() | misnamed.keys())
+        Face(
+            index,
+            mapping.get(index),
+            tuple(attributes.get(index, ())),
+            tuple(sorted(misnamed.get(index, ()))),
+            stamp(root / IMAGES / f"{index}.jpg"),
+        )
+        for index in sorted(images | attributes.keys() | misnamed.keys() | mapping.keys())
     ]
     if not faces:
         raise DataError("no faces", path=root, found="empty folders", expected="images and masks", remedy=_AGAIN)

@@ -42,9 +42,9 @@ def make_face(job: Job, *, root: str, order: str, size: int) -> list[Made | Drop
     face: Face = job.payload
     check_face(face, Path(root))
     split = split_of(face.celeba or 0)
+    image, source_size = read_image(Path(root, face.image), size)
     if not any(name in CLASS_OF for name in face.attributes):
         return [Dropped(split, job.key, NO_MASK)]
-    image, source_size = read_image(Path(root, face.image), size)
     label = merge(read_masks(face, Path(root), size), order)
     facts = {
         "source": face.image,

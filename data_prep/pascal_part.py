@@ -59,6 +59,9 @@ def main(arguments: list[str]) -> int:
         force=args.force,
     )
     print_report(report)
+    for split in ("support", "val", "test"):
+        if not report.kept.get(split):
+            print(f"note: no crop for {split}/ was kept, which a trial needs")
     for line in remarks(args.subject, rule, report.kept["support"] + report.kept["val"], bool(args.car_test)):
         print(line)
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.build_types import Dropped, Job, Made
+from data_prep.build_types import Dropped, Job, Made, Stamp, stamp
 from data_prep.pascal_lists import BOXES, IMAGES, Entry
 from data_prep.pascal_mat import PartObject, read_annotation
 from data_prep.pascal_merge import check_parts
@@ -20,13 +20,17 @@ from data_prep.pascal_xml import VocObject, read_voc
 
 @dataclass(frozen=True)
 class VocPicture:
-    """A picture of VOC2010 by the files that describe it; `boxes` is None where no rule asks for VOC's own boxes."""
+    """A picture of VOC2010 by the files that describe it; `boxes` is None where no rule asks for VOC's own boxes.
+
+    `stamps`: of the three files, as a build that is resumed must know whether one has come or changed since.
+    """
 
     entry: Entry
     split: str
     image: Path
     parts: Path
     boxes: Path | None
+    stamps: tuple[Stamp, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ class ReganPicture:
 def picture(entry: Entry, split: str, voc: Path, parts: Path, needs_boxes: bool) -> VocPicture:
     """The files of one list entry."""
     boxes = voc / BOXES / f"{entry.id}.xml" if needs_boxes else None
-    return VocPicture(entry, split, voc / IMAGES / f"{entry.id}.jpg", parts / f"{entry.id}.mat", boxes)
+    image, mat = voc / IMAGES / f"{entry.id}.jpg", parts / f"{entry.id}.mat"
+    stamps = tuple(stamp(each) for each in (image, mat, boxes) if each is not None)
+    return VocPicture(entry, split, image, mat, boxes, stamps)
 
 
 def make_samples(job: Job, *, subject: str, rule: Rule) -> list[Made | Dropped]:

@@ -336,3 +336,19 @@ def test_the_manifest_names_nothing_of_the_users_home(small: Twin, tmp_path: Pat
     text = (tmp_path / "car" / "manifest.json").read_text()
     assert str(tmp_path) not in text and str(small.root.parent) not in text
     assert json.loads(text)["settings"]["flags"] == [1, 0]
+
+
+def test_what_is_restored_counts_when_the_command_is_repeated(small: Twin, tmp_path: Path) -> None:
+    """Also a file whose absence is no fault: half unpacked annotations must not stay "no annotation"."""
+    first, second, _, _ = small.ids["plain"]
+    mat, image = small.parts / f"{first}.mat", small.voc / "JPEGImages" / f"{second}.jpg"
+    kept = {path: path.read_bytes() for path in (mat, image)}
+    mat.unlink()
+    image.write_bytes(b"")
+    with pytest.raises(DataError, match="1 of 4"):
+        main(command(small, "car", tmp_path / "car"))
+    for path, content in kept.items():
+        path.write_bytes(content)
+    main(command(small, "car", tmp_path / "car"))
+    manifest = read_manifest(tmp_path / "car")
+    assert not manifest["dropped"] and len(manifest["samples"]) == 4
