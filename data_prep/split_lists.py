@@ -12,7 +12,7 @@ VAL_SIZE = 10
 SHOTS = (1, 10)
 SEEDS = (0, 1, 2)
 MIN_PIXELS = 12
-"""Pixels that a class needs to count as shown, as `data.min_pixels`."""
+"""Pixels that a class needs to count as shown, as `data.min_pixels`; see `slime_bench.data.support.LISTED_BY`."""
 
 _COMMITTED = Path(__file__).resolve().parent / "splits"
 

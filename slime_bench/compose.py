@@ -33,7 +33,7 @@ from slime_bench.typed import nearest
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
-SUBCOMMANDS = ("report", "segment", "embeddings", "help")
+SUBCOMMANDS = ("report", "segment", "verify", "embeddings", "help")
 _SECRET = re.compile(r"(?i)api_?key|secret|passw|_token$")
 _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 _stamp = ""
@@ -195,11 +195,12 @@ def explain(error: Exception) -> ConfigError:
         return ConfigError(
             "an override cannot be read",
             path=error.override,
-            found=text.split("\nSee ", 1)[0].replace("\n", "; "),
+            found=re.sub(r"^\w+Exception: ", "", text.split("\nSee ", 1)[0].replace("\n", "; ")),
             expected="key=value, key=[a,b] or key='text with signs'",
             remedy=f"did you mean `slime-bench {command[0]}`?"
             if command
-            else "put the whole override in quotes where it holds spaces, brackets or commas",
+            else "where the value holds spaces, brackets, commas, =, ~ or letters that are not English, put it in "
+            "quotes of its own inside the shell's: \"key='value (ä), ~'\"",
         )
     if isinstance(error, yaml.YAMLError):
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)

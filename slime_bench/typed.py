@@ -243,6 +243,11 @@ def _ill_typed(value: Any, hint: Any, path: str, metadata: Mapping[str, Any]) ->
         remedy = f"did you mean {path}={close[0]}?"
     elif hint is str and not options and isinstance(value, bool | int | float):
         remedy = f"put it in quotes to have it read as text: '{path}=\"{value}\"'"
+        if path.endswith("]"):
+            key = path.partition("[")[0]
+            remedy = (
+                f"put each item in quotes, and the whole in others: '{key}=[\"...\"]'; digits joined by _ are a number"
+            )
     kind = "null" if value is None else f"{value!r} ({type(value).__name__})"
     return ConfigError(
         f"`{path}` has a value that it cannot have",

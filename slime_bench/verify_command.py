@@ -48,7 +48,7 @@ def _data_of(overrides: Sequence[str]) -> tuple[str, Any]:
     from slime_bench.compose import plan
     from slime_bench.schema import build
 
-    trials = plan(list(overrides)).trials
+    trials = plan(list(overrides), sweep=True).trials
     if len(trials) != 1:
         raise ConfigError(
             "the configuration is one of several trials", found=f"{len(trials)} trials", expected="one",
@@ -71,6 +71,8 @@ def _verify(data: Any, *, fresh: bool) -> VerifyReport:
     root = Path(data.root)
     if not root.is_dir() or not any(root.iterdir()):
         data.prepare_data()  # makes the data set, or says how to get it
+    if hasattr(data, "check_manifest"):
+        data.check_manifest()  # another subject's folder, or classes in another order, would look good below
     wanted = [*data.needed, *(name for name in data.present_splits() if name not in data.needed)]
     splits: dict[str, FolderDataset] = {}
     problems: list[SlimeBenchError] = []

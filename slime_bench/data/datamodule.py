@@ -220,6 +220,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     def _known_pixels(self) -> dict[str, Sequence[int]]:
         """id -> pixels per class, where a manifest of these classes has them: the label maps need not be decoded."""
+        if self._folders.path(SUPPORT) != self.root / SUPPORT:
+            return {}  # the manifest's ids and counts are those of its own pool
         try:
             manifest = json.loads((self.root / MANIFEST).read_text(encoding="utf-8"))
             samples = manifest["samples"] if manifest["classes"] == list(self.classes) else {}

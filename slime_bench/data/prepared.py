@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from slime_bench.data.config import TEST
 from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.data.labels import check_same_classes
 from slime_bench.data.manifest import MANIFEST, read_manifest
@@ -32,7 +33,10 @@ class PreparedDataModule(SegmentationDataModule):
         if not (self.root / MANIFEST).is_file():
             return {}
         settings = read_manifest(self.root).get("settings") or {}
-        return {name: str(settings[name]) for name in self.choices if settings.get(name) is not None}
+        chosen = {name: str(settings[name]) for name in self.choices if settings.get(name) is not None}
+        if self._folders.path(TEST) != self.root / TEST:  # what the manifest says of its own test split does not hold
+            chosen["test"] = self._folders.path(TEST).name
+        return chosen
 
     def prepare_data(self) -> None:
         """As the base class; the manifest has to be of this subject and these classes.
@@ -42,6 +46,11 @@ class PreparedDataModule(SegmentationDataModule):
             ConfigError: `data.classes` is not the data set's class list.
         """
         self._check_root()
+        self.check_manifest()
+        super().prepare_data()
+
+    def check_manifest(self) -> None:
+        """The manifest, where there is one, has to be of this subject and these classes; raises as `prepare_data`."""
         if (self.root / MANIFEST).is_file():
             manifest = read_manifest(self.root)
             if manifest["subject"] != self.config.subject:
@@ -53,4 +62,3 @@ class PreparedDataModule(SegmentationDataModule):
                     remedy=f"correct `data.root`, or {self.how_to_get()}",
                 )
             check_same_classes(self.classes, manifest["classes"])
-        super().prepare_data()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slime_bench.data.checks import file_sha256, folder_sha256
 from slime_bench.data.config import SHOTS, SPLITS, VAL, DataConfig
 from slime_bench.data.folder import FolderDataset
 from slime_bench.data.layouts import listing
-from slime_bench.data.manifest import MANIFEST
+from slime_bench.data.manifest import MANIFEST, read_manifest
 from slime_bench.errors import DataError
 
 
@@ -63,10 +63,11 @@ class SplitFolders:
         """
         manifest = self.root / MANIFEST
         vouched = manifest.is_file()
+        files = self._manifest_files() if vouched else {}
         parts = [file_sha256(manifest)] if vouched else []
         for split in SPLITS:
             for title, folder in self._there(split):
-                if not (vouched and folder == self.root / split):
+                if not (folder == self.root / split and self._listed(folder, files)):
                     parts += self._content(title, folder)
         parts += [f"{path.name} {file_sha256(path)}" for path in lists]
         return parts[0] if vouched and len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -79,6 +80,20 @@ class SplitFolders:
         leaf = "*".join(glob.escape(part) for part in Path(pattern).name.split(SHOTS))
         found = sorted((self.root / pattern).parent.glob(leaf))
         return [(f"{split} {folder.name}", folder) for folder in found if folder.is_dir()]
+
+    def _manifest_files(self) -> dict[str, str]:
+        try:
+            return dict(read_manifest(self.root)["files"])
+        except DataError:
+            return {}  # it vouches for nothing; what is wrong with it the verification says
+
+    def _listed(self, folder: Path, files: Mapping[str, str]) -> bool:
+        """Whether a manifest that lists `files` names all that is used of a folder below the root."""
+        try:
+            pairs = self._dataset(folder).pairs
+        except DataError:
+            return False
+        return all(file.relative_to(self.root).as_posix() in files for pair in pairs for file in (pair.image, pair.label))
 
     def _content(self, title: str, folder: Path) -> list[str]:
         try:

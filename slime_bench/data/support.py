@@ -21,6 +21,8 @@ from slime_bench.errors import DataError
 from slime_bench.seeding import generator
 
 LISTS = "splits"
+LISTED_BY = (EACH, 12)
+"""`require_all_classes` and `min_pixels` that the builders draw the lists `drawn-...` by (data_prep.split_lists)."""
 
 Shown = Callable[[int], int]
 """Index of a sample -> the number of its foreground classes."""
@@ -185,8 +187,10 @@ def list_file(root: Path, config: DataConfig, shots: int, seed: int) -> Path | N
         return None
     folder = root / LISTS
     if config.support == DRAWN:
+        # The lists were drawn from the root's own pool by this rule; with another they do not hold.
+        other = config.splits["support"] != "support" or (config.require_all_classes, config.min_pixels) != LISTED_BY
         path = folder / f"{DRAWN}-{shots}-seed{seed}.txt"
-        return path if path.is_file() else None
+        return path if path.is_file() and not other else None
     path = folder / f"{config.support}-{shots}.txt"
     if not path.is_file():
         there = sorted(each.stem for each in folder.glob("*.txt") if not each.name.startswith((".", f"{DRAWN}-")))

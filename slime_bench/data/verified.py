@@ -15,7 +15,7 @@ from slime_bench.errors import StorageError
 from slime_bench.storage import write_atomic
 
 CACHE: Final = ".verified.json"
-VERSION: Final = 1
+VERSION: Final = 2
 _KEPT = 8  # verdicts of one data set, e.g. with other class lists
 
 _log = logging.getLogger(__name__)

@@ -117,7 +117,11 @@ def verify_splits(splits: Mapping[str, FolderDataset], root: Path, *, progress: 
     ]
     faulty = {relative(Path(str(each.path)), root) for each in problems}
     folders = {relative(folder, root) for dataset in splits.values() for folder in _folders(dataset)}
-    listed = {name: each for name, each in files.items() if name.rpartition("/")[0] in folders}
+    listed = {
+        name: each
+        for name, each in files.items()
+        if name.rpartition("/")[0] in folders or any(f"{folder}/".startswith(f"{name.split('/')[0]}/") for folder in folders)
+    }
     differences = compare_manifest(root, listed, hashes, faulty)
     return VerifyReport(reports, problems, duplicates, differences)
 

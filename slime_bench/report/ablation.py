@@ -12,7 +12,7 @@ from typing import Any
 from slime_bench.errors import ResultError
 from slime_bench.identity import canonical_json
 from slime_bench.report.ablation_settings import Setting
-from slime_bench.report.aggregate import Collected, FailedTrial, Row, aggregate, choices
+from slime_bench.report.aggregate import Collected, FailedTrial, Row, aggregate
 from slime_bench.report.matching import match
 from slime_bench.report.provenance import Provenance, provenance
 from slime_bench.report.published import Published, PublishedAblation, PublishedRow, Stat
@@ -48,6 +48,7 @@ class AblationReport:
 
     Attributes:
         facts: name -> value of what all settings share (preset, data, backbone, ...), for captions and files.
+        prepared: choices with which the data set was prepared, as in `TrialResult`.
         table: the published ablation with the same grid, if the paper has one for the subject.
         command: that runs what is missing; `portable_command` without the folders of one machine.
         default_command: that runs the default setting, where the ablation's own grid does not hold it.
@@ -57,6 +58,7 @@ class AblationReport:
     name: str
     subject: str
     facts: dict[str, str]
+    prepared: dict[str, str]
     classes: list[str]
     convention: str
     background: bool
@@ -118,10 +120,8 @@ def ablation_report(
     return AblationReport(
         name=name,
         subject=first.subject,
-        facts={
-            **{key: _listed(trials, key) for key in ("preset", "data", "backbone", "protocol", "method", "shots")},
-            "prepared": choices(first.prepared),
-        },
+        facts={key: _listed(trials, key) for key in ("preset", "data", "backbone", "protocol", "method", "shots")},
+        prepared=dict(first.prepared),
         classes=first.classes,
         convention=convention,
         background=background,

@@ -152,7 +152,7 @@ def _caption(report: AblationReport) -> list[str]:
     lines = [
         f"preset {facts['preset']}; data {facts['data']}; backbone {facts['backbone']}; "
         f"protocol {facts['protocol']}; {facts['method']}, {facts['shots']}-shot",
-        *prepared_lines([facts["prepared"]]),
+        *prepared_lines([report.prepared]),
         *metric_lines(report.convention, report.background, [each.row.n for each in _shown(report) if each.row]),
         "Δ: average minus the default setting's, in percentage points; ours: mean±sample standard deviation of the "
         "differences seed by seed; published: difference of the two stated averages",

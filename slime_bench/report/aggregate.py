@@ -8,7 +8,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Row:
         seeds, n: seeds behind the mean and their number; `n` is None where a paper does not state it.
         per_class: class name -> mean and sample standard deviation over the seeds that define the class.
         average: mean and sample standard deviation of the per-seed averages.
-        prepared: choices with which the data set was prepared, in words; empty where there were none.
+        prepared: choices with which the data set was prepared, as in `TrialResult`.
         notes: reservations that have to stand under the table.
         missing_seeds: expected seeds without a valid result.
         other_data: a published row that was not measured on this table's data.
@@ -94,7 +94,7 @@ class Row:
     per_class: dict[str, Stat]
     average: Stat
     published: bool
-    prepared: str = ""
+    prepared: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     missing_seeds: tuple[int, ...] = ()
     other_data: bool = False
@@ -265,7 +265,9 @@ def comparison(row: Row, published: Published | None) -> PublishedRow | None:
     same_metric = row.convention == PAPER_CONVENTION and row.background_in_average
     if row.published or published is None or row.preset != PAPER_PRESET or not same_metric:
         return None
-    same_world = row.data in published.comparable["data"] and row.backbone in published.comparable["backbone"]
+    ours = {"data": row.data, "backbone": row.backbone, "test": row.prepared.get("test")}
+    same_world = all(value is None or value in published.comparable[name] for name, value in ours.items())
+    same_world &= "limit" not in row.prepared  # a part of the data set, for trying out
     return published.main_row(row.method, row.shots) if same_world and row.usual and row.shots is not None else None
 
 
@@ -282,7 +284,7 @@ def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
 
 
 def choices(prepared: Mapping[str, str]) -> str:
-    """`TrialResult.prepared` in words, by name, e.g. "rule paper, test voc_val"."""
+    """`TrialResult.prepared` in words, by name, e.g. "rule paper, test horse_val"."""
     return ", ".join(f"{name} {value}" for name, value in prepared.items())
 
 
@@ -355,7 +357,7 @@ def _row(
         per_class=per_class,
         average=_stat([value for value in averages if value is not None]),
         published=False,
-        prepared=choices(first.prepared),
+        prepared=dict(first.prepared),
         notes=tuple(notes),
         missing_seeds=tuple(seed for seed in expected_seeds if seed not in seeds),
     )
@@ -394,7 +396,9 @@ def _labels(members: Sequence[TrialResult], usual: Mapping[str, str]) -> dict[st
 
 
 def _distinguishing(trial: TrialResult) -> dict[str, str]:
-    return settings(trial.config) | {f"fingerprint.{name}": value[:12] for name, value in trial.fingerprints.items()}
+    prepared = {f"prepared.{name}": value for name, value in trial.prepared.items()}
+    fingerprints = {f"fingerprint.{name}": value[:12] for name, value in trial.fingerprints.items()}
+    return settings(trial.config) | prepared | fingerprints
 
 
 def _failed(path: Path) -> FailedTrial | None:

@@ -76,7 +76,8 @@ class Published:
     """The published numbers of one subject; `columns` is the paper's column order.
 
     Attributes:
-        comparable: `data` and `backbone`: names of ours from whose rows these may be subtracted.
+        comparable: `data`, `backbone`, `test` (how the data's test split was prepared): names of ours from whose rows
+            these may be subtracted.
     """
 
     subject: str
@@ -114,7 +115,8 @@ def load_published(subject: str, folder: Path | None = None) -> Published | None
         columns = [str(name) for name in content["columns"]]
         rows = [_row(entry, columns) for entry in content["rows"]]
         ablations = [_ablation(table, columns) for table in content["ablations"]]
-        comparable = {name: [str(each) for each in content["comparable"][name]] for name in ("data", "backbone")}
+        names = ("data", "backbone", "test")
+        comparable = {name: [str(each) for each in content["comparable"][name]] for name in names}
         texts = {name: str(content[name]) for name in ("subject", "data", "backbone", "citation")}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(

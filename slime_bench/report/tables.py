@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from slime_bench.report.aggregate import (
     Row,
     Usual,
     aggregate,
+    choices,
     comparison,
     difference,
     missing,
@@ -175,6 +176,7 @@ def csv_text(report: SubjectReport) -> str:
             "seeds": " ".join(map(str, row.seeds)),
             "missing_seeds": " ".join(map(str, row.missing_seeds)),
             "notes": "; ".join(row.notes),
+            "prepared": choices(row.prepared),
         }
         for column in [*report.columns, "average"]:
             stat = row.average if column == "average" else row.per_class.get(column, Stat(None, None))
@@ -263,9 +265,9 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     return lines
 
 
-def prepared_lines(prepared: Iterable[str]) -> list[str]:
+def prepared_lines(prepared: Iterable[Mapping[str, str]]) -> list[str]:
     """How the data were prepared: none or one line."""
-    stated = _listed(each for each in prepared if each)
+    stated = "; or with ".join(sorted({choices(each) for each in prepared if each}))
     return [f"data prepared with {stated}"] if stated else []
 
 

@@ -17,6 +17,8 @@ from slime_bench.segment.spec import IGNORED, ClassSpec
 APART = 24
 """Colours that differ by less in every channel cannot be told from one another in an overlay."""
 
+_WHITE = 0xFFFFFF
+
 Labels = tuple[tuple[str, ...], dict[int, int]]
 """Class names, and the label of each value in the masks."""
 
@@ -70,6 +72,8 @@ def resolve(masks: Sequence[Mask], spec: ClassSpec) -> tuple[Classes, list[NDArr
             pixels[value] = pixels.get(value, 0) + count
     coloured = masks[0].kind == COLOURS
     names, labels = _labels(masks, pixels, spec)
+    if not (spec.indices or spec.colours or spec.names):
+        _check_plausible(masks, pixels, labels)
     if not any(0 < labels[value] < IGNORE for value in pixels):
         raise LabelError(
             "the masks show no class", path=masks[0].path, found=f"only {_values(pixels, coloured)}",
@@ -102,6 +106,8 @@ def _of_one_kind(masks: Sequence[Mask], spec: ClassSpec) -> list[Mask]:
     if kinds == {COLOURS} and all(_is_grey(mask) for mask in masks):  # indices in a file of three equal channels
         return [replace(mask, kind=INDICES, values=mask.values & 255) for mask in masks]
     _check_palettes(masks)
+    if not spec.indices:
+        _check_black(masks)
     return list(masks)
 
 
@@ -137,6 +143,43 @@ def _check_palettes(masks: Sequence[Mask]) -> None:
                     expected="one index for one class in all masks",
                     remedy="give the classes by colour: --classes classes.yaml with lines `name: \"#rrggbb\"`",
                 )  # fmt: skip
+
+
+def _check_black(masks: Sequence[Mask]) -> None:
+    """A program that numbers colours by itself (GIMP's indexed mode, GIF) need not give black the index 0."""
+    for mask in masks:
+        used = np.unique(mask.values).tolist() if mask.palette else []
+        black = [index for index in used if mask.palette.get(index) == (0, 0, 0)]
+        if black and 0 in used and 0 not in black:
+            raise LabelError(
+                "index 0 of the palette is not black", path=mask.path,
+                found=f"index 0 is {hexadecimal(mask.palette[0])}, and black is index {black[0]}",
+                expected="index 0 for the background",
+                remedy="give the classes by colour: --classes classes.yaml with lines `name: \"#rrggbb\"`; or by "
+                "index, with lines `name: index`, `background` among them",
+            )  # fmt: skip
+
+
+def _check_plausible(masks: Sequence[Mask], pixels: Mapping[int, int], labels: Mapping[int, int]) -> None:
+    """What nobody means who has said nothing of the classes: soft edges as classes, a white canvas as a part."""
+    mask = masks[0]
+    classes = {value: count for value, count in pixels.items() if 0 < labels[value] < IGNORE}
+    ignored = pixels.get(IGNORE, 0) if labels.get(IGNORE) == IGNORE else 0
+    if mask.kind == INDICES and not mask.palette and ignored > sum(classes.values()):
+        raise LabelError(
+            "more of the picture is ignored than belongs to a class", path=mask.path,
+            found=f"{ignored} pixels of value {IGNORE} (ignore), {sum(classes.values())} of {_values(classes, False)}",
+            expected="a black-and-white mask with hard edges, or indices 1, 2, ...",
+            remedy="draw and scale masks without anti-aliasing (nearest neighbour, hard brush); or say what the values "
+            "mean: --classes classes.yaml with lines `name: index`",
+        )  # fmt: skip
+    if mask.kind == COLOURS and not pixels.get(0) and _WHITE in classes:
+        raise LabelError(
+            "the mask has no background", path=mask.path, found="white, and no black",
+            expected="black where there is no part",
+            remedy="paint it black; or give the colours: --classes classes.yaml with `background: \"#ffffff\"` and a "
+            "line for each class",
+        )  # fmt: skip
 
 
 def _labels(

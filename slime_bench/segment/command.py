@@ -52,20 +52,32 @@ def segment_folder(state: Path, images: Path, out: Path, device: str = "auto", w
     return sorted(path.stem for path in (out / "labels").glob("*.png"))
 
 
+def _path(text: str) -> Path:
+    """A path of the command line; `--images=~/photos` reaches us as it is."""
+    return Path(text).expanduser()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slime-bench segment", description=__doc__, epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--images", type=Path, nargs="+", required=True, metavar="PATH", help="folder of images, or image files")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="receives the results")
-    add("--image", type=Path, action="append", default=[], metavar="FILE", help="annotated image; may be repeated")
-    add("--mask", type=Path, action="append", default=[], metavar="FILE", help="its mask; once for each --image")
-    add("--support", type=Path, metavar="FOLDER", help="annotated images in a folder: images/ and labels/, or flat")
+    add(
+        "--images",
+        type=_path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="folder of images (not of folders in it), or image files: png jpg webp bmp tif",
+    )
+    add("--out", type=_path, required=True, metavar="FOLDER", help="receives the results")
+    add("--image", type=_path, action="append", default=[], metavar="FILE", help="annotated image; may be repeated")
+    add("--mask", type=_path, action="append", default=[], metavar="FILE", help="its mask; once for each --image")
+    add("--support", type=_path, metavar="FOLDER", help="annotated images in a folder: images/ and labels/, or flat")
     add("--classes", metavar="YAML|NAMES", help="what the values of the mask mean; default: class_1, class_2, ...")
     add(
-        "--embeddings", "--state", type=Path, metavar="FILE",
+        "--embeddings", "--state", type=_path, metavar="FILE",
         help="learning: also save the embeddings here; otherwise: use these (a trial's state.safetensors will do)",
     )  # fmt: skip
     add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: the GPU where there is one")

@@ -77,10 +77,13 @@ def list_images(places: Sequence[Path], out: Path) -> tuple[dict[str, Path], lis
             files.setdefault(each.resolve(), each)
         _check_apart(place, out)
     if not files:
+        kinds = ", ".join(sorted({Path(each).suffix for each in passed}))
         raise DataError(
             "no images", path=", ".join(map(str, places)),
-            found=f"{len(passed)} picture(s) of other kinds" if passed else "no file with a known suffix",
-            expected=", ".join(SUFFIXES), remedy="name a folder that holds images; folders inside it are not looked at",
+            found=f"{len(passed)} picture(s) of other kinds ({kinds})" if passed else "no file with a known suffix",
+            expected=", ".join(SUFFIXES),
+            remedy="export them as JPEG or PNG" if passed
+            else "name a folder that holds images; folders inside it are not looked at",
         )  # fmt: skip
     return _named(list(files.values())), passed
 

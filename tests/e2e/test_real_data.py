@@ -92,7 +92,9 @@ def test_car_from_folders_to_the_table(make, place: Path) -> None:  # type: igno
     done = make("reproduce-car", "PRESET=paper", "BACKBONE=mini_sd", f"ARGS={settings} shots=1,4")
     assert done.returncode == 0, done.stderr
     assert "preset" in done.stdout and "paper" in done.stdout and "mini_sd" in done.stdout
-    assert "data prepared with paint kept, rule paper, test voc_val" in " ".join(done.stdout.split())
+    assert "data prepared with paint kept, rule paper, test car_val (not ReGAN's Car_TestSet)" in " ".join(
+        done.stdout.split()
+    )
     results = {
         path.parent.parent.name: json.loads(path.read_text())
         for path in (place / "outputs" / "runs" / "pascal_part_car" / "slime").glob("*/*/result.json")

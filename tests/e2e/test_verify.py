@@ -171,3 +171,33 @@ def test_from_the_command_line(
     assert cli.main(["verify", "data=celebamask_hq", f"data_root={tmp_path}"]) == 2
     printed = capfd.readouterr().err
     assert "error: the data set `celebamask_hq` is not there" in printed and "Traceback" not in printed
+
+
+def test_a_split_that_was_replaced_by_another_layout(
+    car: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The manifest speaks of test/images and test/labels; what lies in test/ now is not what it vouches for."""
+    assert main(overrides) == 0
+    shutil.rmtree(car / "test")
+    (car / "test").mkdir()
+    Image.new("RGB", (8, 8)).save(car / "test" / "0.png")
+    np.save(car / "test" / "0.npy", np.eye(8, dtype=np.uint8))
+    capsys.readouterr()
+    assert main(overrides) == 2
+    assert "missing: test/images/" in capsys.readouterr().out
+
+
+def test_classes_or_a_subject_that_a_trial_would_refuse(car: Path) -> None:
+    """A prepared data set with its classes in another order looks good file by file."""
+    places = ["data=pascal_part_car", f"data.root={car}"]
+    assert main([*places, CLASSES]) == 0
+    with pytest.raises(ConfigError, match="class list differs"):
+        main([*places, "data.classes=[background,body,light,plate,window,wheel]"])
+    with pytest.raises(DataError, match="another subject"):
+        main(["data=pascal_part_horse", f"data.root={car}", CLASSES])
+
+
+def test_several_values_are_told_to_be_one(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match="several trials") as caught:
+        main([*overrides, "seed=0,1"])
+    assert "one value for each key" in str(caught.value.remedy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -424,8 +426,23 @@ def test_fingerprint_follows_the_data(broken: Path) -> None:
     assert len(before) == 64 and fingerprint() == before
     Image.new("L", (SIZE, SIZE), 1).save(broken / "test" / "labels" / "t00.png")
     assert fingerprint() != before
-    (broken / "manifest.json").write_text("{}")
-    assert fingerprint() == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # sha256 of "{}"
+    manifest = broken / "manifest.json"
+    manifest.write_text("{}")  # vouches for nothing
+    empty = fingerprint()
+    Image.new("L", (SIZE, SIZE), 2).save(broken / "test" / "labels" / "t00.png")
+    assert fingerprint() != empty
+    files = {path.relative_to(broken).as_posix(): "0" * 64 for path in broken.rglob("*.*") if path.parent != broken}
+    head = {"version": 1, "subject": "car", "classes": list(CLASSES)}
+    manifest.write_text(json.dumps({**head, "files": files}))
+    assert fingerprint() == hashlib.sha256(manifest.read_bytes()).hexdigest()  # it vouches for every file
+    shutil.rmtree(broken / "test")  # ... but not for what has come in their place
+    for name in ("0", "1"):
+        (broken / "test").mkdir(exist_ok=True)
+        Image.new("RGB", (SIZE, SIZE)).save(broken / "test" / f"{name}.png")
+        np.save(broken / "test" / f"{name}.npy", np.ones((SIZE, SIZE), np.uint8))
+    replaced = fingerprint()
+    np.save(broken / "test" / "1.npy", np.zeros((SIZE, SIZE), np.uint8))
+    assert len({fingerprint(), replaced, hashlib.sha256(manifest.read_bytes()).hexdigest()}) == 3
 
 
 def test_a_bad_test_mask_comes_to_light_before_training(root: Path, tmp_path: Path) -> None:

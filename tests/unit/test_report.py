@@ -49,7 +49,7 @@ def trial(percent: list[int], seed: int = 0, shots: int = 1, **changes: Any) -> 
         "protocol": "slime_code",
         "classes": CAR,
     }
-    overrides = changes.pop("config", {})
+    overrides, prints = changes.pop("config", {}), changes.pop("fingerprints", FINGERPRINTS)
     names |= changes
     config = {
         "preset": names["preset"],
@@ -64,7 +64,7 @@ def trial(percent: list[int], seed: int = 0, shots: int = 1, **changes: Any) -> 
         group, name = key.split(".")
         config[group][name] = value
     counts = counts_of(percent)
-    return from_counts(counts, config=config, fingerprints=FINGERPRINTS, seed=seed, shots=shots, **names)
+    return from_counts(counts, config=config, fingerprints=prints, seed=seed, shots=shots, **names)
 
 
 def store(root: Path, *trials: TrialResult) -> list[Path]:
@@ -385,14 +385,21 @@ def test_paper_preset_is_compared_with_the_paper(tmp_path: Path) -> None:
 
 
 def test_captions_say_how_the_data_were_prepared(tmp_path: Path) -> None:
-    made = {"rule": "lagm", "test": "voc_val"}
+    made = {"rule": "lagm", "test": "horse_val"}
     ours = [dataclasses.replace(trial([80] * 6, seed=seed, data="pascal_part_car"), prepared=made) for seed in (0, 1)]
     store(tmp_path, *ours)
     report = subject_report(collect(tmp_path), "car", load_published("car"))
-    assert "data prepared with rule lagm, test voc_val" in markdown(report)
-    assert "rule lagm, test voc_val" in csv_text(report)
-    stated = {row["prepared"] for row in json.loads(table_json(report)) if not row["published"]}
-    assert stated == {"rule lagm, test voc_val"}
+    assert "data prepared with rule lagm, test horse_val" in markdown(report)
+    assert "rule lagm, test horse_val" in csv_text(report)
+    assert [row["prepared"] for row in json.loads(table_json(report)) if not row["published"]] == [made]
+
+
+def test_differently_prepared_data_are_told_apart(tmp_path: Path) -> None:
+    for rule in ("lagm", "paper"):
+        one = trial([80] * 6, data="pascal_part_car", fingerprints=FINGERPRINTS | {"data": (rule * 64)[:64]})
+        store(tmp_path, dataclasses.replace(one, prepared={"rule": rule}))
+    text = markdown(subject_report(collect(tmp_path), "car", load_published("car")))
+    assert "data prepared with rule lagm; or with rule paper" in text and "rule=lagm" in text and "rule=paper" in text
 
 
 def test_the_data_sets_and_backbones_to_compare_with_exist() -> None:
@@ -400,8 +407,9 @@ def test_the_data_sets_and_backbones_to_compare_with_exist() -> None:
 
     for subject in ("car", "horse", "face"):
         published = load_published(subject)
-        assert published is not None and all(published.comparable.values())
-        for group, names in published.comparable.items():
+        assert published is not None and published.comparable["data"] and published.comparable["backbone"]
+        for group in ("data", "backbone"):
+            names = published.comparable[group]
             assert all((config_dir() / group / f"{name}.yaml").is_file() for name in names)
 
 
@@ -418,6 +426,8 @@ def test_only_like_is_compared_with_like() -> None:
         aggregate([trial([80] * 6, method="other", **world)])[0],
         aggregate([trial([80] * 6, **world | {"backbone": "mini_sd"})])[0],
         aggregate([trial([80] * 6, **world | {"data": "own_cars"})])[0],
+        aggregate([dataclasses.replace(one, prepared={"limit": "50"})])[0],
+        aggregate([dataclasses.replace(one, prepared={"test": "my_cars"})])[0],
     ):
         assert comparison(row, published) is None
         assert difference(row, None) is None

@@ -160,10 +160,30 @@ class TestMeaning:
 
     def test_a_black_and_white_mask_among_colours(self, tmp_path: Path) -> None:
         white = np.full((1, 2, 3), 255, dtype=np.uint8)
-        paths = [saved(tmp_path, white, "a.png"), saved(tmp_path, np.array([[RED, RED]], dtype=np.uint8), "b.png")]
+        red = np.array([[RED, (0, 0, 0)]], dtype=np.uint8)
+        paths = [saved(tmp_path, white, "a.png"), saved(tmp_path, red, "b.png")]
         classes, labels = resolve([read_mask(path) for path in paths], ClassSpec())
         assert [hexadecimal(colour) for colour in classes.colours[1:]] == ["#fa0a14", "#ffffff"]
         assert labels[0].tolist() == [[2, 2]]
+
+    def test_a_palette_that_a_program_has_numbered(self, tmp_path: Path) -> None:
+        """GIMP's indexed mode and GIF: the background's black has any index."""
+        picture = Image.fromarray(np.array([[0, 3, 3]], dtype=np.uint8), "P")
+        picture.putpalette([250, 10, 20, 1, 1, 1, 2, 2, 2, 0, 0, 0])
+        picture.save(tmp_path / "m.png")
+        with pytest.raises(LabelError, match="index 0 of the palette is not black") as caught:
+            resolve([read_mask(tmp_path / "m.png")], ClassSpec())
+        assert "black is index 3" in str(caught.value.found)
+
+    def test_soft_edges_of_a_black_and_white_mask(self, tmp_path: Path) -> None:
+        path = saved(tmp_path, np.array([[0, 0, 128, 255, 255, 255]], dtype=np.uint8), "m.png")
+        with pytest.raises(LabelError, match="more of the picture is ignored"):
+            resolve([read_mask(path)], ClassSpec())
+
+    def test_a_white_canvas_is_no_part(self, tmp_path: Path) -> None:
+        path = saved(tmp_path, np.array([[RED, (255, 255, 255)]], dtype=np.uint8), "m.png")
+        with pytest.raises(LabelError, match="no background"):
+            resolve([read_mask(path)], ClassSpec())
 
 
 class TestSpec:

@@ -50,6 +50,12 @@ def test_the_order_of_the_samples_decides_nothing(counts: list[tuple[int, int]],
     assert choose_val(pool, CLASSES) == choose_val(shuffled, CLASSES)
 
 
+def test_builders_and_trials_agree_on_the_rule() -> None:
+    from slime_bench.data.support import LISTED_BY
+
+    assert LISTED_BY == ("each", MIN_PIXELS)
+
+
 def test_seeds_differ() -> None:
     lists = drawn_lists(samples(*[(90, 50)] * 40), CLASSES)
     assert len({tuple(lists[f"drawn-10-seed{seed}"]) for seed in SEEDS}) == len(SEEDS)
