@@ -35,7 +35,9 @@ def write_atomic(path: str | Path, content: bytes) -> None:
     """
     path = Path(path)
     # Same folder, because a rename is atomic only within one file system; hidden, so that no reader globs it.
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    # Of the name no more than fits: systems take 255 bytes.
+    named = os.fsencode(path.name)[:180].decode(errors="ignore")
+    temporary = path.with_name(f".{named}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

@@ -273,6 +273,12 @@ def test_write_atomic_replaces_and_makes_folders(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask  # readable as any other file of the user
 
 
+@pytest.mark.parametrize("name", ["a" * 250, "写" * 80, "ä" * 126])
+def test_a_name_that_is_almost_too_long(tmp_path: Path, name: str) -> None:
+    write_atomic(tmp_path / name, b"one")
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, view: write(descriptor, bytes(view[:3])))
