@@ -3,8 +3,6 @@ processes do it side by side."""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +14,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from data_prep.build_types import Dropped, Job, Made
 from data_prep.celebamask_files import MAPPING, MASKS, Face, split_of
 from data_prep.celebamask_merge import ATTRIBUTES, CLASS_OF, IGNORED, merge
+from slime_bench.data.decoding import DECODING_ERRORS
 from slime_bench.errors import DataError, LabelError
 
 NO_MASK: Final = "no mask of any class"
 
-_DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 _GREY_MODES = ("1", "L", "LA", "RGB", "RGBA", "P")
 
 
@@ -151,7 +147,7 @@ def _decoding(path: Path, kind: str) -> Iterator[None]:
             f"the {kind} of a face is missing", path=path, found="nothing", expected="a file",
             remedy="unpack the official archive again, or leave such faces out with --faulty skip",
         ) from error  # fmt: skip
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         reason = "no known picture" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
         found = f"{path.stat().st_size} bytes that do not decode ({reason})"
         raise DataError(

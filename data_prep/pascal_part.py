@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.build import Job, Recipe, Sample, build, print_report
+from data_prep.build_types import SPLITS
 from data_prep.commands import run
 from data_prep.pascal_compare import compare, faulty_error, print_comparison
 from data_prep.pascal_lists import LISTS, Entry, find_parts, find_voc, read_lists
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
         force=args.force,
     )
     print_report(report)
-    for split in ("support", "val", "test"):
+    for split in SPLITS:
         if not report.kept.get(split):
             print(f"note: no crop for {split}/ was kept, which a trial needs")
     for line in remarks(args.subject, rule, report.kept["support"] + report.kept["val"], bool(args.car_test)):

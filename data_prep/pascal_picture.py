@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from slime_bench.data.decoding import DECODING_ERRORS
 from slime_bench.errors import DataError
-
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -28,7 +26,7 @@ def read_picture(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         with Image.open(path) as file:
             mode = file.mode
             pixels = None if mode.startswith(("I", "F")) else np.array(file.convert("RGB"))
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         there = path.is_file()
         found = f"{path.stat().st_size} bytes that do not decode ({error})" if there else "nothing"
         raise DataError(

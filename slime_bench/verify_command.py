@@ -56,7 +56,9 @@ def _data_of(overrides: Sequence[str]) -> tuple[str, Any]:
         )  # fmt: skip
     cfg = trials[0]
     data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
-    if not all(hasattr(data, each) for each in ("root", "needed", "present_splits", "split_datasets")):
+    if not all(
+        hasattr(data, each) for each in ("root", "needed", "present_splits", "split_datasets", "check_manifest")
+    ):
         raise ConfigError(
             "this kind of data set cannot be verified", path="data._target_", found=cfg.data["_target_"],
             expected="a data module of folders, as slime_bench.data.datamodule.SegmentationDataModule",
@@ -71,8 +73,7 @@ def _verify(data: Any, *, fresh: bool) -> VerifyReport:
     root = Path(data.root)
     if not root.is_dir() or not any(root.iterdir()):
         data.prepare_data()  # makes the data set, or says how to get it
-    if hasattr(data, "check_manifest"):
-        data.check_manifest()  # another subject's folder, or classes in another order, would look good below
+    data.check_manifest()  # another subject's folder, or classes in another order, would look good below
     wanted = [*data.needed, *(name for name in data.present_splits() if name not in data.needed)]
     splits: dict[str, FolderDataset] = {}
     problems: list[SlimeBenchError] = []

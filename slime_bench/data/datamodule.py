@@ -124,6 +124,9 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """Named choices with which the data set was made, that tables have to state; none for one laid out by hand."""
         return {}
 
+    def check_manifest(self) -> None:
+        """Refuse a manifest of another subject or of other classes; a data set laid out by hand is taken as it is."""
+
     def prepare_data(self) -> None:
         """Check that the data are there, and every file of the needed splits, unless that was done before; data sets
         that can be made or fetched do so here.

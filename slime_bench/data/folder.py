@@ -16,16 +16,13 @@ from torch.utils.data import Dataset
 
 from slime_bench.data.labels import IGNORE, Colours, labels_of_colours, validate_classes, validate_colours
 from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem, find_pairs, listing
+from slime_bench.data.decoding import DECODING_ERRORS
 from slime_bench.errors import DataError, LabelError
 
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _COLOUR_MODES = ("RGB", "RGBA", "P", "PA")
 _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM")
 _ORIENTATION = 0x0112
-# What PIL and NumPy raise on files that are cut short, overwritten or of another kind.
-_DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def read_image(path: Path) -> Tensor:
             pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
     except DataError:
         raise
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise _unreadable("image", path, error, "a complete PNG or JPEG file") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
@@ -241,7 +238,7 @@ class ImageFolder(Dataset[Picture]):
 def _read_array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
-    except (*_DECODING_ERRORS, MemoryError) as error:  # a header may promise more than there is memory
+    except (*DECODING_ERRORS, MemoryError) as error:  # a header may promise more than there is memory
         if "pickle" in str(error):  # NumPy's own message ends with how to load it all the same
             error = ValueError("pickled Python objects, which could run any code")
         raise _unreadable("label map", path, error, "a NumPy array saved without pickling") from error
@@ -257,7 +254,7 @@ def _read_picture(path: Path, colours: Colours) -> np.ndarray:
             mode, kind = file.mode, file.format
             coloured = bool(colours) and mode in _COLOUR_MODES
             array = np.array(file.convert("RGB") if coloured else file)
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise _unreadable("label map", path, error, "a complete PNG file") from error
     if kind not in _LOSSLESS:
         raise LabelError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,3 +54,15 @@ def read_manifest(root: Path) -> dict[str, Any]:
             remedy=remedy,
         )
     return dict(manifest)
+
+
+def check_subject(manifest: Mapping[str, Any], subject: str, root: Path, remedy: str) -> None:
+    """Refuse the manifest of `root` where it is of another subject.
+
+    Raises:
+        DataError: with the `remedy` of whoever asks.
+    """
+    if manifest["subject"] != subject:
+        raise DataError(
+            "the folder holds another subject", path=root, found=manifest["subject"], expected=subject, remedy=remedy
+        )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from slime_bench.data.config import SPLITS
 from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.data.labels import check_same_classes
-from slime_bench.data.manifest import MANIFEST, read_manifest
+from slime_bench.data.manifest import MANIFEST, check_subject, read_manifest
 from slime_bench.errors import DataError, StorageError
 from slime_bench.storage import alone
 
@@ -34,9 +34,14 @@ class MiniDataModule(SegmentationDataModule):
             with self._storage_errors(), alone(self.root):
                 if self._is_stale(version):
                     self._render()
-        check_same_classes(self.classes, read_manifest(self.root)["classes"])
+        self.check_manifest()
         # Whole, not only what this trial needs: a data set that was changed by hand is no mini data set any more.
         self._verify(SPLITS)
+
+    def check_manifest(self) -> None:
+        """The classes have to be the manifest's, in their order; raises as `prepare_data`."""
+        if (self.root / MANIFEST).is_file():
+            check_same_classes(self.classes, read_manifest(self.root)["classes"])
 
     def _is_stale(self, version: str) -> bool:
         if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
@@ -51,14 +56,7 @@ class MiniDataModule(SegmentationDataModule):
                 remedy="choose another `data_root`, or move this folder away",
             )
         manifest = read_manifest(self.root)
-        if manifest["subject"] != self.config.subject:
-            raise DataError(
-                "the folder holds another subject",
-                path=self.root,
-                found=manifest["subject"],
-                expected=self.config.subject,
-                remedy="give each subject its own `data.root`",
-            )
+        check_subject(manifest, self.config.subject, self.root, "give each subject its own `data.root`")
         return str(manifest["version"]) != version
 
     def _render(self) -> None:

@@ -7,8 +7,7 @@ from typing import ClassVar
 from slime_bench.data.config import TEST
 from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.data.labels import check_same_classes
-from slime_bench.data.manifest import MANIFEST, read_manifest
-from slime_bench.errors import DataError
+from slime_bench.data.manifest import MANIFEST, check_subject, read_manifest
 
 
 class PreparedDataModule(SegmentationDataModule):
@@ -53,12 +52,6 @@ class PreparedDataModule(SegmentationDataModule):
         """The manifest, where there is one, has to be of this subject and these classes; raises as `prepare_data`."""
         if (self.root / MANIFEST).is_file():
             manifest = read_manifest(self.root)
-            if manifest["subject"] != self.config.subject:
-                raise DataError(
-                    "the folder holds another subject",
-                    path=self.root,
-                    found=manifest["subject"],
-                    expected=self.config.subject,
-                    remedy=f"correct `data.root`, or {self.how_to_get()}",
-                )
+            remedy = f"correct `data.root`, or {self.how_to_get()}"
+            check_subject(manifest, self.config.subject, self.root, remedy)
             check_same_classes(self.classes, manifest["classes"])

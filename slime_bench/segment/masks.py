@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from slime_bench.data.decoding import DECODING_ERRORS
 from slime_bench.errors import DataError, LabelError
 
 RGB = tuple[int, int, int]
 INDICES, COLOURS = "indices", "colours"
 
-_DECODING_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 _LOSSY = ("JPEG", "MPO", "JPEG2000")
 _EXPECTED = "8-bit grey or palette indices, a colour picture, or a .npy array of class indices"
 
@@ -69,7 +65,7 @@ def read_mask(path: Path) -> Mask:
 def _read_array(path: Path) -> Mask:
     try:
         array = np.asarray(np.load(path, allow_pickle=False))
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -91,7 +87,7 @@ def _read_picture(path: Path) -> Mask:
             turned = ImageOps.exif_transpose(file)
             mode, array = turned.mode, np.array(turned)
             colours = turned.getpalette("RGB") if mode in ("P", "PA") else None
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise _unreadable(path, error) from error
     if kind in _LOSSY:
         raise LabelError(

@@ -195,6 +195,8 @@ def test_classes_or_a_subject_that_a_trial_would_refuse(car: Path) -> None:
         main([*places, "data.classes=[background,body,light,plate,window,wheel]"])
     with pytest.raises(DataError, match="another subject"):
         main(["data=pascal_part_horse", f"data.root={car}", CLASSES])
+    with pytest.raises(ConfigError, match="class list differs"):
+        main(["data=mini_car", f"data.root={car}", "data.classes=[background,body,light,plate,window,wheel]"])
 
 
 def test_several_values_are_told_to_be_one(overrides: list[str]) -> None:
