@@ -3,9 +3,13 @@
 PRESET   ?= mini
 SUBJECT  ?= car
 BACKBONE ?=
+VLM      ?=
+METHODS  ?= slime vlm
 RULE     ?= paper
 MERGE    ?= slime
 ARGS     ?=
+
+$(if $(filter-out slime vlm,$(METHODS)),$(error METHODS is "$(METHODS)"; choose among: slime vlm))
 
 SUBJECTS  := car horse face
 ABLATIONS := was prompt losses t_opt t_test lr layers start
@@ -26,11 +30,12 @@ CELEBA     ?= $(RAW)/CelebAMask-HQ.zip
 CAR_TEST   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format mini-data report reproduce-all ablation-all clean \
+.PHONY: help setup test lint format mini-data report ranking reproduce-all ablation-all clean \
         $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%)
 
 help:  ## list the targets
-	@echo "usage: make <target> [PRESET=mini|paper] [SUBJECT=car|horse|face] [BACKBONE=mini_sd] [ARGS='key=value ...'] [PYTHON=python3.12]"
+	@echo "usage: make <target> [PRESET=mini|paper] [SUBJECT=car|horse|face] [ARGS='key=value ...'] [PYTHON=python3.12]"
+	@echo "       make reproduce-car [METHODS='slime vlm'] [BACKBONE=mini_sd] [VLM=mini_blip]"
 	@echo "       make prepare-car [VOC=folder|archive] [PARTS=folder|archive] [RULE=paper|slime_lab|lagm] [CAR_TEST=folder]"
 	@echo "       make prepare-face [CELEBA=folder|archive] [MERGE=slime|regan|celeba_authors]"
 	@echo
@@ -80,27 +85,37 @@ prepare-face:
 	@$(BIN)/python -m data_prep.celebamask_hq --root "$(CELEBA)" --merge $(MERGE) \
 	  --out "$(DATA)/celebamask_hq" --work "$(RAW)" $(ARGS)
 
-reproduce-car: $(STAMP)  ## the car table: 1 and 10 shots, three seeds, beside the published numbers
+reproduce-car: $(STAMP)  ## the car table: SLiMe with 1 and 10 shots, the VLM with 0, 1 and 10, three seeds, beside the published numbers
 reproduce-horse: $(STAMP)  ## the horse table
 reproduce-face: $(STAMP)  ## the face table
 
 OTHER_BACKBONE = $(if $(BACKBONE),backbone=$(BACKBONE))
 
-# A sweep with the overrides $(1), then the report with the arguments $(2). The report also comes after failed trials, and says
-# which are missing. Not after Ctrl-C (130), nor without any result.
-define sweep_and_report
-	@status=0; \
-	$(BIN)/slime-bench --multirun $(1) || status=$$?; \
-	[ $$status -ne 130 ] || exit 130; \
-	if [ $$status -eq 0 ] || ls "$(OUTPUTS)"/runs/*/*/*/*/result.json >/dev/null 2>&1; then \
-	  $(BIN)/slime-bench report $(2) || { code=$$?; [ $$status -ne 0 ] || status=$$code; }; \
+RANKED         = data=$(if $(filter paper,$(PRESET)),$(if $(filter face,$(SUBJECT)),celebamask_hq,pascal_part_$(SUBJECT)),mini_$(SUBJECT))
+OTHER_VLM      = $(if $(VLM),backbone=$(VLM))
+
+# A sweep with the overrides $(1), within a recipe that keeps the worst exit code in `status`; Ctrl-C (130) ends it.
+sweep = $(BIN)/slime-bench --multirun $(1) || { status=$$?; [ $$status -ne 130 ] || exit 130; };
+
+# The report with the arguments $(1) after the sweeps. It also comes after failed trials, and says which are missing; not
+# without any result.
+report_after = if [ $$status -eq 0 ] || ls "$(OUTPUTS)"/runs/*/*/*/*/result.json >/dev/null 2>&1; then \
+	  $(BIN)/slime-bench report $(1) || { code=$$?; [ $$status -ne 0 ] || status=$$code; }; \
 	fi; \
 	[ $$status -eq 0 ] || echo "$@: not finished; the messages above say what is missing" >&2; \
 	exit $$status
+
+define sweep_and_report
+	@status=0; \
+	$(call sweep,$(1)) \
+	$(call report_after,$(2))
 endef
 
 $(SUBJECTS:%=reproduce-%): reproduce-%:
-	$(call sweep_and_report,experiment=$(PRESET)_$* $(OTHER_BACKBONE) $(ARGS),--subject $*)
+	@status=0; \
+	$(if $(filter slime,$(METHODS)),$(call sweep,experiment=$(PRESET)_$* $(OTHER_BACKBONE) $(ARGS))) \
+	$(if $(filter vlm,$(METHODS)),$(call sweep,experiment=$(PRESET)_$*_vlm $(OTHER_VLM) $(ARGS))) \
+	$(call report_after,--subject $*)
 
 reproduce-all: $(STAMP)  ## all three tables
 	@status=0; \
@@ -124,6 +139,9 @@ ablation-all: $(STAMP)  ## all of them
 	@status=0; \
 	for name in $(ABLATIONS); do $(MAKE) --no-print-directory ablation-$$name || status=$$?; done; \
 	exit $$status
+
+ranking: $(STAMP)  ## InfoScore's order of the layers beside that of their mIoU, for SUBJECT (other data: ARGS='data=voc2012 method.prompts=voc2012')
+	$(call sweep_and_report,experiment=infoscore_ranking preset=$(PRESET)_vlm $(RANKED) $(OTHER_VLM) $(ARGS),--ranking experiment=infoscore_ranking preset=$(PRESET)_vlm $(RANKED) $(OTHER_VLM) $(ARGS))
 
 report: $(STAMP)  ## tables and figures from the results that are there (ARGS='--subject car')
 	$(BIN)/slime-bench report $(ARGS)

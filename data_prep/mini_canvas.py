@@ -131,10 +131,19 @@ def limb(start: Point, end: Point, width_start: float, width_end: float) -> list
     ]
 
 
+BLOCK = 200
+"""Label that stands for a block while a canvas is painted; in the finished label map blocks are background."""
+
+
 class Canvas:
-    """An image and its label map, painted together so that the mask is exact by construction."""
+    """An image and its label map, painted together so that the mask is exact by construction.
+
+    Attributes:
+        blocks: bool [SIZE,SIZE], once finished: where a block is seen.
+    """
 
     def __init__(self, background: np.ndarray) -> None:
+        self.blocks = np.zeros((SIZE, SIZE), dtype=bool)
         self._image = Image.fromarray(background).resize((_FINE, _FINE), Image.Resampling.BILINEAR)
         self._label = Image.new("L", (_FINE, _FINE), 0)
         self._draw_image = ImageDraw.Draw(self._image)
@@ -151,6 +160,8 @@ class Canvas:
         """Light, grain and reduction. Returns image uint8 [SIZE,SIZE,3] and label uint8 [SIZE,SIZE]."""
         image = np.asarray(self._image.reduce(SUPERSAMPLE), dtype=np.float32)
         label = np.asarray(self._label)[SUPERSAMPLE // 2 :: SUPERSAMPLE, SUPERSAMPLE // 2 :: SUPERSAMPLE].copy()
+        self.blocks = label == BLOCK
+        label[self.blocks] = 0
         light = _light(rng)
         grain = int(rng.integers(1, 9))
         noise = rng.integers(-grain, grain + 1, size=(SIZE, SIZE, 1)).astype(np.float32)
@@ -199,8 +210,9 @@ def _surface(rng: np.random.Generator, name: str) -> np.ndarray:
     return np.clip(np.asarray(base, np.float32) + value[..., None] * tint, 0, 255).astype(np.uint8)
 
 
-def paint_background(rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """A textured background uint8 [SIZE,SIZE,3] and its words: one surface, or one above another."""
+def paint_background(rng: np.random.Generator) -> tuple[np.ndarray, str, np.ndarray]:
+    """A textured background uint8 [SIZE,SIZE,3], its words: one surface, or one above another, and where the second of
+    them lies, bool [SIZE,SIZE]."""
     names = list(SCENES)
     ground = choose(rng, names)
     image = _surface(rng, ground)
@@ -211,5 +223,5 @@ def paint_background(rng: np.random.Generator) -> tuple[np.ndarray, str]:
         edge = horizon + slope * (np.arange(SIZE) - SIZE / 2)
         above = np.arange(SIZE)[:, None] < edge[None, :]
         image = np.where(above[..., None], _surface(rng, upper), image)
-        return image, f"{ground} and {upper}"
-    return image, ground
+        return image, f"{ground} and {upper}", above
+    return image, ground, np.zeros((SIZE, SIZE), dtype=bool)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from data_prep.mini_canvas import (
+    BLOCK,
     COLOURS,
     SKIN_TONES,
     Canvas,
@@ -381,6 +382,6 @@ def paint_clutter(
             rng.uniform(0, 2 * math.pi, size=sides) if sides > 4 else start + np.arange(sides) * 2 * math.pi / sides
         )
         polygon = [(radius * math.cos(a), radius * math.sin(a)) for a in spokes]
-        canvas.paint(polygon, colour, 0, Pose(1, 0, 0, 1, *centre))
+        canvas.paint(polygon, colour, BLOCK, Pose(1, 0, 0, 1, *centre))
         words.append(f"{name} block")
     return words

@@ -33,11 +33,17 @@ _WORLD_SEED = 2023
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered example: image uint8 [128,128,3] RGB, label uint8 [128,128] (0 = background), caption."""
+    """One rendered example: image uint8 [128,128,3] RGB, label uint8 [128,128] (0 = background), caption.
+
+    Attributes:
+        scene: what the background shows, uint8 [128,128]: 0 = a part, 1 and 2 = the caption's first and second surface,
+            3 = a block.
+    """
 
     image: np.ndarray
     label: np.ndarray
     caption: str
+    scene: np.ndarray
 
 
 def render(subject: str, split: str, index: int) -> Picture:
@@ -57,7 +63,7 @@ def render(subject: str, split: str, index: int) -> Picture:
             expected=f"one of {[*SPLIT_SIZES, STREAM]}, index >= 0",
         )
     rng = numpy_generator(_WORLD_SEED, "mini_world", WORLD_VERSION, subject, split, index)
-    background, scene = paint_background(rng)
+    background, scene, upper = paint_background(rng)
     canvas = Canvas(background)
     paint_clutter(canvas, rng, int(rng.integers(0, 4)), (8, 30), edge_only=False)
     words: list[str] = []
@@ -67,7 +73,8 @@ def render(subject: str, split: str, index: int) -> Picture:
     if chance(rng, 0.3):
         words += ["a " + word for word in paint_clutter(canvas, rng, 1, (6, 18), edge_only=True)]
     image, label = canvas.finish(rng)
-    return Picture(image, label, " , ".join(words) + f" , on {scene}")
+    seen = np.where(canvas.blocks, np.uint8(3), np.where(label > 0, np.uint8(0), 1 + upper.astype(np.uint8)))
+    return Picture(image, label, " , ".join(words) + f" , on {scene}", seen)
 
 
 def vocabulary() -> list[str]:

@@ -84,9 +84,9 @@ def export(
             "text_encoder": parameter_count(text_encoder),
             "unet": parameter_count(denoiser.unet),
         },
-        "stages": {stage: _stage(work / stage) for stage in ("vae", *reversed(stages))},
+        "stages": {stage: stage_facts(work / stage) for stage in ("vae", *reversed(stages))},
         "measured": facts,
-        "hardware": torch.cuda.get_device_name() if device.type == "cuda" else _cpu(),
+        "hardware": machine(device),
         "bytes": folder_size(building),
     }
     (building / "card.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -167,7 +167,8 @@ def sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Image.Im
     return page
 
 
-def _stage(folder: Path) -> dict[str, Any]:
+def stage_facts(folder: Path) -> dict[str, Any]:
+    """Steps, images and seconds of a stage, and the last values of its log."""
     clock = json.loads((folder / "clock.json").read_text())
     last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
     return {
@@ -178,7 +179,10 @@ def _stage(folder: Path) -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def machine(device: torch.device) -> str:
+    """Name of what computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
     try:
         names = [
             line.split(":")[1].strip()

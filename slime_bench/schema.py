@@ -95,7 +95,7 @@ class RootConfig:
         per_preset: values that method files refer to because they differ between presets: method name -> key -> value.
         data_root: folder of the data sets.
         output_root: folder of runs and reports.
-        shots: annotated support images, k.
+        shots: annotated support images, k; 0 for a method that needs none.
         seed: of the trial; 0 is a seed.
         force: compute a finished trial again.
         save_maps: test images whose maps are kept for the qualitative figure.
@@ -108,7 +108,7 @@ class RootConfig:
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     data_root: str = "data"
     output_root: str = "outputs"
-    shots: int = field(default=1, metadata={"min": 1})
+    shots: int = field(default=1, metadata={"min": 0})
     seed: int = field(default=0, metadata={"min": 0, "max": 2**63 - 1})
     force: bool = False
     per_preset: dict[str, Any] = field(default_factory=dict)

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slime_bench import identity, results
 from slime_bench.device import check_precision, pick_device
-from slime_bench.errors import DeviceError, SlimeBenchError, StorageError
+from slime_bench.errors import ConfigError, DeviceError, SlimeBenchError, StorageError
 from slime_bench.logger import closed_logger
 from slime_bench.results import TrialResult
 from slime_bench.schema import build, load_target, parse
@@ -58,9 +58,10 @@ def run(cfg: DictConfig) -> TrialResult:
     device = pick_device(cfg.trainer.device)
     check_precision(cfg.trainer.precision, device)
     cfg = cast(DictConfig, OmegaConf.merge(cfg, {"trainer": {"device": device}}))  # auto and its meaning are one trial
+    backbone_class, method_class = load_target(cfg.backbone["_target_"]), load_target(cfg.method["_target_"])
+    check_parts(cfg, method_class, backbone_class)
     data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
-    backbone_class, method_class = load_target(cfg.backbone["_target_"]), load_target(cfg.method["_target_"])
     fingerprints = {
         "data": data.fingerprint(),
         "backbone": backbone_class.content_hash_of(parse(cfg.backbone)),
@@ -75,10 +76,34 @@ def run(cfg: DictConfig) -> TrialResult:
         result = finished.under(cfg.metric.convention, cfg.metric.background)
         _log.info("%s  already finished: mIoU %s  %s", title, _percent(result.average), folder)
         return result
-    method_class.check(parse(cfg.method), backbone_facts(cfg.backbone), data.classes, cfg.data.image_size)
+    method_class.check(parse(cfg.method), backbone_facts(cfg.backbone), data.classes, cfg.data.image_size, cfg.shots)
     _prepare(folder, plain)
     with closed_logger(cfg), recorded_failure(folder), threads(cfg.trainer.threads, cfg.trainer.deterministic):
         return _compute(cfg, plain, data, fingerprints, folder, title)
+
+
+def check_parts(cfg: DictConfig, method: Any, backbone: type) -> None:
+    """Refuse parts that do not go together: a method reads one kind of backbone under one kind of protocol.
+
+    Raises:
+        ConfigError: a backbone or protocol of another method's, or fewer shots than the method needs.
+    """
+    for group, expected, found in (
+        ("backbone", method.Backbone, backbone),
+        ("protocol", method.Protocol, load_target(cfg.protocol["_target_"])),
+    ):
+        if not issubclass(found, expected):
+            raise ConfigError(
+                f"the method {cfg.method.name} cannot use this {group}", path=group,
+                found=f"{cfg[group].name} ({found.__name__})", expected=f"a {expected.__name__}",
+                remedy="choose a preset, which goes with its method: preset=mini (SLiMe), preset=mini_vlm (attention "
+                "of a vision-language model), or paper, paper_vlm",
+            )  # fmt: skip
+    if cfg.shots < method.least_shots:
+        raise ConfigError(
+            f"the method {cfg.method.name} needs a support image", path="shots", found=cfg.shots,
+            expected=f"{method.least_shots} or more", remedy=f"e.g. shots={method.least_shots}",
+        )  # fmt: skip
 
 
 def backbone_facts(node: DictConfig) -> Any:
@@ -106,6 +131,18 @@ def _compute(
         seed=cfg.seed,
         keep_maps=cfg.save_maps,
     )
+    try:
+        return _fit_and_test(cfg, plain, data, fingerprints, folder, title, method, began)
+    finally:
+        method.restore()
+
+
+def _fit_and_test(
+    cfg: DictConfig, plain: Any, data: Any, fingerprints: dict[str, str], folder: Path, title: str, method: Any,
+    began: float,
+) -> TrialResult:  # fmt: skip
+    method.prepare(data, cfg.trainer.device)
+    data.support_group = method.support_group
     trainer, progress = make_trainer(cfg, data, method, folder, title)
     if method.epochs > 0:
         trainer.fit(method, data)
@@ -135,6 +172,8 @@ def _compute(
     save_state(folder / "state.safetensors", method.learned_state(), plain, data.classes)
     results.write_per_image(folder / "per_image.parquet", method.test_ids, data.classes, counts)
     _write_qualitative(folder, method)
+    for name, content in method.extra_files().items():
+        write_atomic(folder / name, content)
     seconds = {"fit": round(fitted - began, 2), "test": round(time.monotonic() - fitted, 2)}
     write_atomic(folder / "environment.json", _json(environment(cfg.trainer.device, seconds)))
     (folder / "error.json").unlink(missing_ok=True)
@@ -151,7 +190,7 @@ def make_trainer(cfg: DictConfig, data: Any, method: Any, folder: Path, title: s
     from slime_bench.progress import ProgressLine
 
     passes = int(cfg.data.passes_per_epoch)
-    steps = method.epochs * math.ceil(cfg.shots / cfg.data.train_batch_size)
+    steps = method.epochs * math.ceil(len(data.support_ids) / (method.support_group or cfg.data.train_batch_size))
     steps = min(steps, method.max_steps or steps)
     progress = ProgressLine(title, steps, len(data.test_dataloader())) if cfg.trainer.progress else None
     trainer = lightning.Trainer(

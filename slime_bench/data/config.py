@@ -43,10 +43,11 @@ class DataConfig:
         colours: class name, or `ignore`, -> [red, green, blue] of label maps that are colour pictures. Any other colour
             is background, unless the background's own is given.
         image_size: side S; images of another size are brought to S x S.
-        fit: how: `squash` (stretched, as in the papers) or `pad` (the longer side becomes S, the rest is black and
-            ignored); see `slime_bench.data.fit`.
-        resize: `antialias` (PIL's bilinear, which averages when it shrinks) or `opencv` (the reference's INTER_LINEAR
-            for images and INTER_NEAREST for label maps).
+        fit: how: `squash` (stretched, as in the first paper), `pad` (the longer side becomes S, the rest is black and
+            ignored) or `pad_floor8` (the second paper's, whose sides are multiples of 8); see `slime_bench.data.fit`.
+        resize: `antialias` (PIL's bilinear, which averages when it shrinks), `opencv` (the reference's INTER_LINEAR
+            for images and INTER_NEAREST for label maps) or `opencv_float` (the same on float32 images, whose values are
+            then not rounded to grey levels: the second paper's).
         batch_size: images per validation and test batch.
         train_batch_size: images per training step; the paper's is 1.
         num_workers: loader processes; does not change any number.

@@ -27,7 +27,15 @@ from slime_bench.data.loading import (
 from slime_bench.data.manifest import MANIFEST, read_manifest
 from slime_bench.data.sampler import SupportBatchSampler, SupportSampler
 from slime_bench.data.splits import SplitFolders
-from slime_bench.data.support import choose_support, choose_val, list_file, list_files, read_list, val_list_file
+from slime_bench.data.support import (
+    choose_support,
+    choose_val,
+    list_file,
+    list_files,
+    permuted,
+    read_list,
+    val_list_file,
+)
 from slime_bench.errors import ConfigError, DataError
 from slime_bench.seeding import generator
 
@@ -39,20 +47,25 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     Args:
         config: see `DataConfig`.
-        shots: number of support images, k.
+        shots: number of support images, k; 0 for a method that needs none.
         seed: decides the support set, the order and the augmentation.
 
+    Attributes:
+        support_group: None for augmented training batches in random order; otherwise so many support images a batch,
+            as they are and in the order of the draw.
+
     Raises:
-        ConfigError: `shots` below 1.
+        ConfigError: `shots` below 0.
     """
 
     Config = DataConfig
+    support_group: int | None = None
 
     def __init__(self, config: DataConfig, shots: int, seed: int) -> None:
         super().__init__()
-        if shots < 1:
+        if shots < 0:
             raise ConfigError(
-                "a support set needs an image", path="shots", found=shots, expected="1 or more", remedy="e.g. shots=1"
+                "there is no such support set", path="shots", found=shots, expected="0 or more", remedy="e.g. shots=1"
             )
         self.config = config
         self.shots = shots
@@ -68,6 +81,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
     @property
     def validation(self) -> str:
         """Where validation images come from, once the shots have their say: `support`, `val` or `none`."""
+        if self.shots == 0:
+            return "none"
         if self.config.validation not in ("auto", "paper"):
             return self.config.validation
         if self.shots > 1:
@@ -81,6 +96,11 @@ class SegmentationDataModule(lightning.LightningDataModule):
         listed = self._list is not None and self._folders.path(VAL).is_dir()
         return SPLITS if self.validation == "val" or listed else (SUPPORT, TEST)
 
+    @property
+    def images_per_shot(self) -> int:
+        """Support images that one shot stands for."""
+        return 1
+
     @cached_property
     def support_ids(self) -> list[str]:
         """The ids of the support set, in order of the draw: a 1-shot trial's image is the first of a 10-shot trial's.
@@ -88,6 +108,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
         Raises:
             DataError: `shots` is larger than the pool, an id that is not in it, or a list that is not there.
         """
+        if self.shots == 0:
+            return []
         pool = self._pool if self._list is None else self._train_side
         return choose_support(pool, self.shots, self.seed, self.config, listed=self._list, known=self._known_pixels())
 
@@ -139,7 +161,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Choose and read what `stage` needs, so that errors come before any training."""
-        if stage in (None, "fit", "validate"):
+        if stage in (None, "fit", "validate") and self.shots > 0:
             _ = self.missing_classes
             if self.validation == "val":
                 _ = self._val
@@ -147,7 +169,12 @@ class SegmentationDataModule(lightning.LightningDataModule):
             _ = self._test
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Augmented support batches; one epoch is `passes_per_epoch` passes over the support set."""
+        """Support batches, see `support_group`; one epoch is `passes_per_epoch` passes over the support set."""
+        if self.support_group is not None:
+            order, group = list(range(len(self._support))), self.support_group
+            groups = [order[start : start + group] for start in range(0, len(order), group)]
+            plain = QueryDataset(self._support, self.config)
+            return self._loader(plain, batch_sampler=groups * self.config.passes_per_epoch)
         sampler = SupportSampler(len(self._support), self.seed, self.config.passes_per_epoch)
         dataset = SupportDataset(self._support, self.config, self.seed)
         return self._loader(dataset, batch_sampler=SupportBatchSampler(sampler, self.config.train_batch_size))
@@ -162,6 +189,18 @@ class SegmentationDataModule(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Unaugmented batches of the test split, in order of the id."""
         return self._loader(QueryDataset(self._test, self.config), batch_size=self.config.batch_size)
+
+    def unlabelled_dataloader(self, limit: int | None) -> DataLoader[Any]:
+        """Batches of images of the pool that support images are drawn from, whose labels are not to be used.
+
+        Args:
+            limit: at most so many, drawn with the seed; None for all.
+        """
+        pool = self._pool
+        if limit is not None and limit < len(pool):
+            order = permuted(len(pool), self.seed, "unlabelled")[:limit]
+            pool = pool.select([pool.ids[index] for index in sorted(order)])
+        return self._loader(QueryDataset(pool, self.config), batch_size=self.config.batch_size)
 
     def image_dataloader(self, folder: str | Path) -> DataLoader[Any]:
         """Batches of any folder of images: `image` and `id` as in `Batch`, and `size` int64 [B,2], the files' (H, W).
@@ -251,10 +290,14 @@ class SegmentationDataModule(lightning.LightningDataModule):
                 f"the data set `{self.config.name}` is not there",
                 path=self.root,
                 found="a file" if self.root.exists() else "nothing",
-                expected=f"a folder with {', '.join(f'{self._folders.name(name)}/' for name in SPLITS)}",
+                expected=f"a folder with {self._layout()}",
                 remedy=f"{self.how_to_get()}; or say where they are: "
                 "data.root=<folder>, data_root=<folder of all data sets> or the variable SLIME_BENCH_DATA",
             )
+
+    def _layout(self) -> str:
+        """What the root holds, for messages."""
+        return ", ".join(f"{self._folders.name(name)}/" for name in SPLITS)
 
     def _verify(self, names: Sequence[str] | None = None) -> None:
         from slime_bench.data.verify import VerifyReport, compare_manifest, ensure_verified, refuse

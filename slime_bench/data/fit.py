@@ -2,7 +2,8 @@
 
 `squash` stretches the image to S x S, as the papers do. `pad` keeps its aspect ratio: the longer side becomes S, the
 picture lies at the top left, and what is left over at the bottom or at the right is black in the image (as where a
-rotation fills) and 255 in the label map, so that it counts neither in a loss over labels nor in IoU.
+rotation fills) and 255 in the label map, so that it counts neither in a loss over labels nor in IoU. `pad_floor8` is
+the second paper's `pad`: both sides are shortened to multiples of 8, and it goes with the resizing `opencv_float`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from slime_bench.data.folder import Sample
 from slime_bench.data.labels import IGNORE, resize_label
-from slime_bench.data.opencv_resize import resize_like_opencv
+from slime_bench.data.opencv_resize import resize_float_like_opencv, resize_like_opencv
+from slime_bench.errors import DataError
 
-FITS = ("squash", "pad")
-RESIZES = ("antialias", "opencv")
+SQUASH, PAD, PAD_FLOOR8 = FITS = ("squash", "pad", "pad_floor8")
+ANTIALIAS, OPENCV, OPENCV_FLOAT = RESIZES = ("antialias", "opencv", "opencv_float")
 FILL = 0
 """Value of every channel of a padded pixel."""
 
@@ -29,23 +31,33 @@ def fitted_size(size: Size, side: int, fit: str = "squash") -> Size:
     """(h, w) of the picture within the square of `side` pixels.
 
     `squash`: (side, side). `pad`: the longer side becomes `side`, and the shorter one shorter * side / longer, rounded
-    to the nearest whole number, halves up, and at least 1.
+    to the nearest whole number, halves up, and at least 1. `pad_floor8`: the same with the shorter side rounded down,
+    and then both sides to a multiple of 8, as the second paper's code does, with its rounding in floating point: the
+    shorter one is int(shorter * (side / longer)), so that a square may come out 8 pixels narrow (94x94 at 96: 96x88).
+
+    Raises:
+        DataError: an image so long that a side of `pad_floor8` would be 0.
     """
-    if fit == "squash":
+    if fit == SQUASH:
         return side, side
+    if fit == PAD_FLOOR8:
+        return _floored_size(size, side)
     longest = max(size)
     height, width = (max(1, (2 * length * side + longest) // (2 * longest)) for length in size)
     return height, width
 
 
 def resize_image(image: Tensor, size: int | Size, mode: str = "antialias") -> Tensor:
-    """uint8 [3,H,W] resized to uint8 [3,h,w].
+    """uint8 [3,H,W] resized to uint8 [3,h,w]; with `opencv_float` to float32 [3,h,w] in 0..255, which is not rounded.
 
     Args:
         size: the new side, or (h, w).
         mode: see `DataConfig.resize`.
     """
     height, width = (size, size) if isinstance(size, int) else size
+    if mode == OPENCV_FLOAT:
+        values = resize_float_like_opencv(image.permute(1, 2, 0).numpy(), height, width)
+        return torch.from_numpy(values).permute(2, 0, 1).contiguous()
     if tuple(image.shape[-2:]) == (height, width):
         return image
     if mode == "antialias":
@@ -59,15 +71,28 @@ def resize_image(image: Tensor, size: int | Size, mode: str = "antialias") -> Te
 
 
 def fit_image(image: Tensor, side: int, mode: str = "antialias", fit: str = "squash") -> Tensor:
-    """uint8 [3,H,W] -> uint8 [3,side,side]; see `DataConfig.resize` and `DataConfig.fit`."""
+    """uint8 [3,H,W] -> [3,side,side] in 0..255, uint8, or float32 with `opencv_float`; see `DataConfig.resize` and
+    `DataConfig.fit`.
+
+    Raises:
+        DataError: as `fitted_size`.
+    """
     size = fitted_size((int(image.shape[-2]), int(image.shape[-1])), side, fit)
     return _padded(resize_image(image, size, mode), side, FILL)
 
 
 def fit_sample(sample: Sample, side: int, mode: str = "antialias", fit: str = "squash") -> Sample:
-    """A sample at side x side: the image by `fit_image`, the label map by nearest neighbour and 255 for padding."""
-    size = fitted_size((int(sample.label.shape[-2]), int(sample.label.shape[-1])), side, fit)
-    label = _padded(resize_label(sample.label, size, opencv=mode == "opencv"), side, IGNORE)
+    """A sample at side x side: the image by `fit_image`, the label map by nearest neighbour and 255 for padding.
+
+    Raises:
+        DataError: as `fitted_size`; it names the sample.
+    """
+    try:
+        size = fitted_size((int(sample.label.shape[-2]), int(sample.label.shape[-1])), side, fit)
+    except DataError as error:
+        error.path = sample.id
+        raise
+    label = _padded(resize_label(sample.label, size, opencv=mode != ANTIALIAS), side, IGNORE)
     return Sample(sample.id, fit_image(sample.image, side, mode, fit), label)
 
 
@@ -94,6 +119,21 @@ def unfit(maps: Tensor, size: Size, fit: str = "squash") -> Tensor:
         index = (2 * torch.arange(new, device=maps.device) + 1) * old // (2 * new)
         inside = inside.index_select(axis, index)
     return inside
+
+
+def _floored_size(size: Size, side: int) -> Size:
+    ratio = side / max(size)
+    # Of a square the code treats the height as the longer side, and computes the width.
+    lengths = (side, int(size[1] * ratio)) if size[0] >= size[1] else (int(size[0] * ratio), side)
+    height, width = (length // 8 * 8 for length in lengths)
+    if not (height and width):
+        raise DataError(
+            "the image is too long for its padding",
+            found=f"{size[1]}x{size[0]} (width x height), which {PAD_FLOOR8} makes {width}x{height} at {side}",
+            expected=f"a longer side of at most about {side // 8} times the shorter one",
+            remedy=f"choose data.fit={PAD} or data.fit={SQUASH}, crop the image, or take it out of the data set",
+        )
+    return height, width
 
 
 def _padded(pixels: Tensor, side: int, value: int) -> Tensor:

@@ -15,8 +15,8 @@ from slime_bench.errors import ConfigError
 
 BACKGROUND = "background"
 IGNORE = 255
-MAX_CLASSES = 77
-"""CLIP's text encoder gives 77 tokens and every class owns one of them."""
+MAX_CLASSES = 255
+"""Label maps have 8 bits and 255 is no class. How many classes a method takes is the method's to check."""
 
 IGNORE_NAME = "ignore"
 """Key of `data.colours` for the colour of ignored pixels."""
@@ -35,14 +35,14 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
 
 
 def validate_classes(classes: Sequence[str], *, path: str = "data.classes") -> tuple[str, ...]:
-    """`classes` as a tuple, once it is sure that every class can own one text token.
+    """`classes` as a tuple, once it is sure that they can be the classes of a label map.
 
     Args:
         classes: names in label order; index 0 is the background.
         path: the configuration key or file they come from, for the message.
 
     Raises:
-        ConfigError: not a list of names, fewer than two, more than 77, first not `background`, or a name twice.
+        ConfigError: not a list of names, fewer than two, more than 255, first not `background`, or a name twice.
     """
     if isinstance(classes, str) or not all(isinstance(name, str) and name.strip() for name in classes):
         raise ConfigError(
@@ -80,10 +80,10 @@ def validate_classes(classes: Sequence[str], *, path: str = "data.classes") -> t
         )
     if len(names) > MAX_CLASSES:
         raise ConfigError(
-            "too many classes for the text encoder",
+            "too many classes for a label map",
             path=path,
             found=f"{len(names)} classes",
-            expected=f"at most {MAX_CLASSES}, as CLIP has {MAX_CLASSES} tokens and each class owns one",
+            expected=f"at most {MAX_CLASSES}, as label maps have 8 bits and {IGNORE} is ignored",
             remedy="merge classes, or segment them in several trials",
         )
     return names

@@ -225,7 +225,8 @@ def _state(verdicts: Verdicts, splits: Mapping[str, FolderDataset]) -> State:
     for name, dataset in splits.items():
         colours = {key: list(each) for key, each in dict(getattr(dataset, "colours", None) or {}).items()}
         folders = sorted(_folders(dataset))
-        states[name] = verdicts.state(folders, [str(each) for each in folders], list(dataset.classes), colours)
+        more = getattr(dataset, "meaning", [])  # e.g. which files of a common folder are the split
+        states[name] = verdicts.state(folders, [str(each) for each in folders], list(dataset.classes), colours, *more)
     return states
 
 

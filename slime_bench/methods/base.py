@@ -28,6 +28,16 @@ class SegmentationMethod(lightning.LightningModule, ABC):
     epochs: int = 0
     #: ends training early
     max_steps: int | None = None
+    #: support images that a trial needs at least; 0 for a method that can do without
+    least_shots: int = 1
+    #: support images per training step, as they are and in the order of the draw; None for augmented batches of
+    #: `data.train_batch_size` in random order
+    support_group: int | None = None
+    #: whether the learned state is all that segmenting a folder of images needs (`slime-bench segment`)
+    self_contained: bool = True
+    #: classes that the trial's protocol and backbone must be of
+    Protocol: type = object
+    Backbone: type = object
 
     def __init__(self, classes: Sequence[str], keep_maps: int = 0) -> None:
         super().__init__()
@@ -42,12 +52,12 @@ class SegmentationMethod(lightning.LightningModule, ABC):
         self._best_state: dict[str, torch.Tensor] = {}
 
     @classmethod
-    def check(cls, config: Any, backbone: Any, classes: Sequence[str], image_size: int) -> None:
+    def check(cls, config: Any, backbone: Any, classes: Sequence[str], image_size: int, shots: int = 1) -> None:
         """Refuse what is known to go wrong, before any weights are loaded. A method without such knowledge has none.
 
         Args:
             config: the method's `Config`. backbone: what its class's `describe` tells of it, None where it has none.
-            classes: K names. image_size: side of the test images in pixels.
+            classes: K names. image_size: side of the test images in pixels. shots: support images of the trial.
 
         Raises:
             SlimeBenchError: a setting that cannot work.
@@ -56,6 +66,20 @@ class SegmentationMethod(lightning.LightningModule, ABC):
     @classmethod
     def fingerprints(cls, config: Any) -> dict[str, str]:
         """Content hashes of files that `config` points to, by name; they enter the trial's signature."""
+        return {}
+
+    def prepare(self, data: Any, device: str) -> None:
+        """What comes before training and test, on the device of the trial; it may look at the data module's images.
+
+        Args:
+            data: the trial's data module, set up. device: `cpu` or `cuda`.
+        """
+
+    def restore(self) -> None:
+        """Undo every change of the backbone, when the trial is over or has failed."""
+
+    def extra_files(self) -> dict[str, bytes]:
+        """Files that the method leaves in the trial's folder, by name."""
         return {}
 
     @abstractmethod

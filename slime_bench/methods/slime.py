@@ -40,6 +40,8 @@ class Slime(SegmentationMethod):
     """
 
     Config = SlimeConfig
+    Protocol = SlimeProtocol
+    Backbone = StableDiffusionBackbone
     prompt: torch.Tensor
     empty: torch.Tensor
 
@@ -63,7 +65,12 @@ class Slime(SegmentationMethod):
 
     @classmethod
     def check(
-        cls, config: SlimeConfig, backbone: BackboneFacts | None, classes: Sequence[str], image_size: int
+        cls,
+        config: SlimeConfig,
+        backbone: BackboneFacts | None,
+        classes: Sequence[str],
+        image_size: int,
+        shots: int = 1,
     ) -> None:
         """See `check_settings`; also the width of embeddings that come from a file."""
         if backbone is None:

@@ -15,6 +15,7 @@ from typing import Any
 from slime_bench.errors import ResultError
 from slime_bench.identity import canonical_json, flatten, parse_trial_folder
 from slime_bench.metrics import CONVENTION_RULES
+from slime_bench.report.method_facts import OWN_REPORT, expected_shots, stated
 from slime_bench.report.published import Published, PublishedRow, Stat
 from slime_bench.results import RESULT_FILE, TrialResult, average_of, read_result
 
@@ -71,6 +72,7 @@ class Row:
         per_class: class name -> mean and sample standard deviation over the seeds that define the class.
         average: mean and sample standard deviation of the per-seed averages.
         prepared: choices with which the data set was prepared, as in `TrialResult`.
+        stated: what the caption has to say of the recorded configuration, as `method_facts.stated`.
         notes: reservations that have to stand under the table.
         missing_seeds: expected seeds without a valid result.
         other_data: a published row that was not measured on this table's data.
@@ -95,6 +97,7 @@ class Row:
     average: Stat
     published: bool
     prepared: dict[str, str] = field(default_factory=dict)
+    stated: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     missing_seeds: tuple[int, ...] = ()
     other_data: bool = False
@@ -146,6 +149,15 @@ def collect(root: Path) -> Collected:
     errors = [path for path in sorted((root / "runs").glob("**/error.json")) if path.parent not in valid]
     failed = [one for path in errors if (one := _failed(path)) is not None]
     return Collected(ordered, folders, invalid, failed)
+
+
+def without_own_reports(collected: Collected) -> Collected:
+    """What the main tables are made of: without the methods that have a report of their own."""
+    return dataclasses.replace(
+        collected,
+        results=[one for one in collected.results if one.method not in OWN_REPORT],
+        failed=[one for one in collected.failed if one.method not in OWN_REPORT],
+    )
 
 
 def aggregate(
@@ -203,12 +215,12 @@ def without_variants(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.usual or _names(row) not in have]
 
 
-def missing(rows: Iterable[Row], expected_shots: Sequence[int], expected_seeds: Sequence[int]) -> list[MissingTrial]:
+def missing(rows: Iterable[Row], shots: Sequence[int], expected_seeds: Sequence[int]) -> list[MissingTrial]:
     """Expected trials without a valid result.
 
     Each of our rows should have every expected seed; each method (with its backbone, data, preset and protocol) should
-    have every expected number of shots, with its default settings where these are known. A variant alone, e.g. one line
-    of an ablation, need not have every shot.
+    have every expected number of shots that it can have (see `method_facts.expected_shots`), with its default settings
+    where these are known. A variant alone, e.g. one line of an ablation, need not have every shot.
     """
     families: dict[tuple[str, str, str, str, str], set[int]] = defaultdict(set)
     found: list[MissingTrial] = []
@@ -221,9 +233,9 @@ def missing(rows: Iterable[Row], expected_shots: Sequence[int], expected_seeds: 
             MissingTrial(*names, row.variant, row.shots, seed) for seed in expected_seeds if seed not in row.seeds
         ]
     for names, have in families.items():
-        for shots in expected_shots:
-            if shots not in have:
-                found += [MissingTrial(*names, "", shots, seed) for seed in expected_seeds]
+        for number in expected_shots(names[0], shots):
+            if number not in have:
+                found += [MissingTrial(*names, "", number, seed) for seed in expected_seeds]
     return sorted(found, key=lambda one: (one.data, one.method, one.shots, one.variant, one.seed))
 
 
@@ -358,6 +370,7 @@ def _row(
         average=_stat([value for value in averages if value is not None]),
         published=False,
         prepared=dict(first.prepared),
+        stated=stated(first.config),
         notes=tuple(notes),
         missing_seeds=tuple(seed for seed in expected_seeds if seed not in seeds),
     )

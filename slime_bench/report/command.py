@@ -1,6 +1,8 @@
 """`slime-bench report`: every table and picture that the result files allow.
 
 With --ablation the table of one ablation: what is expected follows from the overrides, which are those of the sweep.
+With --ranking the tables and figures of the ranking experiment (experiment=infoscore_ranking): InfoScore of every layer
+beside its mIoU, and ensembles. With overrides those of the sweep's trials; without, of all finished ones.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from slime_bench.qualitative import QUALITATIVE_FILE, read_qualitative
 from slime_bench.report.ablation import AblationReport, ablation_report
 from slime_bench.report.ablation_settings import settings_of
 from slime_bench.report.ablation_table import ablation_grid, write_ablation
-from slime_bench.report.aggregate import Collected, collect
+from slime_bench.report.aggregate import Collected, collect, without_own_reports
 from slime_bench.report.grid import print_grid
+from slime_bench.report.method_facts import OWN_REPORT
 from slime_bench.report.plots import qualitative_grid
 from slime_bench.report.published import load_published
+from slime_bench.report.ranking_command import EXPERIMENT, run_ranking
 from slime_bench.report.tables import SubjectReport, section_grid, sections, subject_report, write_tables
 from slime_bench.report.usual import default_settings
 
@@ -41,7 +45,19 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     arguments = _parser().parse_intermixed_args(argv)
     try:
         _check(arguments)
-        if arguments.ablation is not None:
+        if arguments.ranking:
+            run_ranking(
+                arguments.overrides,
+                outputs=arguments.outputs,
+                default_outputs=_default_outputs(),
+                console=console or _console(),
+                subject=arguments.subject or "all",
+                seeds=arguments.seeds or (0, 1, 2),
+                folder=arguments.out,
+                convention=arguments.convention,
+                extra_dir=arguments.config_dir,
+            )
+        elif arguments.ablation is not None:
             run_ablation(
                 arguments.ablation,
                 arguments.overrides,
@@ -59,7 +75,7 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
                 convention=arguments.convention or "slime",
                 background=not arguments.without_background,
                 seeds=arguments.seeds or (0, 1, 2),
-                shots=arguments.shots or (1, 10),
+                shots=arguments.shots or (0, 1, 10),
                 show_variants=arguments.variants,
                 extra_dir=arguments.config_dir,
                 console=console,
@@ -78,7 +94,7 @@ def run(
     convention: str = "slime",
     background: bool = True,
     seeds: Sequence[int] = (0, 1, 2),
-    shots: Sequence[int] = (1, 10),
+    shots: Sequence[int] = (0, 1, 10),
     show_variants: bool = False,
     extra_dir: str | None = None,
     console: Console | None = None,
@@ -86,6 +102,7 @@ def run(
     """The reports of one subject, or of all that have a result.
 
     Args:
+        shots: expected ones, 0 of the methods alone that can do without support images.
         show_variants: also the series of other settings than the default ones.
         extra_dir: a further folder of configuration files, to know the default settings from.
 
@@ -94,7 +111,7 @@ def run(
         StorageError: a file cannot be written.
     """
     console = console or _console()
-    collected = collect(outputs)
+    collected = without_own_reports(collect(outputs))
     found = sorted({result.subject for result in collected.results})
     wanted = found if subject == "all" else [subject]
     if not found or any(name not in found for name in wanted):
@@ -166,17 +183,22 @@ def run_ablation(
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise a ConfigError for options that belong to the other kind of table."""
+    """Raise a ConfigError for options that belong to another kind of table."""
     given = vars(arguments)
-    if arguments.ablation is None:
+    if arguments.ranking:
+        wrong = [name for name in ("ablation", "shots", "variants", "without_background") if given[name]]
+        wrong += [name for name in ("subject", "seeds") if given[name] and given["overrides"]]
+        expected = "either overrides of the sweep, or --subject and --seeds; its studies average over all classes"
+        remedy = f"e.g. slime-bench report --ranking {EXPERIMENT} data=mini_car"
+    elif arguments.ablation is None:
         wrong = [name for name in ("overrides", "out") if given[name]]
-        expected, remedy = "--ablation <name> with it", "add --ablation <name>, or leave it out"
+        expected, remedy = "--ablation <name> or --ranking with it", "add one of them, or leave it out"
     else:
         wrong = [name for name in ("subject", "seeds", "shots", "variants") if given[name]]
         expected = "an ablation's data, seeds and shots as overrides, as they were given to the sweep"
         remedy = "e.g. slime-bench report --ablation lr experiment=mini_horse seed=0,1,2"
     if wrong:
-        found = " ".join(given[name][0] if name == "overrides" else f"--{name}" for name in wrong)
+        found = " ".join(given[name][0] if name == "overrides" else f"--{name.replace('_', '-')}" for name in wrong)
         raise ConfigError(
             "These options do not go together.", path=found, found=found, expected=expected, remedy=remedy
         )
@@ -219,7 +241,7 @@ def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Colle
         "There is nothing to report" + ("." if subject == "all" else f" for subject {subject}."),
         path=outputs / "runs",
         found=f"{have}; {failed} failed trial(s), {invalid} unreadable result file(s)",
-        expected="at least one finished trial (result.json)",
+        expected=f"at least one finished trial (result.json); {', '.join(sorted(OWN_REPORT))} is for --ranking",
         remedy=f"Run `make reproduce-{target}` first, or name another folder with --outputs."
         if target
         else "Run a trial of that subject first, or name another folder with --outputs.",
@@ -248,14 +270,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--config-dir", help="a further folder of configuration files, as it was given to the sweep")
     main_tables = parser.add_argument_group("main tables")
     add = main_tables.add_argument
-    add("--subject", type=_name, help="car, horse, face, or all (default)")
-    add("--seeds", type=_numbers("seed"), help="expected seeds (default 0,1,2)")
-    add("--shots", type=_numbers("shots"), help="expected shots (default 1,10)")
+    add("--subject", type=_name, help="car, horse, face, or all (default); also with --ranking")
+    add("--seeds", type=_numbers("seed"), help="expected seeds (default 0,1,2); also with --ranking")
+    add(
+        "--shots",
+        type=_numbers("shots"),
+        help="expected shots (default 0,1,10; 0 where a method can do without support)",
+    )
     add("--variants", action="store_true", help="also the series with other settings than the default ones")
-    ablations = parser.add_argument_group("ablations")
-    add = ablations.add_argument
+    others = parser.add_argument_group("ablations and the ranking experiment")
+    add = others.add_argument
     add("--ablation", type=_name, help="name of the ablation: a file of conf/ablation")
-    add("--out", type=Path, help="folder for its files (default <outputs>/reports/<subject>)")
+    add(
+        "--ranking",
+        action="store_true",
+        help="InfoScore and mIoU of the layers: trials of experiment=infoscore_ranking",
+    )
+    add("--out", type=Path, help="folder for the files (default <outputs>/reports/<subject>)")
     add("overrides", nargs="*", help="as they were given to the sweep, e.g. experiment=mini_horse")
     return parser
 

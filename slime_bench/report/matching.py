@@ -48,7 +48,7 @@ def match(planned: Mapping[Key, Config], collected: Collected) -> Matched[Key]:
     worlds: dict[str, dict[Key, TrialResult]] = defaultdict(dict)
     for key, config in planned.items():
         for result in candidates[_names(config)]:
-            if _signature(config, result) == result.signature:
+            if signature_on(config, result) == result.signature:
                 worlds[_world(result)][key] = result
     if not worlds:
         return Matched({}, {}, 0)
@@ -61,7 +61,7 @@ def _names(config: Config) -> tuple[Any, ...]:
     return config["data"]["name"], config["method"]["name"], config["shots"], config["seed"]
 
 
-def _signature(config: Config, witness: TrialResult) -> str | None:
+def signature_on(config: Config, witness: TrialResult) -> str | None:
     """The signature that the trial has on the device, weights and data of `witness`; None where these do not do."""
     trainer = config.get("trainer", {})
     if trainer.get("device") == _AUTO:
@@ -89,7 +89,7 @@ def _failed(
     errors = {trial.folder.name: trial for trial in collected.failed}
     found = {}
     for key, config in planned.items():
-        trial = errors.get(f"seed{config['seed']}-{_signature(config, witness)}")
+        trial = errors.get(f"seed{config['seed']}-{signature_on(config, witness)}")
         if key not in results and trial is not None:
             found[key] = trial
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.metrics import CONVENTION_RULES
+from slime_bench.report import method_facts
 from slime_bench.report.aggregate import (
     PAPER_PRESET,
     Collected,
@@ -24,6 +25,7 @@ from slime_bench.report.aggregate import (
     difference,
     missing,
     published_rows,
+    without_own_reports,
     without_variants,
 )
 from slime_bench.report.grid import DASH, Grid, Line, numbers, stat_text
@@ -85,7 +87,7 @@ def subject_report(
     *,
     convention: str = "slime",
     background: bool = True,
-    expected_shots: Sequence[int] = (1, 10),
+    expected_shots: Sequence[int] = (0, 1, 10),
     expected_seeds: Sequence[int] = (0, 1, 2),
     usual: Usual | None = None,
     show_variants: bool = False,
@@ -93,12 +95,14 @@ def subject_report(
     """The report of one subject.
 
     Args:
+        expected_shots: 0 is expected of the methods alone that can do without support images.
         usual: default settings of each family (see `usual.default_settings`); where they are known and have results,
             the table is theirs, and the other settings are hidden unless `show_variants`.
 
     Raises:
         ResultError: see `aggregate`.
     """
+    collected = without_own_reports(collected)
     results = [result for result in collected.results if result.subject == subject]
     every = aggregate(results, convention, background, expected_seeds, usual)
     rows = every if show_variants else without_variants(every)
@@ -117,7 +121,7 @@ def subject_report(
         invalid=collected.invalid,
         convention=convention,
         background_in_average=background,
-        expected_shots=tuple(expected_shots),
+        expected_shots=_possible_shots(rows, expected_shots),
         expected_seeds=tuple(expected_seeds),
     )
 
@@ -162,7 +166,7 @@ def markdown(report: SubjectReport, pictures: Sequence[str] = ()) -> str:
 def csv_text(report: SubjectReport) -> str:
     """All rows as CSV with full precision; every row says what the captions say."""
     names = ["method", "backbone", "data", "subject", "shots", "preset", "protocol", "variant", "convention"]
-    names += ["prepared", "background_in_average", "published", "other_data", "supervised", "source"]
+    names += ["prepared", "stated", "background_in_average", "published", "other_data", "supervised", "source"]
     names += ["unit", "seeds", "n"]
     names += ["missing_seeds", "usual", "notes"]
     names += [f"{column}_{part}" for column in [*report.columns, "average"] for part in ("mean", "std")]
@@ -177,6 +181,7 @@ def csv_text(report: SubjectReport) -> str:
             "missing_seeds": " ".join(map(str, row.missing_seeds)),
             "notes": "; ".join(row.notes),
             "prepared": choices(row.prepared),
+            "stated": "; ".join(f"{name} {text}" for name, text in row.stated.items()),
         }
         for column in [*report.columns, "average"]:
             stat = row.average if column == "average" else row.per_class.get(column, Stat(None, None))
@@ -223,6 +228,12 @@ def write_tables(report: SubjectReport, folder: Path, root: Path, pictures: Sequ
     return [folder / name for name in contents]
 
 
+def _possible_shots(rows: Iterable[Row], shots: Sequence[int]) -> tuple[int, ...]:
+    """Those of `shots` that a method of the rows can have."""
+    possible = {number for row in rows for number in method_facts.expected_shots(row.method, shots)}
+    return tuple(number for number in shots if number in possible)
+
+
 def _section(report: SubjectReport, preset: str, data: str) -> Section:
     ours = [row for row in report.rows if (row.preset, row.data) == (preset, data)]
     comparisons = {row.series: found for row in ours if (found := comparison(row, report.published)) is not None}
@@ -243,6 +254,7 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     lines = [
         f"preset {preset}; data {data}; backbone {backbones}; protocol {protocols}",
         *prepared_lines(row.prepared for row in ours),
+        *_stated_lines(ours),
         *metric_lines(report.convention, report.background_in_average, [row.n for row in ours]),
     ]
     if report.published:
@@ -271,6 +283,20 @@ def prepared_lines(prepared: Iterable[Mapping[str, str]]) -> list[str]:
     return [f"data prepared with {stated}"] if stated else []
 
 
+def _stated_lines(rows: Iterable[Row]) -> list[str]:
+    """What rows say of their settings, one line for all rows that say the same."""
+    grouped: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for row in rows:
+        if row.stated:
+            name = f"{method_facts.display_name(row.method, row.shots)}{f' ({row.variant})' if row.variant else ''}"
+            grouped.setdefault(tuple(row.stated.items()), []).append(name)
+    heads = {"crf": "CRF", "layers": "layers", "prompts": "prompts"}
+    return [
+        f"{method_facts.listed(names)}: {'; '.join(f'{heads.get(key, key)} {text}' for key, text in said)}"
+        for said, names in grouped.items()
+    ]
+
+
 def metric_lines(convention: str, background: bool, runs: Sequence[int | None]) -> list[str]:
     """How the numbers of a table came about: convention, average, and seeds behind the rows."""
     counts = ", ".join(map(str, sorted({count for count in runs if count})))
@@ -295,7 +321,8 @@ def _missing_line(report: SubjectReport, preset: str, data: str) -> str:
         if (trial.preset, trial.data) == (preset, data):
             key = (trial.method, trial.protocol, trial.variant, trial.shots)
             grouped.setdefault(key, []).append(trial.seed)
-    shots = numbers(report.expected_shots)
+    here = [row for row in report.rows if (row.preset, row.data) == (preset, data)]
+    shots = numbers(_possible_shots(here, report.expected_shots))
     seeds = numbers(report.expected_seeds)
     if not grouped:
         return f"missing trials: none (of shots {shots}; seeds {seeds})"
@@ -319,7 +346,8 @@ def _header(section: Section) -> list[str]:
 
 
 def _cells(section: Section, row: Row) -> list[str]:
-    name = f"{row.method}{'*' if row.supervised else ''}"
+    name = row.method if row.published else method_facts.display_name(row.method, row.shots)
+    name += "*" if row.supervised else ""
     optional = [str(getattr(row, key)) or DASH for key in _optional(section)]
     stats = [row.per_class.get(column, Stat(None, None)) for column in section.columns]
     cells = [name, DASH if row.shots is None else str(row.shots), *optional]

@@ -52,7 +52,8 @@ def configuration(
     last embeddings are taken, unless `data.validation=support`.
 
     Raises:
-        ConfigError: an override that cannot be, or one of what the annotated images decide.
+        ConfigError: an override that cannot be, one of what the annotated images decide, or a method that `segment`
+            does not take.
     """
     settled = [each for each in overrides if each.lstrip("+~").partition("=")[0] in _SETTLED]
     if settled:
@@ -79,7 +80,9 @@ def configuration(
         plain["backbone"]["weights"] = weights
     plain["trainer"]["device"] = pick_device(device if device != "auto" else cfg.trainer.device)
     check_precision(plain["trainer"]["precision"], plain["trainer"]["device"])
-    return validate(OmegaConf.create(plain))
+    made = validate(OmegaConf.create(plain))
+    check_method(made, load_target(made.method["_target_"]))
+    return made
 
 
 def _validation(chosen: str, shots: int) -> str:
@@ -130,6 +133,21 @@ def fit(cfg: DictConfig, support: Support, folder: Path, lines: Lines) -> Any:
                 method.use_best_state()
     lines.end()
     return method
+
+
+def check_method(cfg: DictConfig, method_class: Any) -> None:
+    """Refuse a method whose learned state alone segments nothing, and parts that do not go together.
+
+    Raises:
+        ConfigError: such a method, or a backbone or protocol of another.
+    """
+    trial.check_parts(cfg, method_class, load_target(cfg.backbone["_target_"]))
+    if not method_class.self_contained:
+        raise ConfigError(
+            f"slime-bench segment does not take the method {cfg.method.name}", path="method", found=cfg.method.name,
+            expected="a method whose learned state is all that it needs, such as slime",
+            remedy="run a trial on the images as a data set instead: slime-bench method=... data=folder "
+            "data.root=<folder>", )  # fmt: skip
 
 
 def save(path: Path, method: Any, cfg: DictConfig, support: Support, fit_signature: str) -> None:

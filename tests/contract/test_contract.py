@@ -20,40 +20,58 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from twins.coco import write_coco_twin
 from twins.pascal import write_car_test_twin
+from twins.voc2012 import write_voc_twin
 
 import slime_bench.methods
 from data_prep import mini_world
+from slime_bench import trial as trial_module
+from slime_bench.backbones.vlm import VlmBackbone, VlmFacts
 from slime_bench.compose import plan
-from slime_bench.errors import DataError
+from slime_bench.errors import BackboneError, ConfigError, DataError
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.slime_protocol import SlimeProtocol
+from slime_bench.methods.vlm_protocol import VlmProtocol
 from slime_bench.metrics.iou import CONVENTIONS
 from slime_bench.paths import config_dir
 from slime_bench.schema import build, config_class, load_target, parse
+from tests.blip_toys import save_blip
+from tests.unit.test_albef import random_state
+from tests.unit.test_albef import run as convert_albef
+from tests.unit.test_albef import save as save_checkpoint
+from tests.unit.test_llava import save_tiny_llava
 
 SIZE = 64
 CLASSES = ["background", "wheel", "window"]
 
 COVERED: dict[str, set[str]] = {
     # classes by their full name
-    "methods": {"slime_bench.methods.slime.Slime"},
+    "methods": {
+        "slime_bench.methods.slime.Slime",
+        "slime_bench.methods.vlm_attention.VlmAttention",
+        "slime_bench.methods.vlm_ranking.VlmRanking",
+    },
     # files of conf/<group>, without `.yaml`
-    "method": {"slime"},
-    "backbone": {"mini_sd", "sd21_base", "sd15", "sd14"},
-    "protocol": {"slime_code", "slime_paper", "slime_mini"},
+    "method": {"slime", "vlm_attention", "infoscore_ranking"},
+    "backbone": {"mini_sd", "sd21_base", "sd15", "sd14"}
+    | {"mini_blip", "blip_base", "blip_large", "albef", "llava15_7b"},
+    "protocol": {"slime_code", "slime_paper", "slime_mini", "is_code", "is_paper", "is_mini"},
     "data": {"mini_car", "mini_horse", "mini_face", "pascal_part_car", "pascal_part_horse", "celebamask_hq"}
-    | {"pascal_part_car_regan", "slime_release_car", "slime_release_horse", "slime_release_face", "folder"},
-    "experiment": {"mini_car", "mini_horse", "mini_face", "paper_car", "paper_horse", "paper_face", "table1_was"},
+    | {"pascal_part_car_regan", "slime_release_car", "slime_release_horse", "slime_release_face", "folder"}
+    | {"voc2012", "coco_object"},
+    "experiment": {"mini_car", "mini_horse", "mini_face", "paper_car", "paper_horse", "paper_face", "table1_was"}
+    | {f"{preset}_{subject}_vlm" for preset in ("mini", "paper") for subject in ("car", "horse", "face")}
+    | {"infoscore_ranking"},
     "ablation": {"was", "start", "prompt", "losses", "t_opt", "t_test", "lr", "layers"},
-    "preset": {"mini", "paper"},
+    "preset": {"mini", "paper", "mini_vlm", "paper_vlm"},
     "metric": {"slime", "dataset", "present_or_predicted"},
     "trainer": {"auto", "cpu", "cuda"},
     "logger": {"none", "csv", "wandb"},
     "launcher": {"sequential", "fail_fast"},
 }
 GROUPS = [group for group in COVERED if group != "methods"]
-NOT_COMPOSED = {"paper"}  # published numbers, read by the report
+NOT_COMPOSED = {"paper", "prompts"}  # published numbers, read by the report; words, read by methods
 
 
 # -- discovery ---------------------------------------------------------------------------------------------------------
@@ -149,20 +167,23 @@ def trial(*overrides: str) -> Any:
 def test_every_file_composes_and_validates(group: str, name: str) -> None:
     needed = ["data.root=own", "data.classes=[background,leaf]"] if (group, name) == ("data", "folder") else []
     cfg = trial(f"{group}={name}", *needed)
-    chosen = cfg.preset if group == "preset" else cfg[group].get("name", name)
+    if group == "preset":
+        assert cfg.preset == name.removesuffix("_vlm"), "tables of both methods stand under the preset's own name"
+        return
+    chosen = cfg[group].get("name", name)
     if group not in ("metric", "trainer", "launcher"):
         assert chosen == name, "the name in tables and folders is the file's"
 
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_is_a_table_of_trials(name: str) -> None:
-    if name == "table1_was":
+    if name in ("table1_was", "infoscore_ranking"):
         return  # tested below
-    preset, subject = name.split("_")
+    preset, subject, *second = name.split("_")
     trials = plan([f"experiment={name}"], sweep=True).trials
-    assert {(cfg.shots, cfg.seed) for cfg in trials} == {(k, s) for k in (1, 10) for s in (0, 1, 2)} and len(
-        trials
-    ) == 6
+    shots = (0, 1, 10) if second else (1, 10)
+    assert sorted((cfg.shots, cfg.seed) for cfg in trials) == [(k, s) for k in shots for s in (0, 1, 2)]
+    assert {cfg.method.name for cfg in trials} == {"vlm_attention" if second else "slime"}
     assert {cfg.preset for cfg in trials} == {preset} and {cfg.data.subject for cfg in trials} == {subject}
     published = yaml.safe_load((config_dir() / "paper" / f"{subject}.yaml").read_text())
     for row in published["rows"]:
@@ -179,6 +200,17 @@ def test_table_1_for_any_data_and_preset(chosen: list[str]) -> None:
     assert {(cfg.data.name, cfg.preset, cfg.backbone.name) for cfg in trials} == {
         (usual.data.name, usual.preset, usual.backbone.name)
     }
+
+
+@pytest.mark.parametrize("chosen", [[], ["preset=paper_vlm", "data=voc2012", "method.prompts=voc2012"]])
+def test_the_ranking_experiment_for_any_data_and_preset(chosen: list[str]) -> None:
+    trials = plan(["experiment=infoscore_ranking", *chosen], sweep=True).trials
+    assert [(cfg.shots, cfg.seed) for cfg in trials] == [(0, 0), (0, 1), (0, 2)]
+    usual = trial("preset=mini_vlm", *chosen)
+    assert {(cfg.method.name, cfg.data.name, cfg.backbone.name, cfg.preset) for cfg in trials} == {
+        ("infoscore_ranking", usual.data.name, usual.backbone.name, usual.preset)
+    }
+    assert not any(cfg.method.crf.enabled for cfg in trials)
 
 
 @pytest.mark.parametrize("name", options("ablation"))
@@ -203,8 +235,17 @@ def tiny_weights(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Map
     """Backbone file -> random weights of the same layout, one hundredth of the size."""
     from conftest import save_tiny_sd
 
-    deeper = save_tiny_sd(tmp_path_factory.mktemp("tiny") / "sd21", layers_per_block=2)
-    return {"mini_sd": tiny_sd, **dict.fromkeys(("sd21_base", "sd15", "sd14"), deeper)}
+    root = tmp_path_factory.mktemp("tiny")
+    deeper = save_tiny_sd(root / "sd21", layers_per_block=2)
+    blip, llava = save_blip(root / "blip"), root / "llava"
+    save_tiny_llava(llava)
+    return {
+        "mini_sd": tiny_sd,
+        **dict.fromkeys(("sd21_base", "sd15", "sd14"), deeper),
+        **dict.fromkeys(("mini_blip", "blip_base", "blip_large"), blip),
+        "albef": convert_albef(root, save_checkpoint(root / "albef.pth", random_state())),
+        "llava15_7b": llava,
+    }
 
 
 @pytest.mark.parametrize("name", options("backbone"))
@@ -218,6 +259,13 @@ def test_backbone(name: str, tiny_weights: Mapping[str, Path]) -> None:
     assert len(fingerprint) == 64 and fingerprint == target.content_hash_of(parse(node))
     backbone = build(node)
     assert not any(value.requires_grad for value in backbone.parameters())
+    if issubclass(target, VlmBackbone):
+        check_vlm(backbone, target.describe(parse(node)))
+    else:
+        check_diffusion(backbone, node)
+
+
+def check_diffusion(backbone: Any, node: Any) -> None:
     images = torch.rand(2, 3, SIZE, SIZE)
     latents = backbone.encode(images, None)
     assert tuple(latents.shape[1:]) == backbone.latent_shape((SIZE, SIZE)) and latents.isfinite().all()
@@ -233,10 +281,57 @@ def test_backbone(name: str, tiny_weights: Mapping[str, Path]) -> None:
     assert len(set(found.self_grids)) == 1, "WAS needs self-attention layers of one grid"
 
 
+def check_vlm(backbone: VlmBackbone, facts: VlmFacts) -> None:
+    assert backbone.layers == facts.layers and len(set(facts.layers)) == len(facts.layers) > 0
+    prompts = backbone.tokenize(["Image of wheel.", "Image of window."])
+    assert prompts.ids.shape == prompts.mask.shape == prompts.special.shape and prompts.mask.any(1).all()
+    states = backbone.encode_images(torch.rand(2, 3, SIZE, SIZE))
+    backbone.read(states, prompts, lambda scores: None)  # whatever the library hooks in at its first call
+    hooks = hooks_of(backbone)
+    height, width = backbone.grid((SIZE, SIZE))
+    keys = backbone.num_prefix_keys + height * width
+    shapes: list[tuple[int, ...]] = []
+    found = backbone.read(states, prompts, lambda scores: shapes.append(tuple(scores.shape)) or scores.mean())
+    assert list(found.maps) == list(facts.layers) and len(shapes) == len(facts.layers)
+    for images, texts, heads, tokens, places in shapes:
+        assert (images, texts, tokens, places) == (2, 2, prompts.ids.shape[1], keys) and heads > 0
+    assert found.match.shape[:2] == (2, 2) and found.match.min() >= 0 and found.match.max() <= 1
+    for wrong in ([], ["layer.99"], [facts.layers[0]] * 2):
+        with pytest.raises(BackboneError):
+            backbone.read(states, prompts, lambda scores: scores, wrong)
+    tuned = backbone.tuned(facts.layers[:1])
+    named = dict(backbone.named_parameters())
+    assert tuned and all(named[name] is value and not value.requires_grad for name, value in tuned.items())
+    assert hooks_of(backbone) == hooks, "hooks are removed"
+
+
+def hooks_of(backbone: torch.nn.Module) -> int:
+    """Hooks of all modules; the library keeps some of its own."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in backbone.modules())
+
+
 # -- methods and protocols ---------------------------------------------------------------------------------------------
 
 #: method file -> (backbone file for the stand-in weights, settings that make it small)
-SMALL_METHODS: dict[str, tuple[str, list[str]]] = {"slime": ("mini_sd", ["method.train_map_size=16"])}
+_VLM = ["protocol=is_code", "method.layers=[layer.0,layer.1]", "method.prompts=mini_car"]
+SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
+    "slime": ("mini_sd", ["method.train_map_size=16"]),
+    "vlm_attention": ("mini_blip", _VLM),
+    "infoscore_ranking": ("mini_blip", [*_VLM, "method.resamples=3", "shots=0"]),
+}
+
+
+class StandInData:
+    """What `prepare` may ask of a data module, with the test images as unlabelled ones."""
+
+    def __init__(self, shots: int) -> None:
+        self.shots = shots
+
+    def unlabelled_dataloader(self, limit: int | None) -> list[dict[str, Any]]:
+        return [batch()]
+
+    def test_dataloader(self) -> list[dict[str, Any]]:
+        return [batch()]
 
 
 def batch() -> dict[str, Any]:
@@ -255,7 +350,12 @@ def make(tiny_weights: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> C
         weights = [f"backbone={backbone}", f"backbone.weights={tiny_weights[backbone]}", f"backbone.image_size={SIZE}"]
         cfg = trial(f"method={name}", *weights, *small, *overrides)
         arguments = {"protocol": build(cfg.protocol), "backbone": build(cfg.backbone), "classes": CLASSES, "seed": seed}
+        method_class = load_target(cfg.method._target_)
+        facts = trial_module.backbone_facts(cfg.backbone)
+        method_class.check(parse(cfg.method), facts, CLASSES, SIZE, cfg.shots)
+        assert cfg.shots >= method_class.least_shots
         method = build(cfg.method, **arguments)
+        method.prepare(StandInData(cfg.shots), "cpu")
         for function in ("log", "log_dict"):
             monkeypatch.setattr(method, function, lambda *_, **__: None, raising=False)
         return method
@@ -296,6 +396,10 @@ def test_method(name: str, make: Callable[..., SegmentationMethod]) -> None:
     fresh.load_learned_state(state)
     torch.testing.assert_close(fresh.scores(batch()["image"], batch()["id"]), scores, rtol=0, atol=0)
     assert all(torch.equal(value, state[key]) for key, value in fresh.learned_state().items())
+    method.test_step(batch(), 0)
+    assert all(isinstance(content, bytes) and content for content in method.extra_files().values())
+    method.restore()
+    assert not any(value.requires_grad for value in method.backbone.parameters()), "a backbone is left frozen"
 
 
 @pytest.mark.parametrize("name", options("method"))
@@ -304,16 +408,26 @@ def test_a_method_is_a_function_of_its_seed(name: str, make: Callable[..., Segme
     for disturb in (1, 2):
         torch.manual_seed(disturb)  # whatever the global generator does
         method = make(name)
-        fit_one_step(method)
+        if method.epochs > 0:
+            fit_one_step(method)
         states.append(method.learned_state())
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
 @pytest.mark.parametrize("name", options("protocol"))
 def test_protocol(name: str, make: Callable[..., SegmentationMethod]) -> None:
-    method = make("slime", f"protocol={name}")
+    method = make("slime" if name.startswith("slime") else "vlm_attention", f"protocol={name}")
     fit_one_step(method)
     check_scores(method)
+
+
+@pytest.mark.parametrize(("method", "backbone"), [("slime", "mini_blip"), ("vlm_attention", "mini_sd")])
+def test_parts_of_different_papers_do_not_go_together(method: str, backbone: str) -> None:
+    for overrides in ([f"backbone={backbone}"], ["protocol=is_code" if method == "slime" else "protocol=slime_code"]):
+        cfg = trial(f"method={method}", *overrides)
+        with pytest.raises(ConfigError, match="cannot use this") as caught:
+            trial_module.check_parts(cfg, load_target(cfg.method._target_), load_target(cfg.backbone._target_))
+        assert "preset=mini_vlm" in str(caught.value.remedy)
 
 
 def raw_protocol(name: str) -> dict[str, Any]:
@@ -321,25 +435,32 @@ def raw_protocol(name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("_target_", "name")}
 
 
-SWITCHES = {field.name for field in dataclasses.fields(SlimeProtocol)} - {"name"}
+KINDS: dict[str, type] = {"slime": SlimeProtocol, "is": VlmProtocol}
+BUNDLES = {"slime": ("slime_paper", "slime_code", "slime_mini"), "is": ("is_paper", "is_code", "is_mini")}
+
+
+def switches(kind: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(KINDS[kind])} - {"name"}
 
 
 @pytest.mark.parametrize("name", options("protocol"))
 def test_every_bundle_sets_every_switch(name: str) -> None:
-    assert set(raw_protocol(name)) == SWITCHES
-    assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(SlimeProtocol)), (
-        "none has a default"
-    )
+    kind = name.split("_")[0]
+    assert set(raw_protocol(name)) == switches(kind)
+    assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(KINDS[kind])), "none has a default"
 
 
-def test_every_switch_stands_in_the_documentation(repository: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_switch_stands_in_the_documentation(kind: str, repository: Path) -> None:
+    first, second = (repository / "docs" / "switches.md").read_text().split("\n# ", 2)[-2:]
+    page = first if kind == "slime" else second
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in (repository / "docs" / "switches.md").read_text().splitlines()
+        for line in page.splitlines()
         if line.startswith("| `") and line.count("|") == 6
     ]
-    assert {row[0].strip("`") for row in rows} == SWITCHES and len(rows) == len(SWITCHES)
-    bundles = [raw_protocol(name) for name in ("slime_paper", "slime_code", "slime_mini")]
+    assert {row[0].strip("`") for row in rows} == switches(kind) and len(rows) == len(switches(kind))
+    bundles = [raw_protocol(name) for name in BUNDLES[kind]]
     for switch, *cells, changes in rows:
         key = switch.strip("`")
         for cell, bundle in zip(cells, bundles, strict=True):
@@ -348,8 +469,8 @@ def test_every_switch_stands_in_the_documentation(repository: Path) -> None:
             assert bundle[key] == stated, (key, cell)
         assert len(changes) > 40, f"{key}: what does it change?"
     silent_switches = {row[0].strip("`") for row in rows if row[1] == "–"}
-    comments = (config_dir() / "protocol" / "slime_paper.yaml").read_text().splitlines()
-    said = {line.split(":")[0] for line in comments if "silent: as slime_code" in line}
+    comments = (config_dir() / "protocol" / f"{BUNDLES[kind][0]}.yaml").read_text().splitlines()
+    said = {line.split(":")[0] for line in comments if f"silent: as {kind}_code" in line}
     assert said == silent_switches, "the file says where the paper is silent"
 
 
@@ -396,7 +517,13 @@ STAND_INS: dict[str, tuple[str, str, Callable[[Path, str], None]]] = {
     "slime_release_horse": ("slime_release/horse", "horse", release_folders),
     "slime_release_face": ("slime_release/celeba", "face", release_folders),
     "folder": ("own", "car", usual_folders),
+    "voc2012": ("voc2012", "voc2012", lambda root, _: write_voc_twin(root) and None),
+    "coco_object": ("coco", "coco_object", lambda root, _: write_coco_twin(root, coco_classes()) and None),
 }
+
+
+def coco_classes() -> list[str]:
+    return list(yaml.safe_load((config_dir() / "data" / "coco_object.yaml").read_text())["classes"])
 
 
 def test_every_data_set_that_is_not_rendered_has_a_stand_in() -> None:
@@ -420,10 +547,13 @@ def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
     data.setup()
-    assert len(data.fingerprint()) == 64 and len(data.support_ids) == 2
+    assert len(data.fingerprint()) == 64 and len(data.support_ids) == 2 * data.images_per_shot
     (validation,), test = list(data.val_dataloader()), list(data.test_dataloader())
     train = list(data.train_dataloader())
-    assert len(train) == 2 * cfg.data.passes_per_epoch and [len(one["id"]) for one in test] == [2, 1]
+    assert len(train) == len(data.support_ids) * cfg.data.passes_per_epoch and [len(one["id"]) for one in test] == [
+        2,
+        1,
+    ]
     for one, size in ((train[0], 1), (validation, 2), (test[0], 2)):
         side = cfg.data.image_size
         assert one["image"].shape == (size, 3, side, side) and one["image"].dtype == torch.float32

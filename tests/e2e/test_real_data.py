@@ -67,7 +67,7 @@ def manifest(folder: Path) -> dict:  # type: ignore[type-arg]
 
 
 def test_car_from_folders_to_the_table(make, place: Path) -> None:  # type: ignore[no-untyped-def]
-    missing = make("reproduce-car", "PRESET=paper", "BACKBONE=mini_sd", "ARGS=trainer=cpu")
+    missing = make("reproduce-car", "PRESET=paper", "BACKBONE=mini_sd", "METHODS=slime", "ARGS=trainer=cpu")
     assert missing.returncode != 0 and "make prepare-car" in missing.stderr
 
     done = make("prepare-car", *cars(place))
@@ -89,7 +89,8 @@ def test_car_from_folders_to_the_table(make, place: Path) -> None:  # type: igno
 
     settings = "seed=0 trainer=cpu trainer.threads=1 method.max_steps=2 save_maps=1"
     # The pool of the small twin has fewer complete crops than ten.
-    done = make("reproduce-car", "PRESET=paper", "BACKBONE=mini_sd", f"ARGS={settings} shots=1,4")
+    others = ["BACKBONE=mini_sd", "VLM=mini_blip"]
+    done = make("reproduce-car", "PRESET=paper", *others, f"ARGS={settings} shots=1,4")
     assert done.returncode == 0, done.stderr
     assert "preset" in done.stdout and "paper" in done.stdout and "mini_sd" in done.stdout
     assert "data prepared with paint kept, rule paper, test car_val (not ReGAN's Car_TestSet)" in " ".join(
@@ -103,6 +104,14 @@ def test_car_from_folders_to_the_table(make, place: Path) -> None:  # type: igno
     listed = [line for line in (folder / "splits" / "drawn-1-seed0.txt").read_text().splitlines() if line[0] != "#"]
     assert results["1-shot"]["support_ids"] == listed == results["4-shot"]["support_ids"][:1]
     assert all(0 < result["average"] < 1 and result["preset"] == "paper" for result in results.values())
+    second = list((place / "outputs" / "runs" / "pascal_part_car" / "vlm_attention").glob("*/*/result.json"))
+    assert {path.parent.parent.name for path in second} == {"1-shot", "4-shot"}
+    for path in second:
+        found = json.loads(path.read_text())
+        assert found["support_ids"] == results[path.parent.parent.name]["support_ids"], (
+            "both methods see the same images"
+        )
+        assert found["protocol"] == "is_code" and found["preset"] == "paper"
 
 
 def test_the_three_rules_side_by_side(make, place: Path) -> None:  # type: ignore[no-untyped-def]

@@ -13,7 +13,8 @@ from slime_bench.data.augment import Augmentation, augment, choose_crop, crop
 from slime_bench.data.fit import FITS, RESIZES, fit_image, fit_sample, fitted_size, resize_image, unfit
 from slime_bench.data.folder import Sample
 from slime_bench.data.labels import IGNORE, resize_label
-from slime_bench.data.opencv_resize import resize_like_opencv
+from slime_bench.data.opencv_resize import resize_float_like_opencv, resize_like_opencv
+from slime_bench.errors import DataError
 from slime_bench.methods.slime_losses import class_weights, cross_entropy, was_error
 from slime_bench.metrics.iou import intersection_union
 from slime_bench.seeding import generator
@@ -28,6 +29,15 @@ def scene(height: int, width: int, seed: int = 0) -> Sample:
     draw = torch.Generator().manual_seed(seed)
     image = torch.randint(64, 256, (3, height, width), generator=draw, dtype=torch.uint8)
     return Sample("a", image, torch.randint(3, (height, width), generator=draw))
+
+
+def size_or_skip(size: tuple[int, int], side: int, fit: str) -> tuple[int, int]:
+    """`fitted_size`, or an example that does not count where the picture is too long for `pad_floor8`."""
+    try:
+        return fitted_size(size, side, fit)
+    except DataError:
+        assume(False)
+        raise
 
 
 @settings(deadline=None, max_examples=200)
@@ -64,7 +74,8 @@ def test_outside_the_picture_is_black_and_ignored(height: int, width: int, side:
     rows, columns = fitted_size((height, width), side, "pad")
     inside = torch.zeros(side, side, dtype=torch.bool)
     inside[:rows, :columns] = True
-    assert fitted.image.shape == (3, side, side) and fitted.image.dtype == torch.uint8
+    dtype = torch.float32 if mode == "opencv_float" else torch.uint8
+    assert fitted.image.shape == (3, side, side) and fitted.image.dtype == dtype
     assert fitted.label.shape == (side, side) and fitted.label.dtype == torch.int64
     assert torch.equal(fitted.label == IGNORE, ~inside)
     assert torch.equal(fitted.image.amax(0) == 0, ~inside)
@@ -106,7 +117,7 @@ def test_every_pixel_of_the_file_is_in_the_label_map_when_it_grows(height: int, 
 @given(LENGTHS, LENGTHS, SIDES, st.sampled_from(FITS))
 def test_the_way_back_covers_the_file_and_moves_nothing(height: int, width: int, side: int, fit: str) -> None:
     """Maps that hold every fitted pixel's place in the file give every file's pixel its own place again."""
-    rows, columns = fitted_size((height, width), side, fit)
+    rows, columns = size_or_skip((height, width), side, fit)
     maps = torch.full((2, side, side), torch.nan, dtype=torch.float64)  # a padded pixel that is read would show
     maps[0, :rows, :columns] = ((torch.arange(rows).double() + 0.5) * height / rows - 0.5)[:, None]
     maps[1, :rows, :columns] = ((torch.arange(columns).double() + 0.5) * width / columns - 0.5)[None]
@@ -124,7 +135,7 @@ def test_the_way_back_covers_the_file_and_moves_nothing(height: int, width: int,
 @given(LENGTHS, LENGTHS, SIDES, st.sampled_from(FITS), st.integers(0, 100))
 def test_label_maps_take_the_nearest_pixel(height: int, width: int, side: int, fit: str, seed: int) -> None:
     prediction = torch.randint(5, (2, side, side), generator=torch.Generator().manual_seed(seed))
-    rows, columns = fitted_size((height, width), side, fit)
+    rows, columns = size_or_skip((height, width), side, fit)
     prediction[:, rows:], prediction[:, :, columns:] = 9, 9
     back = unfit(prediction, (height, width), fit)
     assert back.shape == (2, height, width) and back.dtype == torch.int64 and (back < 5).all()
@@ -254,6 +265,45 @@ def test_resized_labels_follow_the_picture() -> None:
         assert torch.equal(fitted[:rows, :columns], resize_label(label, (rows, columns)))
         back = unfit(F.one_hot(fitted.masked_fill(fitted == IGNORE, 0), 3).permute(2, 0, 1).float(), (30, 50), fit)
         assert (back.argmax(0) != label).float().mean() < 0.11  # one column in ten beside each of the five edges
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 128))
+def test_sizes_of_pad_floor8(height: int, width: int, eighths: int) -> None:
+    """At most one step of 8 below the size of `pad`, never above it; the golden parity test knows the very sizes."""
+    side = 8 * eighths
+    rows, columns = size_or_skip((height, width), side, "pad_floor8")
+    for new, near in zip((rows, columns), fitted_size((height, width), side, "pad"), strict=True):
+        assert new % 8 == 0 and near - 8 <= new <= near
+    assert (rows if height >= width else columns) == side
+
+
+def test_sizes_of_pad_floor8_by_hand() -> None:
+    assert fitted_size((94, 94), 96, "pad_floor8") == (96, 88)  # int(94 * (96 / 94)) is 95
+    assert fitted_size((95, 95), 96, "pad_floor8") == (96, 96)
+    assert fitted_size((100, 100), 100, "pad_floor8") == (96, 96)
+    with pytest.raises(DataError, match="too long") as caught:
+        fit_sample(scene(7, 200), 96, "opencv_float", "pad_floor8")
+    assert caught.value.path == "a" and "200x7" in str(caught.value.found)
+
+
+def test_float_images_of_the_file_s_own_size_keep_their_type() -> None:
+    image = scene(32, 32).image
+    fitted = fit_image(image, 32, "opencv_float", "pad_floor8")
+    assert fitted.dtype == torch.float32 and torch.equal(fitted, image.float())
+
+
+@settings(max_examples=60, deadline=None)
+@given(old=st.tuples(LENGTHS, LENGTHS), new=st.tuples(LENGTHS, LENGTHS), seed=st.integers(0, 2**32 - 1))
+def test_float_images_are_opencvs(old: tuple[int, int], new: tuple[int, int], seed: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    draw = np.random.default_rng(seed)
+    for size in (old, (2 * new[0], 2 * new[1])):
+        image = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
+        found = resize_float_like_opencv(image, *new)
+        assert found.dtype == np.float32 and found.shape == (*new, 3)
+        expected = cv2.resize(image.astype(np.float32), new[::-1], interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3)  # of 255; a wrong tap is 100 times as much
 
 
 @settings(max_examples=80, deadline=None)

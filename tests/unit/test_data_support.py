@@ -138,8 +138,33 @@ def test_shots_beyond_the_pool(make: Make) -> None:
         with pytest.raises(DataError, match="more shots than support images") as caught:
             make(shots=POOL + 1, support=support)
         assert caught.value.expected == f"at most {POOL}" and caught.value.found == f"shots={POOL + 1}"
-    with pytest.raises(ConfigError, match="needs an image"):
-        make(shots=0)
+    with pytest.raises(ConfigError, match="no such support set"):
+        make(shots=-1)
+
+
+def test_no_shots(make: Make) -> None:
+    """For a method that learns nothing: no support set, no validation, all test images."""
+    data = make(shots=0, validation="val")
+    data.setup()
+    assert data.support_ids == [] and data.validation == "none" and data.val_dataloader() == []
+    assert len(list(data.test_dataloader())) > 0
+    every = [name for batch in data.unlabelled_dataloader(None) for name in batch["id"]]
+    some = [name for batch in data.unlabelled_dataloader(3) for name in batch["id"]]
+    assert len(every) == POOL and len(some) == 3 and set(some) < set(every)
+    other = [name for batch in make(shots=0, seed=1).unlabelled_dataloader(3) for name in batch["id"]]
+    assert some == [name for batch in data.unlabelled_dataloader(3) for name in batch["id"]] != other
+
+
+def test_plain_groups(make: Make) -> None:
+    """Support images as they are, in the order of the draw; a group never reaches over the end of a pass."""
+    data = make(shots=5, passes_per_epoch=2)
+    data.support_group = 2
+    groups = [batch["id"] for batch in data.train_dataloader()]
+    a, b, c, d, e = data.support_ids
+    assert groups == [[a, b], [c, d], [e]] * 2
+    first = next(iter(data.train_dataloader()))
+    again = next(iter(data.train_dataloader()))
+    assert (first["image"] == again["image"]).all() and (first["label"] == again["label"]).all()
 
 
 def test_fixed_support_ids(make: Make, root: Path) -> None:

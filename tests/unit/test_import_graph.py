@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "refine": BASE,
     "backbones": {*BASE, "attention"},
     "embeddings": {*BASE, "results"},
-    "methods": {*BASE, "attention", "backbones", "embeddings", "metrics", "refine"},
+    "methods": {*BASE, "attention", "backbones", "embeddings", "metrics", "paths", "refine"},
     "data": {*BASE, "data_prep"},
     "schema": {*BASE, "typed"},
     "compose": {*BASE, "typed", "schema", "identity", "paths"},

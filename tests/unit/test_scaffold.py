@@ -22,7 +22,7 @@ from slime_bench.paths import config_dir
 
 PACKAGES = ("slime_bench", "data_prep")
 TARGETS = {
-    "help", "setup", "test", "lint", "format", "mini-data", "report", "clean",
+    "help", "setup", "test", "lint", "format", "mini-data", "report", "ranking", "clean",
     "reproduce-car", "reproduce-horse", "reproduce-face", "reproduce-all", "ablation-all",
     "ablation-was", "ablation-prompt", "ablation-losses", "ablation-t_opt", "ablation-t_test", "ablation-lr",
     "ablation-layers", "ablation-start", "prepare-car", "prepare-horse", "prepare-face",
@@ -183,14 +183,33 @@ class TestMakefile:
         assert done.returncode == 0, done.stderr
         assert (fake / "calls").read_text().splitlines() == [
             "--multirun experiment=paper_horse seed=0 method.lr=1",
+            "--multirun experiment=paper_horse_vlm seed=0 method.lr=1",
             "report --subject horse",
         ]
 
+    def test_methods_can_be_chosen(self, fake: Path) -> None:
+        for methods in ("slime", "vlm"):
+            assert self.make(fake, "reproduce-car", f"METHODS={methods}").returncode == 0
+        wrong = self.make(fake, "reproduce-car", "METHODS=slim")
+        assert wrong.returncode != 0 and "METHODS" in wrong.stderr and "slime vlm" in wrong.stderr
+        assert (fake / "calls").read_text().splitlines() == [
+            "--multirun experiment=mini_car",
+            "report --subject car",
+            "--multirun experiment=mini_car_vlm",
+            "report --subject car",
+        ]
+
+    def test_ranking(self, fake: Path) -> None:
+        assert self.make(fake, "ranking", "SUBJECT=face", "PRESET=paper", "VLM=albef", "ARGS=seed=0").returncode == 0
+        chosen = "experiment=infoscore_ranking preset=paper_vlm data=celebamask_hq backbone=albef seed=0"
+        assert (fake / "calls").read_text().splitlines() == [f"--multirun {chosen}", f"report --ranking {chosen}"]
+
     def test_another_backbone_goes_to_the_trials(self, fake: Path) -> None:
-        assert self.make(fake, "reproduce-car", "PRESET=paper", "BACKBONE=mini_sd").returncode == 0
+        assert self.make(fake, "reproduce-car", "PRESET=paper", "BACKBONE=mini_sd", "VLM=mini_blip").returncode == 0
         assert self.make(fake, "ablation-lr", "BACKBONE=sd15").returncode == 0
         assert (fake / "calls").read_text().splitlines() == [
             "--multirun experiment=paper_car backbone=mini_sd",
+            "--multirun experiment=paper_car_vlm backbone=mini_blip",
             "report --subject car",
             "--multirun experiment=mini_car ablation=lr backbone=sd15",
             "report --ablation lr experiment=mini_car backbone=sd15",

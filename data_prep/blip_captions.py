@@ -1,0 +1,308 @@
+"""What the mini BLIP reads: views of mini-world pictures, and captions of them that are true or false.
+
+A false caption differs from a true one in one word: the colour of a part, the part, or the scene. Only the presence of
+a part in the view decides (a word for the whole view); where it lies is never told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from data_prep.mini_canvas import COLOURS, SCENES, SKIN_TONES
+from data_prep.mini_stream import stream_picture
+from data_prep.mini_subjects import CLASSES
+from data_prep.mini_world import SUBJECTS, Picture
+
+TEMPLATE: Final = "image of {} ."
+"""The prompts of the paper, "Image of wheel.", as the tokeniser reads them."""
+
+SHOWN, SEEN, ABSENT = 40, 120, 0
+"""Pixels in a view of 128 x 128: a part is there from `SHOWN` on, what surrounds it from `SEEN` on, and neither is
+there with `ABSENT`; between the two nothing is asked."""
+
+BLOCK: Final = "block"
+TILES: Final = 4
+"""Views of a mosaic."""
+PLURALS: Final = {"wheel": "wheels", "window": "windows", "light": "lights", "leg": "legs", "eye": "eyes"} | {
+    "brow": "brows", "ear": "ears", "plate": "plates", "head": "heads", "tail": "tails",
+}  # fmt: skip
+WORDS: Final[dict[str, list[str]]] = {
+    subject: [name.removeprefix("neck+") for name in names[1:]] for subject, names in CLASSES.items()
+}
+"""Per subject the word of label 1, 2, ..."""
+_TRUE: Final = {
+    "block": 0.84, "body": 0.64, "brow": 0.52, "car": 0.46, "cloth": 0.44, "ear": 0.50, "eye": 0.58, "face": 0.44,
+    "hair": 0.56, "head": 0.39, "horse": 0.48, "leg": 0.56, "light": 0.50, "mouth": 0.54, "neck": 0.52, "nose": 0.56,
+    "plate": 0.36, "skin": 0.67, "tail": 0.36, "torso": 0.62, "wheel": 0.53, "window": 0.58,
+    **dict.fromkeys(SCENES, 0.42),
+}  # fmt: skip
+"""Share of a word's captions that are true, counted on 4,000 views; see `weight`."""
+_TRUE_IN_MOSAIC: Final = {
+    "block": 0.95, "body": 0.95, "brow": 0.73, "cloth": 0.66, "ear": 0.69, "eye": 0.88, "hair": 0.79, "head": 0.62,
+    "leg": 0.89, "light": 0.81, "mouth": 0.84, "neck": 0.80, "nose": 0.88, "plate": 0.55, "skin": 0.95, "tail": 0.58,
+    "torso": 0.95, "wheel": 0.83, "window": 0.93, **dict.fromkeys(SCENES, 0.60),
+}  # fmt: skip
+_TRUE_IN_TILE: Final = {
+    "block": 0.59, "body": 0.35, "brow": 0.23, "cloth": 0.21, "ear": 0.22, "eye": 0.30, "hair": 0.26, "head": 0.19,
+    "leg": 0.30, "light": 0.26, "mouth": 0.29, "neck": 0.26, "nose": 0.30, "plate": 0.17, "skin": 0.35, "tail": 0.18,
+    "torso": 0.33, "wheel": 0.27, "window": 0.31, **dict.fromkeys(SCENES, 0.19),
+}  # fmt: skip
+_SINGULAR: Final = {plural: word for word, plural in PLURALS.items()}
+_EVERY_PART: Final = sorted({word for words in WORDS.values() for word in words})
+_SUBJECT_NAMES: Final = list(SUBJECTS)
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture or a part of it.
+
+    Attributes:
+        image: uint8 [128,128,3]. whole: whether nothing was cut off.
+        subject: car, horse or face. shown, absent: words of the parts that are there, and that are not.
+        colours: word -> colour of that part, for the parts whose colour the caption names.
+        around, not_around: words of the background (surfaces, and blocks) that are there, and that are not.
+        others: whether a second subject may be there.
+    """
+
+    image: np.ndarray
+    whole: bool
+    subject: str
+    shown: list[str]
+    absent: list[str]
+    colours: dict[str, str]
+    around: list[str]
+    not_around: list[str]
+    others: bool
+
+
+def describe(caption: str, subject: str) -> tuple[dict[str, str], list[str], bool]:
+    """Colours by part word, scene words, and whether a second subject was drawn, from a caption of the mini world."""
+    *phrases, scene = caption.split(" , ")
+    colours = {}
+    for phrase in [phrases[0].split(" with ")[-1], *phrases[1:]]:
+        *adjectives, noun = phrase.split()
+        word = _SINGULAR.get(noun, noun)
+        if word in WORDS[subject] and adjectives:
+            colours[word] = adjectives[-1]
+    return colours, scene.removeprefix("on ").split(" and "), any(each.startswith("another ") for each in phrases)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption and where it is true.
+
+    Attributes:
+        truth: of the whole image. tiles: of each tile of a mosaic, None where nobody can say; () for a single view.
+        weight, tile_weights: of the losses.
+    """
+
+    text: str
+    truth: bool
+    weight: float = 1.0
+    tiles: tuple[bool | None, ...] = ()
+
+    @property
+    def tile_weights(self) -> tuple[float, ...]:
+        return tuple(0.0 if truth is None else weight(self.text, truth, _TRUE_IN_TILE) for truth in self.tiles)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image uint8 [128,128,3] and captions of it; the first describes it where `described`."""
+
+    image: np.ndarray
+    captions: list[Caption]
+    described: bool
+
+
+def draw_example(index: int, rng: np.random.Generator, mosaics: float = 0.6) -> Example:
+    """A view of picture `index` of the stream, or with probability `mosaics` a mosaic of four pictures' views."""
+    if rng.random() < mosaics:
+        return mosaic([draw_view(TILES * index + offset, rng) for offset in range(TILES)], rng)
+    view = draw_view(index, rng)
+    told = [Caption(text, truth, weight(text, truth, _TRUE)) for text, truth in captions(view, rng)]
+    return Example(view.image, told, True)
+
+
+def mosaic(views: list[View], rng: np.random.Generator) -> Example:
+    """Four views at half their size, two by two. What is true of one is mostly false of the others: a model that says
+    in one place what it has seen in another is wrong."""
+    small = [np.asarray(Image.fromarray(view.image).reduce(2)) for view in views]
+    image = np.concatenate([np.concatenate(small[:2], axis=1), np.concatenate(small[2:], axis=1)])
+    words, coloured = [], []
+    for view in views:
+        words += rng.permutation([*view.shown, *view.around])[:3].tolist()
+        words += [*rng.permutation(view.absent)[:2].tolist(), _one(view.not_around, rng)]
+        if described := [word for word in view.shown if word in view.colours]:
+            word = _one(described, rng)
+            right = rng.random() < 0.5
+            coloured.append((view.colours[word] if right else _other_colour(view, word, described, rng), word))
+    told = []
+    for word in dict.fromkeys(words):
+        tiles = tuple(_has(view, word) for view in views)
+        told += _known(_short(word, rng), tiles)
+    for colour, word in dict.fromkeys(coloured):
+        tiles = tuple(_has_coloured(view, colour, word) for view in views)
+        told += _known(TEMPLATE.format(f"{colour} {number(word, rng)}"), tiles)
+    return Example(image, told, False)
+
+
+def _known(text: str, tiles: tuple[bool | None, ...]) -> list[Caption]:
+    """The caption, unless nobody can say whether it is true of the image."""
+    if True not in tiles and None in tiles:
+        return []
+    truth = True in tiles
+    return [Caption(text, truth, weight(text, truth, _TRUE_IN_MOSAIC), tiles)]
+
+
+def _has(view: View, word: str) -> bool | None:
+    """Whether a view shows a part or surroundings; None where it shows too little of it to tell."""
+    if word in view.shown or word in view.around:
+        return True
+    foreign = word in _EVERY_PART and word not in WORDS[view.subject]
+    return False if foreign or word in view.absent or word in view.not_around else None
+
+
+def _has_coloured(view: View, colour: str, word: str) -> bool | None:
+    there = _has(view, word)
+    if not there:
+        return there
+    return None if view.others or word not in view.colours else view.colours[word] == colour
+
+
+def draw_view(index: int, rng: np.random.Generator, whole: float = 0.3) -> View:
+    """A view of picture `index` of the pre-training stream: with probability `whole` all of it, otherwise a square of
+    0.25 to 0.75 of its side; half of the views are mirrored."""
+    return make_view(stream_picture(index), _SUBJECT_NAMES[index % len(_SUBJECT_NAMES)], rng, whole)
+
+
+def make_view(picture: Picture, subject: str, rng: np.random.Generator, whole: float) -> View:
+    """As `draw_view`, of a picture at hand."""
+    image, label, scene, side = picture.image, picture.label, picture.scene, picture.image.shape[0]
+    is_whole = bool(rng.random() < whole)
+    if not is_whole:
+        cut = int(rng.uniform(0.25, 0.75) * side)
+        top, left = (int(v) for v in rng.integers(0, side - cut + 1, size=2))
+        image, label, scene = (each[top : top + cut, left : left + cut] for each in (image, label, scene))
+        image = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+        label, scene = (
+            np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.NEAREST)) for each in (label, scene)
+        )
+    if rng.random() < 0.5:
+        image, label = image[:, ::-1], label[:, ::-1]
+    words = WORDS[subject]
+    pixels = np.bincount(label.ravel(), minlength=len(words) + 1)[1:]
+    colours, scenes, others = describe(picture.caption, subject)
+    areas = np.bincount(scene.ravel(), minlength=4)[1:]
+    surfaces = dict(zip([*scenes, *[""] * (2 - len(scenes)), BLOCK], areas, strict=True))
+    return View(
+        image=np.ascontiguousarray(image),
+        whole=is_whole,
+        subject=subject,
+        shown=[word for word, count in zip(words, pixels, strict=True) if count >= SHOWN],
+        absent=[word for word, count in zip(words, pixels, strict=True) if count <= ABSENT],
+        colours=colours,
+        around=[word for word, count in surfaces.items() if word and count >= SEEN],
+        not_around=[word for word in (*SCENES, BLOCK) if surfaces.get(word, 0) <= ABSENT],
+        others=others,
+    )
+
+
+def captions(view: View, rng: np.random.Generator) -> list[tuple[str, bool]]:
+    """Captions of a view and whether each is true, about as many of one kind as of the other.
+
+    The first is always true and describes the view: it is what the contrastive loss compares.
+    """
+    described = [word for word in view.shown if word in view.colours]
+    found: list[tuple[str, bool]] = [(_long(view, _facts(view, described, rng)), True)]
+    found += _long_pairs(view, described, rng)
+    found += [(_short(word, rng), True) for word in view.shown]
+    found += [(_short(word, rng), False) for word in view.absent]
+    elsewhere = [word for word in _EVERY_PART if word not in WORDS[view.subject]]
+    found += [(_short(word, rng), False) for word in rng.permutation(elsewhere)[:3]]
+    found += [(_short(word, rng), True) for word in view.around]
+    found += [(_short(word, rng), False) for word in rng.permutation(view.not_around)[:2]]
+    found += _subject(view, rng) if rng.random() < 0.3 else []
+    if described and not view.others:
+        found += _colour_pairs(view, described, rng)
+    return found
+
+
+def weight(text: str, truth: bool, table: Mapping[str, float]) -> float:
+    """How much a caption counts in the losses: true and false captions of one word as much as each other, or the word
+    alone would tell the answer."""
+    share = table.get(_SINGULAR.get(text.split()[-2], text.split()[-2])) if text.count(" ") == 3 else None
+    return 1.0 if share is None else min(3.0, 0.5 / (share if truth else 1 - share))
+
+
+def number(word: str, rng: np.random.Generator) -> str:
+    """The word, now and then in the plural."""
+    return PLURALS[word] if word in PLURALS and rng.random() < 0.25 else word
+
+
+def _short(word: str, rng: np.random.Generator) -> str:
+    """ "Image of wheel." of a part, or "Image of grass." of what surrounds it."""
+    return TEMPLATE.format(number(word, rng))
+
+
+def _colour_pairs(view: View, described: list[str], rng: np.random.Generator) -> list[tuple[str, bool]]:
+    """ "Image of black wheel." with the right colour and with a wrong one, mostly that of another part in the view."""
+    word, other = _one(described, rng), _one(described, rng)
+    right = TEMPLATE.format(f"{view.colours[word]} {number(word, rng)}")
+    wrong = TEMPLATE.format(f"{_other_colour(view, other, described, rng)} {number(other, rng)}")
+    return [(right, True), (wrong, False)]
+
+
+def _subject(view: View, rng: np.random.Generator) -> list[tuple[str, bool]]:
+    """ "Image of car.", true or false."""
+    if len(view.shown) >= 2 and rng.random() < 0.5:
+        return [(TEMPLATE.format(view.subject), True)]
+    return [(TEMPLATE.format(_one([name for name in _SUBJECT_NAMES if name != view.subject], rng)), False)]
+
+
+def _facts(view: View, described: list[str], rng: np.random.Generator) -> list[tuple[str, str]]:
+    """One to three (colour, part) of the view."""
+    count = min(len(described), int(rng.integers(1, 4)))
+    return [(view.colours[word], word) for word in rng.permutation(described)[:count]] if described else []
+
+
+def _long(view: View, facts: list[tuple[str, str]], subject: str | None = None) -> str:
+    parts = " , ".join(f"{colour} {PLURALS.get(word, word)}" for colour, word in facts)
+    return f"a {subject or view.subject}" + (f" with {parts}" if parts else "")
+
+
+def _long_pairs(view: View, described: list[str], rng: np.random.Generator) -> list[tuple[str, bool]]:
+    """A caption of the view with one word wrong."""
+    facts = _facts(view, described, rng)
+    kind = rng.random()
+    if not facts or kind < 0.15:
+        other = _one([name for name in _SUBJECT_NAMES if name != view.subject], rng)
+        return [(_long(view, facts, other), False)]
+    place = int(rng.integers(len(facts)))
+    colour, word = facts[place]
+    if kind < 0.5 and view.absent:
+        facts[place] = (colour, _one(view.absent, rng))
+    elif not view.others:
+        facts[place] = (_other_colour(view, word, described, rng), word)
+    else:
+        return []
+    return [(_long(view, facts), False)]
+
+
+def _other_colour(view: View, word: str, described: list[str], rng: np.random.Generator) -> str:
+    """A colour that `word` does not have; mostly one that another part in the view has."""
+    right = view.colours[word]
+    near = sorted({view.colours[each] for each in described} - {right})
+    names = list(SKIN_TONES) if right in SKIN_TONES and right not in COLOURS else list(COLOURS)
+    if near and rng.random() < 0.6:
+        return _one(near, rng)
+    return _one([name for name in names if name != right], rng)
+
+
+def _one(words: list[str], rng: np.random.Generator) -> str:
+    return words[int(rng.integers(len(words)))]

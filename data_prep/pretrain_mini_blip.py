@@ -1,0 +1,77 @@
+"""Train the mini BLIP from scratch on the mini world and write it in the layout of the hub's BLIP.
+
+    python -m data_prep.pretrain_mini_blip --minutes 80 --out slime_bench/assets/mini_blip
+
+Stages: pictures of 64 pixels, then of 128. Every stage saves a checkpoint every three minutes in `--work`, and the same
+command goes on from there after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from data_prep.blip_models import build_blip, build_tokenizer
+from data_prep.mini_world import vocabulary
+from data_prep.pretrain_blip import Matcher, train_blip
+from data_prep.trainloop import Clock, Ranks, pick_device
+
+SHARES = {"blip64": 0.2, "blip128": 0.8}  # of the minutes
+BATCH = {"cpu": {64: 16, 128: 8}, "cuda": {64: 256, 128: 128}}  # per process
+SIZE = {"width": 192, "layers": 6}
+
+
+def train_rank(rank: int, size: int, rendezvous: Path, args: argparse.Namespace) -> None:
+    """Both stages in one of `size` processes; rank 0 keeps checkpoints and the log."""
+    device = pick_device(args.device)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
+    torch.manual_seed(0)
+    ranks = Ranks(rank, size, rendezvous)
+    tokenizer = build_tokenizer(vocabulary())
+    matcher = Matcher(build_blip(tokenizer, **SIZE))
+    ema = copy.deepcopy(matcher)
+    for side in (64, 128):
+        name = f"blip{side}"
+        clock = Clock(args.work / name, args.minutes * 60 * SHARES[name], name, quiet=rank > 0)
+        batch = BATCH[device.type][side]
+        train_blip(matcher, ema, tokenizer, clock, device, ranks, side, batch, decay_from=0.99 if side == 64 else 0.6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--minutes", type=float, default=80.0, help="training time of both stages together")
+    parser.add_argument("--processes", type=int, default=0, help="0: one per CPU core, or one on CUDA")
+    parser.add_argument("--work", type=Path, default=Path("outputs/pretrain/mini_blip"), help="checkpoints and logs")
+    parser.add_argument("--out", type=Path, default=Path("slime_bench/assets/mini_blip"))
+    parser.add_argument("--export-only", action="store_true", help="write --out from the newest checkpoint")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    if args.export_only and not (args.work / "blip128" / "clock.json").is_file():
+        raise SystemExit(
+            f"nothing to export: no checkpoint of the last stage in {args.work}; train first, or name --work"
+        )
+    started = time.time()
+    if not args.export_only:
+        size = args.processes or (1 if device.type == "cuda" else os.cpu_count() or 1)
+        with tempfile.TemporaryDirectory() as folder:
+            rendezvous = Path(folder) / "rendezvous"
+            if size == 1:
+                train_rank(0, 1, rendezvous, args)
+            else:
+                torch.multiprocessing.spawn(train_rank, (size, rendezvous, args), nprocs=size)
+    from data_prep.blip_export import export  # its measurements need the method, training does not
+
+    export(args.work, args.out, SIZE, device)
+    print(f"wrote {args.out} after {(time.time() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

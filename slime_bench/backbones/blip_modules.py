@@ -1,0 +1,142 @@
+"""Images, prompts and attention scores of models that are made of BLIP's stock modules: BLIP itself and ALBEF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from slime_bench.backbones.blip_load import Statistics
+from slime_bench.backbones.blip_text import ImageFreeCache, captured, fuse, image_free, scores
+from slime_bench.backbones.vlm import (
+    ImageText,
+    Prompts,
+    Reduce,
+    Size,
+    VlmBackbone,
+    VlmFacts,
+    check_finite,
+    check_prompts,
+    chosen_layers,
+    finite_sum,
+    patch_grid,
+    too_long,
+)
+from slime_bench.errors import BackboneError
+
+_LISTS_KEPT: Final = 8  # tokenised prompt lists: a method uses one or two
+
+
+class BlipModules(VlmBackbone):
+    """A vision tower and a text tower that looks at it; see `VlmBackbone` for what it offers.
+
+    Its parameters have the library's names, without a prefix, so that what is tuned fits the stock model.
+
+    Args:
+        network: `BlipForImageTextRetrieval` with its weights; frozen here.
+        tokenizer: BERT's. facts: of the model. statistics: pixel mean and standard deviation.
+    """
+
+    num_prefix_keys = 1
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Any, tokenizer: Any, facts: VlmFacts, statistics: Statistics) -> None:
+        super().__init__()
+        self.vision_model, self.text_encoder = network.vision_model, network.text_encoder
+        self.itm_head = network.itm_head
+        self.tokenizer, self.facts, self.layers = tokenizer, facts, facts.layers
+        for name, values in zip(("mean", "std"), statistics, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self._first = _index(self.layers[0])
+        self._image_free = ImageFreeCache() if self._first else image_free
+        self._tokenised: dict[tuple[str, ...], Prompts] = {}
+        self.requires_grad_(False).eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.itm_head.weight.dtype
+
+    def grid(self, size: Size) -> Size:
+        return patch_grid(size, self.facts.patch, self.facts.image_size)
+
+    def tokenize(self, prompts: Sequence[str]) -> Prompts:
+        texts = check_prompts(prompts)
+        device = self.itm_head.weight.device
+        known = self._tokenised.get(texts)
+        if known is None or known.ids.device != device:
+            # Plain tensors also in inference mode: a later pass with gradients may meet them.
+            with torch.inference_mode(False):
+                known = _tokenised(self.tokenizer, texts, self.facts.num_tokens, device)
+            self._tokenised.pop(texts, None)
+            while len(self._tokenised) >= _LISTS_KEPT:
+                self._tokenised.pop(next(iter(self._tokenised)))
+            self._tokenised[texts] = known
+        return known
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        self.grid((images.shape[-2], images.shape[-1]))
+        with torch.inference_mode(False), torch.no_grad():
+            pixels = (images.float() - self.mean) / self.std
+            return self.vision_model(pixels.to(self.dtype), interpolate_pos_encoding=True).last_hidden_state
+
+    def read(self, states: Tensor, prompts: Prompts, reduce: Reduce, layers: Sequence[str] | None = None) -> ImageText:
+        chosen = {name: self._cross(name).self for name in chosen_layers(self.layers, layers)}
+        ids, mask = prompts.ids.to(states.device), prompts.mask.to(states.device)
+        heads = int(self.text_encoder.config.num_attention_heads)
+        maps: dict[str, Any] = {}
+        sums: dict[str, Tensor] = {}
+
+        def take(name: str, query: Tensor, key: Tensor) -> None:
+            found = scores(query, key, heads, prompts=len(ids))
+            sums[name] = finite_sum(found)
+            maps[name] = reduce(found)
+
+        with captured(chosen, take):
+            attended = self._image_free(self.text_encoder, ids, mask, self._first)
+            hidden = fuse(self.text_encoder, attended, mask, states, self._first)
+        match = self.itm_head(hidden).float().softmax(-1)[..., 1]
+        check_finite({**sums, "match": finite_sum(match)}, self.dtype)
+        return ImageText(maps, match)
+
+    def tuned(self, layers: Sequence[str]) -> dict[str, nn.Parameter]:
+        """Word embeddings and all of `crossattention` of these layers."""
+        words = "text_encoder.embeddings.word_embeddings.weight"
+        found = {words: self.text_encoder.embeddings.word_embeddings.weight}
+        for name in chosen_layers(self.layers, layers):
+            prefix = f"text_encoder.encoder.{name}.crossattention."
+            found |= {prefix + key: value for key, value in self._cross(name).named_parameters()}
+        return found
+
+    def _cross(self, name: str) -> Any:
+        return self.text_encoder.encoder.layer[_index(name)].crossattention
+
+
+def _index(name: str) -> int:
+    return int(name.removeprefix("layer."))
+
+
+def _tokenised(tokenizer: Any, texts: tuple[str, ...], limit: int, device: torch.device) -> Prompts:
+    """Ids padded to the longest prompt.
+
+    Raises:
+        BackboneError: a prompt that has too many tokens or none of its own.
+    """
+    found = tokenizer(list(texts), padding=True, return_special_tokens_mask=True, return_tensors="pt", verbose=False)
+    mask = found["attention_mask"].bool()
+    special = found["special_tokens_mask"].bool() & mask
+    for text, length, own in zip(texts, mask.sum(1).tolist(), (mask & ~special).sum(1).tolist(), strict=True):
+        if length > limit:
+            raise too_long(text, length, limit)
+        if not own:
+            raise BackboneError(
+                "a prompt has no token",
+                path=f"prompt {text!r}",
+                found="characters that the tokenizer leaves out",
+                expected="words",
+                remedy="see conf/prompts",
+            )
+    return Prompts(texts, found["input_ids"].to(device), mask.to(device), special.to(device))

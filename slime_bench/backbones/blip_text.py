@@ -1,0 +1,144 @@
+"""One pass of prompts and images through BLIP's stock text layers, and the cross-attention scores on the way.
+
+Self-attention sees one prompt at a time, [B*P,T]; cross-attention treats every token by itself, so that all prompts of
+an image go through it as one sequence, [B,P*T], and the image's keys and values are projected once. What comes before
+the first cross-attention does not depend on the image and is computed once per prompt. Only the loop over the layers is
+ours: every number comes from the library's own modules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Take = Callable[[str, Tensor, Tensor], None]
+"""Called with a layer's name, its queries [B,N,D] and keys [B,M,D], projected, not scaled, heads side by side in D."""
+
+
+@contextmanager
+def captured(layers: Mapping[str, nn.Module], take: Take) -> Iterator[None]:
+    """Hand over queries and keys of attention modules while they run; all hooks are gone on exit, however it comes.
+
+    Args:
+        layers: modules with the projections `query` and `key`, by name.
+    """
+    with ExitStack() as hooks:
+        for name, module in layers.items():
+            queries: list[Tensor] = []
+            hooks.enter_context(module.query.register_forward_hook(_keep(queries)))  # type: ignore[union-attr]
+            hooks.enter_context(module.key.register_forward_hook(_hand_over(name, queries, take)))  # type: ignore[union-attr]
+        yield
+
+
+def scores(query: Tensor, key: Tensor, heads: int, prompts: int) -> Tensor:
+    """Attention scores q.k / sqrt(d) before the softmax.
+
+    Args:
+        query: float [B,P*T,D]. key: float [B,M,D]. heads: H, of d = D/H numbers each. prompts: P.
+
+    Returns:
+        float32 [B,P,H,T,M], not contiguous; in the precision of float32 whatever that of the weights.
+    """
+    batch, tokens, width = query.shape
+    with torch.autocast(query.device.type, enabled=False):
+        split_query = query.float().view(batch, tokens, heads, -1).transpose(1, 2) / math.sqrt(width // heads)
+        split_key = key.float().view(batch, key.shape[1], heads, -1).permute(0, 2, 3, 1)
+        found = split_query @ split_key
+    return found.view(batch, heads, prompts, tokens // prompts, -1).transpose(1, 2)
+
+
+def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to self-attention scores so that padding gets no attention: bool [P,T] -> [P,1,1,T]."""
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill_(~mask, torch.finfo(dtype).min)[:, None, None]
+
+
+def image_free(text: Any, ids: Tensor, mask: Tensor, first: int) -> Tensor:
+    """What the first cross-attention is asked with: embeddings, the text-only layers, one more self-attention.
+
+    Args:
+        text: `BlipTextModel`. ids: int64 [P,T]. mask: bool [P,T]. first: index of the first layer with cross-attention.
+
+    Returns:
+        float [P,T,D].
+    """
+    hidden = text.embeddings(input_ids=ids)
+    bias = padding_bias(mask, hidden.dtype)
+    for layer in text.encoder.layer[:first]:
+        hidden = layer.feed_forward_chunk(layer.attention(hidden, attention_mask=bias)[0])
+    return text.encoder.layer[first].attention(hidden, attention_mask=bias)[0]
+
+
+def fuse(text: Any, attended: Tensor, mask: Tensor, states: Tensor, first: int) -> Tensor:
+    """The layers with cross-attention.
+
+    Args:
+        text: `BlipTextModel`. attended: float [P,T,D], as `image_free` gives it. mask: bool [P,T].
+        states: float [B,M,E] of images. first: index of the first layer with cross-attention.
+
+    Returns:
+        float [B,P,T,D], the last layer's output.
+    """
+    images, (prompts, tokens, width) = len(states), attended.shape
+    bias = padding_bias(mask, attended.dtype).repeat(images, 1, 1, 1)
+    hidden = attended.expand(images, -1, -1, -1)
+    for index, layer in enumerate(text.encoder.layer[first:]):
+        if index:
+            hidden = layer.attention(hidden.view(images * prompts, tokens, width), attention_mask=bias)[0]
+        packed = hidden.reshape(images, prompts * tokens, width)
+        hidden = layer.feed_forward_chunk(layer.crossattention(packed, encoder_hidden_states=states)[0])
+    return hidden.view(images, prompts, tokens, width)
+
+
+class ImageFreeCache:
+    """The last `image_free` states, kept while neither prompts nor weights change; worth it where layers are text-only.
+
+    Word embeddings, which tuning changes, are compared number by number; of the other weights, which nothing in the
+    bench changes, the places and the change counters.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[list[Tensor], tuple[Any, ...], Tensor] | None = None
+
+    def __call__(self, text: Any, ids: Tensor, mask: Tensor, first: int) -> Tensor:
+        """As `image_free`; nothing is kept or taken where gradients are asked for."""
+        layers = text.encoder.layer
+        words = text.embeddings.word_embeddings
+        modules = (text.embeddings, *layers[:first], layers[first].attention)
+        weights = [each for module in modules for each in module.parameters()]
+        asked = torch.is_grad_enabled() and any(each.requires_grad for each in weights)
+        if asked or any(each.is_inference() for each in weights):
+            return image_free(text, ids, mask, first)
+        # Plain tensors, whatever mode the caller is in: what is kept may enter a graph later.
+        with torch.inference_mode(False), torch.no_grad():
+            seen = [ids, mask, words(ids)]
+            state = tuple((each.data_ptr(), each._version) for each in weights if each is not words.weight)
+            if self._kept is None or self._kept[1] != state or not _same(self._kept[0], seen):
+                self._kept = [each.clone() for each in seen], state, image_free(text, ids, mask, first)
+        return self._kept[2]
+
+
+def _same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(
+        a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _keep(queries: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
+    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+        queries[:] = [output]
+
+    return hook
+
+
+def _hand_over(name: str, queries: list[Tensor], take: Take) -> Callable[[nn.Module, Any, Tensor], None]:
+    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+        take(name, queries.pop(), output)
+
+    return hook

@@ -1,0 +1,259 @@
+"""LLaVA as a vision-language backbone: the text-to-image block of a language model's causal self-attention.
+
+There is no cross-attention in LLaVA. What stands for it are the rows of the prompt's tokens and the columns of the
+image's tokens in the self-attention of every layer (golden README, section 9). Two things are **our choice**, because
+the authors publish no code for this model:
+
+* Where a prompt stands. A prompt of the method, such as "Image of wheel.", is the beginning of the user's message,
+  right after the image, in the model's own chat format: `USER: <image>\\n{prompt} {question} ASSISTANT:`. Only the
+  prompt's own tokens are rows; those of the format and of the question are not. None of them is special.
+* The score of an image and a text. The question after the prompt asks whether the image shows this, and the match
+  probability is that of "Yes" in the softmax over the logits of two tokens at the last position, the first ones of
+  "Yes" and of "No". The question comes after the prompt, and attention is causal, so it changes no map.
+
+See `slime_bench.backbones.llava_text.Templates` for the words.
+
+Images of any size are resized to the vision tower's fixed square (bilinear, corners not aligned, antialiased when they
+shrink), stretched where they are not square, so that the h x w maps always cover the whole image. The library's own
+processor would resize the short side and cut away the ends of the long one.
+
+The official Llama file puts zeros in place of NaN, against overflow in float16. Here they are an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slime_bench.backbones.llava_attention import KeyValue, attention_by, pack, shared_attention
+from slime_bench.backbones.llava_files import Geometry, fingerprint, folder_of, read_geometry
+from slime_bench.backbones.llava_load import load_network, load_tokenizer
+from slime_bench.backbones.llava_text import Conversation, Templates
+from slime_bench.backbones.load import DTYPES
+from slime_bench.backbones.locate import check_hashes
+from slime_bench.backbones.vlm import (
+    ImageText,
+    Prompts,
+    Reduce,
+    Size,
+    VlmBackbone,
+    VlmFacts,
+    check_finite,
+    check_prompts,
+    chosen_layers,
+    finite_sum,
+    patch_grid,
+    too_long,
+)
+from slime_bench.errors import BackboneError
+
+_TUNED = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class LlavaBackbone(VlmBackbone):
+    """Frozen until someone switches gradients on, see `tuned`. The network computes in the precision of its weights;
+    scores and match probabilities are float32.
+
+    Raises:
+        BackboneError: weights missing, corrupt or of another architecture, or a conversation that does not fit.
+    """
+
+    @dataclass
+    class Config:
+        """Settings of a LLaVA.
+
+        Args:
+            name: in tables and result files.
+            weights: folder, bundled name, or hub id.
+            revision: commit of a hub id; null for its main branch.
+            image_size: side of the images that the data set hands out, pixels; the backbone resizes what differs from
+                its vision tower's.
+            dtype: precision of the frozen weights; 7 billion of them are 28 GB in fp32, 14 GB in bf16 or fp16.
+            templates: the conversation around a prompt, and the answers that give the match probability.
+            prompts_per_call: prompts that share one call of the attention kernel. More of them are fewer calls; the
+                mask and the work of a call grow with its square.
+        """
+
+        name: str = "llava15_7b"
+        weights: str = "llava-hf/llava-1.5-7b-hf"
+        revision: str | None = None
+        image_size: int = field(default=336, metadata={"min": 1})
+        dtype: str = field(default="bf16", metadata={"choices": tuple(DTYPES)})
+        templates: Templates = field(default_factory=Templates)
+        prompts_per_call: int = field(default=8, metadata={"min": 1})
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        folder = folder_of(config)
+        check_hashes(folder)
+        self._geometry = read_geometry(folder)
+        self._conversation = Conversation(load_tokenizer(folder), config.templates, self._geometry.image_token)
+        self.model = load_network(folder, DTYPES[config.dtype])
+        self.eval()
+        self.layers = _layer_names(self._geometry)
+        self.num_prefix_keys = self._geometry.prefix
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self._geometry, name)).view(1, 3, 1, 1)
+            self.register_buffer(f"_{name}", values, persistent=False)
+
+    @classmethod
+    def content_hash_of(cls, config: Config) -> str:
+        """sha256 of all shards and configuration files that `config` points to; nothing is loaded."""
+        return fingerprint(folder_of(config))
+
+    @classmethod
+    def describe(cls, config: Config) -> VlmFacts:
+        """What can be known from the JSON files alone, the tokeniser's among them.
+
+        Raises:
+            BackboneError: files that are missing or of another kind, or a conversation that does not fit.
+        """
+        folder = folder_of(config)
+        geometry = read_geometry(folder)
+        conversation = Conversation(load_tokenizer(folder), config.templates, geometry.image_token)
+        return VlmFacts(
+            _layer_names(geometry), geometry.patch, _num_tokens(geometry, conversation), image_size=geometry.side
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a prompt may have."""
+        return _num_tokens(self._geometry, self._conversation)
+
+    def grid(self, size: Size) -> Size:
+        """Patches (h, w): the same for every image, as every image is resized to one square.
+
+        Raises:
+            BackboneError: an image of `size` = (H, W) with a side shorter than a patch.
+        """
+        side, patch = self._geometry.side, self._geometry.patch
+        patch_grid((min(size[0], patch), min(size[1], patch)), patch)
+        return side // patch, side // patch
+
+    def tokenize(self, prompts: Sequence[str]) -> Prompts:
+        """Token ids of prompts as they stand in the conversation; no token is special. See `VlmBackbone.tokenize`."""
+        texts = check_prompts(prompts)
+        rows = [self._conversation.ids_of(text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > self.num_tokens:
+                raise too_long(text, len(row), self.num_tokens)
+        longest = max(map(len, rows))
+        device = self._mean.device
+        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+        mask = torch.tensor([[index < len(row) for index in range(longest)] for row in rows], device=device)
+        return Prompts(texts, ids, mask, torch.zeros_like(mask))
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """The vision tower's output, projected to the language model's width. See `VlmBackbone.encode_images`.
+
+        Args:
+            images: float32 [B,3,H,W], RGB in [0,1], of any size; resized and normalised inside.
+
+        Returns:
+            float [B,prefix+h*w,D], in the precision of the weights.
+        """
+        self.grid((int(images.shape[-2]), int(images.shape[-1])))
+        side = (self._geometry.side, self._geometry.side)
+        if images.shape[-2:] != side:
+            images = F.interpolate(images, side, mode="bilinear", align_corners=False, antialias=True)
+        pixels = ((images - self._mean) / self._std).to(self.model.dtype)
+        return torch.stack(list(self.model.get_image_features(pixel_values=pixels).pooler_output))
+
+    def read(self, states: Tensor, prompts: Prompts, reduce: Reduce, layers: Sequence[str] | None = None) -> ImageText:
+        """See `VlmBackbone.read`. T are the prompts' own tokens; a row of padding repeats the prompt's last token.
+
+        The image and what stands before it pass once per image, then all prompts pass together; see
+        `slime_bench.backbones.llava_attention`.
+        """
+        names = chosen_layers(self.layers, layers)
+        shared, image = self._shared(states)
+        packed = pack(
+            self._conversation.lead,
+            prompts.ids,
+            prompts.mask,
+            self._conversation.question,
+            shared=image.stop,
+            group=self.config.prompts_per_call,
+        )
+        maps: dict[str, Any] = {}
+        sums: dict[str, Tensor] = {}
+
+        def take(name: str, scores: Tensor) -> None:
+            sums[name] = finite_sum(scores)
+            maps[name] = reduce(scores)
+
+        keep: dict[int, Callable[[Tensor], None]] = {self.layers.index(name): partial(take, name) for name in names}
+        text = self._language
+        with attention_by(text, shared_attention(packed, shared, image, keep)):
+            embedded = self._embed(packed.ids).expand(len(states), -1, -1)
+            output = text(inputs_embeds=embedded, position_ids=packed.positions, use_cache=False)
+        match = self._match(output.last_hidden_state[:, packed.last])
+        check_finite({**sums, "match": finite_sum(match)}, self.model.dtype)
+        return ImageText(maps, match)
+
+    def tuned(self, layers: Sequence[str]) -> dict[str, nn.Parameter]:
+        """The input embeddings and the query, key, value and output projections of these layers.
+
+        Gradients reach them from the prompts and from the tokens of the image and before it. Steps as small as usual
+        are lost in bfloat16 weights: tune in fp32.
+        """
+        text = "model.model.language_model."
+        wanted = [f"{text}embed_tokens."]
+        for name in chosen_layers(self.layers, layers):
+            wanted += [f"{text}layers.{self.layers.index(name)}.self_attn.{part}." for part in _TUNED]
+        return {name: value for name, value in self.named_parameters() if name.startswith(tuple(wanted))}
+
+    @property
+    def _language(self) -> Any:
+        return self.model.model.language_model
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self._language.get_input_embeddings()(ids)
+
+    def _shared(self, states: Tensor) -> tuple[list[KeyValue], slice]:
+        """Keys and values of the tokens up to the image's last, of every layer, and the image's place among them."""
+        before = self._embed(torch.tensor([self._conversation.before], device=states.device))
+        embedded = torch.cat([before.expand(len(states), -1, -1), states.to(before.dtype)], dim=1)
+        cache = self._language(inputs_embeds=embedded, use_cache=True).past_key_values
+        image = slice(before.shape[1], embedded.shape[1])
+        return [(layer.keys, layer.values) for layer in cache.layers], image
+
+    def _match(self, hidden: Tensor) -> Tensor:
+        """float [B,P,D] at the last position -> float32 [B,P,1], probability of yes against no."""
+        head = self.model.get_output_embeddings()
+        answers = torch.tensor(self._conversation.answers, device=hidden.device)
+        logits = F.linear(hidden, head.weight[answers])  # the other 32 thousand rows are not asked for
+        return logits.float().softmax(dim=-1)[..., :1]
+
+
+def _layer_names(geometry: Geometry) -> tuple[str, ...]:
+    return tuple(f"layer.{index}" for index in range(geometry.layers))
+
+
+def _num_tokens(geometry: Geometry, conversation: Conversation) -> int:
+    """What the language model's positions leave for a prompt.
+
+    Raises:
+        BackboneError: nothing.
+    """
+    left = geometry.positions - geometry.image_tokens - len(conversation)
+    if left < 1:
+        raise BackboneError(
+            "the conversation leaves no room for a prompt",
+            path="backbone.templates.conversation",
+            found=f"{len(conversation)} tokens beside {geometry.image_tokens} of the image",
+            expected=f"fewer than {geometry.positions} together",
+            remedy="shorten the conversation",
+        )
+    return left

@@ -1,0 +1,145 @@
+"""How a prompt stands in LLaVA's conversation, and which tokens are whose.
+
+The whole conversation is tokenised as one text, as the library's own processor does it, and cut afterwards by the
+characters that each token covers. Tokenising the parts one by one would give other tokens at the seams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from slime_bench.errors import BackboneError
+
+IMAGE: Final = "<image>"
+PROMPT: Final = "{prompt}"
+_PROBE: Final = "Image of wheel."
+
+
+@dataclass
+class Templates:
+    """The conversation. Our choice: the authors publish no code for LLaVA, so neither the place of their prompts nor
+    the score of an image and a text is fixed by them.
+
+    Args:
+        conversation: the whole text up to where the model answers. It holds `<image>` and, after it, `{prompt}`, once
+            each; the question follows the prompt. The default is the chat template of LLaVA 1.5 (no system text), and
+            the question ends with the words by which LLaVA 1.5 was trained to give one-word answers.
+        positive, negative: answers as they would go on in the text, with the space before them. Only their first tokens
+            count. (Not called yes and no: YAML takes these for true and false.)
+    """
+
+    conversation: str = (
+        "USER: <image>\n{prompt} Does the image show this? Answer the question using a single word or phrase."
+        " ASSISTANT:"
+    )
+    positive: str = " Yes"
+    negative: str = " No"
+
+    def __post_init__(self) -> None:
+        for part in (IMAGE, PROMPT):
+            if self.conversation.count(part) != 1:
+                raise ValueError(
+                    f"templates.conversation must hold {part} once, not {self.conversation.count(part)} times"
+                )
+        if self.conversation.index(PROMPT) < self.conversation.index(IMAGE):
+            raise ValueError(
+                f"templates.conversation: {PROMPT} must follow {IMAGE}; a text sees only what is before it"
+            )
+        if self.conversation.endswith(PROMPT):
+            raise ValueError(f"templates.conversation: a question must follow {PROMPT}, for the answer to be read")
+
+
+class Conversation:
+    """Templates in the tokens of a model.
+
+    Attributes:
+        before: ids up to the image, without it. lead: between image and prompt. question: after the prompt.
+        answers: ids of the positive and of the negative answer.
+    """
+
+    before: tuple[int, ...]
+    lead: tuple[int, ...]
+    question: tuple[int, ...]
+    answers: tuple[int, int]
+
+    def __init__(self, tokenizer: Any, templates: Templates, image_token: int) -> None:
+        """
+        Args:
+            tokenizer: of the library, one that knows where in the text a token lies. image_token: id of `<image>`.
+
+        Raises:
+            BackboneError: a tokeniser without the image's token, or templates that it cannot cut.
+        """
+        self._tokenizer, self._image_token = tokenizer, image_token
+        name = tokenizer.convert_ids_to_tokens(image_token)
+        if not name or tokenizer(name, add_special_tokens=False)["input_ids"] != [image_token]:
+            raise BackboneError(
+                "the tokeniser has no token for the image",
+                path="tokenizer.json",
+                found=f"{name!r} at id {image_token}",
+                expected=f"the image token of config.json (image_token_index), such as {IMAGE}",
+                remedy="give the tokeniser that belongs to the model",
+            )
+        self._head, self._tail = templates.conversation.replace(IMAGE, name).split(PROMPT)
+        parts = self._cut(_PROBE)
+        if parts is None or not parts[3]:
+            raise _unfit("templates.conversation", templates.conversation, "the tokeniser cannot cut it at the prompt")
+        self.before, self.lead, _, self.question = parts
+        self.answers = (
+            self._answer("positive", templates.positive),
+            self._answer("negative", templates.negative),
+        )
+        if self.answers[0] == self.answers[1]:
+            found = f"{templates.positive!r} and {templates.negative!r}"
+            raise _unfit("templates", found, "both answers begin with the same token")
+
+    def __len__(self) -> int:
+        """Tokens beside those of the image and of the prompt."""
+        return len(self.before) + len(self.lead) + len(self.question)
+
+    def ids_of(self, prompt: str) -> tuple[int, ...]:
+        """The tokens of a prompt in its place in the conversation.
+
+        Raises:
+            BackboneError: the prompt holds the image's token, or its tokens run into those around it.
+        """
+        parts = self._cut(prompt)
+        if parts is None or (parts[0], parts[1], parts[3]) != (self.before, self.lead, self.question):
+            raise BackboneError(
+                "a prompt cannot be told from the text around it",
+                path=f"prompt {prompt!r}",
+                found="tokens that reach across its ends, or the token of an image",
+                expected="a text that begins with a letter and ends with a letter or a full stop",
+                remedy="change the prompt, or backbone.templates.conversation",
+            )
+        return parts[2]
+
+    def _cut(self, prompt: str) -> tuple[tuple[int, ...], ...] | None:
+        """Ids before the image, between image and prompt, of the prompt, and after it; None where there is no cut."""
+        encoded = self._tokenizer(self._head + prompt + self._tail, return_offsets_mapping=True)
+        ids, spans = tuple(encoded["input_ids"]), encoded["offset_mapping"]
+        start, end = len(self._head), len(self._head) + len(prompt)
+        inside = [index for index, (first, last) in enumerate(spans) if first < end and last > start]
+        if ids.count(self._image_token) != 1 or not inside or ids.index(self._image_token) >= inside[0]:
+            return None
+        image = ids.index(self._image_token)
+        return ids[:image], ids[image + 1 : inside[0]], ids[inside[0] : inside[-1] + 1], ids[inside[-1] + 1 :]
+
+    def _answer(self, key: str, answer: str) -> int:
+        text = self._head + _PROBE + self._tail
+        asked = self._tokenizer(text)["input_ids"]
+        answered = self._tokenizer(text + answer)["input_ids"]
+        if len(answered) <= len(asked) or answered[: len(asked)] != asked:
+            raise _unfit(f"templates.{key}", repr(answer), "its tokens run into those of the question")
+        return int(answered[len(asked)])
+
+
+def _unfit(key: str, found: str, why: str) -> BackboneError:
+    return BackboneError(
+        f"the conversation does not fit the tokeniser: {why}",
+        path=f"backbone.{key}",
+        found=found,
+        expected="e.g. 'USER: <image>\\n{prompt} Is this in the image? ASSISTANT:', ' Yes' and ' No'",
+        remedy="change backbone.templates, or give the tokeniser that belongs to the model",
+    )

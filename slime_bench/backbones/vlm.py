@@ -1,0 +1,285 @@
+"""What every vision-language backbone offers: images to states, prompts to tokens, both to attention scores per layer.
+
+A backbone knows no method. It hands the raw scores of one layer after the other to a function of the caller (`Reduce`),
+which keeps what it wants of them, so that no more than one layer's scores exist at a time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slime_bench.errors import BackboneError
+
+Size = tuple[int, int]
+"""(height, width)."""
+
+Reduce = Callable[[Tensor], Any]
+"""Of float32 scores [B,P,H,T,M] (images, prompts, heads, tokens, keys) of one layer, what is to be kept."""
+
+
+@dataclass(frozen=True)
+class VlmFacts:
+    """What a method may ask before weights are loaded.
+
+    Attributes:
+        layers: names of the layers that give maps, in running order, such as `layer.0`.
+        patch: pixels per patch along a side.
+        num_tokens: tokens that a prompt may have, special ones included.
+        image_size: side in pixels that is fixed for good; None for any multiple of the patch.
+    """
+
+    layers: tuple[str, ...]
+    patch: int
+    num_tokens: int
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A tokenised list of P prompts, padded to the longest, T tokens.
+
+    Attributes:
+        texts: as they were given.
+        ids: int64 [P,T].
+        mask: bool [P,T], True for a token, False for padding.
+        special: bool [P,T], True for a token that stands for no text, such as [CLS] and [SEP].
+    """
+
+    texts: tuple[str, ...]
+    ids: Tensor
+    mask: Tensor
+    special: Tensor
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """One pass over B images and P prompts.
+
+    Attributes:
+        maps: by the layer's name, in running order, what `reduce` made of its scores.
+        match: probability that image and text match, read at every position, padding included: float32 [B,P,T] in
+            [0,1]; [B,P,1] where the model has one per prompt.
+    """
+
+    maps: dict[str, Any]
+    match: Tensor
+
+
+class VlmBackbone(nn.Module, ABC):
+    """A frozen vision-language model. Parameters require gradients only when someone switches that on, see `tuned`.
+
+    Attributes:
+        layers: names of the layers that give maps, in running order.
+        num_prefix_keys: keys before those of the patches, 1 for the image's [CLS]. The caller drops them.
+    """
+
+    layers: tuple[str, ...]
+    num_prefix_keys: int
+
+    def train(self, mode: bool = True) -> VlmBackbone:
+        """Stays in evaluation mode: no dropout, whatever the trainer asks for, also while parts of it are tuned."""
+        return super().train(False)
+
+    @classmethod
+    @abstractmethod
+    def content_hash_of(cls, config: Any) -> str:
+        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, config: Any) -> VlmFacts:
+        """What can be known from the JSON files alone.
+
+        Raises:
+            BackboneError: files that are missing or of another kind.
+        """
+
+    @abstractmethod
+    def grid(self, size: Size) -> Size:
+        """Patches (h, w) of an image of `size` = (H, W) pixels; see `patch_grid`.
+
+        Raises:
+            BackboneError: an image of a size that the model cannot take.
+        """
+
+    @abstractmethod
+    def tokenize(self, prompts: Sequence[str]) -> Prompts:
+        """Token ids of prompts, on the device of the backbone.
+
+        Raises:
+            BackboneError: no prompt, an empty one, or one of too many tokens.
+        """
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """States of images; never with gradients.
+
+        Args:
+            images: float32 [B,3,H,W], RGB in [0,1]; normalised inside.
+
+        Returns:
+            float [B,prefix+h*w,D], in the precision of the weights.
+
+        Raises:
+            BackboneError: as `grid`.
+        """
+
+    @abstractmethod
+    def read(self, states: Tensor, prompts: Prompts, reduce: Reduce, layers: Sequence[str] | None = None) -> ImageText:
+        """Show every prompt every image; gradients flow where they are enabled.
+
+        Args:
+            states: [B,...], as `encode_images` gives them.
+            reduce: called once per chosen layer, in running order, with its scores q.k / sqrt(d) before the softmax,
+                float32 [B,P,H,T,M] whatever the precision of the weights.
+            layers: names of the layers to be read; None for all.
+
+        Raises:
+            BackboneError: a layer that is not there or named twice, an empty list of layers, or numbers that are not
+                finite.
+        """
+
+    @abstractmethod
+    def tuned(self, layers: Sequence[str]) -> dict[str, nn.Parameter]:
+        """The parameters that one-shot tuning of these layers optimises, by their names in the state dict.
+
+        Raises:
+            BackboneError: as `read`.
+        """
+
+
+def chosen_layers(available: Sequence[str], layers: Sequence[str] | None) -> tuple[str, ...]:
+    """The chosen ones of the available layers, in running order; all of them for None.
+
+    Raises:
+        BackboneError: an empty list, an unknown name or a name twice.
+    """
+    if layers is None:
+        return tuple(available)
+    if isinstance(layers, str):
+        layers = [layers]
+    if not layers:
+        raise BackboneError(
+            "no layer is named",
+            path="layers",
+            found="an empty list",
+            expected=f"at least one of {', '.join(available)}",
+            remedy=f"e.g. layers=[{available[-1]}]",
+        )
+    for name in layers:
+        if name not in available:
+            close = get_close_matches(str(name), available, n=3, cutoff=0.6)
+            raise BackboneError(
+                "the backbone has no layer of this name",
+                path="layers",
+                found=name,
+                expected=f"one of {', '.join(available)}",
+                remedy=f"did you mean {' or '.join(close)}?" if close else "name one of these layers",
+            )
+    twice = sorted({name for name in layers if list(layers).count(name) > 1})
+    if twice:
+        raise BackboneError("a layer is named twice", path="layers", found=twice[0], remedy="name every layer once")
+    return tuple(name for name in available if name in layers)
+
+
+def patch_grid(size: Size, patch: int, image_size: int | None = None) -> Size:
+    """Patches (h, w) of an image of `size` = (H, W) pixels.
+
+    Args:
+        patch: side of a patch in pixels. image_size: side that the model is fixed to; None for any multiple of `patch`.
+
+    Raises:
+        BackboneError: a side shorter than a patch, or no multiple of it, or another one than the fixed one.
+    """
+    height, width = int(size[0]), int(size[1])
+    expected = None
+    if min(height, width) < patch:
+        summary, expected = "the image is smaller than a patch", f"sides of at least {patch} pixels"
+    elif height % patch or width % patch:
+        summary, expected = "the image cannot be cut into patches", f"sides that are multiples of {patch} pixels"
+    elif image_size is not None and (height, width) != (image_size, image_size):
+        summary, expected = "the model takes images of one size only", f"{image_size}x{image_size} pixels"
+    if expected is not None:
+        side = image_size or max(patch, patch * round(max(height, width) / patch))
+        raise BackboneError(
+            summary,
+            path="backbone.image_size",
+            found=f"{height}x{width} pixels (height x width)",
+            expected=expected,
+            remedy=f"resize or pad the images, e.g. backbone.image_size={side}",
+        )
+    return height // patch, width // patch
+
+
+def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
+    """The prompts, each with at least one character.
+
+    Raises:
+        BackboneError: no prompt at all, or one that is empty, blank or no text.
+    """
+    prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    wrong = [index for index, text in enumerate(prompts) if not isinstance(text, str) or not text.strip()]
+    if wrong or not prompts:
+        raise BackboneError(
+            "a prompt is empty" if wrong else "there is no prompt",
+            path=f"prompts[{wrong[0]}]" if wrong else "prompts",
+            found=repr(prompts[wrong[0]]) if wrong else "an empty list",
+            expected="texts of at least one character",
+            remedy="see conf/prompts",
+        )
+    return prompts
+
+
+def too_long(text: str, found: int, allowed: int) -> BackboneError:
+    """The error for a prompt of `found` tokens where the model takes `allowed`."""
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return BackboneError(
+        "a prompt is longer than the model's text limit",
+        path=f"prompt {shown!r}",
+        found=f"{found} tokens, special ones included",
+        expected=f"at most {allowed}",
+        remedy="shorten it: a class name or a few words",
+    )
+
+
+def finite_sum(values: Tensor) -> Tensor:
+    """One number, 0-d, that is finite if and only if all of `values` are (short of sums beyond float32's range).
+
+    Nothing is waited for: on a GPU the number is looked at later, see `check_finite`.
+    """
+    return values.detach().sum(dtype=torch.float32)
+
+
+def check_finite(sums: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Refuse a pass in which numbers left the range of their type.
+
+    Args:
+        sums: `finite_sum` of every layer's scores and of the match probabilities, by a name for the message.
+        dtype: precision of the weights.
+
+    Raises:
+        BackboneError: one of them is NaN or infinite.
+    """
+    if not sums:
+        return
+    finite = torch.isfinite(torch.stack(list(sums.values())))
+    if bool(finite.all()):
+        return
+    first = next(name for name, fine in zip(sums, finite.tolist(), strict=True) if not fine)
+    half = dtype == torch.float16
+    raise BackboneError(
+        "the backbone's attention scores are not finite",
+        path=first,
+        found=f"NaN or infinity, with weights in {str(dtype).removeprefix('torch.')}",
+        expected="finite numbers" + (" (float16 ends at 65504)" if half else ""),
+        remedy="trainer.precision=bf16 or trainer.precision=fp32"
+        if half
+        else "check the images and the weights; retrain with a lower learning rate if these weights were tuned",
+    )

@@ -1,0 +1,97 @@
+"""The ranking experiment of the second paper: one pass per test image, and from it every layer and ensemble."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from slime_bench.methods.layer_study import Selection, selections, study
+from slime_bench.methods.vlm_attention import VlmAttention
+from slime_bench.methods.vlm_config import TEST, VlmConfig, check_mode
+from slime_bench.methods.vlm_maps import Reading, layer_classes, probabilities
+from slime_bench.metrics.iou import IouMetric
+
+STUDY_FILE = "layer_study.json"
+
+
+@dataclass
+class VlmRankingConfig(VlmConfig):
+    """Settings of `VlmRanking`: those of `VlmConfig`, without tuning, and
+
+    Args:
+        pairs: random pairs of layers that the two best are compared with.
+        resamples: of the bootstrap over images.
+    """
+
+    name: str = "infoscore_ranking"
+    pairs: int = field(default=10, metadata={"min": 0})
+    resamples: int = field(default=1000, metadata={"min": 0})
+
+
+class VlmRanking(VlmAttention):
+    """Zero-shot, with a record of what every choice of layers would have given. Its own result is that of the `top`
+    layers. The study is without the CRF, which would smooth over the differences between layers."""
+
+    Config = VlmRankingConfig
+    config: VlmRankingConfig
+
+    def prepare(self, data: Any, device: str) -> None:
+        check_mode(VlmConfig(mode="zero_shot"), data.shots)
+        named, self.config.layers = self.config.layers, None  # all layers are ranked, whichever are used
+        self._marginals: list[torch.Tensor] = []
+        began = time.perf_counter()
+        super().prepare(data, device)
+        self._seconds = {"rank": time.perf_counter() - began}
+        if named is not None:
+            self.config.layers = named
+            self.layers = self._in_running_order(named)
+        assert self.ranking is not None
+        self._chosen: dict[str, Selection] = selections(self.ranking, self.config.pairs, self.seed)
+        self._counts = {name: IouMetric(len(self.classes)) for name in self._chosen}
+        self._began = time.perf_counter()
+
+    def seen_marginals(self, marginals: torch.Tensor) -> None:
+        self._marginals.append(marginals.cpu())
+
+    @torch.no_grad()
+    def scores(self, images: torch.Tensor, ids: Any) -> torch.Tensor:
+        found = self.readings(images, ids, self.backbone.layers)
+        self._classes = self._layer_classes(found)
+        chosen = {name: found.maps[name] for name in self.layers}
+        return self.refined(self.combined(Reading(chosen, found.match), self._frame(images)), images)
+
+    def _layer_classes(self, found: Reading) -> dict[str, torch.Tensor]:
+        shown = self._views["chosen"]
+        maps = shown.layer_maps(found, self.protocol)
+        return dict(zip(maps, layer_classes(maps, shown.spans, self.protocol), strict=True))
+
+    def test_step(self, batch: Mapping[str, Any], index: int) -> None:
+        super().test_step(batch, index)
+        frame = self._frame(batch["image"])
+        grid = self.backbone.grid(frame)
+        for name, layers in self._chosen.items():
+            found = probabilities([self._classes[layer] for layer in layers], grid, frame, self.protocol)
+            self._counts[name].update(found.argmax(1).cpu(), batch["label"].cpu())
+
+    def extra_files(self) -> dict[str, bytes]:
+        """Those of `VlmAttention`, and the study."""
+        assert self.ranking is not None
+        counts = {name: metric.counts() for name, metric in self._counts.items()}
+        on_test = self.config.rank_on == TEST
+        result = study(
+            counts, self._chosen, self.ranking, torch.cat(self._marginals), on_test, self.config.resamples, self.seed
+        )
+        self._seconds["test"] = time.perf_counter() - self._began
+        result |= {
+            "rank_on": self.config.rank_on,
+            "used": list(self.layers),
+            "classes": list(self.classes),
+            "forwarded_images": self.forwarded,
+            "seconds": {name: round(value, 2) for name, value in self._seconds.items()},
+        }
+        return super().extra_files() | {STUDY_FILE: (json.dumps(result, indent=1) + "\n").encode()}
