@@ -9,7 +9,7 @@ RULE     ?= paper
 MERGE    ?= slime
 ARGS     ?=
 
-$(if $(filter-out slime vlm,$(METHODS)),$(error METHODS is "$(METHODS)"; choose among: slime vlm))
+$(if $(strip $(filter-out slime vlm,$(METHODS)) $(if $(strip $(METHODS)),,none)),$(error METHODS is "$(METHODS)"; choose among: slime vlm))
 
 SUBJECTS  := car horse face
 ABLATIONS := was prompt losses t_opt t_test lr layers start
@@ -30,7 +30,7 @@ CELEBA     ?= $(RAW)/CelebAMask-HQ.zip
 CAR_TEST   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format mini-data report ranking reproduce-all ablation-all clean \
+.PHONY: help setup test lint format mini-data report ranking bench reproduce-all ablation-all clean \
         $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%)
 
 help:  ## list the targets
@@ -140,8 +140,11 @@ ablation-all: $(STAMP)  ## all of them
 	for name in $(ABLATIONS); do $(MAKE) --no-print-directory ablation-$$name || status=$$?; done; \
 	exit $$status
 
-ranking: $(STAMP)  ## InfoScore's order of the layers beside that of their mIoU, for SUBJECT (other data: ARGS='data=voc2012 method.prompts=voc2012')
+ranking: $(STAMP)  ## InfoScore's order of the layers beside that of their mIoU, for SUBJECT (the paper's data: PRESET=paper ARGS='data=voc2012 metric=dataset')
 	$(call sweep_and_report,experiment=infoscore_ranking preset=$(PRESET)_vlm $(RANKED) $(OTHER_VLM) $(ARGS),--ranking experiment=infoscore_ranking preset=$(PRESET)_vlm $(RANKED) $(OTHER_VLM) $(ARGS))
+
+bench: $(STAMP)  ## speed, as ratios within one run: one pass of a VLM against the plain way
+	$(BIN)/python -m slime_bench.bench.vlm_passes $(ARGS)
 
 report: $(STAMP)  ## tables and figures from the results that are there (ARGS='--subject car')
 	$(BIN)/slime-bench report $(ARGS)

@@ -167,11 +167,15 @@ folder. It is a test and teaching model: it knows cars, horses and faces of the 
 (version {card["world_version"]}) and nothing else.
 
 - Data: rendered on the fly by `data_prep/mini_world.py`, split `pretrain`, which shares no picture with support, val
-  or test. Whole pictures and cut-outs, each with true and false captions; whether a part is in the view comes from the
-  renderer, where it is was never told: no mask entered a loss.
-- Losses: image-text matching on true captions and on captions with one word wrong (the colour of a part, mostly that of
-  another part of the picture; a part that is not there; the scene), contrast of images and descriptions, and a small
-  pull of the cross-attention's log-sum-exp towards 0, which keeps scores of different prompts on one scale.
+  or test. Whole pictures, cut-outs, and mosaics of four of them, with true and false captions. Whether a part is in
+  a view (at least 40 pixels of it) comes from the renderer; where in the view it lies was never told, no mask entered
+  a loss.
+- Losses: image-text matching on true captions and on captions with one word wrong (the colour of a part, mostly that
+  of another part of the view; a part that is not there; the scene); contrast of images and descriptions; two
+  fine-grained contrasts, of words with patches and of the cross-attention's largest scores, in which a caption has to
+  be found in the tiles of a mosaic of which it is true and in no other; and a small pull of the cross-attention's
+  log-sum-exp towards 0, which keeps the scores of different prompts on one scale. Without the mosaics a patch said
+  little of its own place.
 - Parameters: {card["parameters"]:,}; fp16 safetensors; 8-pixel patches, 16x16 of them.
 - Hardware: {card["hardware"]}.
 

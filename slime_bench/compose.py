@@ -64,6 +64,10 @@ def new_stamp() -> str:
 OmegaConf.register_new_resolver("slime_bench.stamp", lambda: _stamp or new_stamp(), replace=True)
 
 
+ABLATED = "slime"
+"""The method whose settings the files of conf/ablation vary."""
+
+
 def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None = None) -> Plan:
     """Compose and validate every trial of a command line.
 
@@ -89,11 +93,23 @@ def _plan(overrides: list[str], sweep: bool, extra_dir: str | None) -> Plan:
     fixed = [text for text, each in zip(final, parsed, strict=True) if not (sweep and each.is_sweep_override())]
     base = _composed(fixed, search, with_hydra=True).hydra
     sweep = sweep or base.mode == RunMode.MULTIRUN
+    _check_ablation(parsed, _composed(fixed, search))
     jobs = _jobs(final, base) if sweep else [final]
     trials = [validate(_composed(job, search)) for job in jobs]
     with translated():
         folder = Path(base.sweep.dir if sweep else base.run.dir)
     return Plan(final, trials, folder)
+
+
+def _check_ablation(parsed: list[Override], cfg: DictConfig) -> None:
+    """The files of conf/ablation vary settings of SLiMe, some of which other methods have under the same name."""
+    chosen = [each.input_line for each in parsed if each.key_or_group == "ablation" and each.value() is not None]
+    if chosen and cfg.method.get("name") != ABLATED:
+        raise ConfigError(
+            "the ablations are those of SLiMe's tables", path="ablation",
+            found=f"{chosen[-1]} with method {cfg.method.get('name')}", expected=f"the method {ABLATED}",
+            remedy="choose an experiment of it, e.g. experiment=mini_car, or sweep a key: method.top=1,2,3",
+        )  # fmt: skip
 
 
 def _search_path(extra_dir: str | None) -> list[str]:
@@ -139,7 +155,8 @@ def _sample(override: Override) -> str:
 def _jobs(overrides: list[str], base: DictConfig) -> list[list[str]]:
     if not str(base.sweeper._target_).endswith(".BasicSweeper"):
         return [overrides]  # another sweeper knows its own jobs
-    parameters = [f"{key}={value}" for key, value in (base.sweeper.params or {}).items()]
+    with translated():
+        parameters = [f"{key}={value}" for key, value in (base.sweeper.params or {}).items()]
     return list(BasicSweeper.split_arguments(_parse([*parameters, *overrides]), None)[0])
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from slime_bench.errors import ConfigError
@@ -34,12 +34,15 @@ EXCLUDED: Final[tuple[str, ...]] = (
     # locations; the fingerprint of what lies there decides (see `STANDS_IN`)
     "data.root",
     "data.splits",
+    "data.label_maps",
     "backbone.weights",
     "backbone.revision",
     "backbone.single_file_config",
     "method.start.path",
-    # how much the backbone is given at once
+    # how much the backbone is given at once, and what is kept
     "backbone.memory_gb",
+    "backbone.prompts_per_call",
+    "method.keep_gb",
     "backbone.layer_groups",  # names to choose from; the chosen ones stand in `backbone.cross_layers`
     # a reduction of the stored counts: every result file holds all conventions
     "metric",
@@ -49,10 +52,14 @@ EXCLUDED: Final[tuple[str, ...]] = (
 STANDS_IN: Final[dict[str, str]] = {
     "data.root": "data",
     "data.splits": "data",
+    "data.label_maps": "data",
     "backbone.weights": "backbone",
     "method.start.path": "start",
 }
 """For an excluded location, the fingerprint that has to stand in for it."""
+
+NAMES_OF_FILES: Final = (("method", "prompts"),)
+"""Group and key of paths of which only the last part is kept; the fingerprint of what lies there decides."""
 
 REDACTED: Final = "<redacted>"
 _SECRET_KEYS: Final = (
@@ -115,6 +122,10 @@ def deciding(config: Mapping[str, Any], keep: Sequence[str] = ()) -> dict[str, A
     """
     patterns = [pattern.split(".") for pattern in EXCLUDED if pattern not in keep]
     plain: dict[str, Any] = _without(_plain(config, ()), patterns, ())
+    for group, key in NAMES_OF_FILES:
+        settings = plain.get(group)
+        if isinstance(settings, dict) and isinstance(settings.get(key), str):
+            plain[group] = {**settings, key: PurePath(settings[key]).name}
     return plain
 
 

@@ -272,6 +272,7 @@ def threads(count: int | None, deterministic: bool) -> Iterator[None]:
         torch.set_num_threads(count)
     torch.manual_seed(0)
     if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA first multiplies
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield

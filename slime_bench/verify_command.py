@@ -110,13 +110,16 @@ def _print(name: str, root: Path, classes: Sequence[str], report: VerifyReport, 
         console.print(f"note: no image of {key} shows {', '.join(absent)}")
     faults = [f"{each.path}: {each.summary} ({each.found})" for each in report.problems]
     _section(console, "cannot be used", faults)
+    _section(console, "what to do", list(dict.fromkeys(str(each.remedy) for each in report.problems if each.remedy)))
     _section(console, "differs from the manifest", report.differences)
     _section(console, "in the test split and in another", [str(each) for each in report.leaks])
     twice = [str(each) for each in report.duplicates if not each.leak]
     _section(console, "appears twice (a warning)", twice)
     images = sum(each.images for each in report.splits.values())
     good = report.usable and not report.leaks
-    source = " (remembered: no file has changed since; --fresh decodes them again)" if report.remembered else ""
+    source = (
+        " (remembered: no file has changed since; --fresh decodes them again)" if report.remembered and images else ""
+    )
     console.print(f"{'good' if good else 'NOT GOOD'}: {images:,} images in {seconds:.1f} s{source}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -49,7 +50,7 @@ def find_folder(
             hub that does not answer.
     """
     name = settings.weights
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     for folder in (ASSETS / name, path):
         if name and folder.is_dir():
             check_complete(folder)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slime_bench.backbones.blip_load import Statistics
-from slime_bench.backbones.blip_text import ImageFreeCache, captured, fuse, image_free, scores
+from slime_bench.backbones.blip_text import ImageFreeCache, captured, fuse, image_free, scores, wide
 from slime_bench.backbones.vlm import (
     ImageText,
     Prompts,
@@ -98,7 +98,7 @@ class BlipModules(VlmBackbone):
         with captured(chosen, take):
             attended = self._image_free(self.text_encoder, ids, mask, self._first)
             hidden = fuse(self.text_encoder, attended, mask, states, self._first)
-        match = self.itm_head(hidden).float().softmax(-1)[..., 1]
+        match = wide(self.itm_head(hidden)).softmax(-1)[..., 1]
         check_finite({**sums, "match": finite_sum(match)}, self.dtype)
         return ImageText(maps, match)
 

@@ -42,14 +42,19 @@ def scores(query: Tensor, key: Tensor, heads: int, prompts: int) -> Tensor:
         query: float [B,P*T,D]. key: float [B,M,D]. heads: H, of d = D/H numbers each. prompts: P.
 
     Returns:
-        float32 [B,P,H,T,M], not contiguous; in the precision of float32 whatever that of the weights.
+        float32 [B,P,H,T,M], not contiguous, whatever the precision of the weights; float64 for float64.
     """
     batch, tokens, width = query.shape
     with torch.autocast(query.device.type, enabled=False):
-        split_query = query.float().view(batch, tokens, heads, -1).transpose(1, 2) / math.sqrt(width // heads)
-        split_key = key.float().view(batch, key.shape[1], heads, -1).permute(0, 2, 3, 1)
+        split_query = wide(query).view(batch, tokens, heads, -1).transpose(1, 2) / math.sqrt(width // heads)
+        split_key = wide(key).view(batch, key.shape[1], heads, -1).permute(0, 2, 3, 1)
         found = split_query @ split_key
     return found.view(batch, heads, prompts, tokens // prompts, -1).transpose(1, 2)
+
+
+def wide(values: Tensor) -> Tensor:
+    """float32, unless they are float64."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

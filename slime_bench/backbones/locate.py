@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def locate(name: str, revision: str | None = None, weights: bool = True) -> Path
     Raises:
         BackboneError: nothing of that name here, a pickled file, or the hub does not answer.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     for folder in (ASSETS / name, path):
         if folder.is_dir():
             return folder.resolve()

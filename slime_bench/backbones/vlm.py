@@ -168,24 +168,30 @@ def chosen_layers(available: Sequence[str], layers: Sequence[str] | None) -> tup
     if not layers:
         raise BackboneError(
             "no layer is named",
-            path="layers",
+            path="method.layers",
             found="an empty list",
             expected=f"at least one of {', '.join(available)}",
-            remedy=f"e.g. layers=[{available[-1]}]",
+            remedy=f"e.g. method.layers=[{available[-1]}]",
         )
     for name in layers:
         if name not in available:
             close = get_close_matches(str(name), available, n=3, cutoff=0.6)
             raise BackboneError(
                 "the backbone has no layer of this name",
-                path="layers",
+                path="method.layers",
                 found=name,
                 expected=f"one of {', '.join(available)}",
                 remedy=f"did you mean {' or '.join(close)}?" if close else "name one of these layers",
             )
     twice = sorted({name for name in layers if list(layers).count(name) > 1})
     if twice:
-        raise BackboneError("a layer is named twice", path="layers", found=twice[0], remedy="name every layer once")
+        raise BackboneError(
+            "a layer is named twice",
+            path="method.layers",
+            found=twice[0],
+            expected="each name once",
+            remedy="leave one out",
+        )
     return tuple(name for name in available if name in layers)
 
 

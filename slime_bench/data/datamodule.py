@@ -13,7 +13,7 @@ import lightning
 from torch.utils.data import DataLoader, Dataset
 
 from slime_bench.data.checks import check_support
-from slime_bench.data.config import SPLITS, SUPPORT, TEST, VAL, DataConfig
+from slime_bench.data.config import SHOTS, SPLITS, SUPPORT, TEST, VAL, DataConfig
 from slime_bench.data.folder import FolderDataset, ImageFolder, Sample
 from slime_bench.data.layouts import listing
 from slime_bench.data.loading import (
@@ -67,6 +67,13 @@ class SegmentationDataModule(lightning.LightningDataModule):
             raise ConfigError(
                 "there is no such support set", path="shots", found=shots, expected="0 or more", remedy="e.g. shots=1"
             )
+        pool = config.splits[SUPPORT]
+        if shots == 0 and SHOTS in pool:
+            raise ConfigError(
+                "the support folder of this data set goes by the number of shots", path="data.splits.support",
+                found=f"{pool} with shots=0", expected="a folder whose images may be looked at",
+                remedy=f"say which, e.g. data.splits.support={pool.replace(SHOTS, '10')}",
+            )  # fmt: skip
         self.config = config
         self.shots = shots
         self.seed = seed

@@ -58,7 +58,7 @@ class SceneSplits(SplitFolders):
 
     def fingerprint(self, lists: Sequence[Path]) -> str:
         """sha256 of the files that say what the splits are, of all their images and label maps, and of `lists`."""
-        parts = []
+        parts = [f"{split}={name}" for split, name in sorted(self.config.splits.items())]
         for name in sorted(set(self.config.splits.values())):
             if not self._data.is_there(name):
                 continue

@@ -27,6 +27,9 @@ from slime_bench.errors import ConfigError, DataError
 BUILT_IN = (DRAWN, IN_ORDER, AUTHORS_EVAL, AUTHORS_TRAIN, NO_SUPPORT)
 """Values of `data.support` that are no names of lists."""
 
+MOST_RUNS = 1000
+"""Largest seed for which the choice of the second paper\'s code is repeated."""
+
 
 class SceneDataModule(SegmentationDataModule):
     """See `SceneConfig`. Subclasses say where files lie and read a split by its name."""
@@ -155,6 +158,11 @@ class SceneDataModule(SegmentationDataModule):
         return self._drawn()
 
     def _authors(self, counts: Counts) -> list[Example]:
+        if self.seed > MOST_RUNS:  # every run before it has to be drawn first
+            raise ConfigError(
+                "the seed is the number of the authors' run here", path="seed", found=self.seed,
+                expected=f"0 to {MOST_RUNS}", remedy="e.g. seed=0,1,2,3,4, or data.support=drawn",
+            )  # fmt: skip
         path = self._folders.path(TEST if self.config.support == AUTHORS_EVAL else SUPPORT)
         return authors_support(counts, self.shots, self.seed, self.config.min_pixels, self.classes, str(path))
 

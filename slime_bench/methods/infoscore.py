@@ -59,6 +59,31 @@ def entropy(marginal: Tensor) -> Tensor:
     return -(marginal * marginal.clamp(min=FLOOR).log()).sum(-1)
 
 
+def moments(images: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation from sums over images, of m and of m^2, each float [...,L,C].
+
+    The variance is a difference of sums; around 0 and not another point, so that the error of std / mean, which counts
+    as much for small columns as for large ones, is below about 1e-8 for every column (in float64).
+    """
+    mean = total / images
+    return mean, (squares / images - mean.square()).clamp(min=0).sqrt()
+
+
+def scores(images: Tensor, entropies: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+    """The five numbers of `Ranking`, in its order, from sums over images.
+
+    Args:
+        images: N, float []. entropies: sum of H(m_n), float [...,L]. total, squares: as in `moments`, float [...,L,C].
+
+    Returns:
+        float [5,...,L].
+    """
+    mean, std = moments(images, total, squares)
+    image_entropy, all_entropy = entropies / images, entropy(mean)
+    ratio, cov = all_entropy / image_entropy, (std / mean).sum(-1)
+    return torch.stack([image_entropy, all_entropy, ratio, cov, ratio * cov])
+
+
 class Ranking(NamedTuple):
     """InfoScore of L layers and what it is made of; tuples in running order of the layers.
 
@@ -94,7 +119,7 @@ class Ranking(NamedTuple):
         if not 1 <= k <= len(self.layers):
             raise ConfigError(
                 "the ranking cannot give so many layers",
-                path="top_layers",
+                path="method.top",
                 found=k,
                 expected=f"1..{len(self.layers)}, the layers that were ranked",
             )
@@ -162,13 +187,8 @@ class InfoScore(Metric):
         self.squares += marginals.square().sum(0)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and population standard deviation over the images so far of this process, each float64 [L,C].
-
-        The variance is a difference of sums; around 0 and not another point, so that the error of std / mean, which
-        counts as much for small columns as for large ones, is below about 1e-8 for every column.
-        """
-        mean = self.total / self.images
-        return mean, (self.squares / self.images - mean.square()).clamp(min=0).sqrt()
+        """Mean and population standard deviation over the images so far of this process, each float64 [L,C]."""
+        return moments(self.images, self.total, self.squares)
 
     def compute(self) -> Ranking:
         """The scores of all images, those of other processes included.
@@ -184,10 +204,7 @@ class InfoScore(Metric):
                 expected=f"at least {MIN_IMAGES}",
                 remedy="rank on more images, or name the layers in the configuration",
             )
-        mean, std = self.moments()
-        image_entropy, all_entropy = self.entropies / self.images, entropy(mean)
-        ratio, cov = all_entropy / image_entropy, (std / mean).sum(-1)
-        values = torch.stack([image_entropy, all_entropy, ratio, cov, ratio * cov])
+        values = scores(self.images, self.entropies, self.total, self.squares)
         finite = values.isfinite().all(0).tolist()
         if not all(finite):
             raise BackboneError(

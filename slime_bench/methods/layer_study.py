@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata, spearmanr
 
-from slime_bench.methods.infoscore import InfoScore, Ranking
+from slime_bench.methods.infoscore import Ranking, entropy, scores
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.iou import IouCounts, mean_iou, reduction
 from slime_bench.seeding import numpy_generator
@@ -68,16 +68,22 @@ def study(
         },
         "conventions": {},
     }
+    rng = numpy_generator(seed, "layer bootstrap")
+    tested = draws(rng, result["test_images"], resamples)
+    ranked = tested if same_images else draws(rng, len(marginals), resamples)
+    scores_of = resampled_scores(marginals, ranked)
     for convention in CONVENTION_RULES:
         values = {name: percent(each, convention) for name, each in counts.items()}
         single = [values[name] for name in ranking.layers]
-        samples = _bootstrap(counts, ranking.layers, marginals, convention, same_images, resamples, seed)
+        mious = torch.stack([resampled_miou(counts[name], tested, convention) for name in ranking.layers], dim=1)
+        pairs = zip(scores_of.tolist(), mious.tolist(), strict=True)
+        rhos = [rho for scores, some in pairs if (rho := correlation(scores, some)) is not None]
         tail = (100 - PERCENT) / 2
         result["conventions"][convention] = {
             "single": single,
             "single_rank": ranks(single),
             "rho": correlation(ranking.score, single),
-            "interval": [float(np.percentile(samples, edge)) for edge in (tail, 100 - tail)] if samples else None,
+            "interval": [float(np.percentile(rhos, edge)) for edge in (tail, 100 - tail)] if rhos else None,
             "selections": {name: {"layers": list(layers), "miou": values[name]} for name, layers in chosen.items()},
         }
     return result
@@ -100,33 +106,30 @@ def correlation(scores: Sequence[float], values: Sequence[float]) -> float | Non
     return float(spearmanr(scores, values).statistic)
 
 
-def _bootstrap(
-    counts: Mapping[str, IouCounts], layers: Sequence[str], marginals: torch.Tensor, convention: str,
-    same_images: bool, resamples: int, seed: int,
-) -> list[float]:  # fmt: skip
-    """Rho of every resample in which it is defined."""
-    rng = numpy_generator(seed, "layer bootstrap")  # the same images for every convention
-    tested, ranked = counts[layers[0]].num_images, len(marginals)
-    found = []
-    for _ in range(resamples):
-        rows = torch.from_numpy(rng.integers(tested, size=tested))
-        seen = rows if same_images else torch.from_numpy(rng.integers(ranked, size=ranked))
-        score = InfoScore(layers, marginals.shape[2])
-        score.update(marginals[seen])
-        values = [_fast_miou(counts[name], rows, convention) for name in layers]
-        if (rho := correlation(score.compute().score, values)) is not None:
-            found.append(rho)
-    return found
+def draws(rng: np.random.Generator, images: int, resamples: int) -> torch.Tensor:
+    """How often each image is in each resample, float64 [R,N]; rows sum to N."""
+    rows = rng.integers(images, size=(resamples, images))
+    counts = [np.bincount(row, minlength=images) for row in rows]
+    return torch.from_numpy(np.array(counts, dtype=np.float64).reshape(resamples, images))
 
 
-def _fast_miou(counts: IouCounts, rows: torch.Tensor, convention: str) -> float:
-    """As `percent` of the images `rows`, up to rounding: thousands of resamples cannot wait for exact sums."""
-    intersection, union = counts.intersection[rows].double(), counts.union[rows].double()
+def resampled_scores(marginals: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """InfoScore of every resample: marginals float [N,L,C], drawn float64 [R,N] -> float64 [R,L]."""
+    values = marginals.double()
+    sums = [torch.einsum("rn,n...->r...", drawn, each) for each in (entropy(values), values, values.square())]
+    return scores(torch.tensor(float(len(values)), dtype=torch.float64), *sums)[-1]
+
+
+def resampled_miou(counts: IouCounts, drawn: torch.Tensor, convention: str) -> torch.Tensor:
+    """As `percent` of every resample, up to rounding: drawn float64 [R,N] -> float64 [R].
+
+    Thousands of resamples cannot wait for the exact sums of the table's reductions.
+    """
+    intersection, union = counts.intersection.double(), counts.union.double()
     if convention == "dataset":
-        per_class = intersection.sum(0) / union.sum(0)
+        per_class = (drawn @ intersection) / (drawn @ union)
     else:
-        present = counts.present[rows]
-        keep = present & present[:, 1:].any(1, keepdim=True) if convention == "slime" else union > 0
-        iou = torch.where(keep, intersection / union.clamp(min=1), torch.zeros_like(union))
-        per_class = iou.sum(0) / keep.sum(0)
-    return 100 * float(per_class.nanmean())
+        present = counts.present & counts.present[:, 1:].any(1, keepdim=True)
+        keep = (present if convention == "slime" else union > 0).double()
+        per_class = (drawn @ (keep * intersection / union.clamp(min=1))) / (drawn @ keep)
+    return 100 * per_class.nanmean(dim=1)

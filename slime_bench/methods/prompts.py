@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,18 +172,24 @@ def read_prompts(name_or_path: str) -> PromptFile:
 
 
 def _locate(name: str) -> Path:
-    path = Path(name).expanduser()
+    if not name.strip():
+        raise ConfigError(
+            "no prompts are named", path="method.prompts", found="an empty text",
+            expected=f"one of {', '.join(bundled_prompts())}, or the path of a YAML file", remedy="name one",
+        )  # fmt: skip
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     if len(path.parts) != 1 or path.suffix in _SUFFIXES:
-        return path
+        return path.absolute()
     bundled = config_dir() / GROUP / f"{name}.yaml"
     if bundled.is_file():
         return bundled
     options = bundled_prompts()
     close = _nearest(name, options)
     raise ConfigError(
-        f"there are no prompts called `{name}`", path=bundled, found="nothing",
+        f"there are no prompts called `{name}`", path="method.prompts", found=repr(name),
         expected=f"one of {', '.join(options)}, or the path of a YAML file",
-        remedy=f"did you mean `{close[0]}`?" if close else "choose one of these, or write a file of your own",
+        remedy=f"{f'did you mean `{close[0]}`? Or' if close else 'choose one, or'} write the words of your classes: "
+        "method.prompts=<file.yaml> with template: Image of {}., background: [sky, wall], related: {<class>: [], ...}",
     )  # fmt: skip
 
 

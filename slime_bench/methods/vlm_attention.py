@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slime_bench.backbones.vlm import VlmBackbone, VlmFacts
+from slime_bench.backbones.vlm import VlmBackbone, VlmFacts, patch_grid
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.infoscore import InfoScore, Ranking
@@ -68,7 +68,7 @@ class VlmAttention(SegmentationMethod):
         self.single, self.chosen = prompts or _lists(config, self.classes)
         self.ranking: Ranking | None = None
         self.layers: tuple[str, ...] = ()
-        self.forwarded = 0  # images that went through the model, ranking included, tuning left out
+        self.forwarded = 0  # images that went through the model: ranking, validation and test, not the tuning itself
         self._kept: dict[str, Reading] = {}
         self._states: dict[str, torch.Tensor] = {}
         self._tuned: dict[str, nn.Parameter] = {}
@@ -88,6 +88,8 @@ class VlmAttention(SegmentationMethod):
         read_prompts(config.prompts).expand(classes, multi=config.multi_prompt)
         if backbone is not None:
             check_layers(config, backbone)
+            if backbone.image_size is None:  # else the backbone resizes
+                patch_grid((image_size, image_size), backbone.patch)
 
     @classmethod
     def fingerprints(cls, config: VlmConfig) -> dict[str, str]:
@@ -104,6 +106,8 @@ class VlmAttention(SegmentationMethod):
             "chosen": view(self.chosen, self.chosen, self._prompts),
         }
         tunes = data.shots > 0
+        if tunes:
+            self._check_precision()
         if self.config.layers is None:
             self.ranking = self.rank(data, keep=not tunes)
             self.layers = self._in_running_order(self.ranking.top(self.config.top))
@@ -113,6 +117,15 @@ class VlmAttention(SegmentationMethod):
         if tunes:
             self.epochs, self.max_steps = self.config.epochs, self.config.max_steps
             self._start_tuning()
+
+    def _check_precision(self) -> None:
+        """Steps of a small learning rate are lost in half precision: most are below bf16's last bit."""
+        low = {str(each.dtype).removeprefix("torch.") for each in self.backbone.parameters()} & {"bfloat16", "float16"}
+        if low:
+            raise ConfigError(
+                "tuning needs weights in full precision", path="trainer.precision", found=" and ".join(sorted(low)),
+                expected="fp32", remedy="trainer.precision=fp32; half precision is for shots=0",
+            )  # fmt: skip
 
     def _in_running_order(self, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for name in self.backbone.layers if name in names)
@@ -137,10 +150,9 @@ class VlmAttention(SegmentationMethod):
             self.seen_marginals(values)
             if keep and on_test:
                 for row, name in enumerate(batch["id"]):
-                    one = found.rows(row)
-                    size += one.size()
+                    size += found.size() // len(images)
                     if size <= self.config.keep_gb * 1e9:
-                        self._kept[name] = one
+                        self._kept[name] = found.rows(row)
         return score.compute()
 
     def seen_marginals(self, marginals: torch.Tensor) -> None:
@@ -214,9 +226,9 @@ class VlmAttention(SegmentationMethod):
         Args:
             found: float32 [B,K,H,W]. label: int64 [B,H,W], 255 = ignore.
         """
-        weight = torch.ones(len(self.classes), device=found.device)
+        weight = found.new_ones(len(self.classes))
         weight[0] = self.config.background_weight
-        if bool((label == _IGNORE).all()):
+        if not bool(weight[label[label != _IGNORE]].sum() > 0):  # nothing that counts: no annotation, or weight 0
             return found.sum() * 0
         return F.nll_loss(found.clamp(min=_FLOOR).log(), label, weight, ignore_index=_IGNORE)
 
@@ -231,12 +243,14 @@ class VlmAttention(SegmentationMethod):
         Raises:
             ConfigError: a name that is not tuned, or another shape.
         """
+        shapes, expected = ({name: list(value.shape) for name, value in each.items()} for each in (state, self._tuned))
+        if shapes != expected:
+            raise ConfigError(
+                "the learned state is that of other layers or another model", path="state.safetensors",
+                found=", ".join(shapes) or "nothing", expected=f"the tuned parameters of {', '.join(self.layers)}",
+                remedy="load it into a method of the same backbone and layers",
+            )  # fmt: skip
         for name, value in state.items():
-            if name not in self._tuned or self._tuned[name].shape != value.shape:
-                raise ConfigError(
-                    "the learned state is that of other layers or another model", path=name,
-                    found=list(value.shape), expected=f"the tuned parameters of {', '.join(self.layers)}",
-                )  # fmt: skip
             self._tuned[name].copy_(value)
 
     @torch.no_grad()

@@ -30,7 +30,9 @@ class Reading:
     def rows(self, index: int) -> Reading:
         """That of one image, as a batch of one, on the CPU."""
         one = slice(index, index + 1)
-        return Reading({name: maps[one].cpu() for name, maps in self.maps.items()}, self.match[one].cpu())
+        # Copies: a slice would keep the whole batch alive.
+        maps = {name: each[one].to("cpu", copy=True) for name, each in self.maps.items()}
+        return Reading(maps, self.match[one].to("cpu", copy=True))
 
     def only(self, layers: Sequence[str]) -> Reading:
         """With the maps of `layers` alone."""

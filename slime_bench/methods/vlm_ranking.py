@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from slime_bench.backbones.vlm import VlmFacts
+from slime_bench.errors import ConfigError
 from slime_bench.methods.layer_study import Selection, selections, study
 from slime_bench.methods.vlm_attention import VlmAttention
-from slime_bench.methods.vlm_config import TEST, VlmConfig, check_mode
+from slime_bench.methods.vlm_config import TEST, VlmConfig, check_layers
 from slime_bench.methods.vlm_maps import Reading, layer_classes, probabilities
 from slime_bench.metrics.iou import IouMetric
 
@@ -40,8 +44,20 @@ class VlmRanking(VlmAttention):
     Config = VlmRankingConfig
     config: VlmRankingConfig
 
+    @classmethod
+    def check(
+        cls, config: VlmConfig, backbone: VlmFacts | None, classes: Sequence[str], image_size: int, shots: int = 1
+    ) -> None:
+        """As `VlmAttention.check`, and no support images."""
+        if shots:
+            raise ConfigError(
+                "the ranking experiment learns nothing", path="shots", found=shots, expected="0", remedy="shots=0"
+            )
+        super().check(config, backbone, classes, image_size, shots)
+        if backbone is not None:
+            check_layers(dataclasses.replace(config, layers=None), backbone)
+
     def prepare(self, data: Any, device: str) -> None:
-        check_mode(VlmConfig(mode="zero_shot"), data.shots)
         named, self.config.layers = self.config.layers, None  # all layers are ranked, whichever are used
         self._marginals: list[torch.Tensor] = []
         began = time.perf_counter()
@@ -82,16 +98,26 @@ class VlmRanking(VlmAttention):
         """Those of `VlmAttention`, and the study."""
         assert self.ranking is not None
         counts = {name: metric.counts() for name, metric in self._counts.items()}
+        self._seconds["test"] = time.perf_counter() - self._began
         on_test = self.config.rank_on == TEST
         result = study(
             counts, self._chosen, self.ranking, torch.cat(self._marginals), on_test, self.config.resamples, self.seed
         )
-        self._seconds["test"] = time.perf_counter() - self._began
         result |= {
+            "seed": self.seed,
             "rank_on": self.config.rank_on,
             "used": list(self.layers),
             "classes": list(self.classes),
             "forwarded_images": self.forwarded,
             "seconds": {name: round(value, 2) for name, value in self._seconds.items()},
         }
-        return super().extra_files() | {STUDY_FILE: (json.dumps(result, indent=1) + "\n").encode()}
+        return super().extra_files() | {STUDY_FILE: (json.dumps(_plain(result), indent=1) + "\n").encode()}
+
+
+def _plain(value: Any) -> Any:
+    """NaN, an mIoU that is not defined, as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -314,7 +314,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, str]:
 def shortened(key: str, keys: Sequence[str]) -> str:
     """The shortest tail of a dotted key that names no other key."""
     parts = key.split(".")
-    for length in range(1, len(parts)):
+    for length in range(2 if parts[-1] == "enabled" else 1, len(parts)):  # of what? says the part before
         tail = ".".join(parts[-length:])
         if sum(other == tail or other.endswith(f".{tail}") for other in keys) == 1 and parts[0] != "fingerprint":
             return tail

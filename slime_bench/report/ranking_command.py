@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = f"experiment={RANKING}"
 _NOT_A_SETTING = ("seed", "metric")
-_FOLDERS = ("output_root", "data_root")
+_FOLDERS = ("output_root", "data_root", "data.root", "backbone.weights")
 
 
 @dataclass

@@ -286,10 +286,12 @@ def prepared_lines(prepared: Iterable[Mapping[str, str]]) -> list[str]:
 def _stated_lines(rows: Iterable[Row]) -> list[str]:
     """What rows say of their settings, one line for all rows that say the same."""
     grouped: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for row in rows:
-        if row.stated:
-            name = f"{method_facts.display_name(row.method, row.shots)}{f' ({row.variant})' if row.variant else ''}"
-            grouped.setdefault(tuple(row.stated.items()), []).append(name)
+    named = [row for row in rows if row.stated]
+    differ = [key for key in ("backbone", "protocol") if len({getattr(row, key) for row in named}) > 1]
+    for row in named:
+        about = ", ".join([*(getattr(row, key) for key in differ), *([row.variant] if row.variant else [])])
+        name = method_facts.display_name(row.method, row.shots) + (f" ({about})" if about else "")
+        grouped.setdefault(tuple(row.stated.items()), []).append(name)
     heads = {"crf": "CRF", "layers": "layers", "prompts": "prompts"}
     return [
         f"{method_facts.listed(names)}: {'; '.join(f'{heads.get(key, key)} {text}' for key, text in said)}"

@@ -142,12 +142,24 @@ def check_method(cfg: DictConfig, method_class: Any) -> None:
         ConfigError: such a method, or a backbone or protocol of another.
     """
     trial.check_parts(cfg, method_class, load_target(cfg.backbone["_target_"]))
+    refuse_dependent(method_class, cfg.method.name)
+
+
+def refuse_dependent(method_class: Any, name: str) -> None:
+    """Refuse a method whose learned state alone segments nothing.
+
+    Raises:
+        ConfigError: such a method.
+    """
     if not method_class.self_contained:
         raise ConfigError(
-            f"slime-bench segment does not take the method {cfg.method.name}", path="method", found=cfg.method.name,
+            f"slime-bench segment does not take the method {name}",
+            path="method",
+            found=name,
             expected="a method whose learned state is all that it needs, such as slime",
-            remedy="run a trial on the images as a data set instead: slime-bench method=... data=folder "
-            "data.root=<folder>", )  # fmt: skip
+            remedy="run a trial on the images as a data set: "
+            "slime-bench preset=mini_vlm data=folder data.root=<folder> method.prompts=<file.yaml>",
+        )
 
 
 def save(path: Path, method: Any, cfg: DictConfig, support: Support, fit_signature: str) -> None:

@@ -24,6 +24,7 @@ from slime_bench.data.labels import palette
 from slime_bench.errors import ConfigError, DeviceError, SlimeBenchError
 from slime_bench.schema import build, load_target, parse
 from slime_bench.segment.files import LABELS, OVERLAYS, Record, Run, write, write_run
+from slime_bench.segment.fit import refuse_dependent
 from slime_bench.segment.masks import RGB
 from slime_bench.segment.output import Picture, label_png, overlay, view
 from slime_bench.segment.progress import Lines
@@ -100,6 +101,7 @@ def load_method(made: Recipe, tensors: Mapping[str, torch.Tensor], device: str) 
         SlimeBenchError: a missing backbone, tensors that are not this method's and backbone's, half precision for the
             CPU.
     """
+    refuse_dependent(load_target(made.nodes.method["_target_"]), made.nodes.method.name)
     if device == "cpu" and made.nodes.backbone.get("dtype") == "fp16":
         raise DeviceError(
             "half precision needs CUDA", path="backbone.dtype", found="embeddings learnt in fp16, and the CPU",

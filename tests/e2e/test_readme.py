@@ -53,13 +53,17 @@ def test_trials_and_sweeps_compose(readme: str) -> None:
         if words[0] == "slime-bench" and words[1] not in cli.SUBCOMMANDS:
             overrides = [word for word in words[1:] if word != "--multirun"]
             sizes.append(len(compose.plan(overrides, sweep="--multirun" in words).trials))
-    assert sizes == [1, 6, 6, 8, 6, 1, 1, 1]
+    assert sizes == [1, 6, 6, 1, 9, 1, 3, 8, 6, 1, 1, 1]
 
 
 def test_reports_are_understood(readme: str) -> None:
     found = [words[2:] for words in commands(readme) if words[:2] == ["slime-bench", "report"]]
     understood = [report_command._parser().parse_intermixed_args(words) for words in found]
-    assert [(each.subject, each.ablation) for each in understood] == [("car", None), (None, "lr")]
+    assert [(each.subject, each.ablation, each.ranking) for each in understood] == [
+        ("car", None, False),
+        (None, None, True),
+        (None, "lr", False),
+    ]
 
 
 def test_segment_does_as_told(
@@ -133,7 +137,7 @@ def test_the_method_example_runs(
 
 def test_paths_keys_and_options_that_the_page_names_exist(readme: str, repository: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
-        assert (repository / link).is_file(), link
+        assert (repository / link).exists(), link
     (cfg,) = compose.plan([]).trials
     table = readme.split("## Where this differs", 1)[1]
     keys = [

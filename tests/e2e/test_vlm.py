@@ -98,7 +98,12 @@ def test_other_words_are_another_trial(vlm: Vlm, tmp_path: Path) -> None:
     for word in ("image", "traffic sign"):
         words.write_text(lines.format(word))
         assert vlm("shots=0", f"method.prompts={words}").code == 0
-    assert len(list((vlm.outputs / "runs" / "tiny_car" / "vlm_attention" / "0-shot").iterdir())) == 2
+    (tmp_path / "elsewhere").mkdir()
+    moved = words.rename(tmp_path / "elsewhere" / "words.yaml")
+    assert vlm("shots=0", f"method.prompts={moved}").code == 0  # the same words in another place
+    folders = list((vlm.outputs / "runs" / "tiny_car" / "vlm_attention" / "0-shot").iterdir())
+    assert len(folders) == 2
+    assert not [path for path in folders if str(tmp_path) in (path / "result.json").read_text()]
 
 
 def test_ranking_on_the_test_images_reads_them_once(vlm: Vlm) -> None:
@@ -160,3 +165,36 @@ def test_segment_says_that_it_does_not_take_it(car_pictures: Path, tmp_path: Pat
         "--out", str(tmp_path / "out"), "method=vlm_attention", "backbone=mini_blip", "protocol=is_mini",
     )  # fmt: skip
     assert outcome.code == 2 and "does not take the method vlm_attention" in outcome.err
+
+
+def test_one_pass_says_what_three_say(vlm: Vlm, capsys: pytest.CaptureFixture[str]) -> None:
+    """The measurement of speed; not its figures, which depend on the machine."""
+    from slime_bench.bench import vlm_passes
+
+    overrides = ["data=pascal_part_car", f"data.root={vlm.data}", f"backbone.weights={vlm.weights}"]
+    overrides += [f"backbone.image_size={SIDE}", "method.prompts=mini_car", "data.batch_size=2"]
+    assert vlm_passes.main(overrides) == 0
+    printed = capsys.readouterr().out
+    assert "one pass: 1 passes per image" in printed and "plain: 3 passes per image" in printed
+    assert " 0.0000 % of the pixels" in printed
+    assert vlm_passes.main([*overrides, "method.top=9"]) == 2
+
+
+def test_a_state_is_not_taken_by_segment(ran: Vlm, tmp_path: Path) -> None:
+    for option, shots in (("--state", 1), ("--embeddings", 0)):
+        path = ran.folder(shots) / "state.safetensors"
+        images = ["--images", str(ran.data / "test/images"), "--out", str(tmp_path / option)]
+        outcome = command("segment", option, str(path), *images)
+        assert outcome.code == 2 and "does not take the method vlm_attention" in outcome.err, outcome.err
+
+
+def test_the_ablations_are_slimes() -> None:
+    for name in ("layers", "lr", "was"):
+        outcome = command("--multirun", "experiment=mini_car_vlm", f"ablation={name}")
+        assert outcome.code == 2 and "ablations are those of SLiMe" in outcome.err, outcome.err
+
+
+def test_half_precision_is_for_zero_shot(vlm: Vlm) -> None:
+    outcome = vlm("shots=1", "trainer.precision=bf16")
+    assert outcome.code == 2 and "full precision" in outcome.err and "trainer.precision=fp32" in outcome.err
+    assert vlm("shots=0", "trainer.precision=bf16").code == 0

@@ -24,7 +24,7 @@ from slime_bench.methods.vlm_protocol import VlmProtocol
 from slime_bench.metrics.iou import intersection_union
 from slime_bench.refine.crf import crf_kernel, mean_field
 from slime_bench.refine.crf_config import CrfConfig
-from tests.parity.golden_infoscore import Arrays, Golden, chosen_folder, open_golden
+from tests.parity.golden_infoscore import MEAN, STD, Arrays, Golden, chosen_folder, open_golden
 from tests.parity.infoscore_pass import golden_blip
 from tests.parity.table import Checks
 
@@ -65,6 +65,10 @@ def tuner(golden: Golden, facts: dict[str, Any]) -> VlmAttention:
     method = VlmAttention(config, CODE, golden_blip(golden), golden.classes(mode), seed=0, prompts=(prompts, prompts))
     method.backbone.mean.zero_()  # the recorded images are normalised already, and the tuning amplifies every rounding
     method.backbone.std.fill_(1)
+    if facts["accumulation"] == 1:
+        # A step per image amplifies rounding: on another CPU than the recorder's, float32 strays by 7e-4 after 15
+        # steps, also in a plain loop over the library's own model; float64 stays within the README's bar.
+        method.backbone.double()
     method.log = lambda *_, **__: None  # type: ignore[method-assign,assignment]
     method.prepare(Data(), "cpu")
     return method
@@ -119,12 +123,11 @@ def test_tuning(name: str, golden: Golden, record_property: Callable[[str, objec
     places = golden.meta["slice64_flat_indices_of_CHW"]
     singles = facts["accumulation"] == 1
     loss_bar, after_bar = (LOSS_SINGLES, AFTER_SINGLES) if singles else (LOSS, AFTER)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with Checks(record_property, f"oneshot_{name}") as check:
         for run in range(facts["runs"]):
             method = tuner(golden, facts)
             untouched = {key: value.clone() for key, value in method.backbone.state_dict().items()}
-            pictures = (want.tensor(f"r{run}_support_images") * std + mean).clamp(0, 1)
+            pictures = want.tensor(f"r{run}_support_images")
             labels = want.tensor(f"r{run}_support_labels").long()
             losses, seen = tune(method, pictures, labels, facts["iterations"])
             check.absolute(f"r{run}_losses", torch.tensor(losses), want[f"r{run}_losses"], loss_bar, "losses")
@@ -133,7 +136,7 @@ def test_tuning(name: str, golden: Golden, record_property: Callable[[str, objec
                 f"r{run}_step_unary", steps, want[f"r{run}_step_unary_checksum"], after_bar, "unary of every step"
             )
             _parameters(check, method, want, run, facts, untouched)
-            _queries(check, method, golden, want, run, facts, after_bar, places, (mean, std))
+            _queries(check, method, golden, want, run, facts, after_bar, places)
             method.restore()
             for key, value in method.backbone.state_dict().items():
                 assert torch.equal(value, untouched[key]), f"{key} was not restored"
@@ -166,7 +169,7 @@ def _parameters(
 
 def _queries(
     check: Checks, method: VlmAttention, golden: Golden, want: Arrays, run: int, facts: dict[str, Any], bar: float,
-    places: list[int], statistics: tuple[Tensor, Tensor],
+    places: list[int],
 ) -> None:  # fmt: skip
     images, labels = _query_images(golden, facts["query_order"][run])
     found, scores = after(method, images)
@@ -177,10 +180,7 @@ def _queries(
     check.absolute(f"r{run}_unary_checksums", sums, want[f"r{run}_unary_after_checksums"], bar, "unary of all queries")
     check.absolute(f"r{run}_itm_after", scores, want[f"r{run}_itm_after"], bar, "ITM scores")
     crf = CrfConfig(final_softmax=True)
-    mean, std = statistics
-    smooth = torch.cat(
-        [mean_field(u[None], crf_kernel((x[None] - mean) / std, crf), crf) for u, x in zip(found, images, strict=True)]
-    )
+    smooth = torch.cat([mean_field(u[None], crf_kernel(x[None], crf), crf) for u, x in zip(found, images, strict=True)])
     first = want[f"r{run}_crf_after0"]
     check.absolute(f"r{run}_crf_after0", smooth[: len(first)], first, 10 * CRF * float(abs(first).max()), "CRF")
     counts = [
@@ -193,10 +193,13 @@ def _queries(
 
 
 def _query_images(golden: Golden, names: list[str]) -> tuple[Tensor, Tensor]:
-    """The recorded queries, through the bench's own reading and resizing."""
+    """The recorded queries, normalised, through the bench's own reading and resizing."""
     samples = []
     for name in names:
         image = torch.from_numpy(np.array(Image.open(golden.folder / name).convert("RGB"))).permute(2, 0, 1)
         label = torch.from_numpy(np.array(Image.open(golden.folder / name.replace("images", "labels")))).long()
         samples.append(fit_sample(Sample(name, image.contiguous(), label), golden.size[0], OPENCV_FLOAT, PAD_FLOOR8))
-    return torch.stack([each.image / 255 for each in samples]), torch.stack([each.label for each in samples])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return torch.stack([(each.image / 255 - mean) / std for each in samples]), torch.stack(
+        [each.label for each in samples]
+    )

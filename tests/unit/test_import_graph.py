@@ -43,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "embeddings_command": {*BASE, "embeddings", "compose", "schema", "trial", "segment", "methods"},
     "cli": {*BASE, "compose", "schema", "paths", "trial", "segment", "embeddings_command", "verify_command"}
     | {"report"},
+    "bench": {*BASE, "compose", "schema", "methods"},
     # Rendering, pre-training and preparing data: tools beside the bench, which may measure with it.
     "data_prep": {*BASE, "attention", "backbones", "metrics", "methods", "data", "schema", "paths", "cli"},
 }

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_bench.methods.infoscore import InfoScore, Ranking
-from slime_bench.methods.layer_study import _fast_miou, correlation, percent, ranks, selections, study
+from slime_bench.methods.layer_study import (
+    correlation,
+    draws,
+    percent,
+    ranks,
+    resampled_miou,
+    resampled_scores,
+    selections,
+    study,
+)
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.iou import IouCounts
 
@@ -78,7 +87,24 @@ def test_the_fast_way_is_the_exact_one(convention: str) -> None:
     each = counts(3)
     rows = torch.tensor([0, 3, 3, 5, 7, 0, 11, 2])
     some = IouCounts(each.intersection[rows], each.union[rows], each.present[rows])
-    assert _fast_miou(each, rows, convention) == pytest.approx(percent(some, convention), abs=1e-9)
+    drawn = torch.bincount(rows, minlength=12).double()[None]
+    assert float(resampled_miou(each, drawn, convention)) == pytest.approx(percent(some, convention), abs=1e-9)
+
+
+def test_scores_of_a_resample_are_those_of_its_images() -> None:
+    marginals = torch.rand(7, 3, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    rows = torch.tensor([0, 0, 3, 6, 6, 6, 2])
+    score = InfoScore(LAYERS[:3], 4)
+    score.update(marginals[rows])
+    found = resampled_scores(marginals, torch.bincount(rows, minlength=7).double()[None])
+    assert found[0].tolist() == pytest.approx(score.compute().score, rel=1e-9)
+
+
+def test_draws() -> None:
+    drawn = draws(np.random.default_rng(0), 9, 20)
+    assert (
+        drawn.shape == (20, 9) and bool((drawn.sum(1) == 9).all()) and len({tuple(row) for row in drawn.tolist()}) > 15
+    )
 
 
 class TestStudy:

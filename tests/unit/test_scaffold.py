@@ -22,7 +22,7 @@ from slime_bench.paths import config_dir
 
 PACKAGES = ("slime_bench", "data_prep")
 TARGETS = {
-    "help", "setup", "test", "lint", "format", "mini-data", "report", "ranking", "clean",
+    "help", "setup", "test", "lint", "format", "mini-data", "report", "ranking", "bench", "clean",
     "reproduce-car", "reproduce-horse", "reproduce-face", "reproduce-all", "ablation-all",
     "ablation-was", "ablation-prompt", "ablation-losses", "ablation-t_opt", "ablation-t_test", "ablation-lr",
     "ablation-layers", "ablation-start", "prepare-car", "prepare-horse", "prepare-face",

@@ -239,8 +239,9 @@ class TestTuning:
         fresh.load_learned_state({name: value.clone() for name, value in state.items()})
         assert torch.equal(fresh.scores(data.test["image"], data.test["id"]), want)
         other = make(data, layers=["layer.1"])
-        with pytest.raises(ConfigError, match="other layers"):
-            other.load_learned_state(state)
+        for wrong in (state, {}, dict(list(other.learned_state().items())[1:])):
+            with pytest.raises(ConfigError, match="other layers"):
+                other.load_learned_state(wrong)
 
     def test_loss(self, make: Make) -> None:
         method = make(Data(), background_weight=0.25)
@@ -257,6 +258,18 @@ class TestTuning:
                         total -= w * float(found[b, k, y, x].double().clamp(min=1e-12).log())
                         weight += w
         assert float(method.loss(found, label)) == pytest.approx(total / weight, rel=1e-5)
+
+    @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+    def test_half_precision_loses_the_steps(self, make: Make, precision: str) -> None:
+        method = make()
+        method.backbone.to({"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+        with pytest.raises(ConfigError, match="full precision"):
+            method.prepare(Data(shots=1), "cpu")
+        method.prepare(Data(shots=0), "cpu")
+
+    def test_background_of_no_weight(self, make: Make) -> None:
+        method = make(Data(), background_weight=0.0)
+        assert float(method.loss(torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long))) == 0
 
     def test_a_group_without_annotation_moves_nothing_by_its_loss(self, make: Make) -> None:
         method = make(Data())
@@ -297,9 +310,12 @@ class TestStudy:
         counts = method.test_metric.counts()
         assert selections["top-2"]["miou"] == pytest.approx(100 * mean_iou(reduce_slime(counts)))
 
-    def test_learns_nothing(self, make: Make) -> None:
-        with pytest.raises(ConfigError, match="does not fit"):
-            make(Data(shots=1), pairs=2)
+    def test_learns_nothing(self, weights: Path, words: str) -> None:
+        facts = BlipBackbone.describe(BlipBackbone.Config(weights=str(weights), image_size=SIDE))
+        with pytest.raises(ConfigError, match="learns nothing"):
+            VlmRanking.check(VlmRankingConfig(prompts=words), facts, CLASSES, SIDE, 1)
+        with pytest.raises(ConfigError, match="more layers"):  # all are ranked, whichever are used
+            VlmRanking.check(VlmRankingConfig(prompts=words, top=9, layers=["layer.0"]), facts, CLASSES, SIDE, 0)
 
 
 class TestCheck:
