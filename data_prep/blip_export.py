@@ -24,6 +24,8 @@ from data_prep.pretrain_export import machine, stage_facts
 from data_prep.pretrain_vae import HELD_OUT
 from slime_bench.seeding import numpy_generator
 
+HISTORY = "history.txt"
+"""In the folder of checkpoints, by hand: what of the training the code does not tell."""
 KINDS = ("long", "part", "colour", "scene")
 """Of captions: a description, "Image of wheel.", "Image of black wheel.", "Image of grass." or "Image of car."."""
 
@@ -46,6 +48,7 @@ def export(work: Path, out: Path, size: Mapping[str, int], device: torch.device)
         "stages": {stage: stage_facts(work / stage) for stage in reversed(stages)},
         "measured": measure(loaded.eval(), tokenizer, device),
         "hardware": machine(device),
+        "history": (work / HISTORY).read_text().strip() if (work / HISTORY).is_file() else "",
         "bytes": folder_size(building),
     }
     (building / "card.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -177,7 +180,7 @@ folder. It is a test and teaching model: it knows cars, horses and faces of the 
   log-sum-exp towards 0, which keeps the scores of different prompts on one scale. Without the mosaics a patch said
   little of its own place.
 - Parameters: {card["parameters"]:,}; fp16 safetensors; 8-pixel patches, 16x16 of them.
-- Hardware: {card["hardware"]}.
+- Hardware: {card["hardware"]}.{f" {card['history']}" if card["history"] else ""}
 
 | stage | steps | images | seconds | matching loss at the end | accuracy |
 | --- | --- | --- | --- | --- | --- |

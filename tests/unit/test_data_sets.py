@@ -286,3 +286,10 @@ def test_a_missing_class_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the class file") as caught:
         DataConfig("toy", "data", classes_file=str(tmp_path / "no.yaml"))
     assert caught.value.found == "No such file or directory"
+
+
+def test_a_pool_that_goes_by_the_shots_needs_some(release: Path) -> None:
+    """For methods that learn nothing the pool is still looked at, without its annotation."""
+    with pytest.raises(ConfigError, match="goes by the number of shots") as caught:
+        data_of("data=slime_release_horse", f"data.root='{release}'", shots=0)
+    assert "data.splits.support=train_10" in str(caught.value.remedy)

@@ -96,7 +96,9 @@ def test_the_fingerprint_is_of_lists_images_and_labels(tmp_path: Path) -> None:
     picture.putpixel((0, 50), 3)
     picture.save(label)
     found.add(voc(tmp_path).fingerprint())
-    assert len(found) == 4
+    swapped = "data.splits={support: val, val: val, test: train}"
+    found.add(voc(tmp_path, swapped).fingerprint())  # the same lists in other roles are another data set
+    assert len(found) == 5
 
 
 def test_a_verdict_holds_for_its_list_only(tmp_path: Path) -> None:
@@ -253,6 +255,12 @@ def test_the_same_choice_from_the_train_list_takes_nothing_from_the_queries(tmp_
     data.prepare_data()
     assert data.support_ids == [ids["train"][index] for index, _ in by_the_book(AUTHORS_SCENES, 1, 2, 400)]
     assert [each for batch in data.test_dataloader() for each in batch["id"]] == ids["val"]
+
+
+def test_a_seed_that_is_no_run_of_the_authors(twin: Path) -> None:
+    with pytest.raises(ConfigError, match="authors' run") as caught:
+        _ = voc(twin, "data.support=authors_eval", seed=20261121).support_ids
+    assert "data.support=drawn" in str(caught.value.remedy)
 
 
 def test_a_class_that_nothing_shows_stops_the_authors_choice(twin: Path) -> None:
