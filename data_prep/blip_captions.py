@@ -6,7 +6,8 @@ a part in the view decides (a word for the whole view); where it lies is never t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,12 +23,13 @@ TEMPLATE: Final = "image of {} ."
 """The prompts of the paper, "Image of wheel.", as the tokeniser reads them."""
 
 SHOWN, SEEN, ABSENT = 40, 120, 0
-"""Pixels in a view of 128 x 128: a part is there from `SHOWN` on, what surrounds it from `SEEN` on, and neither is
+"""Pixels in a view, of whatever size: a part is there from `SHOWN` on, what surrounds it from `SEEN` on, and neither is
 there with `ABSENT`; between the two nothing is asked."""
 
 BLOCK: Final = "block"
-TILES: Final = 4
-"""Views of a mosaic."""
+GRIDS: Final = (2, 4)
+"""Views of a mosaic along a side."""
+TILES: Final = max(GRIDS) ** 2
 PLURALS: Final = {"wheel": "wheels", "window": "windows", "light": "lights", "leg": "legs", "eye": "eyes"} | {
     "brow": "brows", "ear": "ears", "plate": "plates", "head": "heads", "tail": "tails",
 }  # fmt: skip
@@ -43,14 +45,21 @@ _TRUE: Final = {
 }  # fmt: skip
 """Share of a word's captions that are true, counted on 4,000 views; see `weight`."""
 _TRUE_IN_MOSAIC: Final = {
-    "block": 0.95, "body": 0.95, "brow": 0.73, "cloth": 0.66, "ear": 0.69, "eye": 0.88, "hair": 0.79, "head": 0.62,
-    "leg": 0.89, "light": 0.81, "mouth": 0.84, "neck": 0.80, "nose": 0.88, "plate": 0.55, "skin": 0.95, "tail": 0.58,
-    "torso": 0.95, "wheel": 0.83, "window": 0.93, **dict.fromkeys(SCENES, 0.60),
+    "block": 0.95, "body": 0.95, "brow": 0.65, "cloth": 0.67, "ear": 0.70, "eye": 0.89, "hair": 0.82, "head": 0.65,
+    "leg": 0.90, "light": 0.82, "mouth": 0.83, "neck": 0.82, "nose": 0.88, "plate": 0.58, "skin": 0.95, "tail": 0.60,
+    "torso": 0.95, "wheel": 0.86, "window": 0.93, **dict.fromkeys(SCENES, 0.62),
 }  # fmt: skip
 _TRUE_IN_TILE: Final = {
-    "block": 0.59, "body": 0.35, "brow": 0.23, "cloth": 0.21, "ear": 0.22, "eye": 0.30, "hair": 0.26, "head": 0.19,
-    "leg": 0.30, "light": 0.26, "mouth": 0.29, "neck": 0.26, "nose": 0.30, "plate": 0.17, "skin": 0.35, "tail": 0.18,
-    "torso": 0.33, "wheel": 0.27, "window": 0.31, **dict.fromkeys(SCENES, 0.19),
+    2: {
+        "block": 0.55, "body": 0.35, "brow": 0.20, "cloth": 0.22, "ear": 0.22, "eye": 0.30, "hair": 0.27,
+        "head": 0.20, "leg": 0.30, "light": 0.26, "mouth": 0.27, "neck": 0.27, "nose": 0.28, "plate": 0.18,
+        "skin": 0.34, "tail": 0.18, "torso": 0.34, "wheel": 0.28, "window": 0.32, **dict.fromkeys(SCENES, 0.19),
+    },
+    4: {
+        "block": 0.15, "body": 0.33, "brow": 0.09, "cloth": 0.18, "ear": 0.12, "eye": 0.11, "hair": 0.23,
+        "head": 0.12, "leg": 0.22, "light": 0.14, "mouth": 0.11, "neck": 0.17, "nose": 0.11, "plate": 0.11,
+        "skin": 0.26, "tail": 0.12, "torso": 0.28, "wheel": 0.19, "window": 0.22, **dict.fromkeys(SCENES, 0.22),
+    },
 }  # fmt: skip
 _SINGULAR: Final = {plural: word for word, plural in PLURALS.items()}
 _EVERY_PART: Final = sorted({word for words in WORDS.values() for word in words})
@@ -62,7 +71,7 @@ class View:
     """A picture or a part of it.
 
     Attributes:
-        image: uint8 [128,128,3]. whole: whether nothing was cut off.
+        image: uint8 [side,side,3]. whole: whether nothing was cut off.
         subject: car, horse or face. shown, absent: words of the parts that are there, and that are not.
         colours: word -> colour of that part, for the parts whose colour the caption names.
         around, not_around: words of the background (surfaces, and blocks) that are there, and that are not.
@@ -107,8 +116,14 @@ class Caption:
     tiles: tuple[bool | None, ...] = ()
 
     @property
+    def grid(self) -> int:
+        """Tiles along a side."""
+        return math.isqrt(len(self.tiles)) or 1
+
+    @property
     def tile_weights(self) -> tuple[float, ...]:
-        return tuple(0.0 if truth is None else weight(self.text, truth, _TRUE_IN_TILE) for truth in self.tiles)
+        table = _TRUE_IN_TILE[self.grid] if self.tiles else {}
+        return tuple(0.0 if truth is None else weight(self.text, truth, table) for truth in self.tiles)
 
 
 @dataclass(frozen=True)
@@ -120,44 +135,58 @@ class Example:
     described: bool
 
 
-def draw_example(index: int, rng: np.random.Generator, mosaics: float = 0.6) -> Example:
-    """A view of picture `index` of the stream, or with probability `mosaics` a mosaic of four pictures' views."""
-    if rng.random() < mosaics:
-        return mosaic([draw_view(TILES * index + offset, rng) for offset in range(TILES)], rng)
-    view = draw_view(index, rng)
-    told = [Caption(text, truth, weight(text, truth, _TRUE)) for text, truth in captions(view, rng)]
-    return Example(view.image, told, True)
+def draw_example(index: int, rng: np.random.Generator, shares: Sequence[float] = (0.25, 0.25, 0.5)) -> Example:
+    """A view of one picture of the stream, or a mosaic of views of four, two by two or four by four.
+
+    Args:
+        shares: of the three kinds.
+    """
+    kind = int(rng.choice(3, p=shares))
+    if kind == 0:
+        view = draw_view(4 * index, rng)
+        told = [Caption(text, truth, weight(text, truth, _TRUE)) for text, truth in captions(view, rng)]
+        return Example(view.image, told, True)
+    grid = GRIDS[kind - 1]
+    views = []
+    for offset in range(4):
+        place = 4 * index + offset
+        picture, subject = stream_picture(place), _SUBJECT_NAMES[place % len(_SUBJECT_NAMES)]
+        views += [make_view(picture, subject, rng, grid=grid) for _ in range(grid * grid // 4)]
+    return mosaic([views[number] for number in rng.permutation(len(views))], rng)
 
 
 def mosaic(views: list[View], rng: np.random.Generator) -> Example:
-    """Four views at half their size, two by two. What is true of one is mostly false of the others: a model that says
-    in one place what it has seen in another is wrong."""
-    small = [np.asarray(Image.fromarray(view.image).reduce(2)) for view in views]
-    image = np.concatenate([np.concatenate(small[:2], axis=1), np.concatenate(small[2:], axis=1)])
+    """Views side by side, row by row. What is true of one is mostly false of the others: a model that says in one place
+    what it has seen in another is wrong."""
+    grid = math.isqrt(len(views))
+    rows = [np.concatenate([view.image for view in views[at : at + grid]], axis=1) for at in range(0, len(views), grid)]
     words, coloured = [], []
     for view in views:
-        words += rng.permutation([*view.shown, *view.around])[:3].tolist()
-        words += [*rng.permutation(view.absent)[:2].tolist(), _one(view.not_around, rng)]
-        if described := [word for word in view.shown if word in view.colours]:
+        words += rng.permutation([*view.shown, *view.around])[: 6 // grid].tolist()
+        words += rng.permutation([*view.absent, _one(view.not_around, rng)])[: 6 // grid - 1].tolist()
+        if (described := [word for word in view.shown if word in view.colours]) and rng.random() < 2 / grid:
             word = _one(described, rng)
             right = rng.random() < 0.5
             coloured.append((view.colours[word] if right else _other_colour(view, word, described, rng), word))
+    words += rng.permutation([*_EVERY_PART, *SCENES])[:grid].tolist()
     told = []
     for word in dict.fromkeys(words):
         tiles = tuple(_has(view, word) for view in views)
         told += _known(_short(word, rng), tiles)
-    for colour, word in dict.fromkeys(coloured):
+    for colour, word in list(dict.fromkeys(coloured))[:5]:
         tiles = tuple(_has_coloured(view, colour, word) for view in views)
         told += _known(TEMPLATE.format(f"{colour} {number(word, rng)}"), tiles)
-    return Example(image, told, False)
+    return Example(np.concatenate(rows), told, False)
 
 
 def _known(text: str, tiles: tuple[bool | None, ...]) -> list[Caption]:
     """The caption, unless nobody can say whether it is true of the image."""
-    if True not in tiles and None in tiles:
+    if True not in tiles and None in tiles and len(tiles) < TILES:
         return []
     truth = True in tiles
-    return [Caption(text, truth, weight(text, truth, _TRUE_IN_MOSAIC), tiles)]
+    # Of sixteen views nearly every word is true of one: that says nothing of the whole image.
+    whole = weight(text, truth, _TRUE_IN_MOSAIC) if len(tiles) < TILES else 0.0
+    return [Caption(text, truth, whole, tiles)]
 
 
 def _has(view: View, word: str) -> bool | None:
@@ -176,22 +205,28 @@ def _has_coloured(view: View, colour: str, word: str) -> bool | None:
 
 
 def draw_view(index: int, rng: np.random.Generator, whole: float = 0.3) -> View:
-    """A view of picture `index` of the pre-training stream: with probability `whole` all of it, otherwise a square of
-    0.25 to 0.75 of its side; half of the views are mirrored."""
+    """A view of picture `index` of the pre-training stream; see `make_view`."""
     return make_view(stream_picture(index), _SUBJECT_NAMES[index % len(_SUBJECT_NAMES)], rng, whole)
 
 
-def make_view(picture: Picture, subject: str, rng: np.random.Generator, whole: float) -> View:
-    """As `draw_view`, of a picture at hand."""
+def make_view(picture: Picture, subject: str, rng: np.random.Generator, whole: float = 0.3, grid: int = 1) -> View:
+    """A view of 128/grid pixels: with probability `whole` all of the picture, otherwise a square of 0.25 to 0.75 of its
+    side; half of the views are mirrored. In a fine grid it is a square of 0.18 to 0.45, mostly around a part."""
     image, label, scene, side = picture.image, picture.label, picture.scene, picture.image.shape[0]
-    is_whole = bool(rng.random() < whole)
+    fine, out = grid == max(GRIDS), side // grid
+    is_whole = not fine and bool(rng.random() < whole)
     if not is_whole:
-        cut = int(rng.uniform(0.25, 0.75) * side)
+        cut = int(rng.uniform(*((0.18, 0.45) if fine else (0.25, 0.75))) * side)
         top, left = (int(v) for v in rng.integers(0, side - cut + 1, size=2))
+        if fine and rng.random() < 0.75:
+            ys, xs = np.nonzero(label)
+            at = int(rng.integers(len(ys)))
+            top, left = (int(np.clip(v[at] - cut // 2, 0, side - cut)) for v in (ys, xs))
         image, label, scene = (each[top : top + cut, left : left + cut] for each in (image, label, scene))
-        image = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+    if image.shape[0] != out:
+        image = np.asarray(Image.fromarray(image).resize((out, out), Image.Resampling.BILINEAR))
         label, scene = (
-            np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.NEAREST)) for each in (label, scene)
+            np.asarray(Image.fromarray(each).resize((out, out), Image.Resampling.NEAREST)) for each in (label, scene)
         )
     if rng.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]

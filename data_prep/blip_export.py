@@ -170,7 +170,7 @@ folder. It is a test and teaching model: it knows cars, horses and faces of the 
 (version {card["world_version"]}) and nothing else.
 
 - Data: rendered on the fly by `data_prep/mini_world.py`, split `pretrain`, which shares no picture with support, val
-  or test. Whole pictures, cut-outs, and mosaics of four of them, with true and false captions. Whether a part is in
+  or test. Whole pictures, cut-outs, and mosaics of 4 or 16 of them, with true and false captions. Whether a part is in
   a view (at least 40 pixels of it) comes from the renderer; where in the view it lies was never told, no mask entered
   a loss.
 - Losses: image-text matching on true captions and on captions with one word wrong (the colour of a part, mostly that

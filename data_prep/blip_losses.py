@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertTokenizer, BlipForImageTextRetrieval
 
-from data_prep.blip_captions import TILES, Caption
+from data_prep.blip_captions import GRIDS, TILES, Caption
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, as the paper's code normalises."""
@@ -47,7 +47,7 @@ class Packed:
     weight: torch.Tensor
     tiles: torch.Tensor
     tile_weight: torch.Tensor
-    single: torch.Tensor
+    grid: torch.Tensor
 
     def to(self, device: torch.device) -> Packed:
         return Packed(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -72,8 +72,8 @@ def pack(tokenizer: BertTokenizer, captions: Sequence[Sequence[Caption]]) -> Pac
             at += len(piece)
     apart = segment[:, :, None] != segment[:, None, :]
     every = [caption for each in captions for caption in each]
-    rest = (0.0,) * (TILES - 1)
-    tiles = [[truth is True for truth in each.tiles] or [each.truth, *map(bool, rest)] for each in every]
+    tiles = [[truth is True for truth in each.tiles] or [each.truth] for each in every]
+    weights = [each.tile_weights or (each.weight,) for each in every]
     mask = apart.float().masked_fill(apart, -1e4)[:, None]
     return Packed(
         ids=ids,
@@ -84,9 +84,9 @@ def pack(tokenizer: BertTokenizer, captions: Sequence[Sequence[Caption]]) -> Pac
         start=torch.tensor(start),
         match=torch.tensor([each.truth for each in every]),
         weight=torch.tensor([each.weight for each in every]),
-        tiles=torch.tensor(tiles),
-        tile_weight=torch.tensor([each.tile_weights or (each.weight, *rest) for each in every]),
-        single=torch.tensor([not each.tiles for each in every]),
+        tiles=torch.tensor([[*each, *[False] * (TILES - len(each))] for each in tiles]),
+        tile_weight=torch.tensor([[*each, *[0.0] * (TILES - len(each))] for each in weights]),
+        grid=torch.tensor([each.grid for each in every]),
     )
 
 
@@ -136,7 +136,7 @@ def attention_losses(scores: Scores, heads: int, packed: Packed, gain: nn.Parame
         found["level"] = found["level"] + torch.logsumexp(raw, dim=-1).square().transpose(1, 2)[valid].mean()
         best = raw[..., 1:].amax(1)[valid]  # [tokens,N]
         maps = best.new_zeros(len(lengths), best.shape[1]).index_add(0, segment, best) / lengths[:, None]
-        logits = by_tile(maps, packed.single, torch.logsumexp) * gain[0].exp() + gain[1]
+        logits = by_tile(maps, packed.grid, torch.logsumexp) * gain[0].exp() + gain[1]
         found["evidence"] = found["evidence"] + told_apart(logits, packed.tiles, packed.tile_weight)
     return {name: value / len(scores.queries) for name, value in found.items()}
 
@@ -173,19 +173,28 @@ def fine_contrast(
     similar = (tokens @ patches.transpose(1, 2))[valid]  # [tokens,N]
     segment, lengths = packed.segment[valid], torch.bincount(packed.segment[valid], minlength=len(packed.match))
     maps = similar.new_zeros(len(lengths), similar.shape[1]).index_add(0, segment, similar) / lengths[:, None]
-    logits = by_tile(maps, packed.single, torch.amax) * gain[0].exp() + gain[1]
+    logits = by_tile(maps, packed.grid, torch.amax) * gain[0].exp() + gain[1]
     return told_apart(logits, packed.tiles, packed.tile_weight)
 
 
-def by_tile(maps: torch.Tensor, single: torch.Tensor, reduce: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """`reduce` (amax or logsumexp) of maps on patches, over each tile: float [N,h*w] -> [N,TILES]; of single views over
-    the whole image, in each column. single: bool [N]."""
-    half = round(maps.shape[1] ** 0.5) // 2
-    tiles = reduce(maps.unflatten(1, (2, half, 2, half)), dim=(2, 4)).flatten(1)
-    return torch.where(single[:, None], reduce(tiles, dim=1)[:, None], tiles)
+def by_tile(maps: torch.Tensor, grid: torch.Tensor, reduce: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """`reduce` (amax or logsumexp) of maps on patches over each tile: float [N,h*w] -> [N,TILES].
+
+    Args:
+        grid: int64 [N], tiles along a side, 1, 2 or 4. With fewer than `TILES` the last columns hold 0.
+    """
+    finest = max(GRIDS)
+    side = round(maps.shape[1] ** 0.5) // finest
+    fine = reduce(maps.unflatten(1, (finest, side, finest, side)), dim=(2, 4))  # [N,4,4]
+    coarse = reduce(fine.unflatten(1, (2, finest // 2)).unflatten(3, (2, finest // 2)), dim=(2, 4))  # [N,2,2]
+    found = torch.zeros_like(fine.flatten(1))
+    for tiles, values in ((1, reduce(coarse, dim=(1, 2))[:, None]), (2, coarse.flatten(1)), (4, fine.flatten(1))):
+        rest = found[:, values.shape[1] :]
+        found = torch.where((grid == tiles)[:, None], torch.cat([values, torch.zeros_like(rest)], dim=1), found)
+    return found
 
 
 def told_apart(logits: torch.Tensor, truth: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy, weighted mean; all of one shape."""
     losses = F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none")
-    return (losses * weights).sum() / weights.sum()
+    return (losses * weights).sum() / weights.sum().clamp(min=1.0)

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_bench.data.labels import BACKGROUND, IGNORE, MAX_CLASSES, palette
+from slime_bench.data.labels import BACKGROUND, IGNORE, palette
 from slime_bench.errors import ConfigError, LabelError
 from slime_bench.segment.masks import COLOURS, INDICES, RGB, Mask, hexadecimal, pack, unpack
 from slime_bench.segment.spec import IGNORED, ClassSpec
@@ -21,6 +21,9 @@ _WHITE = 0xFFFFFF
 
 Labels = tuple[tuple[str, ...], dict[int, int]]
 """Class names, and the label of each value in the masks."""
+
+MOST = 77
+"""Classes: each owns a token of the prompt. A photo that was given as a mask has more."""
 
 
 @dataclass(frozen=True)
@@ -236,11 +239,11 @@ def _as_mapped(masks: Sequence[Mask], pixels: Mapping[int, int], spec: ClassSpec
 
 
 def _numbered(masks: Sequence[Mask], foreground: Sequence[int], coloured: bool) -> tuple[str, ...]:
-    if len(foreground) >= MAX_CLASSES:
+    if len(foreground) >= MOST:
         raise LabelError(
             f"{len(foreground)} different {'colours' if coloured else 'values'} in the masks", path=masks[0].path,
             found="as anti-aliased edges, or a photo, have them" if coloured else "as a grey picture has them",
-            expected=f"at most {MAX_CLASSES - 1} besides the background, one for each class",
+            expected=f"at most {MOST - 1} besides the background, one for each class",
             remedy="draw and scale masks without anti-aliasing (nearest neighbour, hard brush), and save them as PNG",
         )  # fmt: skip
     plain = coloured or list(foreground) == [IGNORE]

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from data_prep import blip_captions, blip_export, pretrain_mini_blip
-from data_prep.blip_losses import pack
+from data_prep.blip_captions import Caption
+from data_prep.blip_losses import by_tile, pack
 from data_prep.blip_models import build_blip, build_tokenizer
 from data_prep.mini_world import SUBJECTS, render, vocabulary
 
@@ -67,7 +68,7 @@ class TestCaptions:
             view = blip_captions.make_view(picture, subject, np.random.default_rng(0), whole=1.0)
             words = blip_captions.WORDS[subject]
             pixels = {word: int((picture.label == label).sum()) for label, word in enumerate(words, start=1)}
-            assert view.shown == [word for word in words if pixels[word] >= 16]
+            assert view.shown == [word for word in words if pixels[word] >= blip_captions.SHOWN]
             assert view.absent == [word for word in words if pixels[word] == 0]
             assert all(colour in picture.caption for colour in view.colours.values())
 
@@ -95,14 +96,45 @@ class TestCaptions:
     def test_no_word_tells_the_answer(self) -> None:
         """Weighted, a word is about as often true as false."""
         sums: Counter[tuple[str, bool]] = Counter()
-        for view in self.views(1500):
-            for text, truth in blip_captions.captions(view, np.random.default_rng(1)):
+        for index, view in enumerate(self.views(1500)):
+            for text, truth in blip_captions.captions(view, np.random.default_rng(index)):
                 if len(text.split()) == 4:
                     word = text.split()[2]
                     word = blip_captions._SINGULAR.get(word, word)
-                    sums[word, truth] += blip_captions.weight(text, truth)
+                    sums[word, truth] += blip_captions.weight(text, truth, blip_captions._TRUE)
         shares = {word: sums[word, True] / (sums[word, True] + sums[word, False]) for word, _ in sums}
-        assert len(shares) > 28 and all(0.33 < share < 0.67 for share in shares.values()), shares
+        assert len(shares) > 28
+        assert {word: share for word, share in shares.items() if not 0.33 < share < 0.67} == {}
+
+    def test_mosaics(self) -> None:
+        """What a caption of a mosaic says of a tile is what it says of the view that lies there."""
+        seen = Counter()
+        for index in range(40):
+            example = blip_captions.draw_example(index, np.random.default_rng(index))
+            grid = example.captions[0].grid
+            seen[grid] += 1
+            assert example.image.shape == (128, 128, 3) and example.described == (grid == 1)
+            for caption in example.captions:
+                assert caption.grid == grid and len(caption.tile_weights) == len(caption.tiles)
+                if grid > 1:
+                    known = [truth for truth in caption.tiles if truth is not None]
+                    assert known and caption.truth == any(known)
+                    weights = zip(caption.tiles, caption.tile_weights, strict=True)
+                    assert all((weight > 0) == (truth is not None) for truth, weight in weights)
+        assert set(seen) == {1, 2, 4}
+        views = [
+            blip_captions.make_view(render("car", "pretrain", i), "car", np.random.default_rng(i), grid=2)
+            for i in range(4)
+        ]
+        example = blip_captions.mosaic(views, np.random.default_rng(0))
+        for place, view in enumerate(views):
+            top, left = 64 * (place // 2), 64 * (place % 2)
+            assert (example.image[top : top + 64, left : left + 64] == view.image).all()
+            for caption in example.captions:
+                word = caption.text.split()[-2]
+                word = blip_captions._SINGULAR.get(word, word)
+                if caption.text.count(" ") == 3 and caption.tiles[place] is not None:
+                    assert caption.tiles[place] == (word in view.shown or word in view.around)
 
     def test_every_word_is_one_token(self) -> None:
         tokenizer = build_tokenizer(vocabulary())
@@ -113,6 +145,19 @@ class TestCaptions:
         assert "[UNK]" not in tokenizer.tokenize("Image of zebra crossing.")
 
 
+def test_tiles() -> None:
+    maps = torch.rand(3, 256)
+    found = by_tile(maps, torch.tensor([1, 2, 4]), torch.amax)
+    pictures = maps.view(3, 16, 16)
+    assert found[0].tolist() == [pictures[0].max().item(), *[0.0] * 15]
+    halves = [pictures[1, y : y + 8, x : x + 8].max().item() for y in (0, 8) for x in (0, 8)]
+    assert found[1].tolist() == [*halves, *[0.0] * 12]
+    assert found[2].tolist() == [
+        pictures[2, y : y + 4, x : x + 4].max().item() for y in range(0, 16, 4) for x in range(0, 16, 4)
+    ]
+    torch.testing.assert_close(by_tile(maps, torch.ones(3).long(), torch.logsumexp)[:, 0], maps.logsumexp(1))
+
+
 @torch.no_grad()
 def test_packed_captions_are_read_as_alone() -> None:
     """Several captions in one sequence give the numbers that each gives by itself."""
@@ -121,13 +166,14 @@ def test_packed_captions_are_read_as_alone() -> None:
     model = build_blip(tokenizer, width=32, layers=2).eval()
     for value in model.parameters():
         value.add_(0.2 * torch.randn_like(value))
-    told = [[("image of wheel .", True), ("a car with red body", False)], [("image of red tail .", True)]]
+    texts = [["image of wheel .", "a car with red body"], ["image of red tail ."]]
+    told = [[Caption(text, True) for text in each] for each in texts]
     packed = pack(tokenizer, told)
     states = model.vision_model(torch.randn(2, 3, 128, 128)).last_hidden_state
     hidden = model.text_encoder(
         input_ids=packed.ids, position_ids=packed.positions, attention_mask=packed.mask, encoder_hidden_states=states
     ).last_hidden_state[packed.image, packed.start]
-    for row, (image, text) in enumerate([(0, told[0][0][0]), (0, told[0][1][0]), (1, told[1][0][0])]):
+    for row, (image, text) in enumerate([(0, texts[0][0]), (0, texts[0][1]), (1, texts[1][0])]):
         alone = model.text_encoder(
             **{key: tokenizer(text, return_tensors="pt")[key] for key in ("input_ids", "attention_mask")},
             encoder_hidden_states=states[image : image + 1],

@@ -245,7 +245,7 @@ class TestValidate:
             ("method._target_=toy", "method._target_", "dotted"),
             ("method._target_=toy_bench_targets.NoSchema", "method._target_", "dataclass"),
             ("method._target_=toy_bench_targets.Nameless", "method._target_", "name"),
-            ("shots=0", "shots", "correct"),
+            ("shots=-1", "shots", "correct"),
             ("shots=one", "shots", "correct"),
             ("seed=-1", "seed", "correct"),
             ("trainer.threads=0", "trainer.threads", "correct"),
@@ -328,9 +328,10 @@ class TestOwnFiles:
         )
         for name in experiments:
             plan = bench.plan([f"experiment={name}"], sweep=True)
-            preset, _, subject = name.partition("_")
+            preset, subject, *second = name.split("_")
             if preset not in ("mini", "paper"):
                 continue
-            assert [(trial.shots, trial.seed) for trial in plan.trials] == [(k, s) for k in (1, 10) for s in (0, 1, 2)]
+            shots = (0, 1, 10) if second else (1, 10)
+            assert [(trial.shots, trial.seed) for trial in plan.trials] == [(k, s) for k in shots for s in (0, 1, 2)]
             assert {trial.preset for trial in plan.trials} == {preset}
             assert {trial.data.subject for trial in plan.trials} == {subject}
