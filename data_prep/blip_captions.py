@@ -71,7 +71,7 @@ class View:
     """A picture or a part of it.
 
     Attributes:
-        image: uint8 [side,side,3]. whole: whether nothing was cut off.
+        image: uint8 [side,side,3].
         subject: car, horse or face. shown, absent: words of the parts that are there, and that are not.
         colours: word -> colour of that part, for the parts whose colour the caption names.
         around, not_around: words of the background (surfaces, and blocks) that are there, and that are not.
@@ -79,7 +79,6 @@ class View:
     """
 
     image: np.ndarray
-    whole: bool
     subject: str
     shown: list[str]
     absent: list[str]
@@ -214,8 +213,7 @@ def make_view(picture: Picture, subject: str, rng: np.random.Generator, whole: f
     side; half of the views are mirrored. In a fine grid it is a square of 0.18 to 0.45, mostly around a part."""
     image, label, scene, side = picture.image, picture.label, picture.scene, picture.image.shape[0]
     fine, out = grid == max(GRIDS), side // grid
-    is_whole = not fine and bool(rng.random() < whole)
-    if not is_whole:
+    if fine or rng.random() >= whole:
         cut = int(rng.uniform(*((0.18, 0.45) if fine else (0.25, 0.75))) * side)
         top, left = (int(v) for v in rng.integers(0, side - cut + 1, size=2))
         if fine and rng.random() < 0.75:
@@ -237,7 +235,6 @@ def make_view(picture: Picture, subject: str, rng: np.random.Generator, whole: f
     surfaces = dict(zip([*scenes, *[""] * (2 - len(scenes)), BLOCK], areas, strict=True))
     return View(
         image=np.ascontiguousarray(image),
-        whole=is_whole,
         subject=subject,
         shown=[word for word, count in zip(words, pixels, strict=True) if count >= SHOWN],
         absent=[word for word, count in zip(words, pixels, strict=True) if count <= ABSENT],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +18,7 @@ from data_prep.blip_models import build_blip, build_tokenizer
 from data_prep.mini_models import folder_size, parameter_count
 from data_prep.mini_world import WORLD_VERSION, vocabulary
 from data_prep.pretrain_blip import Matcher
-from data_prep.pretrain_export import machine, stage_facts
+from data_prep.pretrain_export import machine, publish, stage_facts
 from data_prep.pretrain_vae import HELD_OUT
 from slime_bench.seeding import numpy_generator
 
@@ -51,13 +49,7 @@ def export(work: Path, out: Path, size: Mapping[str, int], device: torch.device)
         "history": (work / HISTORY).read_text().strip() if (work / HISTORY).is_file() else "",
         "bytes": folder_size(building),
     }
-    (building / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    (building / "README.md").write_text(_readme(card))
-    listed = sorted(p for p in building.rglob("*") if p.suffix in {".json", ".txt", ".safetensors"})
-    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in listed if p.name != "card.json"}
-    (building / "sha256.json").write_text(json.dumps(hashes, indent=1) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    building.rename(out)
+    publish(building, out, card, _readme(card))
 
 
 @torch.no_grad()

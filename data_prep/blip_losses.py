@@ -12,15 +12,13 @@ from torch.nn import functional as F
 from transformers import BertTokenizer, BlipForImageTextRetrieval
 
 from data_prep.blip_captions import GRIDS, TILES, Caption
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, as the paper's code normalises."""
+from slime_bench.backbones.vlm import IMAGENET
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 [B,H,W,3] -> float32 [B,3,H,W]."""
     values = pixels.permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(each, device=pixels.device)[:, None, None] for each in (MEAN, STD))
+    mean, std = (torch.tensor(each, device=pixels.device)[:, None, None] for each in IMAGENET)
     return (values - mean) / std
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,13 @@ def export(
         "hardware": machine(device),
         "bytes": folder_size(building),
     }
+    publish(building, out, card, _readme(card))
+
+
+def publish(building: Path, out: Path, card: Mapping[str, Any], page: str) -> None:
+    """Write the card, its page and the hashes of what is loaded, and move the folder to its place."""
     (building / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    (building / "README.md").write_text(_readme(card))
+    (building / "README.md").write_text(page)
     listed = sorted(
         p
         for p in building.rglob("*")

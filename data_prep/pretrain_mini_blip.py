@@ -11,16 +11,16 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from data_prep.blip_export import export
 from data_prep.blip_models import build_blip, build_tokenizer
 from data_prep.mini_world import vocabulary
 from data_prep.pretrain_blip import Matcher, train_blip
-from data_prep.trainloop import Clock, Ranks, pick_device
+from data_prep.trainloop import Clock, Ranks, arguments, in_processes, pick_device
 
 SHARES = {"blip64": 0.2, "blip128": 0.8}  # of the minutes
 BATCH = {"cpu": {64: 16, 128: 8}, "cuda": {64: 256, 128: 128}}  # per process
@@ -45,30 +45,11 @@ def train_rank(rank: int, size: int, rendezvous: Path, args: argparse.Namespace)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--minutes", type=float, default=80.0, help="training time of both stages together")
-    parser.add_argument("--processes", type=int, default=0, help="0: one per CPU core, or one on CUDA")
-    parser.add_argument("--work", type=Path, default=Path("outputs/pretrain/mini_blip"), help="checkpoints and logs")
-    parser.add_argument("--out", type=Path, default=Path("slime_bench/assets/mini_blip"))
-    parser.add_argument("--export-only", action="store_true", help="write --out from the newest checkpoint")
-    args = parser.parse_args()
+    args = arguments(__doc__, "mini_blip", 80.0, "blip128")
     device = pick_device(args.device)
-    if args.export_only and not (args.work / "blip128" / "clock.json").is_file():
-        raise SystemExit(
-            f"nothing to export: no checkpoint of the last stage in {args.work}; train first, or name --work"
-        )
     started = time.time()
     if not args.export_only:
-        size = args.processes or (1 if device.type == "cuda" else os.cpu_count() or 1)
-        with tempfile.TemporaryDirectory() as folder:
-            rendezvous = Path(folder) / "rendezvous"
-            if size == 1:
-                train_rank(0, 1, rendezvous, args)
-            else:
-                torch.multiprocessing.spawn(train_rank, (size, rendezvous, args), nprocs=size)
-    from data_prep.blip_export import export  # its measurements need the method, training does not
-
+        in_processes(train_rank, args)
     export(args.work, args.out, SIZE, device)
     print(f"wrote {args.out} after {(time.time() - started) / 60:.1f} minutes")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from data_prep.mini_world import vocabulary
 from data_prep.pretrain_export import export
 from data_prep.pretrain_unet import Denoiser, train_unet
 from data_prep.pretrain_vae import measure_vae, train_vae
-from data_prep.trainloop import Clock, Ranks, pick_device
+from data_prep.trainloop import Clock, Ranks, arguments, in_processes, pick_device
 
 CHANNELS = (32, 96, 128, 96)
 SHARES = {"vae": 0.14, "unet64": 0.15, "unet128": 0.71}  # of the minutes
@@ -71,29 +70,12 @@ def train_rank(rank: int, size: int, rendezvous: Path, args: argparse.Namespace,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--minutes", type=float, default=100.0, help="training time of all stages together")
-    parser.add_argument("--processes", type=int, default=0, help="0: one per CPU core, or one on CUDA")
-    parser.add_argument("--work", type=Path, default=Path("outputs/pretrain/mini_sd"), help="checkpoints and logs")
-    parser.add_argument("--out", type=Path, default=Path("slime_bench/assets/mini_sd"))
-    parser.add_argument("--export-only", action="store_true", help="write --out from the newest checkpoint")
-    args = parser.parse_args()
+    args = arguments(__doc__, "mini_sd", 100.0, "unet128")
     device = pick_device(args.device)
-    if args.export_only and not (args.work / "unet128" / "clock.json").is_file():
-        raise SystemExit(
-            f"nothing to export: no checkpoint of the last stage in {args.work}; train first, or name --work"
-        )
     started = time.time()
     vae = run_vae_stage(args.work, 0 if args.export_only else args.minutes * 60 * SHARES["vae"], device)
     if not args.export_only:
-        size = args.processes or (1 if device.type == "cuda" else os.cpu_count() or 1)
-        with tempfile.TemporaryDirectory() as folder:
-            rendezvous = Path(folder) / "rendezvous"
-            if size == 1:
-                train_rank(0, 1, rendezvous, args, vae)
-            else:
-                torch.multiprocessing.spawn(train_rank, (size, rendezvous, args, vae), nprocs=size)
+        in_processes(train_rank, args, vae)
     export(args.work, args.out, vae, CHANNELS, device)
     print(f"wrote {args.out} after {(time.time() - started) / 60:.1f} minutes")
 

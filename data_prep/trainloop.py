@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,6 +46,42 @@ class Ranks:
         vote = torch.tensor([float(answer)])
         torch.distributed.broadcast(vote, 0)
         return bool(vote)
+
+
+def arguments(doc: str | None, name: str, minutes: float, last_stage: str) -> argparse.Namespace:
+    """The options of a pre-training command.
+
+    Args:
+        doc: of the command's module. name: of the model, for its folders. minutes: usual training time.
+        last_stage: of which a checkpoint has to be there for `--export-only`.
+
+    Raises:
+        SystemExit: options that cannot be read, or nothing to export.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--minutes", type=float, default=minutes, help="training time of all stages together")
+    parser.add_argument("--processes", type=int, default=0, help="0: one per CPU core, or one on CUDA")
+    parser.add_argument("--work", type=Path, default=Path("outputs/pretrain") / name, help="checkpoints and logs")
+    parser.add_argument("--out", type=Path, default=Path("slime_bench/assets") / name)
+    parser.add_argument("--export-only", action="store_true", help="write --out from the newest checkpoint")
+    args = parser.parse_args()
+    if args.export_only and not (args.work / last_stage / "clock.json").is_file():
+        raise SystemExit(
+            f"nothing to export: no checkpoint of the last stage in {args.work}; train first, or name --work"
+        )
+    return args
+
+
+def in_processes(train_rank: Callable[..., None], args: argparse.Namespace, *more: Any) -> None:
+    """`train_rank(rank, size, rendezvous, args, *more)` in as many processes as `args` says."""
+    size = args.processes or (1 if pick_device(args.device).type == "cuda" else os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as folder:
+        rendezvous = Path(folder) / "rendezvous"
+        if size == 1:
+            train_rank(0, 1, rendezvous, args, *more)
+        else:
+            torch.multiprocessing.spawn(train_rank, (size, rendezvous, args, *more), nprocs=size)
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:

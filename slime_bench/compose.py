@@ -91,9 +91,10 @@ def _plan(overrides: list[str], sweep: bool, extra_dir: str | None) -> Plan:
     parsed = _parse(final)
     # Hydra, too, leaves the swept keys out where it looks for the sweep's own settings.
     fixed = [text for text, each in zip(final, parsed, strict=True) if not (sweep and each.is_sweep_override())]
-    base = _composed(fixed, search, with_hydra=True).hydra
+    whole = _composed(fixed, search, with_hydra=True)
+    base = whole.hydra
     sweep = sweep or base.mode == RunMode.MULTIRUN
-    _check_ablation(parsed, _composed(fixed, search))
+    _check_ablation(parsed, whole)
     jobs = _jobs(final, base) if sweep else [final]
     trials = [validate(_composed(job, search)) for job in jobs]
     with translated():

@@ -6,11 +6,15 @@ are used as they are; scores come from hooks on the queries and keys of `text_en
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
-from slime_bench.backbones.blip_files import find_folder, fingerprint
+from torch import nn
+
+from slime_bench.backbones.blip_files import PUT_IN_A_FOLDER, find_folder, fingerprint
 from slime_bench.backbones.blip_load import (
-    IMAGENET,
     facts,
     load_network,
     load_tokenizer,
@@ -20,7 +24,7 @@ from slime_bench.backbones.blip_load import (
 from slime_bench.backbones.blip_modules import BlipModules
 from slime_bench.backbones.load import DTYPES
 from slime_bench.backbones.locate import check_hashes
-from slime_bench.backbones.vlm import VlmFacts, patch_grid
+from slime_bench.backbones.vlm import IMAGENET, VlmFacts, patch_grid
 
 
 class BlipBackbone(BlipModules):
@@ -53,13 +57,16 @@ class BlipBackbone(BlipModules):
         dtype: str = field(default="fp32", metadata={"choices": tuple(DTYPES)})
         statistics: str = field(default="imagenet", metadata={"choices": ("imagenet", "own")})
 
+    remedy: ClassVar[str] = PUT_IN_A_FOLDER
+    """What to do where the weights are not here."""
+
     def __init__(self, config: Config) -> None:
-        folder = find_folder(config)
+        folder = find_folder(config, self.remedy)
         check_hashes(folder)
-        architecture = read_config(folder)
-        known = facts(folder, architecture)
+        architecture, first = self._read(folder)
+        known = facts(folder, architecture, first)
         patch_grid((config.image_size, config.image_size), known.patch)
-        network = load_network(folder, architecture, DTYPES[config.dtype])
+        network = load_network(folder, architecture, DTYPES[config.dtype], self._trim(first))
         tokenizer = load_tokenizer(folder, int(architecture.text_config.vocab_size))
         super().__init__(network, tokenizer, known, own_statistics(folder) if config.statistics == "own" else IMAGENET)
         self.config = config
@@ -67,7 +74,7 @@ class BlipBackbone(BlipModules):
     @classmethod
     def content_hash_of(cls, config: Config) -> str:
         """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
-        return fingerprint(find_folder(config))
+        return fingerprint(find_folder(config, cls.remedy))
 
     @classmethod
     def describe(cls, config: Config) -> VlmFacts:
@@ -76,7 +83,17 @@ class BlipBackbone(BlipModules):
         Raises:
             BackboneError: files that are missing or of another kind, or an image size that the patches do not divide.
         """
-        folder = find_folder(config)
-        known = facts(folder, read_config(folder))
+        folder = find_folder(config, cls.remedy)
+        known = facts(folder, *cls._read(folder))
         patch_grid((config.image_size, config.image_size), known.patch)
         return known
+
+    @classmethod
+    def _read(cls, folder: Path) -> tuple[Any, int]:
+        """Configuration, and index of the first layer with cross-attention."""
+        return read_config(folder), 0
+
+    @classmethod
+    def _trim(cls, first: int) -> Callable[[nn.Module], None] | None:
+        """Takes away what the folder's model does not have; see `load_network`."""
+        return None

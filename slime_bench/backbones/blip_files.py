@@ -6,16 +6,14 @@ folders of folders are the business of `locate` and `files`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from slime_bench.backbones.files import PICKLED, RESTORE
-from slime_bench.backbones.hashes import sha256
-from slime_bench.backbones.locate import ASSETS
+from slime_bench.backbones.hashes import digest
+from slime_bench.backbones.locate import ASSETS, HUB_ID, incomplete, no_answer, not_downloaded
 from slime_bench.errors import BackboneError
 
 CONFIG: Final = "config.json"
@@ -25,9 +23,11 @@ PREPROCESSOR: Final = "preprocessor_config.json"
 VOCABULARIES: Final = ("vocab.txt", "tokenizer.json")
 TOKENIZER: Final = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
-_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED: Final = ("*.json", "vocab.txt", "model*.safetensors")
 _UNWANTED: Final = ("*.fp16.*", "*.bf16.*")
+
+
+PUT_IN_A_FOLDER: Final = "put the model in a folder and set backbone.weights=<folder>"
 
 
 class Settings(Protocol):
@@ -37,9 +37,7 @@ class Settings(Protocol):
     revision: str | None
 
 
-def find_folder(
-    settings: Settings, remedy: str = "put the model in a folder and set backbone.weights=<folder>"
-) -> Path:
+def find_folder(settings: Settings, remedy: str = PUT_IN_A_FOLDER) -> Path:
     """The folder of a bundled name, a path or a hub id; everything that will be loaded is in it.
 
     Args:
@@ -57,7 +55,7 @@ def find_folder(
             return folder.resolve()
     if path.suffix in PICKLED:
         raise pickled(path.parent, [path.name])
-    if path.exists() or path.suffix == ".safetensors" or not _HUB_ID.fullmatch(name) or name.startswith("."):
+    if path.exists() or path.suffix == ".safetensors" or not HUB_ID.fullmatch(name) or name.startswith("."):
         raise BackboneError(
             "no such backbone",
             path=name or "backbone.weights",
@@ -111,11 +109,7 @@ def model_files(folder: Path) -> list[Path]:
 
 def fingerprint(folder: Path) -> str:
     """sha256 over the names and contents of the files that are loaded; large ones are remembered, see `hashes`."""
-    digest = hashlib.sha256()
-    for path in sorted(model_files(folder)):
-        digest.update(path.name.encode())
-        digest.update(bytes.fromhex(sha256(path)))
-    return digest.hexdigest()
+    return digest({path.name: path for path in model_files(folder)})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -163,7 +157,7 @@ def pickled(folder: Path, names: list[str]) -> BackboneError:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, CONFIG, revision=revision)
     if isinstance(cached, str):  # otherwise None, or a sign that the hub has no such file
@@ -183,11 +177,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         f'    {fetch} --include "*.json" --include vocab.txt --include pytorch_model.bin --local-dir <folder>\n'
         "  and backbone.weights=<folder>: the next message has the command that converts it"
     )
-    silent = None
-    try:  # asked once, where a download would try for half a minute
-        HfApi().model_info(name, revision=revision, timeout=10)
-    except Exception as error:
-        silent = _brief(error)
+    silent = no_answer(name, revision)
     try:
         folder = Path(
             snapshot_download(
@@ -199,24 +189,12 @@ def _from_hub(name: str, revision: str | None) -> Path:
             )
         )
     except Exception as error:  # the hub client raises a dozen kinds: offline, not found, gated, timed out
-        raise BackboneError(
-            "the backbone is neither here nor could it be downloaded",
-            path=name,
-            found="; ".join([*([silent] if silent else []), _brief(error)]),
-            expected="a folder, a file in the hub's local cache, or access to the hub",
-            remedy=remedy,
-        ) from error
+        raise not_downloaded(name, silent, error, remedy) from error
     try:
         check_complete(folder)
     except BackboneError as error:
-        raise BackboneError(
-            error.summary, path=error.path, found=error.found, expected=error.expected, remedy=remedy
-        ) from error
+        raise incomplete(error, remedy) from error
     return folder
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
 
 
 def _missing(folder: Path, found: str, expected: str) -> BackboneError:

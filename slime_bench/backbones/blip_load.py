@@ -19,19 +19,14 @@ from slime_bench.backbones.blip_files import (
     weight_files,
 )
 from slime_bench.backbones.files import RESTORE
-from slime_bench.backbones.vlm import VlmFacts
+from slime_bench.backbones.vlm import Statistics, VlmFacts
 from slime_bench.errors import BackboneError
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of the three channels of pixels in [0,1]."""
-
-IMAGENET: Final[Statistics] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""What the authors' code normalises with."""
 
 CLIP: Final[Statistics] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 """CLIP's statistics, which BLIP and ALBEF were trained with."""
 
 _DROPPED: Final = ".position_ids"  # a buffer that older libraries stored
+_COMPLETE: Final = "complete files of one BLIP model: config.json, model.safetensors, vocabulary"
 _Loaded = TypeVar("_Loaded")
 
 
@@ -196,7 +191,7 @@ def load_tokenizer(folder: Path, rows: int) -> Any:
     return tokenizer
 
 
-def guarded(what: str, path: Path, load: Callable[[], _Loaded]) -> _Loaded:
+def guarded(what: str, path: Path, load: Callable[[], _Loaded], expected: str = _COMPLETE) -> _Loaded:
     """What `load` returns. Torn safetensors, foreign JSON: each library has its own exception.
 
     Raises:
@@ -207,12 +202,12 @@ def guarded(what: str, path: Path, load: Callable[[], _Loaded]) -> _Loaded:
     except BackboneError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).split())[:300]
         raise BackboneError(
             f"the {what} of the backbone cannot be loaded",
             path=path,
             found=f"{type(error).__name__}: {text}",
-            expected="complete files of one BLIP model: config.json, model.safetensors, vocabulary",
+            expected=expected,
             remedy=RESTORE,
         ) from error
 

@@ -8,13 +8,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from slime_bench.backbones.blip_load import Statistics
 from slime_bench.backbones.blip_text import ImageFreeCache, captured, fuse, image_free, scores, wide
 from slime_bench.backbones.vlm import (
     ImageText,
     Prompts,
     Reduce,
     Size,
+    Statistics,
     VlmBackbone,
     VlmFacts,
     check_finite,

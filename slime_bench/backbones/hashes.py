@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +40,22 @@ def sha256(path: Path) -> str:
         if stored is None:
             _add(key, _known[key])
     return _known[key]
+
+
+def digest(files: Mapping[str, Path]) -> str:
+    """Hexadecimal SHA-256 over names and contents of files.
+
+    Args:
+        files: by the names that count, in whatever order.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    found = hashlib.sha256()
+    for name in sorted(files):
+        found.update(name.encode())
+        found.update(bytes.fromhex(sha256(files[name])))
+    return found.hexdigest()
 
 
 def cache_file() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,7 @@ from slime_bench.backbones.blip_files import (
     weight_files,
 )
 from slime_bench.backbones.files import RESTORE
-from slime_bench.backbones.hashes import sha256
+from slime_bench.backbones.hashes import digest
 from slime_bench.backbones.vlm import Size
 from slime_bench.errors import BackboneError
 
@@ -81,11 +80,7 @@ def model_files(folder: Path) -> list[Path]:
 
 def fingerprint(folder: Path) -> str:
     """sha256 over the names and contents of `model_files`; large ones are remembered, see `hashes`."""
-    digest = hashlib.sha256()
-    for path in model_files(folder):
-        digest.update(path.name.encode())
-        digest.update(bytes.fromhex(sha256(path)))
-    return digest.hexdigest()
+    return digest({path.name: path for path in model_files(folder)})
 
 
 def read_geometry(folder: Path) -> Geometry:

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from slime_bench.backbones.files import RESTORE
-from slime_bench.errors import BackboneError
+from slime_bench.backbones.blip_load import guarded
 
 _BUFFERS: Final = ("inv_freq", "position_ids")
 """Ends of the names of tensors that older libraries stored and newer ones compute."""
@@ -24,7 +23,7 @@ def load_network(folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         BackboneError: torn files, missing tensors, or weights of another architecture.
     """
-    return _guarded("network", folder, lambda: _network(folder, dtype))
+    return _quietly("network", folder, lambda: _network(folder, dtype))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -33,7 +32,7 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         BackboneError: files that cannot be read, or a tokeniser of another kind.
     """
-    return _guarded("tokeniser", folder, lambda: _tokenizer(folder))
+    return _quietly("tokeniser", folder, lambda: _tokenizer(folder))
 
 
 def _network(folder: Path, dtype: torch.dtype) -> Any:
@@ -67,24 +66,16 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _guarded(name: str, folder: Path, load: Callable[[], Any]) -> Any:
-    """What `load` returns. Torn safetensors, missing keys, foreign files: each library has its own exception."""
+def _quietly(name: str, folder: Path, load: Callable[[], Any]) -> Any:
+    """As `guarded`; what the library would warn of is an error here."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # redrawn over the trial's own
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what it would warn of is an error here
+    transformers_logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return load()
-    except Exception as error:
-        raise BackboneError(
-            f"the {name} of the backbone cannot be loaded",
-            path=folder,
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            expected="complete files of the LLaVA that config.json describes",
-            remedy=RESTORE,
-        ) from error
+            return guarded(name, folder, load, "complete files of the LLaVA that config.json describes")
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from slime_bench.backbones.files import (
     model_files,
     vocabulary_files,
 )
-from slime_bench.backbones.hashes import sha256
+from slime_bench.backbones.hashes import digest, sha256
 from slime_bench.errors import BackboneError
 
 ASSETS: Final = Path(__file__).resolve().parent.parent / "assets"
@@ -28,7 +27,7 @@ CLIP_VOCABULARY: Final = "clip_vocabulary"
 """Folder of `ASSETS` with the vocabulary of CLIP's text encoders."""
 
 _RESTORE = "restore it: git checkout, or reinstall slime-bench"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # The parts' full-precision weights; not the single-file checkpoints and half-precision copies beside them.
 _WANTED = ("model_index.json", *(f"{part}/*.{kind}" for part in CONFIGS for kind in ("json", "txt", "safetensors")))
 _UNWANTED = ("*.fp16.*", "*non_ema*")
@@ -125,7 +124,7 @@ def locate(name: str, revision: str | None = None, weights: bool = True) -> Path
     if path.is_file() and path.suffix == ".safetensors":
         return path.resolve()
     remedy = f"put the model in a folder and set backbone.weights=<folder>; bundled: {sorted(bundled())}"
-    if path.suffix == ".safetensors" or path.is_file() or not _HUB_ID.fullmatch(name) or name.startswith("."):
+    if path.suffix == ".safetensors" or path.is_file() or not HUB_ID.fullmatch(name) or name.startswith("."):
         raise BackboneError(
             "no such backbone",
             path=name,
@@ -156,7 +155,7 @@ def _from_hub(name: str, revision: str | None, weights: bool, remedy: str) -> Pa
         f"    {fetch_command(name, revision)}\n"
         f"  another repository has other commits: set backbone.revision with backbone.weights; or {remedy}"
     )
-    silent = _no_answer(name, revision)
+    silent = no_answer(name, revision)
     offline = silent is not None
     try:
         for unwanted in (_UNWANTED, _UNWANTED[1:]):  # perhaps the half-precision copies are all there is
@@ -172,34 +171,47 @@ def _from_hub(name: str, revision: str | None, weights: bool, remedy: str) -> Pa
             if not weights or is_complete(folder):
                 break
     except Exception as error:  # the hub client raises a dozen kinds: offline, not found, gated, timed out
-        raise BackboneError(
-            "the backbone is neither here nor could it be downloaded",
-            path=name,
-            found="; ".join([*([silent] if silent else []), _brief(error)]),
-            expected="a folder, a file in the hub's local cache, or access to the hub",
-            remedy=remedy,
-        ) from error
+        raise not_downloaded(name, silent, error, remedy) from error
     try:
         check_complete(folder, weights)
     except BackboneError as error:  # a download that was cut short, or a repository of another kind
-        raise BackboneError(
-            error.summary, path=error.path, found=error.found, expected=error.expected, remedy=remedy
-        ) from error
+        raise incomplete(error, remedy) from error
     return folder
 
 
-def _no_answer(name: str, revision: str | None) -> str | None:
+def not_downloaded(name: str, silent: str | None, error: Exception, remedy: str) -> BackboneError:
+    """The error for a model of the hub that is not here.
+
+    Args:
+        silent: why the hub does not answer, None where it does. error: of the download.
+    """
+    return BackboneError(
+        "the backbone is neither here nor could it be downloaded",
+        path=name,
+        found="; ".join([*([silent] if silent else []), brief(error)]),
+        expected="a folder, a file in the hub's local cache, or access to the hub",
+        remedy=remedy,
+    )
+
+
+def incomplete(error: BackboneError, remedy: str) -> BackboneError:
+    """The error of a check of completeness, with what to do about a model of the hub."""
+    return BackboneError(error.summary, path=error.path, found=error.found, expected=error.expected, remedy=remedy)
+
+
+def no_answer(name: str, revision: str | None) -> str | None:
     """Why the hub does not answer, or None where it does: asked once, where a download would try for half a minute."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().model_info(name, revision=revision, timeout=10)
     except Exception as error:
-        return _brief(error)
+        return brief(error)
     return None
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """An exception's kind and the first line of its message."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
 
 
@@ -220,11 +232,7 @@ def fingerprint(place: Source | Path) -> str:
         named = {name: path for name, path in named.items() if path.suffix != ".safetensors"}
         named |= {f"tokenizer/{path.name}": path for path in vocabulary_files(place.vocabulary)}
         named["checkpoint"] = place.weights  # its own name decides nothing
-    digest = hashlib.sha256()
-    for name in sorted(named):
-        digest.update(name.encode())
-        digest.update(bytes.fromhex(sha256(named[name])))
-    return digest.hexdigest()
+    return digest(named)
 
 
 def check_hashes(folder: Path) -> None:

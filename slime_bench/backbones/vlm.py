@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,12 @@ from slime_bench.errors import BackboneError
 
 Size = tuple[int, int]
 """(height, width)."""
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of the three channels of pixels in [0,1]."""
+
+IMAGENET: Final[Statistics] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""What the second paper's code normalises with."""
 
 Reduce = Callable[[Tensor], Any]
 """Of float32 scores [B,P,H,T,M] (images, prompts, heads, tokens, keys) of one layer, what is to be kept."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slime_bench.backbones.vlm import VlmBackbone, VlmFacts, patch_grid
+from slime_bench.backbones.vlm import IMAGENET, VlmBackbone, VlmFacts, patch_grid
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.infoscore import InfoScore, Ranking
@@ -25,12 +25,11 @@ from slime_bench.methods.prompts import PromptList, read_prompts
 from slime_bench.methods.vlm_config import TEST, VlmConfig, check_layers, check_mode
 from slime_bench.methods.vlm_maps import Reading, layer_classes, marginals, probabilities, read, stacked, view
 from slime_bench.methods.vlm_protocol import VlmProtocol
+from slime_bench.metrics.iou import IGNORE
 from slime_bench.refine.crf import crf_kernel, mean_field
 
 _log = logging.getLogger(__name__)
 _FLOOR = 1e-12  # least probability whose logarithm is taken
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: the colours that the CRF compares
-_IGNORE = 255
 
 
 class VlmAttention(SegmentationMethod):
@@ -50,6 +49,7 @@ class VlmAttention(SegmentationMethod):
     Protocol = VlmProtocol
     Backbone = VlmBackbone
     least_shots = 0
+    always_ranks = False  # also where the layers are named
     self_contained = False  # the layers are chosen with the images of the data set
 
     def __init__(
@@ -108,12 +108,12 @@ class VlmAttention(SegmentationMethod):
         tunes = data.shots > 0
         if tunes:
             self._check_precision()
-        if self.config.layers is None:
+        names: Sequence[str] = self.config.layers or ()
+        if not names or self.always_ranks:
             self.ranking = self.rank(data, keep=not tunes)
-            self.layers = self._in_running_order(self.ranking.top(self.config.top))
             _log.debug("layers by InfoScore: %s", ", ".join(self.ranking.order()))
-        else:
-            self.layers = self._in_running_order(self.config.layers)
+            names = names or self.ranking.top(self.config.top)
+        self.layers = tuple(name for name in self.backbone.layers if name in names)
         if tunes:
             self.epochs, self.max_steps = self.config.epochs, self.config.max_steps
             self._start_tuning()
@@ -126,9 +126,6 @@ class VlmAttention(SegmentationMethod):
                 "tuning needs weights in full precision", path="trainer.precision", found=" and ".join(sorted(low)),
                 expected="fp32", remedy="trainer.precision=fp32; half precision is for shots=0",
             )  # fmt: skip
-
-    def _in_running_order(self, names: Sequence[str]) -> tuple[str, ...]:
-        return tuple(name for name in self.backbone.layers if name in names)
 
     def rank(self, data: Any, keep: bool = False) -> Ranking:
         """InfoScore of every layer over the images that `rank_on` names; their annotation is not looked at.
@@ -188,7 +185,8 @@ class VlmAttention(SegmentationMethod):
         """The probabilities after the CRF; as they are where it is switched off."""
         if not self.config.crf.enabled:
             return found
-        mean, std = (found.new_tensor(each)[:, None, None] for each in (_MEAN, _STD))
+        # Whatever the backbone normalises with: the CRF's scales are those of the authors' network input.
+        mean, std = (found.new_tensor(each)[:, None, None] for each in IMAGENET)
         return mean_field(found, crf_kernel((images - mean) / std, self.config.crf), self.config.crf)
 
     # Tuning
@@ -228,9 +226,9 @@ class VlmAttention(SegmentationMethod):
         """
         weight = found.new_ones(len(self.classes))
         weight[0] = self.config.background_weight
-        if not bool(weight[label[label != _IGNORE]].sum() > 0):  # nothing that counts: no annotation, or weight 0
+        if not bool(weight[label[label != IGNORE]].sum() > 0):  # nothing that counts: no annotation, or weight 0
             return found.sum() * 0
-        return F.nll_loss(found.clamp(min=_FLOOR).log(), label, weight, ignore_index=_IGNORE)
+        return F.nll_loss(found.clamp(min=_FLOOR).log(), label, weight, ignore_index=IGNORE)
 
     def learned_state(self) -> dict[str, torch.Tensor]:
         """The tuned parameters by their names in the backbone; none after `zero_shot`."""

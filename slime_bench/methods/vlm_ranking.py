@@ -43,6 +43,7 @@ class VlmRanking(VlmAttention):
 
     Config = VlmRankingConfig
     config: VlmRankingConfig
+    always_ranks = True
 
     @classmethod
     def check(
@@ -58,14 +59,10 @@ class VlmRanking(VlmAttention):
             check_layers(dataclasses.replace(config, layers=None), backbone)
 
     def prepare(self, data: Any, device: str) -> None:
-        named, self.config.layers = self.config.layers, None  # all layers are ranked, whichever are used
         self._marginals: list[torch.Tensor] = []
         began = time.perf_counter()
         super().prepare(data, device)
         self._seconds = {"rank": time.perf_counter() - began}
-        if named is not None:
-            self.config.layers = named
-            self.layers = self._in_running_order(named)
         assert self.ranking is not None
         self._chosen: dict[str, Selection] = selections(self.ranking, self.config.pairs, self.seed)
         self._counts = {name: IouMetric(len(self.classes)) for name in self._chosen}

@@ -3,48 +3,28 @@ is changed."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.parity.golden_infoscore import VARIABLE
 from tests.parity.make_infoscore import fresh, perturb
-from tests.parity.table import PROPERTY
+from tests.parity.suite import run_suite
 
 SUITE = Path(__file__).with_name("test_infoscore.py")
 # What counts are made of, and what belongs to the CRF's own suite.
 FED = ("_pred", "_label", "pred_crf", "margin_crf")
 
 
-def run_suite(golden: Path, folder: Path) -> tuple[int, str, list[dict[str, Any]]]:
-    """Exit status, output and the rows of the suite on a golden folder, in a process of its own."""
-    report = folder / "junit.xml"
-    command = [sys.executable, "-m", "pytest", str(SUITE), "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    environment = {**os.environ, VARIABLE: str(golden), "OMP_NUM_THREADS": "1"}
-    for name in [name for name in environment if name.startswith("PYTEST_")]:  # of the worker that runs this test
-        del environment[name]
-    root = SUITE.parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=500, check=False)
-    found = ElementTree.parse(report).iter("property")
-    rows = [json.loads(each.attrib["value"]) for each in found if each.attrib["name"] == PROPERTY]
-    return done.returncode, done.stdout, rows
-
-
 @pytest.mark.slow
 def test_suite_passes_on_other_numbers_and_notices_changed_ones(tmp_path: Path) -> None:
     other = tmp_path / "other"
     fresh(other)
-    status, output, rows = run_suite(other, tmp_path)
+    status, output, rows = run_suite(SUITE, VARIABLE, other, tmp_path)
     assert status == 0, output[-3000:]
     assert f"{len(rows)} of {len(rows)} comparisons within their tolerance" in output and len(rows) > 150
     arrays = perturb(other, FED)
-    status, output, rows = run_suite(other, tmp_path)
+    status, output, rows = run_suite(SUITE, VARIABLE, other, tmp_path)
     assert status == 1, output[-3000:]
     failed = [(row["group"].split()[0], row["array"]) for row in rows if not row["error"] <= row["tolerance"]]
     for file, names in arrays.items():
@@ -55,5 +35,5 @@ def test_suite_passes_on_other_numbers_and_notices_changed_ones(tmp_path: Path) 
 
 
 def test_named_folder_has_to_be_there(tmp_path: Path) -> None:
-    status, output, _ = run_suite(tmp_path / "nothing", tmp_path)
+    status, output, _ = run_suite(SUITE, VARIABLE, tmp_path / "nothing", tmp_path)
     assert status == 1 and "no golden folder" in output

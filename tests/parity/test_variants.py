@@ -6,20 +6,14 @@ layers and steps, other sizes, gates and grids, and another name of the U-Net.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.parity.golden import VARIABLE, Arrays
 from tests.parity.make_variant import fresh, perturb
-from tests.parity.table import PROPERTY
+from tests.parity.suite import run_suite
 
 SUITE = Path(__file__).with_name("test_slime.py")
 # What is fed in, what a case is recognised by, and what is only screening.
@@ -34,20 +28,6 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_suite(golden: Path, folder: Path) -> tuple[int, str, list[dict[str, Any]]]:
-    """Exit status, output and the rows of the suite on a golden folder, in a process of its own."""
-    report = folder / "junit.xml"
-    command = [sys.executable, "-m", "pytest", str(SUITE), "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    environment = {**os.environ, VARIABLE: str(golden), "OMP_NUM_THREADS": "1"}
-    for name in [name for name in environment if name.startswith("PYTEST_")]:  # of the worker that runs this test
-        del environment[name]
-    root = SUITE.parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=500, check=False)
-    found = ElementTree.parse(report).iter("property")
-    rows = [json.loads(each.attrib["value"]) for each in found if each.attrib["name"] == PROPERTY]
-    return done.returncode, done.stdout, rows
-
-
 def outputs(file: Path) -> list[str]:
     """The arrays of a file that the suite compares its own results with."""
     names = list(Arrays(file))
@@ -57,7 +37,7 @@ def outputs(file: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_suite_passes_on_other_numbers(other: Path, tmp_path: Path) -> None:
-    status, output, rows = run_suite(other, tmp_path)
+    status, output, rows = run_suite(SUITE, VARIABLE, other, tmp_path)
     assert status == 0, output[-3000:]
     assert f"{len(rows)} of {len(rows)} comparisons within their tolerance" in output
     assert len(rows) > 150 and "not read: none" in output
@@ -71,7 +51,7 @@ def test_suite_notices_every_changed_array(other: Path, tmp_path: Path) -> None:
     arrays = {path.stem: outputs(path) for path in files}
     for file, names in arrays.items():
         perturb(changed, {file: names}, by=0.5 if file.endswith("_traj") else 0.02)  # bars of later steps are loose
-    status, output, rows = run_suite(changed, tmp_path)
+    status, output, rows = run_suite(SUITE, VARIABLE, changed, tmp_path)
     assert status == 1, output[-3000:]
     failed = [(row["group"].split()[0], row["array"]) for row in rows if not row["error"] <= row["tolerance"]]
     for file, names in arrays.items():
@@ -85,5 +65,5 @@ def test_suite_notices_every_changed_array(other: Path, tmp_path: Path) -> None:
 
 
 def test_named_folder_has_to_be_there(tmp_path: Path) -> None:
-    status, output, _ = run_suite(tmp_path / "nothing", tmp_path)
+    status, output, _ = run_suite(SUITE, VARIABLE, tmp_path / "nothing", tmp_path)
     assert status == 1 and "no golden folder" in output
