@@ -27,8 +27,12 @@ SHOWN, SEEN, ABSENT = 40, 120, 0
 there with `ABSENT`; between the two nothing is asked."""
 
 BLOCK: Final = "block"
-GRIDS: Final = (2, 4)
+GRIDS: Final = (2, 4, 8)
 """Views of a mosaic along a side."""
+_CUTS: Final = {4: (0.18, 0.45), 8: (0.08, 0.2)}
+"""Side of the views of fine mosaics, which lie mostly around a part, in sides of the picture."""
+_CHOSEN: Final = {2: 3.0, 4: 1.0, 8: 0.25}
+"""Words per view that a mosaic's captions take from what is there."""
 TILES: Final = max(GRIDS) ** 2
 PLURALS: Final = {"wheel": "wheels", "window": "windows", "light": "lights", "leg": "legs", "eye": "eyes"} | {
     "brow": "brows", "ear": "ears", "plate": "plates", "head": "heads", "tail": "tails",
@@ -56,9 +60,14 @@ _TRUE_IN_TILE: Final = {
         "skin": 0.34, "tail": 0.18, "torso": 0.34, "wheel": 0.28, "window": 0.32, **dict.fromkeys(SCENES, 0.19),
     },
     4: {
-        "block": 0.15, "body": 0.33, "brow": 0.09, "cloth": 0.18, "ear": 0.12, "eye": 0.11, "hair": 0.23,
-        "head": 0.12, "leg": 0.22, "light": 0.14, "mouth": 0.11, "neck": 0.17, "nose": 0.11, "plate": 0.11,
-        "skin": 0.26, "tail": 0.12, "torso": 0.28, "wheel": 0.19, "window": 0.22, **dict.fromkeys(SCENES, 0.22),
+        "block": 0.17, "body": 0.33, "brow": 0.07, "cloth": 0.12, "ear": 0.12, "eye": 0.16, "hair": 0.24,
+        "head": 0.12, "leg": 0.23, "light": 0.18, "mouth": 0.11, "neck": 0.14, "nose": 0.15, "plate": 0.15,
+        "skin": 0.30, "tail": 0.13, "torso": 0.28, "wheel": 0.18, "window": 0.21, **dict.fromkeys(SCENES, 0.17),
+    },
+    8: {
+        "block": 0.026, "body": 0.256, "brow": 0.016, "cloth": 0.066, "ear": 0.035, "eye": 0.038, "hair": 0.095,
+        "head": 0.083, "leg": 0.104, "light": 0.071, "mouth": 0.044, "neck": 0.047, "nose": 0.045, "plate": 0.058,
+        "skin": 0.216, "tail": 0.072, "torso": 0.144, "wheel": 0.082, "window": 0.096, **dict.fromkeys(SCENES, 0.036),
     },
 }  # fmt: skip
 _SINGULAR: Final = {plural: word for word, plural in PLURALS.items()}
@@ -122,7 +131,8 @@ class Caption:
     @property
     def tile_weights(self) -> tuple[float, ...]:
         table = _TRUE_IN_TILE[self.grid] if self.tiles else {}
-        return tuple(0.0 if truth is None else weight(self.text, truth, table) for truth in self.tiles)
+        most = 10.0 if self.grid in _CUTS else 3.0
+        return tuple(0.0 if truth is None else weight(self.text, truth, table, most) for truth in self.tiles)
 
 
 @dataclass(frozen=True)
@@ -134,13 +144,13 @@ class Example:
     described: bool
 
 
-def draw_example(index: int, rng: np.random.Generator, shares: Sequence[float] = (0.25, 0.25, 0.5)) -> Example:
-    """A view of one picture of the stream, or a mosaic of views of four, two by two or four by four.
+def draw_example(index: int, rng: np.random.Generator, shares: Sequence[float] = (0.2, 0.15, 0.3, 0.35)) -> Example:
+    """A view of one picture of the stream, or a mosaic of views of four, with 2, 4 or 8 of them along a side.
 
     Args:
-        shares: of the three kinds.
+        shares: of the four kinds.
     """
-    kind = int(rng.choice(3, p=shares))
+    kind = int(rng.choice(len(shares), p=shares))
     if kind == 0:
         view = draw_view(4 * index, rng)
         told = [Caption(text, truth, weight(text, truth, _TRUE)) for text, truth in captions(view, rng)]
@@ -161,8 +171,9 @@ def mosaic(views: list[View], rng: np.random.Generator) -> Example:
     rows = [np.concatenate([view.image for view in views[at : at + grid]], axis=1) for at in range(0, len(views), grid)]
     words, coloured = [], []
     for view in views:
-        words += rng.permutation([*view.shown, *view.around])[: 6 // grid].tolist()
-        words += rng.permutation([*view.absent, _one(view.not_around, rng)])[: 6 // grid - 1].tolist()
+        count = int(_CHOSEN[grid]) + (rng.random() < _CHOSEN[grid] % 1)
+        words += rng.permutation([*view.shown, *view.around])[:count].tolist()
+        words += rng.permutation([*view.absent, _one(view.not_around, rng)])[: max(0, count - 1)].tolist()
         if (described := [word for word in view.shown if word in view.colours]) and rng.random() < 2 / grid:
             word = _one(described, rng)
             right = rng.random() < 0.5
@@ -180,11 +191,12 @@ def mosaic(views: list[View], rng: np.random.Generator) -> Example:
 
 def _known(text: str, tiles: tuple[bool | None, ...]) -> list[Caption]:
     """The caption, unless nobody can say whether it is true of the image."""
-    if True not in tiles and None in tiles and len(tiles) < TILES:
+    few = len(tiles) < min(_CUTS) ** 2
+    if True not in tiles and None in tiles and few:
         return []
     truth = True in tiles
     # Of sixteen views nearly every word is true of one: that says nothing of the whole image.
-    whole = weight(text, truth, _TRUE_IN_MOSAIC) if len(tiles) < TILES else 0.0
+    whole = weight(text, truth, _TRUE_IN_MOSAIC) if few else 0.0
     return [Caption(text, truth, whole, tiles)]
 
 
@@ -210,14 +222,15 @@ def draw_view(index: int, rng: np.random.Generator, whole: float = 0.3) -> View:
 
 def make_view(picture: Picture, subject: str, rng: np.random.Generator, whole: float = 0.3, grid: int = 1) -> View:
     """A view of 128/grid pixels: with probability `whole` all of the picture, otherwise a square of 0.25 to 0.75 of its
-    side; half of the views are mirrored. In a fine grid it is a square of 0.18 to 0.45, mostly around a part."""
+    side; half of the views are mirrored. In a fine grid it is a smaller square (`_CUTS`), mostly around a part."""
     image, label, scene, side = picture.image, picture.label, picture.scene, picture.image.shape[0]
-    fine, out = grid == max(GRIDS), side // grid
+    fine, out = grid in _CUTS, side // grid
     if fine or rng.random() >= whole:
-        cut = int(rng.uniform(*((0.18, 0.45) if fine else (0.25, 0.75))) * side)
+        cut = int(rng.uniform(*_CUTS.get(grid, (0.25, 0.75))) * side)
         top, left = (int(v) for v in rng.integers(0, side - cut + 1, size=2))
         if fine and rng.random() < 0.75:
-            ys, xs = np.nonzero(label)
+            # A part by its name, not by its area: eyes are to be seen as often as hair.
+            ys, xs = np.nonzero(label == rng.choice(np.unique(label[label > 0])))
             at = int(rng.integers(len(ys)))
             top, left = (int(np.clip(v[at] - cut // 2, 0, side - cut)) for v in (ys, xs))
         image, label, scene = (each[top : top + cut, left : left + cut] for each in (image, label, scene))
@@ -265,11 +278,11 @@ def captions(view: View, rng: np.random.Generator) -> list[tuple[str, bool]]:
     return found
 
 
-def weight(text: str, truth: bool, table: Mapping[str, float]) -> float:
+def weight(text: str, truth: bool, table: Mapping[str, float], most: float = 3.0) -> float:
     """How much a caption counts in the losses: true and false captions of one word as much as each other, or the word
     alone would tell the answer."""
     share = table.get(_SINGULAR.get(text.split()[-2], text.split()[-2])) if text.count(" ") == 3 else None
-    return 1.0 if share is None else min(3.0, 0.5 / (share if truth else 1 - share))
+    return 1.0 if share is None else min(most, 0.5 / (share if truth else 1 - share))
 
 
 def number(word: str, rng: np.random.Generator) -> str:

@@ -179,16 +179,15 @@ def by_tile(maps: torch.Tensor, grid: torch.Tensor, reduce: Callable[..., torch.
     """`reduce` (amax or logsumexp) of maps on patches over each tile: float [N,h*w] -> [N,TILES].
 
     Args:
-        grid: int64 [N], tiles along a side, 1, 2 or 4. With fewer than `TILES` the last columns hold 0.
+        grid: int64 [N], tiles along a side, 1 or one of `GRIDS`. With fewer than `TILES` the last columns hold 0.
     """
-    finest = max(GRIDS)
-    side = round(maps.shape[1] ** 0.5) // finest
-    fine = reduce(maps.unflatten(1, (finest, side, finest, side)), dim=(2, 4))  # [N,4,4]
-    coarse = reduce(fine.unflatten(1, (2, finest // 2)).unflatten(3, (2, finest // 2)), dim=(2, 4))  # [N,2,2]
-    found = torch.zeros_like(fine.flatten(1))
-    for tiles, values in ((1, reduce(coarse, dim=(1, 2))[:, None]), (2, coarse.flatten(1)), (4, fine.flatten(1))):
-        rest = found[:, values.shape[1] :]
-        found = torch.where((grid == tiles)[:, None], torch.cat([values, torch.zeros_like(rest)], dim=1), found)
+    side = round(maps.shape[1] ** 0.5)
+    left, found = maps.unflatten(1, (side, side)), maps.new_zeros(len(maps), TILES)
+    for tiles in sorted((1, *GRIDS), reverse=True):
+        side = left.shape[1] // tiles
+        left = reduce(left.unflatten(1, (tiles, side)).unflatten(3, (tiles, side)), dim=(2, 4))  # [N,tiles,tiles]
+        values = F.pad(left.flatten(1), (0, TILES - tiles * tiles))
+        found = torch.where((grid == tiles)[:, None], values, found)
     return found
 
 

@@ -106,6 +106,23 @@ class TestCaptions:
         assert len(shares) > 28
         assert {word: share for word, share in shares.items() if not 0.33 < share < 0.67} == {}
 
+    @pytest.mark.parametrize("grid", blip_captions.GRIDS)
+    def test_no_word_tells_the_answer_in_a_tile(self, grid: int) -> None:
+        sums: Counter[tuple[str, bool]] = Counter()
+        shares = tuple(float(kind == grid) for kind in (1, *blip_captions.GRIDS))
+        for index in range(100):
+            example = blip_captions.draw_example(index, np.random.default_rng(index), shares)
+            for caption in example.captions:
+                *_, word, _ = caption.text.split()
+                if len(caption.text.split()) == 4:
+                    word = blip_captions._SINGULAR.get(word, word)
+                    for truth, weight in zip(caption.tiles, caption.tile_weights, strict=True):
+                        if truth is not None:
+                            sums[word, truth] += weight
+        true = {word: sums[word, True] / (sums[word, True] + sums[word, False]) for word, _ in sums}
+        assert len(true) > 28
+        assert {word: share for word, share in true.items() if not 0.2 < share < 0.8} == {}
+
     def test_mosaics(self) -> None:
         """What a caption of a mosaic says of a tile is what it says of the view that lies there."""
         seen = Counter()
@@ -121,7 +138,7 @@ class TestCaptions:
                     assert known and caption.truth == any(known)
                     weights = zip(caption.tiles, caption.tile_weights, strict=True)
                     assert all((weight > 0) == (truth is not None) for truth, weight in weights)
-        assert set(seen) == {1, 2, 4}
+        assert set(seen) == {1, *blip_captions.GRIDS}
         views = [
             blip_captions.make_view(render("car", "pretrain", i), "car", np.random.default_rng(i), grid=2)
             for i in range(4)
@@ -146,16 +163,15 @@ class TestCaptions:
 
 
 def test_tiles() -> None:
-    maps = torch.rand(3, 256)
-    found = by_tile(maps, torch.tensor([1, 2, 4]), torch.amax)
-    pictures = maps.view(3, 16, 16)
-    assert found[0].tolist() == [pictures[0].max().item(), *[0.0] * 15]
-    halves = [pictures[1, y : y + 8, x : x + 8].max().item() for y in (0, 8) for x in (0, 8)]
-    assert found[1].tolist() == [*halves, *[0.0] * 12]
-    assert found[2].tolist() == [
-        pictures[2, y : y + 4, x : x + 4].max().item() for y in range(0, 16, 4) for x in range(0, 16, 4)
-    ]
-    torch.testing.assert_close(by_tile(maps, torch.ones(3).long(), torch.logsumexp)[:, 0], maps.logsumexp(1))
+    maps = torch.rand(4, 256)
+    grids = [1, *blip_captions.GRIDS]
+    found = by_tile(maps, torch.tensor(grids), torch.amax)
+    for picture, grid, values in zip(maps.view(4, 16, 16), grids, found.tolist(), strict=True):
+        side = 16 // grid
+        starts = range(0, 16, side)
+        tiles = [picture[y : y + side, x : x + side].max().item() for y in starts for x in starts]
+        assert values == [*tiles, *[0.0] * (blip_captions.TILES - grid * grid)]
+    torch.testing.assert_close(by_tile(maps, torch.ones(4).long(), torch.logsumexp)[:, 0], maps.logsumexp(1))
 
 
 @torch.no_grad()
