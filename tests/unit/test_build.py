@@ -236,6 +236,8 @@ class TestResume:
         process = subprocess.Popen(
             [sys.executable, toy_build.__file__, str(out), str(workers), str(log), "0.05"],
             env=os.environ | {"PYTHONPATH": str(repository)}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            # A shell's background job ignores Ctrl-C, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         wait_for(lambda: len(calls(log)) >= 8)
         began = time.monotonic()
