@@ -30,7 +30,7 @@ CELEBA     ?= $(RAW)/CelebAMask-HQ.zip
 CAR_TEST   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format mini-data report ranking bench reproduce-all ablation-all clean \
+.PHONY: help setup test docs lint format mini-data report ranking bench reproduce-all ablation-all clean \
         $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%)
 
 help:  ## list the targets
@@ -60,6 +60,9 @@ $(STAMP): pyproject.toml constraints.txt
 # One worker has one thread: two workers with two threads each would be slower than one.
 test: $(STAMP)  ## run the tests (ARGS='-k name' chooses)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+docs: $(STAMP)  ## build/docs/index.html from docs/; every warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
 
 lint: $(STAMP)  ## check style, format and types
 	$(BIN)/ruff check .

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -28,12 +29,12 @@ from omegaconf.errors import OmegaConfBaseException
 from slime_bench.errors import ConfigError
 from slime_bench.identity import is_secret
 from slime_bench.paths import config_dir
-from slime_bench.schema import validate
+from slime_bench.schema import LAUNCHERS, validate
 from slime_bench.typed import nearest
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
-SUBCOMMANDS = ("report", "segment", "verify", "embeddings", "help")
+SUBCOMMANDS = ("report", "status", "compare", "segment", "verify", "embeddings", "help")
 _SECRET = re.compile(r"(?i)api_?key|secret|passw|_token$")
 _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 _stamp = ""
@@ -46,12 +47,16 @@ class Plan:
     Attributes:
         overrides: as they go to Hydra.
         trials: one validated configuration for each trial, in the order in which they run.
+        names: of the trials: the overrides that set each apart from the others.
         folder: folder of this command, which Hydra makes.
+        hydra_launcher: the class that Hydra launches jobs with; its own is `BasicLauncher`.
     """
 
     overrides: list[str]
     trials: list[DictConfig]
+    names: tuple[str, ...]
     folder: Path
+    hydra_launcher: str
 
 
 def new_stamp() -> str:
@@ -64,8 +69,20 @@ def new_stamp() -> str:
 OmegaConf.register_new_resolver("slime_bench.stamp", lambda: _stamp or new_stamp(), replace=True)
 
 
+def pick(key: str, options: Mapping[str, Any]) -> Any:
+    """What an experiment chooses by the preset or the method: the option called `key`, or `???`, for which Hydra asks.
+
+    In a file: `${slime_bench.pick:${preset},{mini:mini_horse,paper:pascal_part_horse}}`.
+    """
+    return options.get(key, "???")
+
+
+OmegaConf.register_new_resolver("slime_bench.pick", pick, replace=True)
+
+
 ABLATED = "slime"
 """The method whose settings the files of conf/ablation vary."""
+_TABLE = re.compile(r"table\d+")
 
 
 def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None = None) -> Plan:
@@ -94,23 +111,30 @@ def _plan(overrides: list[str], sweep: bool, extra_dir: str | None) -> Plan:
     whole = _composed(fixed, search, with_hydra=True)
     base = whole.hydra
     sweep = sweep or base.mode == RunMode.MULTIRUN
-    _check_ablation(parsed, whole)
+    _check_papers(parsed, whole)
     jobs = _jobs(final, base) if sweep else [final]
     trials = [validate(_composed(job, search)) for job in jobs]
     with translated():
         folder = Path(base.sweep.dir if sweep else base.run.dir)
-    return Plan(final, trials, folder)
+    return Plan(final, trials, _names(jobs), folder, str(base.launcher._target_).rpartition(".")[2])
 
 
-def _check_ablation(parsed: list[Override], cfg: DictConfig) -> None:
-    """The files of conf/ablation vary settings of SLiMe, some of which other methods have under the same name."""
-    chosen = [each.input_line for each in parsed if each.key_or_group == "ablation" and each.value() is not None]
-    if chosen and cfg.method.get("name") != ABLATED:
-        raise ConfigError(
-            "the ablations are those of SLiMe's tables", path="ablation",
-            found=f"{chosen[-1]} with method {cfg.method.get('name')}", expected=f"the method {ABLATED}",
-            remedy="choose an experiment of it, e.g. experiment=mini_car, or sweep a key: method.top=1,2,3",
-        )  # fmt: skip
+def _check_papers(parsed: list[Override], cfg: DictConfig) -> None:
+    """The files of conf/ablation, and the experiments called after SLiMe's tables, set keys that other methods lack, or
+    have under the same name for something else."""
+    if cfg.method.get("name") == ABLATED:
+        return
+    for each in parsed:
+        ablation = each.key_or_group == "ablation" and each.value() is not None
+        table = each.key_or_group == "experiment" and _TABLE.fullmatch(str(each.value())) is not None
+        if ablation or table:
+            raise ConfigError(
+                f"the {'ablations' if ablation else 'numbered tables'} are those of SLiMe", path=each.key_or_group,
+                found=f"{each.input_line} with method {cfg.method.get('name')}", expected=f"the method {ABLATED}",
+                remedy="choose an experiment of it, e.g. experiment=mini_car, or sweep a key: method.top=1,2,3"
+                if ablation
+                else "choose preset=mini or preset=paper, or another method's experiment, e.g. experiment=mini_car_vlm",
+            )  # fmt: skip
 
 
 def _search_path(extra_dir: str | None) -> list[str]:
@@ -159,6 +183,11 @@ def _jobs(overrides: list[str], base: DictConfig) -> list[list[str]]:
     with translated():
         parameters = [f"{key}={value}" for key, value in (base.sweeper.params or {}).items()]
     return list(BasicSweeper.split_arguments(_parse([*parameters, *overrides]), None)[0])
+
+
+def _names(jobs: list[list[str]]) -> tuple[str, ...]:
+    shared = set.intersection(*(set(job) for job in jobs)) if len(jobs) > 1 else set()
+    return tuple(" ".join(each for each in job if each not in shared) or "the default trial" for job in jobs)
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -263,10 +292,13 @@ def _unknown_option(error: MissingConfigException) -> ConfigError:
     if not group:
         return ConfigError("a configuration file is not there", path=error.missing_cfg_file, found="nothing")
     close = nearest(name, options)
+    remedy = f"did you mean {group}={close[0]}?" if close else f"choose another {group}"
+    if group == "hydra/launcher" and name in LAUNCHERS:
+        remedy = f"did you mean launcher={name}? Hydra's own plugin of that name is not installed, and not needed"
     return ConfigError(
         f"unknown {group} `{name}`",
         path=f"{group}={name}",
         found=repr(name),
         expected=f"one of {', '.join(options)}" if options else f"a file in conf/{group}/, which holds none",
-        remedy=f"did you mean {group}={close[0]}?" if close else f"choose another {group}",
+        remedy=remedy,
     )

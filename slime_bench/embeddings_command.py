@@ -133,7 +133,7 @@ def _check_fit(cfg: DictConfig, classes: Sequence[str], shape: tuple[int, ...], 
 
 def _backbone_facts(cfg: DictConfig) -> Any:
     """What can be known of the backbone without its weights; None where it is not here, which a line then says."""
-    from slime_bench.trial import backbone_facts
+    from slime_bench.known import backbone_facts
 
     try:
         return backbone_facts(cfg.backbone)

@@ -72,6 +72,10 @@ class DeviceError(SlimeBenchError):
     """A device that was asked for and is not there, or has too little memory."""
 
 
+class GpuMemoryError(DeviceError):
+    """The GPU has too little memory for what the configuration asks for; no setting was changed to make do."""
+
+
 class ResultError(SlimeBenchError):
     """A result file that is missing, unreadable or does not hold what it declares."""
 

@@ -28,6 +28,7 @@ EXCLUDED: Final[tuple[str, ...]] = (
     "hydra",
     "trainer.progress",
     "trainer.threads",
+    "trainer.checkpoint_every",
     # how the test images are fed: results do not depend on it by design
     "data.batch_size",
     "data.num_workers",

@@ -25,6 +25,9 @@ from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from slime_bench.metrics.iou import IouCounts
 
 SCHEMA_VERSION: Final = 1
@@ -296,13 +299,26 @@ def read_per_image(path: str | Path) -> tuple[list[str], list[str], IouCounts]:
     """Ids (N), classes (K) and counts [N,K] of a per-image table.
 
     Raises:
+        ResultError: see `read_per_image_arrays`.
+    """
+    import torch
+
+    from slime_bench.metrics.iou import IouCounts
+
+    ids, classes, *arrays = read_per_image_arrays(path)
+    return ids, classes, IouCounts(*map(torch.from_numpy, arrays))
+
+
+def read_per_image_arrays(
+    path: str | Path,
+) -> tuple[list[str], list[str], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """As `read_per_image`, with intersection, union and presence [N,K] as NumPy arrays: a report needs no torch.
+
+    Raises:
         ResultError: unreadable, other columns, or not every class once for every image.
     """
     import pyarrow
     import pyarrow.parquet
-    import torch
-
-    from slime_bench.metrics.iou import IouCounts
 
     path = Path(path)
     try:
@@ -318,22 +334,20 @@ def read_per_image(path: str | Path) -> tuple[list[str], list[str], IouCounts]:
             expected=f"{_PER_IMAGE_COLUMNS} without gaps",
             remedy=_RERUN,
         )
-    table = frame.to_pydict()
-    ids, classes = list(dict.fromkeys(table["image_id"])), list(dict.fromkeys(table["class"]))
-    if table["image_id"] != [image for image in ids for _ in classes] or table["class"] != classes * len(ids):
+    images, names = frame["image_id"].to_pylist(), frame["class"].to_pylist()
+    ids, classes = list(dict.fromkeys(images)), list(dict.fromkeys(names))
+    if images != [image for image in ids for _ in classes] or names != classes * len(ids):
         raise ResultError(
             "The per-image table does not have every class once for every image.",
             path=path,
             found=f"{frame.num_rows} rows, {len(ids)} images, {len(classes)} classes",
             remedy=_RERUN,
         )
-    shape = (len(ids), len(classes))
-    counts = IouCounts(
-        torch.tensor(table["intersection"], dtype=torch.int64).reshape(shape),
-        torch.tensor(table["union"], dtype=torch.int64).reshape(shape),
-        torch.tensor(table["present"], dtype=torch.bool).reshape(shape),
+    # Copies, because pyarrow's own arrays are read-only.
+    intersection, union, present = (
+        frame[name].to_numpy().reshape(len(ids), len(classes)).copy() for name in ("intersection", "union", "present")
     )
-    return ids, classes, counts
+    return ids, classes, intersection, union, present
 
 
 def parse_result(content: bytes, path: str | Path) -> TrialResult:

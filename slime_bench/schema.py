@@ -24,6 +24,7 @@ from slime_bench.typed import MISSING, check_names, convert, join, nearest, plai
 TARGET = "_target_"
 TARGET_GROUPS = ("method", "backbone", "data", "protocol")
 CONVENTIONS = ("slime", "dataset", "present_or_predicted")
+LAUNCHERS = ("sequential", "joblib", "submitit_local", "submitit_slurm", "ray")
 
 
 @dataclass
@@ -49,6 +50,8 @@ class TrainerConfig:
         threads: CPU threads; null leaves torch's own choice.
         progress: show progress bars.
         deterministic: use deterministic algorithms only.
+        checkpoint_every: steps of the optimisation between two checkpoints, from which a killed trial goes on; fewer
+            are written where they would take more than 2 % of the time. 0 for none.
     """
 
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
@@ -56,21 +59,26 @@ class TrainerConfig:
     threads: int | None = field(default=None, metadata={"min": 1})
     progress: bool = True
     deterministic: bool = True
+    checkpoint_every: int = field(default=10, metadata={"min": 0})
 
 
 @dataclass
 class LoggerConfig:
-    """Where the training curve is mirrored to; results are files whatever is chosen here.
+    """Where a trial's curve and result are mirrored to; results are files whatever is chosen here.
 
     Args:
-        name: `csv` writes metrics.csv into the trial's folder.
-        project: W&B project.
-        entity: W&B user or team; null is the account's default.
+        name: `csv` writes metrics.csv into the trial's folder, `wandb` makes a W&B run of each trial.
+        project: W&B project. (The account or team is that of the key, or of WANDB_ENTITY: no user's name is written.)
+        mode: of W&B; null is WANDB_MODE, else online where there is a key, and offline where there is none.
+        timeout: seconds to wait for W&B's server at the start; then the run is kept offline.
+        finish_timeout: seconds to wait for the last upload; what is left can be sent with `wandb sync`.
     """
 
     name: str = field(default="none", metadata={"choices": ("none", "csv", "wandb")})
     project: str = "slime-bench"
-    entity: str | None = None
+    mode: str | None = field(default=None, metadata={"choices": ("online", "offline", "disabled")})
+    timeout: float = field(default=30.0, metadata={"min": 1})
+    finish_timeout: float = field(default=300.0, metadata={"min": 1})
 
 
 @dataclass
@@ -78,12 +86,16 @@ class LauncherConfig:
     """How the trials of a sweep are run.
 
     Args:
-        name: `sequential` is one after another in one process.
+        name: `sequential` is one after another in this process; the others start processes, here or on a cluster.
         keep_going: go on with the other trials after one has failed.
+        jobs: trials at the same time, for the launchers that start processes.
+        options: what the launcher's library takes, see its file in conf/launcher.
     """
 
-    name: str = field(default="sequential", metadata={"choices": ("sequential",)})
+    name: str = field(default="sequential", metadata={"choices": LAUNCHERS})
     keep_going: bool = True
+    jobs: int = field(default=2, metadata={"min": 1})
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

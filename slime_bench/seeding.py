@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch  # seconds to import, which a report that draws with NumPy alone need not wait for
 
 Key = str | int
 
@@ -27,6 +30,8 @@ def derive_seed(seed: int, purpose: str, *keys: Key) -> int:
 
 def generator(seed: int, purpose: str, *keys: Key) -> torch.Generator:
     """A CPU generator for one purpose; draw on the CPU and move, so that every device sees the same numbers."""
+    import torch
+
     return torch.Generator(device="cpu").manual_seed(derive_seed(seed, purpose, *keys))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from slime_bench.errors import StorageError
+from slime_bench.lock import Holder, held
 
 _STORAGE_REMEDIES: Final = {
     errno.ENOSPC: "Free space on the disk, or choose another `output_root`; finished trials stay valid.",
@@ -63,25 +64,20 @@ def write_atomic(path: str | Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed processes have left of files that they were writing; nobody else may write there now."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other processes, by a lock on `.<name>.lock` beside it.
+    """Hold `folder` against other processes; one that has to wait says so on stderr. See `slime_bench.lock`."""
 
-    The system lets go of the lock when its process ends, however it ends, so that none is ever left behind. Where
-    there is no such lock (Windows) nothing is held. A process that has to wait says so on stderr.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
-        try:
-            import fcntl
-        except ImportError:
-            pass
-        else:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another process that works on {folder} ...", file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
+    def waits(holder: Holder | None) -> None:
+        print(f"waiting for {holder or 'another process'}, which works on {folder} ...", file=sys.stderr, flush=True)
+
+    with held(folder, waits):
         yield
 
 

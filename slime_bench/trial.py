@@ -6,114 +6,111 @@ proves that the trial finished.
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import math
 import os
-import platform
-import subprocess
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from slime_bench import identity, results
-from slime_bench.device import check_precision, pick_device
-from slime_bench.errors import ConfigError, DeviceError, SlimeBenchError, StorageError
-from slime_bench.logger import closed_logger
+from slime_bench import checkpoint, identity, results, warm
+from slime_bench.confusion import CONFUSION_FILE, write_confusion
+from slime_bench.curves import CURVES_FILE, write_curves
+from slime_bench.environment import ENVIRONMENT_FILE, environment, reset_peaks, without_home
+from slime_bench.errors import ConfigError, StorageError
+from slime_bench.failure import ERROR_FILE, forget_failure, recorded_failure
+from slime_bench.known import (
+    Known,
+    backbone_facts,
+    identify,
+    is_misplaced,
+    nameless_folder,
+    on_device,
+    other_code,
+    prepared_data,
+    stamp,
+)
+from slime_bench.lock import held
+from slime_bench.logger import closed_logger, log_result, mirror_finished
 from slime_bench.results import TrialResult
-from slime_bench.schema import build, load_target, parse
-from slime_bench.storage import ordered, write_atomic
+from slime_bench.schema import TARGET_GROUPS, build, load_target, parse
+from slime_bench.storage import ordered, remove_temporary, write_atomic
 
 _log = logging.getLogger(__name__)
-_PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "lightning",
-    "torchmetrics",
-    "hydra-core",
-    "numpy",
-    "pillow",
-    "slime-bench",
-)
 # The backbone's weights have the precision themselves (`backbone.dtype`); maps, losses and embeddings are float32 in
 # any case. Only fp16 needs more: without the scaling of the loss, which comes with it here, small gradients become 0.
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "32-true", "fp16": "16-mixed"}
 
 
-def run(cfg: DictConfig) -> TrialResult:
+@dataclass(frozen=True)
+class Finished:
+    """How `run` ended.
+
+    Attributes:
+        result: under the configured convention. folder: of the trial.
+        reused: whether the trial was finished before. made_by: then, the code that made it, if it was not this one.
+    """
+
+    result: TrialResult
+    folder: Path
+    reused: bool = False
+    made_by: str | None = None
+
+
+def run(cfg: DictConfig) -> Finished:
     """Run the trial that a validated configuration describes, or return its finished result.
 
     Raises:
         SlimeBenchError: any mistake that the user can mend; finished trials are untouched.
+        BusyError: another process computes this trial now.
     """
-    device = pick_device(cfg.trainer.device)
-    check_precision(cfg.trainer.precision, device)
-    cfg = cast(DictConfig, OmegaConf.merge(cfg, {"trainer": {"device": device}}))  # auto and its meaning are one trial
-    backbone_class, method_class = load_target(cfg.backbone["_target_"]), load_target(cfg.method["_target_"])
-    check_parts(cfg, method_class, backbone_class)
-    data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
-    data.prepare_data()
-    fingerprints = {
-        "data": data.fingerprint(),
-        "backbone": backbone_class.content_hash_of(parse(cfg.backbone)),
-        **method_class.fingerprints(parse(cfg.method)),
-    }
-    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    signature = identity.signature(plain, fingerprints)
-    folder = identity.trial_folder(cfg.output_root, cfg.data.name, cfg.method.name, cfg.shots, cfg.seed, signature)
-    title = f"{cfg.method.name} {cfg.data.name} {cfg.shots}-shot seed {cfg.seed}"
-    finished = None if cfg.force else results.find_finished(folder, signature)
-    if finished is not None:
-        result = finished.under(cfg.metric.convention, cfg.metric.background)
-        _log.info("%s  already finished: mIoU %s  %s", title, _percent(result.average), folder)
-        return result
-    method_class.check(parse(cfg.method), backbone_facts(cfg.backbone), data.classes, cfg.data.image_size, cfg.shots)
-    _prepare(folder, plain)
-    with closed_logger(cfg), recorded_failure(folder), threads(cfg.trainer.threads, cfg.trainer.deterministic):
-        return _compute(cfg, plain, data, fingerprints, folder, title)
+    cfg = on_device(cfg)
+    with recorded_failure(nameless_folder(cfg), but=(ConfigError, KeyboardInterrupt)):
+        known = identify(cfg, prepared_data(cfg))
+    forget_failure(nameless_folder(cfg))
+    seen = stamp(known.folder)
+    if not cfg.force and (finished := _finished(known)) is not None:
+        return finished
+    _check(known)  # a mistake of the command, which leaves no trace
+    with held(known.folder):
+        if stamp(known.folder) != seen and (finished := _finished(known)) is not None:  # by another process, just now
+            return finished
+        return Finished(_computed(known), known.folder)
 
 
-def check_parts(cfg: DictConfig, method: Any, backbone: type) -> None:
-    """Refuse parts that do not go together: a method reads one kind of backbone under one kind of protocol.
-
-    Raises:
-        ConfigError: a backbone or protocol of another method's, or fewer shots than the method needs.
-    """
-    for group, expected, found in (
-        ("backbone", method.Backbone, backbone),
-        ("protocol", method.Protocol, load_target(cfg.protocol["_target_"])),
-    ):
-        if not issubclass(found, expected):
-            raise ConfigError(
-                f"the method {cfg.method.name} cannot use this {group}", path=group,
-                found=f"{cfg[group].name} ({found.__name__})", expected=f"a {expected.__name__}",
-                remedy="choose a preset, which goes with its method: preset=mini (SLiMe), preset=mini_vlm (attention "
-                "of a vision-language model), or paper, paper_vlm",
-            )  # fmt: skip
-    if cfg.shots < method.least_shots:
-        raise ConfigError(
-            f"the method {cfg.method.name} needs a support image", path="shots", found=cfg.shots,
-            expected=f"{method.least_shots} or more", remedy=f"e.g. shots={method.least_shots}",
-        )  # fmt: skip
+def _finished(known: Known) -> Finished | None:
+    """The trial's valid result, if it has one."""
+    found = results.find_finished(known.folder, known.signature)
+    if found is None:
+        return None
+    if is_misplaced(found, known.folder):
+        _log.warning("This trial runs again: the result in %s belongs to another folder.", known.folder)
+        return None
+    result = found.under(known.cfg.metric.convention, known.cfg.metric.background)
+    _log.info("%s  already finished: mIoU %s  %s", known.title, _percent(result.average), known.folder)
+    mirror_finished(known.cfg, known.folder, known.plain, known.fingerprints, result)
+    return Finished(result, known.folder, reused=True, made_by=other_code(known.folder))
 
 
-def backbone_facts(node: DictConfig) -> Any:
-    """What the class of a backbone node tells of it before it is loaded; None where it has no `describe`.
+def _check(known: Known) -> None:
+    """Refuse what is known to go wrong, before any weights are loaded."""
+    cfg, method = known.cfg, load_target(known.cfg.method["_target_"])
+    method.check(parse(cfg.method), backbone_facts(cfg.backbone), known.data.classes, cfg.data.image_size, cfg.shots)
 
-    Raises:
-        BackboneError: what it names is missing or cannot work.
-    """
-    describe = getattr(load_target(node["_target_"]), "describe", None)
-    return describe(parse(node)) if describe is not None else None
+
+def _computed(known: Known) -> TrialResult:
+    cfg, folder = known.cfg, known.folder
+    _prepare(folder, known.plain)
+    logged = closed_logger(cfg, folder, known.plain, known.fingerprints)
+    with logged, recorded_failure(folder), threads(cfg.trainer.threads, cfg.trainer.deterministic):
+        return _compute(cfg, known.plain, known.data, known.fingerprints, folder, known.title)
 
 
 def _compute(
@@ -121,20 +118,21 @@ def _compute(
 ) -> TrialResult:
     """Fit, test, write."""
     began = time.monotonic()
+    reset_peaks(cfg.trainer.device)
     data.setup()  # mistakes in the data come before the backbone is loaded
-    backbone = build(cfg.backbone)
-    method = build(
-        cfg.method,
-        protocol=build(cfg.protocol),
-        backbone=backbone,
-        classes=data.classes,
-        seed=cfg.seed,
-        keep_maps=cfg.save_maps,
-    )
-    try:
-        return _fit_and_test(cfg, plain, data, fingerprints, folder, title, method, began)
-    finally:
-        method.restore()
+    with warm.kept(cfg.backbone, plain["backbone"], fingerprints["backbone"], cfg.trainer.device) as backbone:
+        method = build(
+            cfg.method,
+            protocol=build(cfg.protocol),
+            backbone=backbone,
+            classes=data.classes,
+            seed=cfg.seed,
+            keep_maps=cfg.save_maps,
+        )
+        try:
+            return _fit_and_test(cfg, plain, data, fingerprints, folder, title, method, began)
+        finally:
+            method.restore()
 
 
 def _fit_and_test(
@@ -143,10 +141,12 @@ def _fit_and_test(
 ) -> TrialResult:  # fmt: skip
     method.prepare(data, cfg.trainer.device)
     data.support_group = method.support_group
-    trainer, progress = make_trainer(cfg, data, method, folder, title)
+    keeper = _checkpoints(cfg, plain, fingerprints, folder, title, method, began)
+    trainer, progress = make_trainer(cfg, data, method, folder, title, keeper)
     if method.epochs > 0:
         trainer.fit(method, data)
         method.use_best_state()
+        write_curves(folder / CURVES_FILE, method.curve.points())
     fitted = time.monotonic()
     trainer.test(method, data, verbose=False)
     counts = method.test_metric.counts()
@@ -171,19 +171,44 @@ def _fit_and_test(
     )
     save_state(folder / "state.safetensors", method.learned_state(), plain, data.classes)
     results.write_per_image(folder / "per_image.parquet", method.test_ids, data.classes, counts)
+    write_confusion(folder / CONFUSION_FILE, data.classes, method.test_metric.confusion.cpu().numpy())
     _write_qualitative(folder, method)
     for name, content in method.extra_files().items():
         write_atomic(folder / name, content)
-    seconds = {"fit": round(fitted - began, 2), "test": round(time.monotonic() - fitted, 2)}
-    write_atomic(folder / "environment.json", _json(environment(cfg.trainer.device, seconds)))
+    before = 0.0 if keeper is None else keeper.seconds  # that killed processes spent on it
+    seconds = {"fit": round(before + fitted - began, 2), "test": round(time.monotonic() - fitted, 2)}
+    write_atomic(folder / ENVIRONMENT_FILE, _json(environment(cfg.trainer.device, seconds, fingerprints)))
     (folder / "error.json").unlink(missing_ok=True)
     results.write_result(folder, result)
+    checkpoint.discard(folder)
+    log_result(folder, result)
     if progress is not None:
         progress.finish(f"mIoU {_percent(result.average)}")
     return result
 
 
-def make_trainer(cfg: DictConfig, data: Any, method: Any, folder: Path, title: str) -> tuple[Any, Any]:
+def _checkpoints(
+    cfg: DictConfig, plain: Any, fingerprints: dict[str, str], folder: Path, title: str, method: Any, began: float
+) -> Any:
+    """The callback that resumes an interrupted fit and keeps it resumable; None where there is nothing to fit."""
+    from slime_bench.resume import Checkpoints
+
+    if cfg.force:
+        checkpoint.discard(folder)
+    if method.epochs == 0 or cfg.trainer.checkpoint_every == 0:
+        return None
+    parts = [load_target(cfg[group]["_target_"]) for group in TARGET_GROUPS]
+    made_by = checkpoint.origin(identity.signature(plain, fingerprints), *parts)
+    keeper = Checkpoints(folder, made_by, cfg.trainer.checkpoint_every, began)
+    step = keeper.find(method)
+    if step is not None:
+        _log.info("%s  goes on after step %d of its optimisation", title, step)
+    return keeper
+
+
+def make_trainer(
+    cfg: DictConfig, data: Any, method: Any, folder: Path, title: str, checkpoints: Any = None
+) -> tuple[Any, Any]:
     import lightning
 
     from slime_bench.logger import make_logger
@@ -201,7 +226,7 @@ def make_trainer(cfg: DictConfig, data: Any, method: Any, folder: Path, title: s
         max_steps=steps or -1,
         num_sanity_val_steps=0,
         logger=make_logger(cfg, folder),
-        callbacks=[progress] if progress is not None else [],
+        callbacks=[each for each in (checkpoints, progress) if each is not None],  # checkpoints restore before others
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -213,6 +238,7 @@ def make_trainer(cfg: DictConfig, data: Any, method: Any, folder: Path, title: s
 
 
 def _prepare(folder: Path, plain: Any) -> None:
+    """Make the trial's folder, which this process holds, fit for a new run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -220,48 +246,12 @@ def _prepare(folder: Path, plain: Any) -> None:
             "the trial's folder cannot be made", path=folder, found=error.strerror, expected="a writable folder",
             remedy="choose another with output_root=<folder>, or free some space",
         ) from error  # fmt: skip
+    remove_temporary(folder)
+    (folder / ERROR_FILE).unlink(missing_ok=True)
     if not plain["force"]:  # it is there and not valid; a valid one is only ever replaced, should the new run fail
-        (folder / "result.json").unlink(missing_ok=True)
-    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(identity.redact(plain), sort_keys=True).encode())
-
-
-@contextmanager
-def recorded_failure(folder: Path) -> Iterator[None]:
-    """Leave `error.json` in the folder when the block fails, and pass the error on."""
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        typed = typed_error(error)
-        facts = {
-            "type": type(typed).__name__,
-            "message": str(typed),
-            "summary": getattr(typed, "summary", str(typed)),
-            "traceback": "".join(traceback.format_exception(error)),
-        }
-        try:
-            write_atomic(folder / "error.json", _json(facts))
-        except SlimeBenchError as second:  # a full disk must not hide the first error
-            _log.warning("the error could not be recorded: %s", second.summary)
-        else:
-            if not isinstance(typed, SlimeBenchError):  # a typed error's message says all that the file does
-                typed.add_note(f"see {folder / 'error.json'}")
-        if typed is error:
-            raise
-        raise typed from error
-
-
-def typed_error(error: BaseException) -> BaseException:
-    """CUDA's out-of-memory error with a remedy; any other error as it is."""
-    if not isinstance(error, torch.OutOfMemoryError):
-        return error
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    return DeviceError(
-        "the GPU has too little memory",
-        path="trainer.device",
-        found=f"peak of {peak:.1f} GiB, then: {str(error).splitlines()[0]}",
-        expected="enough memory for data.batch_size test images at once",
-        remedy="lower data.batch_size (it does not change any number), or use trainer.precision=bf16",
-    )
+        (folder / results.RESULT_FILE).unlink(missing_ok=True)
+    settings = without_home(identity.redact(plain))
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(settings, sort_keys=True).encode())
 
 
 @contextmanager
@@ -308,43 +298,6 @@ def _write_qualitative(folder: Path, method: Any) -> None:
         for name, one in zip(method.test_ids, method.kept, strict=False)
     ]
     write_qualitative(folder / QUALITATIVE_FILE, items, method.classes)
-
-
-def environment(device: str, seconds: dict[str, float]) -> dict[str, Any]:
-    """What the numbers do not depend on but a reader may want: versions, machine, code state, time."""
-    return {
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "git": _git_state(),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": seconds,
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
-        "pid": os.getpid(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_state() -> dict[str, Any] | None:
-    here = Path(__file__).resolve().parent
-
-    def run_git(*args: str) -> str:
-        command = ["git", "-C", str(here), *args]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-
-    try:
-        return {"commit": run_git("rev-parse", "HEAD").strip(), "dirty": bool(run_git("status", "--porcelain").strip())}
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _json(value: Any) -> bytes:

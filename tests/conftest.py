@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -16,6 +17,10 @@ SHARED = REPOSITORY.parent / "shared"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("bench", deadline=None)
+settings.load_profile("bench")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -31,6 +36,16 @@ def single_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def threads_are_given_back(single_thread: None) -> Iterator[None]:
+    import torch
+
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert left == 1, "the test left torch another number of threads"
 
 
 @pytest.fixture(autouse=True)

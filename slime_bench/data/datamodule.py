@@ -25,7 +25,7 @@ from slime_bench.data.loading import (
     collate,
 )
 from slime_bench.data.manifest import MANIFEST, read_manifest
-from slime_bench.data.sampler import SupportBatchSampler, SupportSampler
+from slime_bench.data.sampler import ContinuedBatchSampler, SupportBatchSampler, SupportSampler
 from slime_bench.data.splits import SplitFolders
 from slime_bench.data.support import (
     choose_support,
@@ -53,6 +53,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
     Attributes:
         support_group: None for augmented training batches in random order; otherwise so many support images a batch,
             as they are and in the order of the draw.
+        first_batch: batches that the first epoch of training leaves out; above 0 where a trial is resumed within one.
 
     Raises:
         ConfigError: `shots` below 0.
@@ -60,6 +61,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     Config = DataConfig
     support_group: int | None = None
+    first_batch: int = 0
 
     def __init__(self, config: DataConfig, shots: int, seed: int) -> None:
         super().__init__()
@@ -181,10 +183,13 @@ class SegmentationDataModule(lightning.LightningDataModule):
             order, group = list(range(len(self._support))), self.support_group
             groups = [order[start : start + group] for start in range(0, len(order), group)]
             plain = QueryDataset(self._support, self.config)
-            return self._loader(plain, batch_sampler=groups * self.config.passes_per_epoch)
+            return self._loader(
+                plain, batch_sampler=ContinuedBatchSampler(groups * self.config.passes_per_epoch, self.first_batch)
+            )
         sampler = SupportSampler(len(self._support), self.seed, self.config.passes_per_epoch)
         dataset = SupportDataset(self._support, self.config, self.seed)
-        return self._loader(dataset, batch_sampler=SupportBatchSampler(sampler, self.config.train_batch_size))
+        batches = SupportBatchSampler(sampler, self.config.train_batch_size)
+        return self._loader(dataset, batch_sampler=ContinuedBatchSampler(batches, self.first_batch))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Unaugmented batches of the support images or of the validation split; an empty list for `none`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -78,3 +80,29 @@ class SupportBatchSampler(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         return self.sampler.passes * -(-self.sampler.num_samples // self.batch_size)
+
+
+class ContinuedBatchSampler(Sampler[list[Any]]):
+    """Another batch sampler, of which the first iteration leaves out batches that were seen before a resume.
+
+    Its length stays that of a whole iteration, as Lightning counts the batches of an epoch that is resumed from where
+    it stopped.
+
+    Args:
+        batches: the other, with a length; or a list of batches. first: how many of them are left out, at least 0.
+    """
+
+    def __init__(self, batches: Any, first: int) -> None:
+        if not 0 <= first <= len(batches):
+            raise ValueError(f"first is 0 to {len(batches)}, found {first}")
+        self.batches = batches
+        self.sampler = getattr(batches, "sampler", None)
+        self._first = first
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        # Settled when the first batch is asked for: a loader with workers opens two iterators and uses the second.
+        first, self._first = self._first, 0
+        yield from itertools.islice(self.batches, first, None)
+
+    def __len__(self) -> int:
+        return len(self.batches)

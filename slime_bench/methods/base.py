@@ -12,6 +12,7 @@ from typing import Any
 import lightning
 import torch
 
+from slime_bench.methods.curve import Curve
 from slime_bench.metrics.iou import IouMetric, image_score
 
 
@@ -48,6 +49,7 @@ class SegmentationMethod(lightning.LightningModule, ABC):
         self.test_ids: list[str] = []
         self.kept: list[dict[str, torch.Tensor]] = []
         self.test_metric = IouMetric(len(self.classes))
+        self.curve = Curve()
         self._val_scores: list[float] = []
         self._best_state: dict[str, torch.Tensor] = {}
 
@@ -98,6 +100,22 @@ class SegmentationMethod(lightning.LightningModule, ABC):
     def load_learned_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over a state of `learned_state`."""
 
+    def training_state(self) -> dict[str, Any]:
+        """All that training changes in the method, for a checkpoint: `learned`, the last learned state, and tensors and
+        plain values in any nesting. A method that keeps more than its learned state from step to step adds it here."""
+        return {
+            "learned": self.learned_state(),
+            "best": self._best_state,
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+        }
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Take over a state of `training_state`."""
+        self.load_learned_state(state["learned"])
+        self._best_state = dict(state["best"])
+        self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
+
     def predict(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
         """Label maps int64 [B,H,W] of images float32 [B,3,H,W]."""
         return self.scores(images, ids).argmax(dim=1)
@@ -106,6 +124,22 @@ class SegmentationMethod(lightning.LightningModule, ABC):
         """Go back to the state with the best validation score; without a validation the last state stays."""
         if self._best_state:
             self.load_learned_state(self._best_state)
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, for whatever logger there is; during the fit the number also goes into the trial's curves."""
+        super().log(name, value, *args, **kwargs)
+        trainer = self._trainer  # None in a test of one step
+        if trainer is None or not (trainer.training or trainer.validating) or kwargs.get("logger") is False:
+            return
+        # Loggers get this count, which a validation shares with the step before it; `global_step` is then one ahead.
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self.curve.add(step, self.current_epoch, name, value, kwargs.get("batch_size") or 1)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        # Lightning gives a method without an optimiser a mock that has no parameters.
+        for group in [group for each in self.trainer.optimizers[:1] for group in each.param_groups[:1]]:
+            rate = torch.tensor(group["lr"], dtype=torch.float64)  # Lightning would make it float32
+            self.log("train/lr", rate)
 
     def on_validation_epoch_start(self) -> None:
         self._val_scores = []

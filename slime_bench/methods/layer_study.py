@@ -17,6 +17,7 @@ from scipy.stats import rankdata, spearmanr
 from slime_bench.methods.infoscore import Ranking, entropy, scores
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.iou import IouCounts, mean_iou, reduction
+from slime_bench.metrics.ratio import ratio_terms
 from slime_bench.seeding import numpy_generator
 
 Selection = tuple[str, ...]
@@ -125,11 +126,6 @@ def resampled_miou(counts: IouCounts, drawn: torch.Tensor, convention: str) -> t
 
     Thousands of resamples cannot wait for the exact sums of the table's reductions.
     """
-    intersection, union = counts.intersection.double(), counts.union.double()
-    if convention == "dataset":
-        per_class = (drawn @ intersection) / (drawn @ union)
-    else:
-        present = counts.present & counts.present[:, 1:].any(1, keepdim=True)
-        keep = (present if convention == "slime" else union > 0).double()
-        per_class = (drawn @ (keep * intersection / union.clamp(min=1))) / (drawn @ keep)
-    return 100 * per_class.nanmean(dim=1)
+    terms = ratio_terms(counts.intersection.numpy(), counts.union.numpy(), counts.present.numpy(), convention)
+    numerator, denominator = map(torch.from_numpy, terms)
+    return 100 * ((drawn @ numerator) / (drawn @ denominator)).nanmean(dim=1)

@@ -130,7 +130,8 @@ class Slime(SegmentationMethod):
             noisy, timesteps, self.text(), with_noise=weights.beta != 0, with_self=weights.alpha != 0
         )
         terms = self.losses(found, label, noisy, timesteps, noise)
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(images))
+        logged = {**terms, "t": timesteps.float().mean()}
+        self.log_dict({f"train/{name}": value.detach() for name, value in logged.items()}, batch_size=len(images))
         return terms["loss"]
 
     def losses(

@@ -251,6 +251,14 @@ class VlmAttention(SegmentationMethod):
         for name, value in state.items():
             self._tuned[name].copy_(value)
 
+    def training_state(self) -> dict[str, Any]:
+        """Also how many images were forwarded. What was seen of the support images is seen again."""
+        return {**super().training_state(), "forwarded": self.forwarded}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        super().load_training_state(state)
+        self.forwarded = state["forwarded"]
+
     @torch.no_grad()
     def restore(self) -> None:
         """Give the backbone its own weights back, so that another trial can start from them."""

@@ -59,16 +59,21 @@ class IouCounts:
 def intersection_union(
     prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None = IGNORE
 ) -> IouCounts:
-    """Counts of a batch, by one `bincount` over (image, true class, predicted class).
+    """Intersections and unions of a batch: `IouCounts` [B,K] on the inputs' device; see `confusion` for the rest."""
+    return from_confusion(confusion(prediction, target, num_classes, ignore_index))
+
+
+def confusion(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None = IGNORE) -> Tensor:
+    """Pixels of each image of a batch by label and prediction, counted by one `bincount`.
 
     Args:
         prediction: [B,H,W] integers in 0..K-1, at the ground truth's size.
         target: [B,H,W] integers in 0..K-1 or `ignore_index`.
         num_classes: K, background included.
-        ignore_index: label whose pixels leave intersection and union; `None` for none.
+        ignore_index: label whose pixels do not count at all; `None` for none.
 
     Returns:
-        `IouCounts` [B,K] on the inputs' device.
+        [B,K,K] int64 (image, label, prediction) on the inputs' device.
 
     Raises:
         LabelError: other shapes, other types than integers, or a value outside the classes.
@@ -86,10 +91,14 @@ def intersection_union(
     cells = batch * num_classes * num_classes
     # Ignored pixels go to one bin behind the last: masked selection would give a shape that depends on the data.
     counted = torch.bincount(torch.where(valid, cell, cells).flatten(), minlength=cells + 1)[:cells]
-    confusion = counted.reshape(batch, num_classes, num_classes)  # [B, true, predicted]
-    intersection = confusion.diagonal(dim1=1, dim2=2)
-    true_pixels = confusion.sum(dim=2)
-    union = true_pixels + confusion.sum(dim=1) - intersection
+    return counted.reshape(batch, num_classes, num_classes)
+
+
+def from_confusion(pixels: Tensor) -> IouCounts:
+    """`IouCounts` [N,K] of the matrices [N,K,K] of `confusion`."""
+    intersection = pixels.diagonal(dim1=1, dim2=2)
+    true_pixels = pixels.sum(dim=2)
+    union = true_pixels + pixels.sum(dim=1) - intersection
     return IouCounts(intersection.contiguous(), union, true_pixels > 0)
 
 
@@ -205,12 +214,15 @@ def image_score(counts: IouCounts) -> float:
 
 
 class IouMetric(Metric):
-    """Keeps the counts of every batch; all mathematics is in this module's functions.
+    """Keeps the counts of every image, and the confusion matrix of all; the mathematics is in this module's functions.
 
     Args:
         num_classes: K, background included.
         convention: a name of `CONVENTIONS`, used by `compute`.
         ignore_index: label whose pixels do not count.
+
+    Attributes:
+        confusion: [K,K] int64, pixels of all images so far: rows = label, columns = prediction.
     """
 
     is_differentiable = False
@@ -220,6 +232,7 @@ class IouMetric(Metric):
     intersection: list[Tensor]
     union: list[Tensor]
     present: list[Tensor]
+    confusion: Tensor
 
     def __init__(
         self, num_classes: int, convention: str = "slime", ignore_index: int | None = IGNORE, **kwargs: Any
@@ -230,10 +243,14 @@ class IouMetric(Metric):
         self._reduce = reduction(convention)
         for name in ("intersection", "union", "present"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
+        none = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.add_state("confusion", default=none, dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Adds a batch: both [B,H,W] integers, see `intersection_union`."""
-        counts = intersection_union(prediction, target, self.num_classes, self.ignore_index)
+        """Adds a batch: both [B,H,W] integers, see `confusion`."""
+        pixels = confusion(prediction, target, self.num_classes, self.ignore_index)
+        self.confusion = self.confusion + pixels.sum(dim=0).to(self.confusion.device)
+        counts = from_confusion(pixels)
         self.intersection.append(counts.intersection)
         self.union.append(counts.union)
         self.present.append(counts.present)

@@ -12,7 +12,8 @@ from typing import Any
 from slime_bench.errors import ResultError
 from slime_bench.identity import canonical_json
 from slime_bench.report.ablation_settings import Setting
-from slime_bench.report.aggregate import Collected, FailedTrial, Row, aggregate
+from slime_bench.report.aggregate import Collected, FailedTrial, Row, aggregate, with_intervals
+from slime_bench.report.intervals import ImageBootstrap, Paired
 from slime_bench.report.matching import match
 from slime_bench.report.provenance import Provenance, provenance
 from slime_bench.report.published import Published, PublishedAblation, PublishedRow, Stat
@@ -31,6 +32,8 @@ class Measured:
             deviation of the per-seed differences, in percentage points.
         published: the paper's row for the same setting; `published_difference` of its average to the paper's default.
         missing, failed: seeds without a result, and the error of those that left one.
+        paired: the same difference, paired by image as well; None without a bootstrap, for the default setting itself,
+            and where it cannot be: then `unpaired` says why.
     """
 
     setting: Setting
@@ -40,6 +43,8 @@ class Measured:
     published_difference: float | None
     missing: list[int]
     failed: dict[int, FailedTrial]
+    paired: Paired | None = None
+    unpaired: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,12 @@ def ablation_report(
     convention: str,
     background: bool,
     outputs: Path,
+    bootstrap: ImageBootstrap | None = None,
 ) -> AblationReport:
     """The results of an ablation's settings beside the published ones.
+
+    Args:
+        bootstrap: over the test images of `collected`; without it there are no intervals.
 
     Raises:
         ResultError: no trial of the ablation is finished.
@@ -97,21 +106,28 @@ def ablation_report(
         {seed: result for (index, seed), result in found.results.items() if index == i} for i in range(len(settings))
     ]
     averages = [_averages(each, convention, background) for each in results]
-    reference = next(each for each, setting in zip(averages, settings, strict=True) if setting.default)
+    default = next(index for index, setting in enumerate(settings) if setting.default)
     table = published.ablation(name) if published else None
     measured = []
     for i, setting in enumerate(settings):
         rows = aggregate(results[i].values(), convention, background, list(setting.trials))
+        paired, unpaired = None, ""
+        if bootstrap is not None and rows:
+            rows = with_intervals(rows, list(results[i].values()), bootstrap)
+            if i != default:
+                paired, unpaired = _paired(results[i], results[default], convention, background, bootstrap)
         theirs, their_difference = _published(setting, table, published)
         measured.append(
             Measured(
                 setting=setting,
                 row=rows[0] if rows else None,
-                difference=_difference(averages[i], reference),
+                difference=_difference(averages[i], averages[default]),
                 published=theirs,
                 published_difference=their_difference,
                 missing=[seed for seed in setting.trials if seed not in results[i]],
                 failed={seed: trial for (index, seed), trial in found.failed.items() if index == i},
+                paired=paired,
+                unpaired=unpaired,
             )
         )
     first = next(iter(found.results.values()))
@@ -183,6 +199,19 @@ def _difference(ours: Mapping[int, float], reference: Mapping[int, float]) -> St
     if not paired:
         return Stat(None, None)
     return Stat(statistics.fmean(paired), statistics.stdev(paired) if len(paired) > 1 else None)
+
+
+def _paired(
+    ours: Mapping[int, TrialResult],
+    reference: Mapping[int, TrialResult],
+    convention: str,
+    background: bool,
+    bootstrap: ImageBootstrap,
+) -> tuple[Paired | None, str]:
+    try:
+        return bootstrap.paired(list(ours.values()), list(reference.values()), convention, background), ""
+    except ResultError as error:
+        return None, error.summary.rstrip(".")
 
 
 def _listed(trials: Sequence[Mapping[str, Any]], key: str) -> str:

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slime_bench.errors import ResultError
 from slime_bench.identity import canonical_json, flatten, parse_trial_folder
@@ -18,6 +18,9 @@ from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report.method_facts import OWN_REPORT, expected_shots, stated
 from slime_bench.report.published import Published, PublishedRow, Stat
 from slime_bench.results import RESULT_FILE, TrialResult, average_of, read_result
+
+if TYPE_CHECKING:
+    from slime_bench.report.intervals import ImageBootstrap, Interval
 
 PAPER_PRESET = "paper"
 """Only this preset runs on the data and weights of the published tables, so only it is compared with them."""
@@ -77,6 +80,7 @@ class Row:
         missing_seeds: expected seeds without a valid result.
         other_data: a published row that was not measured on this table's data.
         key: for a published row, the name of our method it compares with.
+        interval: over test images, see `with_intervals`; None where nobody asked.
     """
 
     method: str
@@ -105,6 +109,7 @@ class Row:
     source: str = ""
     key: str | None = None
     usual: bool = True
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,16 @@ def aggregate(
         for key, trials in groups.items()
     ]
     return sorted(rows, key=lambda row: (row.data, row.preset, row.shots, row.method, row.variant, row.series))
+
+
+def with_intervals(rows: Iterable[Row], results: Sequence[TrialResult], bootstrap: ImageBootstrap) -> list[Row]:
+    """Our rows, made of `results`, with their intervals over test images."""
+    found = []
+    for row in rows:
+        trials = [one for one in results if one.series == row.series]
+        interval = bootstrap.interval(trials, row.convention, row.background_in_average)
+        found.append(dataclasses.replace(row, interval=interval))
+    return found
 
 
 def variants(trials: Sequence[TrialResult], usual: Usual | None = None) -> dict[str, str]:

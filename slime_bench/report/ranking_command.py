@@ -187,7 +187,10 @@ def _write(report: RankingReport, folder: Path, outputs: Path, console: Console)
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     number = sum(map(len, figures.values()))
     console.print(
-        f"Written to {paths[0]} (and .csv, .json, {number} figures)", markup=False, highlight=False, soft_wrap=True
+        f"Written to {paths[0]} (and .csv, .json, .tex, {number} figures)",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
 
 

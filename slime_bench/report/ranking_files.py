@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.report.grid import markdown as grid_markdown
+from slime_bench.report.latex import latex
 from slime_bench.report.ranking import Group
 from slime_bench.report.ranking_table import RankingReport, caption, ranking_grids, tally_of
 from slime_bench.report.tables import UNIT
@@ -93,7 +94,7 @@ def json_text(report: RankingReport, root: Path, figures: dict[str, list[str]]) 
 
 
 def write_ranking(report: RankingReport, folder: Path, root: Path, figures: dict[str, list[str]]) -> list[Path]:
-    """Writes `<data>-ranking.{md,csv,json}` into `folder`; paths inside are relative to `root`.
+    """Writes `<data>-ranking.{md,csv,json,tex}` into `folder`; paths inside are relative to `root`.
 
     Raises:
         StorageError: a file cannot be written.
@@ -102,6 +103,7 @@ def write_ranking(report: RankingReport, folder: Path, root: Path, figures: dict
         "md": markdown(report, root, figures),
         "csv": csv_text(report),
         "json": json_text(report, root, figures),
+        "tex": latex(grid for group in report.groups for grid in ranking_grids(report, group)),
     }
     paths = {kind: folder / f"{report.data}-ranking.{kind}" for kind in contents}
     for kind, text in contents.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slime_bench.report.grid import DASH, Grid, Line, numbers, stat_text
+from slime_bench.report.interval_tables import claim_lines
 from slime_bench.report.method_facts import listed, ranked_on
 from slime_bench.report.published import Stat
 from slime_bench.report.ranking import Group, SeedStudy, Spoilt
@@ -54,6 +55,7 @@ def caption(report: RankingReport, group: Group) -> list[str]:
         f"{facts['method']}, 0-shot{'; ' + group.variant if group.variant else ''}",
         *prepared_lines([group.prepared]),
         *metric_lines(report.convention, True, [len(seeds)]),
+        *claim_lines([("", len(seeds), min(one.test_images for one in seeds))]),
         f"seeds {numbers([one.seed for one in seeds])}; layers ranked with single prompts on "
         + (f"the {rank_images} " if group.rank_on == "test" else "")
         + f"{ranked_on(group.rank_on, rank_images)}; tested on {_range([one.test_images for one in seeds])} images",

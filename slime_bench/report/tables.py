@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,27 @@ from slime_bench.report.aggregate import (
     difference,
     missing,
     published_rows,
+    with_intervals,
     without_own_reports,
     without_variants,
 )
 from slime_bench.report.grid import DASH, Grid, Line, numbers, stat_text
 from slime_bench.report.grid import markdown as grid_markdown
+from slime_bench.report.interval_tables import (
+    SHOWN_ELSEWHERE,
+    claim_lines,
+    flat,
+    interval_grid,
+    missing_lines,
+    pairs_grid,
+    row_welch,
+    welch_lines,
+)
+from slime_bench.report.intervals import ImageBootstrap
+from slime_bench.report.latex import latex
+from slime_bench.report.pairs import Pair, pairs_csv, pairs_json, row_name, row_pairs
 from slime_bench.report.published import Published, PublishedRow, Stat
+from slime_bench.report.statistics import PERCENT
 from slime_bench.storage import write_atomic
 
 UNIT = "percent"
@@ -48,6 +63,7 @@ class SubjectReport:
         published: the published numbers, if there are any for the subject.
         missing: expected trials without a valid result; `failed` those that ended in an error.
         invalid: files that are no valid result, with the reason.
+        pairs: paired differences between the rows of each preset and data set.
     """
 
     subject: str
@@ -62,6 +78,7 @@ class SubjectReport:
     background_in_average: bool
     expected_shots: tuple[int, ...]
     expected_seeds: tuple[int, ...]
+    pairs: list[Pair] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,8 @@ class Section:
     caption: list[str]
     comparisons: dict[str, PublishedRow]
     """Series of our row -> the published row it is compared with."""
+    extra: list[Grid] = field(default_factory=list)
+    """Intervals and pairs, each where there are some."""
 
     @property
     def compared(self) -> bool:
@@ -91,6 +110,7 @@ def subject_report(
     expected_seeds: Sequence[int] = (0, 1, 2),
     usual: Usual | None = None,
     show_variants: bool = False,
+    bootstrap: ImageBootstrap | None = None,
 ) -> SubjectReport:
     """The report of one subject.
 
@@ -98,6 +118,7 @@ def subject_report(
         expected_shots: 0 is expected of the methods alone that can do without support images.
         usual: default settings of each family (see `usual.default_settings`); where they are known and have results,
             the table is theirs, and the other settings are hidden unless `show_variants`.
+        bootstrap: over the test images of `collected`; without it there are no intervals and no pairs.
 
     Raises:
         ResultError: see `aggregate`.
@@ -105,6 +126,8 @@ def subject_report(
     collected = without_own_reports(collected)
     results = [result for result in collected.results if result.subject == subject]
     every = aggregate(results, convention, background, expected_seeds, usual)
+    if bootstrap is not None:
+        every = with_intervals(every, results, bootstrap)
     rows = every if show_variants else without_variants(every)
     names = {row.data for row in every}
     classes = list(dict.fromkeys(name for row in every for name in row.classes))
@@ -123,6 +146,7 @@ def subject_report(
         background_in_average=background,
         expected_shots=_possible_shots(rows, expected_shots),
         expected_seeds=tuple(expected_seeds),
+        pairs=row_pairs(rows, results, bootstrap) if bootstrap is not None else [],
     )
 
 
@@ -157,7 +181,8 @@ def markdown(report: SubjectReport, pictures: Sequence[str] = ()) -> str:
     """All sections as Markdown, each with its caption; `pictures` are file names beside the Markdown file."""
     parts = [f"# {report.subject}"]
     for section in sections(report):
-        parts += grid_markdown(section_grid(section))
+        for grid in (section_grid(section), *section.extra):
+            parts += grid_markdown(grid)
     if pictures:
         parts += ["## Test images", "\n\n".join(f"![{name}]({name})" for name in pictures)]
     return "\n\n".join(parts) + "\n"
@@ -170,6 +195,7 @@ def csv_text(report: SubjectReport) -> str:
     names += ["unit", "seeds", "n"]
     names += ["missing_seeds", "usual", "notes"]
     names += [f"{column}_{part}" for column in [*report.columns, "average"] for part in ("mean", "std")]
+    names += ["average_minus_published", "welch_t", "welch_p", *flat(None, report.columns)]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
@@ -186,6 +212,9 @@ def csv_text(report: SubjectReport) -> str:
         for column in [*report.columns, "average"]:
             stat = row.average if column == "average" else row.per_class.get(column, Stat(None, None))
             line |= {f"{column}_mean": stat.mean, f"{column}_std": stat.std}
+        gap, test = difference(row, comparison(row, report.published)), row_welch(row, report.published)
+        line |= {"average_minus_published": gap["average"] if gap else None, **flat(row.interval, report.columns)}
+        line |= {"welch_t": test.statistic, "welch_p": test.p} if test else {}
         writer.writerow(line)
     return buffer.getvalue()
 
@@ -195,7 +224,9 @@ def table_json(report: SubjectReport) -> str:
     rows = []
     for row in all_rows(report):
         entry = asdict(row)
+        test = row_welch(row, report.published)
         entry |= {"unit": UNIT, "difference": difference(row, comparison(row, report.published))}
+        entry |= {"welch": asdict(test) if test else None}
         rows.append(entry)
     return json.dumps(rows, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
@@ -212,14 +243,19 @@ def trials_json(report: SubjectReport, root: Path) -> str:
 
 
 def write_tables(report: SubjectReport, folder: Path, root: Path, pictures: Sequence[str] = ()) -> list[Path]:
-    """Writes table.md, table.csv, table.json and trials.json into `folder`.
+    """Writes table.{md,csv,tex,json}, pairs.{csv,json} and trials.json into `folder`.
 
     Raises:
         StorageError: a file cannot be written.
     """
+    about: dict[str, Any] = {"subject": report.subject, "convention": report.convention}
+    about |= {"background_in_average": report.background_in_average}
     contents = {
         "table.md": markdown(report, pictures),
         "table.csv": csv_text(report),
+        "table.tex": latex(grid for each in sections(report) for grid in (section_grid(each), *each.extra)),
+        "pairs.csv": pairs_csv(report.pairs, report.rows, report.columns, about),
+        "pairs.json": pairs_json(report.pairs, report.rows, about),
         "trials.json": trials_json(report, root),
         "table.json": table_json(report),
     }
@@ -240,12 +276,20 @@ def _section(report: SubjectReport, preset: str, data: str) -> Section:
     theirs = published_rows(report.published, preset == PAPER_PRESET) if report.published else []
     # Fully supervised rows have no number of shots and come first, as in the paper; the sort is stable.
     rows = sorted([*theirs, *ours], key=lambda row: -1 if row.shots is None else row.shots)
+    where = f"(preset {preset}, data {data})"
+    pairs = [pair for pair in report.pairs if (pair.a.preset, pair.a.data) == (preset, data)]
+    spread = f"{report.subject}: {PERCENT} % intervals of the IoU in percent over test images {where}"
+    extra = [
+        interval_grid(spread, ours, report.columns),
+        pairs_grid(f"{report.subject}: paired differences of the average IoU {where}", pairs, ours),
+    ]
     return Section(
-        title=f"{report.subject}: IoU in percent (preset {preset}, data {data})",
+        title=f"{report.subject}: IoU in percent {where}",
         columns=report.columns,
         rows=rows,
         caption=_caption(report, ours, preset, data),
         comparisons=comparisons,
+        extra=[grid for grid in extra if grid is not None],
     )
 
 
@@ -256,10 +300,12 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
         *prepared_lines(row.prepared for row in ours),
         *_stated_lines(ours),
         *metric_lines(report.convention, report.background_in_average, [row.n for row in ours]),
+        *_uncertainty(ours),
     ]
     if report.published:
         note = "* = trained on a whole annotated set"
         lines.append(f"{published_line(report.published, preset)}; {note}")
+        lines += welch_lines(ours, report.published)
     lines += [f"{row.method} {row.variant} {row.shots}-shot: {note}" for row in ours for note in row.notes]
     hidden = len({row.series for row in report.hidden if (row.preset, row.data) == (preset, data)})
     if hidden:
@@ -275,6 +321,14 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     if report.invalid:
         lines.append(f"{len(report.invalid)} result file(s) are not valid and not used: see trials.json")
     return lines
+
+
+def _uncertainty(ours: Sequence[Row]) -> list[str]:
+    """What the mean±deviation does not show, and where the rest stands."""
+    found = {row_name(row, ours): row.interval for row in ours if row.interval is not None}
+    known = {name: interval.images for name, interval in found.items() if not interval.missing}
+    lines = claim_lines((row_name(row, ours), row.n or 0, known.get(row_name(row, ours))) for row in ours)
+    return [*lines, *([SHOWN_ELSEWHERE] if known else []), *missing_lines(found.items())]
 
 
 def prepared_lines(prepared: Iterable[Mapping[str, str]]) -> list[str]:

@@ -15,6 +15,8 @@ from slime_bench.compose import plan
 from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.device import check_precision, pick_device
 from slime_bench.errors import ConfigError
+from slime_bench.failure import typed_error
+from slime_bench.known import backbone_facts, check_parts
 from slime_bench.logger import closed_logger
 from slime_bench.schema import build, load_target, parse, validate
 from slime_bench.segment.progress import Lines, fit_callback
@@ -115,7 +117,7 @@ def fit(cfg: DictConfig, support: Support, folder: Path, lines: Lines) -> Any:
         SlimeBenchError: settings that do not fit the backbone, a missing backbone, too little memory.
     """
     method_class, classes = load_target(cfg.method["_target_"]), support.classes.names
-    method_class.check(parse(cfg.method), trial.backbone_facts(cfg.backbone), classes, cfg.data.image_size)
+    method_class.check(parse(cfg.method), backbone_facts(cfg.backbone), classes, cfg.data.image_size)
     with tempfile.TemporaryDirectory(prefix="slime-bench-") as root, memory_errors(), closed_logger(cfg):
         support.write(Path(root))
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"data": {"root": root}, "trainer": {"progress": False}}))
@@ -141,7 +143,7 @@ def check_method(cfg: DictConfig, method_class: Any) -> None:
     Raises:
         ConfigError: such a method, or a backbone or protocol of another.
     """
-    trial.check_parts(cfg, method_class, load_target(cfg.backbone["_target_"]))
+    check_parts(cfg, method_class, load_target(cfg.backbone["_target_"]))
     refuse_dependent(method_class, cfg.method.name)
 
 
@@ -179,7 +181,7 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        typed = trial.typed_error(error)
+        typed = typed_error(error)
         if typed is error:
             raise
         raise typed from error

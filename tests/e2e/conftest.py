@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from e2e.tiny import SIDE as SIDE
+from e2e.tiny import SPLITS as SPLITS
+from e2e.tiny import settings, write_pictures, write_weights
 from slime_bench import cli
 from slime_bench.errors import DataError
 from slime_bench.results import TrialResult, read_result
 
-SIDE = 64
-SPLITS = {"support": 4, "val": 2, "test": 5}
 FAILING = (2, 1)  # shots and seed of the trial that fails in `swept`
 
 
@@ -44,16 +45,8 @@ class Bench:
 
     @property
     def settings(self) -> list[str]:
-        """Overrides that make any trial small; without a gate the random weights' classes all take part."""
-        sizes = [
-            f"data.image_size={SIDE}",
-            f"backbone.image_size={SIDE}",
-            "data.batch_size=2",
-            "method.train_map_size=16",
-        ]
-        names = ["data=pascal_part_car", "data.name=tiny_car", f"data.root={self.data}", f"backbone.weights={self.sd}"]
-        fast = ["method.epochs=2", "protocol.token_gate=0", "trainer=cpu", "trainer.progress=false", "save_maps=3"]
-        return [*names, *sizes, *fast, f"output_root={self.outputs}"]
+        """Overrides that make any trial small."""
+        return settings(self.sd, self.data, self.outputs)
 
     def __call__(self, *arguments: str) -> Outcome:
         return command(*_flags(arguments), *self.settings, *_overrides(arguments))
@@ -93,45 +86,13 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion folder with SD's block types and random weights, about 3 MB."""
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    from data_prep import mini_models, mini_world
-
-    folder = tmp_path_factory.mktemp("weights") / "tiny_sd"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        tokenizer = mini_models.build_tokenizer(mini_world.vocabulary())
-        pipeline = StableDiffusionPipeline(
-            vae=mini_models.build_vae((8, 16, 16)),
-            unet=mini_models.build_unet((32, 32, 32, 32), text_width=32),
-            text_encoder=mini_models.build_text_encoder(tokenizer, width=32, layers=1),
-            tokenizer=tokenizer,
-            scheduler=mini_models.build_scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipeline.save_pretrained(folder)
-    return folder
+    return write_weights(tmp_path_factory.mktemp("weights") / "tiny_sd")
 
 
 @pytest.fixture(scope="session")
 def car_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder data set of the mini world's cars at half size."""
-    from PIL import Image
-
-    from data_prep import mini_world
-
-    root = tmp_path_factory.mktemp("pictures") / "car"
-    for split, count in SPLITS.items():
-        for index in range(count):
-            picture = mini_world.render("car", split, index)
-            for kind, array in (("images", picture.image), ("labels", picture.label)):
-                path = root / split / kind / f"car-{split}-{index}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(array[::2, ::2].copy()).save(path)
-    return root
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "car")
 
 
 @pytest.fixture(scope="session")

@@ -261,7 +261,7 @@ def test_a_full_disk_in_a_sweep_costs_only_what_was_being_written(
 
     monkeypatch.setattr(storage.os, "replace", replace_one)
     outcome = bench("--multirun", "seed=8,9")
-    assert outcome.code == 2 and "1 of 2 trials finished" in outcome.err
+    assert outcome.code == 1 and "1 of 2 trials finished" in outcome.err
     assert not (bench.folder(1, 8) / "result.json").exists() and (bench.folder(1, 8) / "error.json").is_file()
     assert (bench.folder(1, 9) / "result.json").is_file()
 
@@ -293,7 +293,7 @@ class TestPaperPreset:
     ) -> None:
         roots = [f"data_root={tmp_path}/data", f"output_root={tmp_path}/out"]
         outcome = command("--multirun", f"experiment=paper_{subject}", *roots, *narrow)
-        assert outcome.code == 2 and f"0 of {trials} trials finished" in outcome.err
+        assert outcome.code == 1 and f"0 of {trials} trials finished" in outcome.err
         assert f"where: {tmp_path}/data/{folder}" in outcome.err and "Traceback" not in outcome.err
         assert "README" in outcome.err and "`Real data`" in outcome.err and f"make prepare-{subject}" in outcome.err
         section = (repository / "README.md").read_text().split("## Real data", 1)[1].split("\n## ", 1)[0]

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from e2e.conftest import FAILING, Bench, Outcome, command, contents
-from slime_bench import trial
+from slime_bench import trial, warm
+from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+
+
+def products(bench: Bench) -> dict[str, bytes]:
+    """What a trial computes, as files; the environment says when and how fast."""
+    found = contents(bench.outputs / "runs")
+    kinds = ("result.json", ".parquet", ".safetensors", ".npz")
+    return {name: found[name] for name in found if name.endswith(kinds)}
 
 
 def report(bench: Bench, *arguments: str) -> Outcome:
@@ -20,7 +30,7 @@ def report(bench: Bench, *arguments: str) -> Outcome:
 class TestSweep:
     def test_the_other_trials_finished(self, swept: tuple[Bench, Outcome]) -> None:
         bench, outcome = swept
-        assert outcome.code == 2
+        assert outcome.code == 1
         done = {path.parent.name.split("-")[0] + path.parent.parent.name for path in bench.outputs.rglob("result.json")}
         assert done == {"seed01-shot", "seed11-shot", "seed02-shot"}
         summary = outcome.err[outcome.err.index("3 of 4 trials finished, 1 failed") :]
@@ -71,6 +81,39 @@ class TestSweep:
                 and "by nothing" in outcome.err
                 and str(finished.folder(3) / "error.json") in outcome.err
             )
+
+
+class TestProcesses:
+    def test_one_backbone_is_loaded_for_a_sweep_and_gives_the_numbers_of_a_fresh_one(
+        self, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench = replace(swept[0], outputs=tmp_path)
+        loaded: list[str] = []
+        real = StableDiffusionBackbone.__init__
+
+        def counted(self: StableDiffusionBackbone, config: StableDiffusionBackbone.Config) -> None:
+            loaded.append(config.name)
+            real(self, config)
+
+        monkeypatch.setattr(StableDiffusionBackbone, "__init__", counted)
+        warm.drop()
+        assert bench("--multirun", "seed=1,0").code == 0 and loaded == ["mini_sd"]
+        # In the other order: the first trial of each sweep had a fresh backbone, the second had not.
+        assert products(bench) == {name: content for name, content in products(swept[0]).items() if "/1-shot/" in name}
+
+    @pytest.mark.slow
+    def test_the_workers_of_joblib_give_the_same_bytes(
+        self, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The real trials; what else launchers have to do is in tests/unit/test_launchers.py."""
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        bench = replace(swept[0], outputs=tmp_path / "outputs")
+        outcome = bench("--multirun", "seed=0,1", "launcher=joblib", "launcher.jobs=1", "trainer.threads=1")
+        assert outcome.code == 0, outcome.err
+        assert "[2/2] done      seed=1  mIoU" in outcome.err and "2 of 2 trials finished" in outcome.err
+        assert products(bench) == {name: content for name, content in products(swept[0]).items() if "/1-shot/" in name}
+        again = bench("--multirun", "seed=0,1")
+        assert again.code == 0 and "2 of 2 trials finished (2 before)" in again.err
 
 
 class TestReport:

@@ -11,13 +11,24 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from e2e.conftest import SPLITS, Bench, Outcome, command, contents
+from e2e.conftest import SIDE, SPLITS, Bench, Outcome, command, contents
 from slime_bench import trial
+from slime_bench.confusion import read_confusion
+from slime_bench.curves import read_curves
 from slime_bench.metrics.iou import CONVENTIONS
 from slime_bench.qualitative import read_qualitative
 from slime_bench.results import read_per_image, read_result
 
-FILES = {"config.yaml", "result.json", "per_image.parquet", "state.safetensors", "environment.json", "qualitative.npz"}
+FILES = {
+    "config.yaml",
+    "result.json",
+    "per_image.parquet",
+    "state.safetensors",
+    "environment.json",
+    "qualitative.npz",
+    "curves.csv",
+    "confusion.json",
+}
 
 
 class Counter:
@@ -56,6 +67,22 @@ class TestFiles:
                 key: float("nan") if value is None else value for key, value in stored.items()
             }
 
+    def test_the_confusion_matrix_agrees_with_the_counts_per_image(self, swept: tuple[Bench, Outcome]) -> None:
+        folder = swept[0].folder()
+        classes, pixels = read_confusion(folder / "confusion.json")
+        _, names, counts = read_per_image(folder / "per_image.parquet")
+        assert classes == names
+        assert pixels.diagonal().tolist() == counts.intersection.sum(0).tolist()
+        assert (pixels.sum(0) + pixels.sum(1) - pixels.diagonal()).tolist() == counts.union.sum(0).tolist()
+        assert pixels.sum() == SPLITS["test"] * SIDE**2
+
+    def test_the_curves_have_every_step(self, swept: tuple[Bench, Outcome]) -> None:
+        curves = read_curves(swept[0].folder() / "curves.csv")
+        assert {"train/loss", "train/lr", "train/t", "train/cross_entropy"} <= set(curves)
+        steps, losses = curves["train/loss"]
+        assert steps == [0, 1] and losses[0] != losses[1]
+        assert len(curves["train/lr"][0]) == 2 and "test" not in " ".join(curves)
+
     def test_the_pictures_are_the_first_test_images(self, swept: tuple[Bench, Outcome]) -> None:
         items, classes = read_qualitative(swept[0].folder() / "qualitative.npz")
         assert [item.image_id for item in items] == [f"car-test-{index}" for index in range(3)]
@@ -82,12 +109,12 @@ class TestFiles:
 class TestReproducibility:
     @pytest.mark.parametrize("change", ["data.num_workers=0", "data.num_workers=2"])
     def test_the_same_seed_gives_the_same_bytes(self, finished: Bench, computed: Counter, change: str) -> None:
-        names = ("result.json", "per_image.parquet", "state.safetensors")
-        before = [(finished.folder() / name).read_bytes() for name in names[:2]]
-        state = load_file(finished.folder() / names[2])["embeddings"]
+        names = ("result.json", "per_image.parquet", "curves.csv", "confusion.json", "state.safetensors")
+        before = [(finished.folder() / name).read_bytes() for name in names[:-1]]
+        state = load_file(finished.folder() / names[-1])["embeddings"]
         assert finished("force=true", change).code == 0 and computed.ran == [(1, 0)]
-        assert [(finished.folder() / name).read_bytes() for name in names[:2]] == before
-        assert load_file(finished.folder() / names[2])["embeddings"].equal(state)
+        assert [(finished.folder() / name).read_bytes() for name in names[:-1]] == before
+        assert load_file(finished.folder() / names[-1])["embeddings"].equal(state)
 
     def test_another_seed_gives_another_result(self, swept: tuple[Bench, Outcome]) -> None:
         bench = swept[0]

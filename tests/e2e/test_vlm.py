@@ -101,8 +101,9 @@ def test_other_words_are_another_trial(vlm: Vlm, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     moved = words.rename(tmp_path / "elsewhere" / "words.yaml")
     assert vlm("shots=0", f"method.prompts={moved}").code == 0  # the same words in another place
-    folders = list((vlm.outputs / "runs" / "tiny_car" / "vlm_attention" / "0-shot").iterdir())
+    folders = list((vlm.outputs / "runs" / "tiny_car" / "vlm_attention" / "0-shot").glob("seed*"))
     assert len(folders) == 2
+    assert not [path for path in folders if (path / "curves.csv").exists()]  # there was no fit
     assert not [path for path in folders if str(tmp_path) in (path / "result.json").read_text()]
 
 

@@ -23,7 +23,7 @@ from slime_bench.data.config import DataConfig
 from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.data.fit import fit_sample, resize_image, unfit
 from slime_bench.data.folder import FolderDataset, Sample
-from slime_bench.data.sampler import SupportBatchSampler, SupportSampler
+from slime_bench.data.sampler import ContinuedBatchSampler, SupportBatchSampler, SupportSampler
 from slime_bench.errors import ConfigError, DataError, LabelError
 
 Make = Callable[..., SegmentationDataModule]
@@ -219,6 +219,24 @@ def test_resume_in_the_middle_continues_the_sequence(make: Make) -> None:
     loader = make(shots=3, passes_per_epoch=2).train_dataloader()
     loader.batch_sampler.sampler.set_epoch(2)
     assert_same(whole[12:], list(loader))
+
+
+@pytest.mark.parametrize("group", [None, 2])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_the_first_epoch_leaves_out_batches(make: Make, group: int | None, workers: int) -> None:
+    whole, rest = (make(shots=3, passes_per_epoch=2, num_workers=count) for count in (0, workers))
+    whole.support_group = rest.support_group = group
+    rest.first_batch = 3
+    expected, loader = list(whole.train_dataloader()), rest.train_dataloader()
+    assert len(loader) == len(expected) == (6 if group is None else 4)  # as Lightning counts batches of the whole epoch
+    assert_same(list(loader), expected[3:])
+    assert_same(list(loader), expected)
+
+
+@pytest.mark.parametrize("first", [-1, 4])
+def test_no_more_batches_can_be_left_out_than_there_are(first: int) -> None:
+    with pytest.raises(ValueError, match="0 to 3"):
+        ContinuedBatchSampler([[0], [1], [2]], first)
 
 
 class Recorder(lightning.LightningModule):

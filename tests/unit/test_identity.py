@@ -46,7 +46,7 @@ CONFIG: dict[str, Any] = {
     },
     "protocol": {"name": "slime_code", "colour": "rgb"},
     "metric": {"convention": "slime", "background": True},
-    "trainer": {"device": "cpu", "precision": "fp32", "threads": None, "progress": True},
+    "trainer": {"device": "cpu", "precision": "fp32", "threads": None, "progress": True, "checkpoint_every": 10},
     "logger": {"name": "none"},
     "launcher": {"name": "sequential"},
     "hydra": {"job": {"num": 3}},

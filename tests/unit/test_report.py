@@ -279,7 +279,16 @@ def test_command_writes_every_file_and_prints_the_table(tmp_path: Path) -> None:
     assert "52.5±3.5" in text and "68.3±1.0" in text  # not folded at the 80 columns that rich guesses for a pipe
     folder = tmp_path / "reports" / "car"
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["table.csv", "table.json", "table.md", "trials.json"]
+    assert names == [
+        "pairs.csv",
+        "pairs.json",
+        "report.html",
+        "table.csv",
+        "table.json",
+        "table.md",
+        "table.tex",
+        "trials.json",
+    ]
 
     rows = json.loads((folder / "table.json").read_text())
     ours = [row for row in rows if not row["published"]]
@@ -468,7 +477,7 @@ def test_terminal_narrower_than_the_table_folds_and_does_not_cut(tmp_path: Path)
     text = printed(out)
     assert "…" not in text
     assert all(word in text for word in ("52.5", "±3.5", "25.0", "±7.1", "OTHER DATA"))
-    assert all(len(line.rstrip()) <= 60 for line in text.splitlines()[:-1])
+    assert all(len(line.rstrip()) <= 60 for line in text.splitlines()[:-2])
 
 
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

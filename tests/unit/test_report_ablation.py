@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -23,10 +24,12 @@ from slime_bench.errors import ConfigError, ResultError
 from slime_bench.metrics.iou import IouCounts
 from slime_bench.report.ablation import AblationReport
 from slime_bench.report.ablation_settings import Setting, settings_of
+from slime_bench.report.aggregate import collect
 from slime_bench.report.command import main, run, run_ablation
+from slime_bench.report.intervals import paired
 from slime_bench.report.provenance import provenance
 from slime_bench.report.published import load_published
-from slime_bench.results import TrialResult, from_counts, write_result
+from slime_bench.results import PER_IMAGE_FILE, TrialResult, from_counts, write_per_image, write_result
 
 FINGERPRINTS = {"backbone": "ab" * 32, "data": "cd" * 32}
 CAR = ["background", "body", "light", "plate", "wheel", "window"]
@@ -65,10 +68,13 @@ def settings(name: str, *overrides: str) -> list[Setting]:
     return settings_of(name, overrides)
 
 
-def result_of(config: Mapping[str, Any], percent: Sequence[int], **fingerprints: str) -> TrialResult:
+def result_of(config: Mapping[str, Any], percent: Sequence[int] | IouCounts, **fingerprints: str) -> TrialResult:
     """The result that a trial of this configuration would write on a CPU; `percent` [K] is every image's IoU."""
-    values = torch.tensor([list(percent)] * 2)
-    counts = IouCounts(values, torch.full_like(values, 100), torch.ones_like(values, dtype=torch.bool))
+    if isinstance(percent, IouCounts):
+        counts = percent
+    else:
+        values = torch.tensor([list(percent)] * 2)
+        counts = IouCounts(values, torch.full_like(values, 100), torch.ones_like(values, dtype=torch.bool))
     config = {**config, "trainer": {**config["trainer"], "device": "cpu"}}
     return from_counts(
         counts,
@@ -429,13 +435,80 @@ def test_the_same_files_give_the_same_bytes_wherever_they_go(tmp_path: Path) -> 
     report(tmp_path, "was", *LR)
     report(tmp_path, "was", *LR, folder=tmp_path / "docs")
     written = {path.name: path.read_bytes() for path in (tmp_path / "reports/car").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "docs").iterdir()} == written and len(written) == 3
+    assert {path.name: path.read_bytes() for path in (tmp_path / "docs").iterdir()} == written and len(written) == 5
     assert str(tmp_path).encode() not in b"".join(written.values())
+
+
+def with_counts(root: Path, setting: Setting, qualities: Mapping[int, float], images: int = 25) -> list[TrialResult]:
+    """Results of a setting with their per-image counts: seed -> the images' mean IoU; one ground truth for all."""
+    results = []
+    for seed, quality in qualities.items():
+        trial = setting.trials[seed]
+        draws = np.random.default_rng([seed, int(100 * quality)]).normal(quality, 0.1, (images, 6))
+        intersection = torch.from_numpy((1000 * draws.clip(0, 1)).astype(np.int64))
+        counts = IouCounts(
+            intersection, torch.full_like(intersection, 1000), torch.ones_like(intersection, dtype=torch.bool)
+        )
+        result = result_of(trial, counts)
+        folder = store(root, result)
+        write_per_image(folder / PER_IMAGE_FILE, [f"car-{index}" for index in range(images)], CAR, counts)
+        results.append(result)
+    return results
+
+
+def test_settings_are_paired_with_the_default_image_by_image(tmp_path: Path) -> None:
+    usual, other = settings("was", *LR)
+    a = with_counts(tmp_path, usual, {0: 0.6, 1: 0.61, 2: 0.59})
+    b = with_counts(tmp_path, other, {1: 0.5, 2: 0.52})
+    made, out = report(tmp_path, "was", *LR, show_intervals=True, resamples=300)
+    folder = tmp_path / "reports/car"
+    default, each = json.loads((folder / "mini_car-ablation-was.json").read_text())["settings"]
+    assert (default["paired"], default["unpaired"]) == (None, "") and default["interval"]["images"] == 25
+    found = collect(tmp_path).folders
+    expected = paired(b, a, found, made.convention, made.background, resamples=300)
+    assert made.measured[1].paired == expected and expected.seeds == (1, 2)
+    assert each["paired"]["average"]["mean"] == pytest.approx(each["difference"]["mean"])
+    bounds, p = each["paired"]["average"]["bounds"], each["paired"]["average"]["p"]
+    assert bounds["low"] < each["difference"]["mean"] < bounds["high"] < 0 and p == pytest.approx(2 / 301)
+    span = f"{bounds['low']:+.1f} to {bounds['high']:+.1f}"
+    page = (folder / "mini_car-ablation-was.md").read_text()
+    for text in (page, (folder / "mini_car-ablation-was.tex").read_text().replace(r"\ensuremath{-}", "-"), out):
+        assert span in text and "2 of 2" in text and "seeds agree" in text
+    assert "not adjusted" not in page  # one difference alone
+    assert "n = 2, 3 seeds are too few for a claim" in page
+    lines = list(csv.DictReader((folder / "mini_car-ablation-was.csv").open()))
+    ours = [line for line in lines if line["published"] == "False"]
+    assert float(ours[1]["difference_low"]) == bounds["low"] and ours[1]["difference_seeds"] == "1 2"
+    assert float(ours[0]["average_low"]) == default["interval"]["average"]["low"] and ours[0]["difference_low"] == ""
+    _, plain = report(tmp_path, "was", *LR)
+    assert "seeds agree" not in plain and "(--intervals prints them)" in plain
+
+
+def test_settings_that_cannot_be_paired_say_so(tmp_path: Path) -> None:
+    usual, other = settings("was", *LR)
+    with_counts(tmp_path, usual, {0: 0.6})
+    with_counts(tmp_path, other, {0: 0.5}, images=24)
+    _, out = report(tmp_path, "was", *LR)
+    assert "not paired with the default: maps=cross: These trials were not tested on the same images" in out
+    (tmp_path / "second").mkdir()
+    with_counts(tmp_path / "second", usual, {0: 0.6})
+    with_counts(tmp_path / "second", other, {1: 0.5})
+    made, out = report(tmp_path / "second", "was", *LR, show_intervals=True)
+    assert "maps=cross: These trials have no seed in common" in out and made.measured[1].paired is None
+
+
+def test_an_ablation_without_counts_or_without_resamples(tmp_path: Path) -> None:
+    fill(tmp_path, settings("was", *LR), [[10, 20, 30], [60, 62, 64]])
+    made, out = report(tmp_path, "was", *LR, show_intervals=True)
+    assert "no interval over test images: maps=was (default), maps=cross: there is no per_image.parquet" in out
+    assert "not paired" not in out and made.measured[1].unpaired
+    made, out = report(tmp_path, "was", *LR, resamples=0)
+    assert "interval" not in out.replace(str(tmp_path), "") and made.measured[0].row.interval is None  # type: ignore[union-attr]
 
 
 def test_options_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
-        (["experiment=mini_car"], "experiment=mini_car"),
+        (["experiment=mini_car", "--seeds", "0"], "--seeds"),
         (["--out", "x"], "--out"),
         (["--ablation", "lr", "--subject", "car"], "--subject"),
         (["--ablation", "lr", "--seeds", "0"], "--seeds"),

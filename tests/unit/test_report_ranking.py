@@ -570,7 +570,7 @@ def test_overrides_and_options_in_any_order(tmp_path: Path) -> None:
     arguments = [SWEEP[0], "--ranking", "--outputs", str(tmp_path), SWEEP[1], "--out", str(tmp_path / "docs")]
     assert main(arguments, out) == 0
     names = {path.name for path in (tmp_path / "docs").iterdir()}
-    assert {f"mini_car-ranking.{kind}" for kind in ("md", "csv", "json")} < names and len(names) == 5
+    assert {f"mini_car-ranking.{kind}" for kind in ("md", "csv", "json", "tex")} < names and len(names) == 6
     assert (
         "slime-bench --multirun experiment=infoscore_ranking data=mini_car"
         in (json.loads((tmp_path / "docs" / "mini_car-ranking.json").read_text())["command"])
@@ -605,7 +605,7 @@ def test_the_same_files_give_the_same_bytes_wherever_they_go(tmp_path: Path) -> 
     report(tmp_path)
     report(tmp_path, folder=tmp_path / "docs")
     written = {path.name: path.read_bytes() for path in (tmp_path / "reports" / "car").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "docs").iterdir()} == written and len(written) == 5
+    assert {path.name: path.read_bytes() for path in (tmp_path / "docs").iterdir()} == written and len(written) == 6
     assert str(tmp_path).encode() not in b"".join(written.values())
 
 

@@ -98,7 +98,7 @@ class TestTraining:
         method = make(loss_weights=LossWeights(0.7, 0.01))
         loss = method.training_step(batch(), 0)
         logged = method.logged
-        assert set(logged) == {"train/cross_entropy", "train/was", "train/diffusion", "train/loss"}
+        assert set(logged) == {"train/cross_entropy", "train/was", "train/diffusion", "train/loss", "train/t"}
         expected = logged["train/cross_entropy"] + 0.7 * logged["train/was"] + 0.01 * logged["train/diffusion"]
         torch.testing.assert_close(loss.detach(), expected)
         assert not any(value.requires_grad for value in logged.values())

@@ -1,0 +1,98 @@
+"""What the page says first: trials that are missing, failed or cut short, and the command that goes on with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slime_bench.report.ablation import AblationReport
+from slime_bench.report.aggregate import PAPER_PRESET
+from slime_bench.report.page.facts import relative
+from slime_bench.report.page.view import Problem, Problems
+from slime_bench.report.tables import SubjectReport
+
+if TYPE_CHECKING:
+    from slime_bench.sweep.status import State
+
+_DONE = "done"
+_MADE = ("car", "horse", "face")
+"""Subjects with a target of the Makefile."""
+
+
+def of_states(states: Sequence[State], command: str, root: Path) -> Problems:
+    """Of a sweep whose trials are known exactly."""
+    items = [
+        Problem(
+            each.state,
+            f"{each.method} on {each.data}, {each.shots}-shot, seed {each.seed}{_more(each.name)}",
+            each.detail,
+            relative(Path(each.folder), root) if each.folder else "",
+        )
+        for each in sorted(states, key=lambda each: each.state in ("missing", "unknown"))
+        if each.state != _DONE
+    ]
+    notes = list(dict.fromkeys(each.note for each in states if each.note))
+    return Problems(items, len(states), command, notes)
+
+
+def found_problems(report: SubjectReport, root: Path) -> Problems:
+    """Of a subject whose expected trials follow from the rows that have results."""
+    broken = {(one.data, one.method, one.shots, one.seed) for one in report.failed}
+    items = [
+        Problem(
+            "failed",
+            f"{one.method} on {one.data}, {one.shots}-shot, seed {one.seed}",
+            one.summary,
+            relative(one.folder, root),
+        )
+        for one in report.failed
+    ]
+    items += [Problem("unreadable", path.name, why, relative(path.parent, root)) for path, why in report.invalid]
+    items += [
+        Problem("missing", str(one))
+        for one in report.missing
+        if (one.data, one.method, one.shots, one.seed) not in broken
+    ]
+    presets = {row.preset for row in report.rows}
+    command = ""
+    if items and report.subject in _MADE:
+        command = f"make reproduce-{report.subject}" + (" PRESET=paper" if presets == {PAPER_PRESET} else "")
+    expected = f"shots {_listed(report.expected_shots)} and seeds {_listed(report.expected_seeds)}"
+    notes = [
+        f"Expected of every row: {expected}. For the trials of one sweep name it: slime-bench report experiment=..."
+    ]
+    return Problems(items, None, command, notes)
+
+
+def ablation_problems(report: AblationReport, root: Path, states: Mapping[tuple[str, int], State]) -> Problems:
+    """Of an ablation: seeds of its settings without a result.
+
+    Args:
+        states: label of a setting and seed -> how far that trial is, for those without a result.
+    """
+    items = []
+    asked = [each for each in report.measured if each.setting.in_grid]
+    for each in asked:
+        for seed in each.missing:
+            known = states.get((each.setting.label, seed))
+            state, why, folder = "missing", "", ""
+            if known is not None and known.state not in (_DONE, "unknown"):
+                state, why = known.state, known.detail
+                folder = relative(Path(known.folder), root) if known.folder else ""
+            elif (failed := each.failed.get(seed)) is not None:
+                state, why, folder = "failed", failed.summary, relative(failed.folder, root)
+            items.append(Problem(state, f"{each.setting.label}, seed {seed}", why, folder))
+    items.sort(key=lambda item: item.state == "missing")
+    expected = sum(len(each.setting.trials) for each in asked)
+    return Problems(items, expected, report.command if items else report.portable_command)
+
+
+def _more(name: str) -> str:
+    """What a trial's name says beyond its number of shots and seed."""
+    words = [word for word in name.split() if word.partition("=")[0] not in ("shots", "seed")]
+    return f" ({' '.join(words)})" if words and name != "the default trial" else ""
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))

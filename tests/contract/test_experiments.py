@@ -1,0 +1,322 @@
+"""Every experiment of both papers is a file, and every file runs: composed with each preset that it fits, and tried.
+
+The trials are real ones (data on disk, frozen backbone, fit, test, result files), on random weights of the same layout
+and a handful of pictures. Files that ask for the same trial share its result, as they do in a user's outputs/.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import save_tiny_sd
+from omegaconf import OmegaConf
+from test_contract import SAMPLES, STAND_INS, options, uncovered
+
+from data_prep import mini_world
+from slime_bench import cli, trial
+from slime_bench.compose import plan
+from slime_bench.errors import ConfigError
+from slime_bench.identity import canonical_json, deciding, flatten
+from slime_bench.paths import config_dir
+from slime_bench.report.published import load_published
+from slime_bench.results import TrialResult, read_result
+from tests.blip_toys import save_blip
+
+SIDE = 64
+SEEDS = {"seed": "0,1,2"}
+VLM = {"shots": "0,1,10", **SEEDS}
+SLIME = {"shots": "1,10", **SEEDS}
+RUNS = {"shots": "0,1", "seed": "0,1,2,3,4"}  # the second paper's own number
+
+#: preset -> (backbone, protocol, method) that it brings
+PRESETS = {
+    "mini": ("mini_sd", "slime_mini", "slime"),
+    "paper": ("sd21_base", "slime_code", "slime"),
+    "mini_vlm": ("mini_blip", "is_mini", "vlm_attention"),
+    "paper_vlm": ("blip_large", "is_code", "vlm_attention"),
+}
+SUBJECTS = {
+    "car": ("mini_car", "pascal_part_car"),
+    "horse": ("mini_horse", "pascal_part_horse"),
+    "face": ("mini_face", "celebamask_hq"),
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an experiment file has to ask for.
+
+    Attributes:
+        params: of its sweep, exactly.
+        data: preset that it fits -> data set that it then has; the first is its own default.
+        method: where it is not the preset's. metric: the convention.
+        same_as: preset -> another experiment with the same trials.
+    """
+
+    params: dict[str, str]
+    data: dict[str, str]
+    method: str | None = None
+    metric: str = "slime"
+    same_as: dict[str, str] = field(default_factory=dict)
+
+
+def table(subject: str) -> Expected:
+    both = dict(zip(("mini", "paper"), SUBJECTS[subject], strict=True))
+    return Expected(SLIME, both, same_as={preset: f"{preset}_{subject}" for preset in both})
+
+
+EXPERIMENTS: dict[str, Expected] = {
+    "table1": Expected(
+        {"shots": "10", **SEEDS, "method.maps": "was,cross"}, {"mini": "mini_car", "paper": "pascal_part_car"}
+    ),
+    "table2": table("car"),
+    "table3": table("horse"),
+    "table4": table("face"),
+    **{f"mini_{subject}": Expected(SLIME, {"mini": names[0]}) for subject, names in SUBJECTS.items()},
+    **{f"paper_{subject}": Expected(SLIME, {"paper": names[1]}) for subject, names in SUBJECTS.items()},
+    **{f"mini_{subject}_vlm": Expected(VLM, {"mini_vlm": names[0]}) for subject, names in SUBJECTS.items()},
+    **{f"paper_{subject}_vlm": Expected(VLM, {"paper_vlm": names[1]}) for subject, names in SUBJECTS.items()},
+    "infoscore_ranking": Expected(
+        {"shots": "0", **SEEDS}, {"mini_vlm": "mini_car", "paper_vlm": "voc2012"}, method="infoscore_ranking"
+    ),
+    "paper_voc2012_vlm": Expected(RUNS, {"paper_vlm": "voc2012"}, metric="dataset"),
+    "paper_coco_object_vlm": Expected(RUNS, {"paper_vlm": "coco_object"}, metric="dataset"),
+}
+SMOKE = "debug/smoke"
+PAIRS = [(name, preset) for name, expected in EXPERIMENTS.items() for preset in expected.data]
+
+
+def content(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((config_dir() / "experiment" / f"{name}.yaml").read_text()))
+
+
+def comment(group: str, name: str) -> str:
+    lines = (config_dir() / group / f"{name}.yaml").read_text().splitlines()
+    return "\n".join(line for line in lines if line.startswith("#"))
+
+
+# -- nothing is left out -----------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_expected_here() -> None:
+    assert uncovered(options("experiment"), {*EXPERIMENTS, SMOKE}) == {"without contract": [], "no longer there": []}
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_every_published_table_has_its_file(subject: str) -> None:
+    """Tables 1 to 4 an experiment, all ablations a file of conf/ablation, each saying which table it is."""
+    published = load_published(subject)
+    assert published is not None
+    tables = {int(found[1]) for row in published.rows if (found := re.fullmatch(r"Table (\d+)", row.source))}
+    (number,) = tables
+    assert EXPERIMENTS[f"table{number}"].data == dict(zip(("mini", "paper"), SUBJECTS[subject], strict=True))
+    assert f"Table {number}" in comment("experiment", f"table{number}")
+    for each in published.ablations:
+        assert each.name in options("ablation") and f"{each.source}:" in comment("ablation", each.name)
+    if subject == "car":
+        assert {each.source for each in published.ablations} == {f"Table {number}" for number in (1, 5, 6, 7, 8, 9, 10)}
+        assert "Table 1" in comment("experiment", "table1")
+
+
+def test_no_published_number_is_left_out(shared: Path) -> None:
+    """Every number with a decimal that the protocol's list of published ones has stands in conf/paper."""
+
+    def numbers(node: Any) -> set[float]:
+        if isinstance(node, dict | list):
+            return {number for each in (node.values() if isinstance(node, dict) else node) for number in numbers(each)}
+        return {float(node)} if isinstance(node, int | float) else set()
+
+    page = (shared / "protocol.md").read_text()
+    listed = page.split("### 1.4 Published numbers", 1)[1].split("The paper states no run time", 1)[0]
+    printed = {float(number) for number in re.findall(r"\d+\.\d+", listed)}
+    files = [yaml.safe_load((config_dir() / "paper" / f"{subject}.yaml").read_text()) for subject in SUBJECTS]
+    assert len(printed) > 150 and printed <= numbers(files)
+
+
+@pytest.mark.parametrize("name", [name for name in options("experiment") if name.startswith("table")])
+def test_a_table_says_how_to_run_it(name: str) -> None:
+    for preset in EXPERIMENTS[name].data:
+        assert f"slime-bench --multirun experiment={name} preset={preset} " in comment("experiment", name)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_sweep_is_the_papers(name: str) -> None:
+    assert content(name)["hydra"]["sweeper"]["params"] == EXPERIMENTS[name].params
+
+
+@pytest.mark.parametrize(("preset", "patches"), [("mini", (None, 1)), ("paper", (400, 2))])
+def test_the_faces_patches_belong_to_the_paper(
+    preset: str, patches: tuple[int | None, int], compose_config: Callable[..., Any]
+) -> None:
+    for name in ("table4", f"{preset}_face"):
+        cfg = compose_config(f"experiment={name}", f"preset={preset}")
+        assert (cfg.method.patch_size, cfg.method.patches_per_side) == patches
+
+
+def test_the_ranking_is_without_the_crf(compose_config: Callable[..., Any]) -> None:
+    for preset in EXPERIMENTS["infoscore_ranking"].data:
+        assert not compose_config("experiment=infoscore_ranking", f"preset={preset}").method.crf.enabled
+
+
+def test_slimes_tables_are_slimes() -> None:
+    with pytest.raises(ConfigError, match="numbered tables are those of SLiMe") as caught:
+        plan(["experiment=table4", "preset=mini_vlm"])
+    assert "experiment=mini_car_vlm" in str(caught.value.remedy)
+
+
+def test_the_old_name_of_table_1_leads_to_the_new_one() -> None:
+    with pytest.raises(ConfigError, match="unknown experiment") as caught:
+        plan(["experiment=table1_was"])
+    assert "experiment=table1?" in str(caught.value.remedy)
+
+
+def test_a_preset_of_ones_own_has_to_name_its_data(tmp_path: Path) -> None:
+    (tmp_path / "preset").mkdir()
+    own = (
+        (config_dir() / "preset" / "mini.yaml").read_text().replace("override /data: mini_car", "override /logger: csv")
+    )
+    (tmp_path / "preset" / "own.yaml").write_text(own)
+    chosen = ["experiment=table3", "preset=own"]
+    with pytest.raises(ConfigError, match="You must specify 'data'"):
+        plan(chosen, extra_dir=str(tmp_path))
+    (cfg,) = plan([*chosen, "data=mini_face"], extra_dir=str(tmp_path)).trials
+    assert cfg.data.name == "mini_face" and cfg.logger.name == "csv"
+
+
+# -- every file runs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """Weights and data of every experiment, small, and one outputs/ for all of them."""
+
+    weights: dict[str, Path]
+    data: Path
+    outputs: Path
+    known: dict[tuple[str, str], list[TrialResult]] = field(default_factory=dict)
+
+    def tried(self, name: str, preset: str) -> list[TrialResult]:
+        """An experiment's trials for one seed and its fewest shots that learn; composed and run at the first call."""
+        if (name, preset) not in self.known:
+            expected = EXPERIMENTS[name]
+            listed = expected.params["shots"]
+            shots = {"0": "0", "10": "2"}.get(listed, "1")  # the small pools hold four pictures
+            own = [] if preset == next(iter(expected.data)) else [f"preset={preset}"]
+            overrides = [f"experiment={name}", *own, *self.small(name, preset), "seed=0", f"shots={shots}"]
+            self.known[name, preset] = [trial.run(cfg).result for cfg in plan(overrides, sweep=True).trials]
+        return self.known[name, preset]
+
+    def small(self, name: str, preset: str) -> list[str]:
+        """Overrides that make a trial small and change nothing that an experiment file decides."""
+        (backbone, _, method), data = PRESETS[preset], EXPERIMENTS[name].data[preset]
+        method = EXPERIMENTS[name].method or method
+        sizes = [f"backbone.weights={self.weights[backbone]}", f"backbone.image_size={SIDE}", "data.batch_size=3"]
+        sizes += [] if data in ("voc2012", "coco_object") else [f"data.image_size={SIDE}"]
+        if method == "slime":
+            sizes += ["method.train_map_size=16", "method.epochs=1"]
+            sizes += ["method.patch_size=48"] if data == "celebamask_hq" else []  # of 64 pixels instead of 512
+        else:
+            sizes += ["method.max_steps=1"] if method == "vlm_attention" else ["method.resamples=2", "method.pairs=1"]
+            sizes += ["method.rank_images=2", "method.crf.enabled=false"]
+        places = [f"data_root={self.data}", f"output_root={self.outputs}"]
+        return [*sizes, *places, "trainer=cpu", "trainer.progress=false"]
+
+
+@pytest.fixture
+def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mini world, which trials render where it is not there, has a handful of pictures."""
+    monkeypatch.setattr(mini_world, "SPLIT_SIZES", SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("experiments")
+    sd, deeper = save_tiny_sd(root / "sd"), save_tiny_sd(root / "sd21", layers_per_block=2)
+    blip = save_blip(root / "blip")
+    for name in {data for expected in EXPERIMENTS.values() for data in expected.data.values()} & set(STAND_INS):
+        place, subject, write = STAND_INS[name]
+        write(root / "data" / place, subject)
+    weights = {"mini_sd": sd, "sd21_base": deeper, "mini_blip": blip, "blip_large": blip}
+    return World(weights, root / "data", root / "outputs")
+
+
+@pytest.mark.usefixtures("small_world")
+@pytest.mark.parametrize(("name", "preset"), PAIRS)
+def test_every_experiment_runs_with_every_preset_that_it_fits(name: str, preset: str, world: World) -> None:
+    expected, (backbone, protocol, method) = EXPERIMENTS[name], PRESETS[preset]
+    found = world.tried(name, preset)
+    maps = [result.config["method"].get("maps") for result in found]
+    assert maps == (["was", "cross"] if name == "table1" else ["was"] if method == "slime" else [None])
+    for result in found:
+        names = (result.data, result.backbone, result.protocol, result.method)
+        assert names == (expected.data[preset], backbone, protocol, expected.method or method)
+        assert result.preset == preset.removesuffix("_vlm"), "tables of both methods stand under the preset's own name"
+        assert result.convention == expected.metric
+        published = load_published(result.subject)
+        if published is not None:
+            assert set(published.columns) == set(result.classes), "the paper's columns are ours"
+    if preset in expected.same_as:
+        twins = world.tried(expected.same_as[preset], preset)
+        assert [each.signature for each in found] == [each.signature for each in twins], "the same trials by two names"
+
+
+@pytest.mark.usefixtures("small_world")
+def test_the_smoke_test_tries_every_kind_of_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a newcomer types it, with the bundled backbones."""
+    kinds = content(SMOKE)["hydra"]["sweeper"]["params"]["method"].split(",")
+    assert sorted(kinds) == options("method")
+    monkeypatch.setenv("SLIME_BENCH_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setattr("sys.argv", ["slime-bench"])
+    small = [f"data_root={tmp_path / 'data'}", "trainer.device=cpu", "trainer.progress=false"]
+    assert cli.main(["--multirun", f"experiment={SMOKE}", *small]) == 0
+    files = {path.parents[2].name: path for path in (tmp_path / "outputs").rglob("result.json")}
+    assert sorted(files) == sorted(kinds)
+    assert all(path.is_relative_to(tmp_path / "outputs" / "smoke" / "runs") for path in files.values())
+    for path in files.values():
+        assert read_result(path).num_test_images == SAMPLES["val"]
+    (alone,) = plan([f"experiment={SMOKE}", *small]).trials
+    assert alone.method.name == "slime" and alone.force, "without a sweep it is one trial, and is computed each time"
+
+
+# -- ablations ---------------------------------------------------------------------------------------------------------
+
+#: settings of each ablation beside the preset's own, which the paper's grids hold as well where they can
+SETTINGS = {"was": 2, "prompt": 3, "losses": 5, "t_opt": 4, "t_test": 4, "lr": 4, "layers": 3, "start": 2}
+BASES = [name for name, expected in EXPERIMENTS.items() if "slime" in {PRESETS[preset][2] for preset in expected.data}]
+
+
+def test_every_ablation_is_counted_here() -> None:
+    assert uncovered(options("ablation"), SETTINGS) == {"without contract": [], "no longer there": []}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_ablation_changes_something_and_nothing_else(name: str) -> None:
+    params = yaml.safe_load((config_dir() / "ablation" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    assert params.pop("shots") == "10" and params.pop("seed") == "0,1,2" and len(params) == 1
+    trials = plan(["experiment=mini_car", f"ablation={name}", "seed=0"], sweep=True).trials
+    assert len(trials) == SETTINGS[name]
+    flat = [dict(flatten(deciding(OmegaConf.to_container(cfg, resolve=True)))) for cfg in trials]  # type: ignore[arg-type]
+    (key,) = params
+    changed = {each for each in flat[0] if len({canonical_json(one[each]) for one in flat}) > 1}
+    assert changed and all(each == key or each.startswith(f"{key}.") for each in changed)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_ablation_fits_every_experiment_of_slime(base: str, compose_config: Callable[..., Any]) -> None:
+    """The keys that it sweeps are the experiment's, for every preset that it fits, and mean something there."""
+    sweeps = [
+        yaml.safe_load((config_dir() / "ablation" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+        for name in SETTINGS
+    ]
+    for preset in EXPERIMENTS[base].data:
+        cfg = compose_config(f"experiment={base}", f"preset={preset}", f"ablation=[{','.join(SETTINGS)}]")
+        for key, values in (item for params in sweeps for item in params.items()):
+            assert OmegaConf.select(cfg, key) is not None, f"{base} has no {key} to sweep"
+            for reference in re.findall(r"\$\{([a-z_.]+)\}", str(values)):
+                assert OmegaConf.select(cfg, reference), f"{preset} does not have {reference}"

@@ -1,0 +1,130 @@
+"""`slime-bench status`: what the folders say of a sweep, without running, loading or writing anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.conftest import Bench, Outcome, command, contents
+from e2e.quick import Quick
+from slime_bench import trial
+from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+from slime_bench.lock import held
+from slime_bench.sweep import status as status_module
+
+SWEEP = ("shots=1", "seed=0,1")
+
+
+@pytest.fixture(scope="module")
+def done(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Two finished trials, seeds 0 and 1. Read only."""
+    bench = Bench(tiny_sd, car_pictures, tmp_path_factory.mktemp("done"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "_compute", Quick())
+        for seed in (0, 1):  # the files of a real trial that matter here
+            assert bench(f"seed={seed}").code == 0
+    return bench
+
+
+@pytest.fixture
+def bench(done: Bench, tmp_path: Path) -> Bench:
+    shutil.copytree(done.outputs, tmp_path / "outputs")
+    return replace(done, outputs=tmp_path / "outputs")
+
+
+def status(bench: Bench, *overrides: str) -> Outcome:
+    return command("status", *bench.settings, *overrides)
+
+
+def states(bench: Bench, *overrides: str) -> list[dict[str, Any]]:
+    outcome = status(bench, "--json", *overrides)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    counted = {each["state"] for each in found["trials"]}
+    assert set(found["count"]) == counted and sum(found["count"].values()) == len(found["trials"])
+    return found["trials"]
+
+
+class TestStates:
+    def test_the_table(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        def loads(*_: object) -> None:
+            raise AssertionError("status must load no weights")
+
+        monkeypatch.setattr(StableDiffusionBackbone, "__init__", loads)
+        facts = {"type": "DataError", "status": "failed", "summary": "a file went missing\nand more"}
+        (bench.folder(1, 1) / "error.json").write_text(json.dumps(facts))
+        (bench.folder(1, 1) / "result.json").unlink()
+        before = contents(bench.outputs)
+        rate = bench.result().config["method"]["lr"]
+        outcome = status(bench, "shots=1", f"method.lr={rate},{2 * rate}", "seed=0,1")
+        head, *rows = outcome.out.splitlines()
+        assert outcome.code == 0 and head == "4 trials: 1 done, 1 failed, 2 missing"
+        assert rows[0].split()[:7] == ["done", "slime", "tiny_car", "1-shot", "seed", "0", f"method.lr={rate}"]
+        score = 100 * bench.result().average  # type: ignore[operator]
+        assert rows[0].endswith(f"mIoU {score:.1f}")
+        assert "failed" in rows[1] and rows[1].endswith("DataError: a file went missing")
+        assert contents(bench.outputs) == before, "status must write nothing"
+
+    def test_running_and_killed(self, bench: Bench) -> None:
+        (bench.folder(1, 1) / "result.json").unlink()
+        with held(bench.folder()):  # computed once more, by force
+            found = states(bench, *SWEEP)
+        assert [each["state"] for each in found] == ["running", "missing"]
+        assert f"process {os.getpid()} on " in found[0]["detail"]
+        child = os.fork()
+        if child == 0:
+            with held(bench.folder(1, 1)):
+                os._exit(0)
+        os.waitpid(child, 0)
+        found = states(bench, *SWEEP)
+        assert [each["state"] for each in found] == ["done", "killed"] and str(child) in found[1]["detail"]
+
+    @pytest.mark.parametrize(
+        ("facts", "state", "detail"),
+        [
+            (
+                '{"type": "GpuMemoryError", "status": "oom", "summary": "too little"}',
+                "oom",
+                "GpuMemoryError: too little",
+            ),
+            ('{"type": "KeyboardInterrupt", "status": "interrupted", "summary": ""}', "killed", "interrupted"),
+            ('{"type": "ValueError", "message": "x"}', "failed", "ValueError: x"),
+            ("{", "failed", "error.json does not say why"),
+            ("[]", "failed", "error.json does not say why"),
+        ],
+    )
+    def test_what_an_error_file_says(self, tmp_path: Path, facts: str, state: str, detail: str) -> None:
+        folder = tmp_path / "runs/a/b/1-shot/seed0-0123456789abcdef"
+        folder.mkdir(parents=True)
+        (folder / "error.json").write_text(facts)
+        blank = status_module.State("", "b", "a", 1, 0, status_module.MISSING)
+        found = status_module.of_folder(folder, blank)
+        assert (found.state, found.detail) == (state, detail)
+
+
+class TestElsewhere:
+    def test_a_trial_that_auto_ran_on_another_device(self, bench: Bench) -> None:
+        """On the login node of a cluster `auto` is the CPU; the trials ran on the nodes' GPUs."""
+        assert [each["state"] for each in states(bench, *SWEEP, "trainer=auto")] == ["done", "done"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(status_module, "pick_device", lambda name: "cuda")
+            assert [each["state"] for each in states(bench, *SWEEP, "trainer=auto")] == ["done", "done"]
+        assert [each["state"] for each in states(bench, *SWEEP, "trainer=cuda")] == ["missing", "missing"]
+
+    @pytest.mark.parametrize("what", ["data.root", "backbone.weights"])
+    def test_data_or_weights_that_are_not_here(self, bench: Bench, what: str, tmp_path: Path) -> None:
+        outcome = status(bench, "seed=0,1,2", f"{what}={tmp_path / 'nowhere'}")
+        head, first, second, third, note = outcome.out.splitlines()
+        assert outcome.code == 0 and head == "3 trials: 2 done, 1 unknown"
+        assert "mIoU" in first and "mIoU" in second and "nowhere" in third
+        assert note.startswith("note: taken for this trial by its configuration alone: ")
+
+    def test_mistakes_of_the_command(self, bench: Bench) -> None:
+        outcome = status(bench, "methd.lr=1")
+        assert outcome.code == 2 and "method" in outcome.err and "Traceback" not in outcome.err

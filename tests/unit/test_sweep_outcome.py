@@ -1,0 +1,128 @@
+"""Outcomes of trials: as files that any process can read, and as the table at the end of a sweep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slime_bench.errors import StorageError
+from slime_bench.sweep import outcome as states
+from slime_bench.sweep.outcome import Outcome, died, forget_records, read_records, write_record
+from slime_bench.sweep.telling import summarise, table, tell
+
+TEXTS = st.text(max_size=20)
+OUTCOMES = st.builds(
+    Outcome,
+    index=st.integers(0, 30),
+    name=TEXTS,
+    status=st.sampled_from([states.DONE, states.FAILED, states.BUSY, states.OOM]),
+    message=TEXTS,
+    exit_code=st.sampled_from([0, 1, 2]),
+    seconds=st.floats(0, 1e6),
+    score=TEXTS,
+    folder=st.none() | TEXTS,
+    log=st.none() | TEXTS,
+    made_by=st.none() | TEXTS,
+)
+
+
+class TestRecords:
+    @given(st.lists(OUTCOMES, max_size=4))
+    def test_the_last_one_written_of_every_trial_is_read(
+        self, tmp_path_factory: pytest.TempPathFactory, outcomes: list[Outcome]
+    ) -> None:
+        folder = tmp_path_factory.mktemp("sweep")
+        for each in outcomes:
+            write_record(folder, each)
+        assert read_records(folder) == {each.index: each for each in outcomes}
+        forget_records(folder, [each.index for each in outcomes])
+        assert read_records(folder) == {}
+
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", "3", '{"index": 1}', '{"index": "1", "name": "", "status": "done"}', '{"unknown": 1}']
+    )
+    def test_what_is_no_record_is_passed_over(self, tmp_path: Path, text: str) -> None:
+        write_record(tmp_path, Outcome(0, "a", states.DONE))
+        (tmp_path / "jobs" / "0001.json").write_text(text)
+        assert list(read_records(tmp_path)) == [0]
+
+    def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "jobs").write_text("")
+        with pytest.raises(StorageError):
+            write_record(tmp_path, Outcome(0, "a", states.DONE))
+        assert read_records(tmp_path) == {}
+
+
+def outcomes() -> list[Outcome]:
+    why = "a file went missing\n  where: a.png\n  what to do: put it back"
+    return [
+        Outcome(0, "seed=0", states.DONE, score="mIoU 51.9", seconds=12.4),
+        Outcome(1, "seed=1", states.SKIPPED, made_by="commit 0123"),
+        Outcome(2, "seed=2", states.FAILED, message=why, exit_code=2, log="runs/a/error.json"),
+        Outcome(3, "seed=3", states.FAILED, message=why, exit_code=2, log="runs/b/error.json"),
+        died(4, "seed=4", "killed", "jobs/4.err"),
+        Outcome(5, "seed=5", states.LEFT_OUT),
+    ]
+
+
+class TestTable:
+    def test_every_trial_has_its_row_and_every_reason_is_told_once(self) -> None:
+        lines = table(outcomes())
+        assert lines[0] == "2 of 6 trials finished (1 before), 3 failed, 1 left out:"
+        text = "\n".join(lines)
+        for status, name in (("done", "seed=0  mIoU 51.9  (12 s)"), ("skipped", "seed=1"), ("left out", "seed=5")):
+            assert f"  {status:<8}  {name}" in lines
+        assert text.count("a file went missing") == 1 and text.count("put it back") == 1
+        for log in ("runs/a/error.json", "runs/b/error.json", "jobs/4.err"):
+            assert text.count(f"see {log}") == 1
+        assert text.index("seed=3") < text.index("a file went missing") < text.index("seed=4")
+        assert "without a word: killed" in text and lines[-1].startswith("Finished trials are kept")
+
+    def test_where_all_is_well_nothing_more_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
+        done = [Outcome(index, f"seed={index}", states.DONE) for index in range(2)]
+        assert table(done) == [
+            "2 of 2 trials finished:",
+            "  done      seed=0  (0 s)",
+            "  done      seed=1  (0 s)",
+        ]
+        summarise({0: done[0]}, ["the default trial"])
+        assert capsys.readouterr().err == ""
+
+    def test_trials_without_an_outcome_were_left_out(self, capsys: pytest.CaptureFixture[str]) -> None:
+        summarise({0: Outcome(0, "seed=0", states.DONE)}, ["seed=0", "seed=1"])
+        assert "1 of 2 trials finished, 1 left out" in capsys.readouterr().err
+
+    def test_results_of_other_code_are_warned_of_once(self, capsys: pytest.CaptureFixture[str]) -> None:
+        found = [Outcome(n, f"seed={n}", states.SKIPPED, made_by=by) for n, by in enumerate(["a", "b", "a", None])]
+        summarise({each.index: each for each in found}, [each.name for each in found])
+        (line,) = [each for each in capsys.readouterr().err.splitlines() if "warning" in each]
+        assert "3 of the finished results were made by other code" in line and "(a, b)" in line
+
+
+class TestTell:
+    def test_a_reason_that_was_told_before_is_told_in_short(self, capsys: pytest.CaptureFixture[str]) -> None:
+        _, _, first, second, dead, _ = outcomes()
+        tell(first, [])
+        tell(second, [first])
+        tell(dead, [first, second])
+        text = capsys.readouterr().err
+        assert text.count("put it back") == 1 and "a file went missing (as above)" in text
+        assert "unexpected" not in text and "without a word" in text
+
+    def test_an_unexpected_error_says_how_to_see_more_and_the_traceback_stands_for_it(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        one = Outcome(0, "a", states.FAILED, message="ZeroDivisionError: by nothing", exit_code=1)
+        tell(one, [])
+        assert "unexpected error: ZeroDivisionError" in (text := capsys.readouterr().err) and "HYDRA_FULL_ERROR" in text
+        tell(Outcome(0, "a", states.FAILED, message="m", exit_code=1, traceback="Traceback: here"), [])
+        assert capsys.readouterr().err == "Traceback: here\n"
+
+    def test_a_record_is_json_that_a_person_can_read(self, tmp_path: Path) -> None:
+        write_record(tmp_path, outcomes()[2])
+        facts = json.loads((tmp_path / "jobs" / "0002.json").read_text())
+        assert facts["status"] == "failed" and facts["log"] == "runs/a/error.json"
