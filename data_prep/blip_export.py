@@ -162,9 +162,9 @@ folder. It is a test and teaching model: it knows cars, horses and faces of the 
 (version {card["world_version"]}) and nothing else.
 
 - Data: rendered on the fly by `data_prep/mini_world.py`, split `pretrain`, which shares no picture with support, val
-  or test. Whole pictures, cut-outs, and mosaics of 4 or 16 of them, with true and false captions. Whether a part is in
-  a view (at least 40 pixels of it) comes from the renderer, which also tells where a part is to cut around; where in a
-  view it lies was never told, and no mask entered a loss.
+  or test. Whole pictures, cut-outs, and mosaics of 4, 16 or 64 of them, with true and false captions. Whether a part
+  is in a view (at least 40 pixels of it) comes from the renderer, which also tells where a part is to cut around;
+  where in a view it lies was never told, and no mask entered a loss.
 - Losses: image-text matching on true captions and on captions with one word wrong (the colour of a part, mostly that
   of another part of the view; a part that is not there; the scene); contrast of images and descriptions; two
   fine-grained contrasts, of words with patches and of the cross-attention's largest scores, in which a caption has to
