@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep import pretrain_export, pretrain_mini_sd, pretrain_unet
 
@@ -29,7 +30,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
     fixed = ["--device", "cpu", "--processes", "1", "--work", str(folder / "work"), "--out", str(folder / "model")]
     monkeypatch.setattr(sys, "argv", ["pretrain_mini_sd", *fixed, *arguments])
-    pretrain_mini_sd.main()
+    threads = torch.get_num_threads()
+    try:
+        pretrain_mini_sd.main()
+    finally:
+        torch.set_num_threads(threads)  # a command may keep what it sets; this process goes on
 
 
 def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

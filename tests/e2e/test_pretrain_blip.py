@@ -29,7 +29,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
     fixed = ["--device", "cpu", "--processes", "1", "--work", str(folder / "work"), "--out", str(folder / "model")]
     monkeypatch.setattr(sys, "argv", ["pretrain_mini_blip", *fixed, *arguments])
-    pretrain_mini_blip.main()
+    threads = torch.get_num_threads()
+    try:
+        pretrain_mini_blip.main()
+    finally:
+        torch.set_num_threads(threads)  # a command may keep what it sets; this process goes on
 
 
 def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
