@@ -25,7 +25,7 @@ from slime_bench.report.page.numbers import encoded, series_numbers, without_cou
 from slime_bench.report.page.pictures import class_colours, gallery, outline, paint
 from slime_bench.report.page.problems import of_states
 from slime_bench.report.page.render import script_json
-from slime_bench.report.page.svg import Series, line_chart, nice_ticks
+from slime_bench.report.page.svg import Series, line_chart, nice_ticks, number
 from slime_bench.report.page.tables import leading
 from slime_bench.report.planned import Planned, planned
 from slime_bench.sweep.status import State
@@ -67,6 +67,14 @@ def outputs(tmp_path: Path) -> Path:
     for seed in range(3):
         make(tmp_path, seed, keeps=frozenset({"counts"}))
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.000105, "1.05e-4"), (-0.000123, "-1.23e-4"), (9e-5, "9e-5"), (0.1, "0.1"), (0.0, "0"), (12_345_678, "1.23e7")],
+)
+def test_the_text_of_a_tick_fits_beside_its_axis(value: float, text: str) -> None:
+    assert number(value) == text
 
 
 def test_only_the_sweeps_own_trials_are_reported(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,4 +91,8 @@ def nice_ticks(low: float, high: float, number: int = 4) -> list[float]:
 
 def number(value: float) -> str:
     """A tick's text, short."""
-    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+    plain = f"{value:.3g}"
+    if len(plain) > 6:  # 0.000105 does not fit beside the axis
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        plain = f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
+    return plain.replace("e-0", "e-").replace("e+0", "e")
