@@ -97,28 +97,35 @@ def left_by(folder: Path) -> Holder | None:
 
 
 def _acquired(folder: Path, wait: Callable[[Holder | None], None] | None) -> BaseFileLock:
-    from filelock import FileLock, SoftFileLock, Timeout
+    from filelock import FileLock, SoftFileLock
 
     lock: Any = FileLock(_file(folder), fallback_to_soft=False, on_acquired=_sign, poll_interval=_POLL)
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        if wait is None:
-            raise BusyError(folder, _read(folder)) from None
-        wait(_read(folder))
-        lock.acquire()
+        _acquire(lock, folder, _read, wait)
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise
         lock = SoftFileLock(_soft_file(folder), poll_interval=_POLL)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            if wait is None:
-                raise BusyError(folder, _soft_holder(folder)) from None
-            wait(_soft_holder(folder))
-            lock.acquire()
+        _acquire(lock, folder, _soft_holder, wait)
     return lock
+
+
+def _acquire(
+    lock: BaseFileLock,
+    folder: Path,
+    read: Callable[[Path], Holder | None],
+    wait: Callable[[Holder | None], None] | None,
+) -> None:
+    """Take a lock of either kind, whose holder `read` tells."""
+    from filelock import Timeout
+
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if wait is None:
+            raise BusyError(folder, read(folder)) from None
+        wait(read(folder))
+        lock.acquire()
 
 
 def _file(folder: Path) -> Path:

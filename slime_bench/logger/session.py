@@ -12,8 +12,9 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -160,24 +161,24 @@ class Session:
     def log_result(self, folder: Path, result: TrialResult) -> None:
         """What the finished trial's files hold: numbers, then pictures, then tables, of which W&B makes the most."""
         self._try(lambda: self._run.summary.update(finals.summary(result, finals.seconds(folder))))
-        self._try(lambda: self._log_pictures(folder))
-        self._try(lambda: self._log_tables(folder, result.convention))
+        kept = cache(lambda: finals.examples(folder))
+        self._try(lambda: self._log_pictures(*kept()))
+        self._try(lambda: self._log_tables(*kept(), finals.layers(folder, result.convention)))
 
-    def _log_pictures(self, folder: Path) -> None:
+    def _log_pictures(self, found: Sequence[finals.Example], classes: Sequence[str]) -> None:
         from slime_bench.logger import media
 
-        found, classes = finals.examples(folder)
         if found:
             pictures = {keys.EXAMPLES: [media.example(one, classes) for one in found]}
             self._run.log({**pictures, **media.score_maps(found, classes)}, commit=False)
 
-    def _log_tables(self, folder: Path, convention: str) -> None:
+    def _log_tables(
+        self, found: Sequence[finals.Example], classes: Sequence[str], rows: Sequence[tuple[Any, ...]]
+    ) -> None:
         from slime_bench.logger import media
 
         if tells_who(os.path.relpath(self._folder), os.environ):
             return
-        found, classes = finals.examples(folder)
-        rows = finals.layers(folder, convention)
         tables = {keys.TABLE: media.example_table(found, classes)} if found else {}
         if rows:
             tables |= {keys.BARS: media.layer_bars(rows), keys.LAYERS: media.layer_table(rows)}

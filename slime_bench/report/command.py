@@ -9,13 +9,12 @@ beside its mIoU, and ensembles. With overrides those of the sweep's trials; with
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
@@ -26,6 +25,7 @@ from slime_bench.report.ablation_table import ablation_grid, interval_grid, writ
 from slime_bench.report.aggregate import Collected, collect, without_own_reports
 from slime_bench.report.grid import print_grid
 from slime_bench.report.intervals import ImageBootstrap
+from slime_bench.report.kept import read_kept
 from slime_bench.report.method_facts import OWN_REPORT
 from slime_bench.report.page.build import ablation_page, subject_page
 from slime_bench.report.page.problems import ablation_problems, found_problems
@@ -41,7 +41,6 @@ from slime_bench.report.usual import default_settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-_LOG = logging.getLogger(__name__)
 PAGE = "report.html"
 _MOST_RESAMPLES = 20_000
 """Of 5000 images they take a gigabyte."""
@@ -55,6 +54,18 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     arguments = _parser().parse_intermixed_args(argv)
     try:
         _check(arguments)
+        shared: dict[str, Any] = {
+            "extra_dir": arguments.config_dir,
+            "console": console,
+            "resamples": RESAMPLES if arguments.resamples is None else arguments.resamples,
+            "show_intervals": arguments.intervals,
+        }
+        of_sweep: dict[str, Any] = {
+            "outputs": arguments.outputs,
+            "folder": arguments.out,
+            "convention": arguments.convention,
+            "background": False if arguments.without_background else None,
+        }
         if arguments.ranking:
             run_ranking(
                 arguments.overrides,
@@ -68,30 +79,9 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
                 extra_dir=arguments.config_dir,
             )
         elif arguments.ablation is not None:
-            run_ablation(
-                arguments.ablation,
-                arguments.overrides,
-                outputs=arguments.outputs,
-                folder=arguments.out,
-                convention=arguments.convention,
-                background=False if arguments.without_background else None,
-                extra_dir=arguments.config_dir,
-                console=console,
-                resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
-                show_intervals=arguments.intervals,
-            )
+            run_ablation(arguments.ablation, arguments.overrides, **of_sweep, **shared)
         elif arguments.overrides:
-            run_planned(
-                arguments.overrides,
-                outputs=arguments.outputs,
-                folder=arguments.out,
-                convention=arguments.convention,
-                background=False if arguments.without_background else None,
-                extra_dir=arguments.config_dir,
-                console=console,
-                resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
-                show_intervals=arguments.intervals,
-            )
+            run_planned(arguments.overrides, **of_sweep, **shared)
         else:
             run(
                 outputs=arguments.outputs or _default_outputs(),
@@ -101,10 +91,7 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
                 seeds=arguments.seeds or (0, 1, 2),
                 shots=arguments.shots or (0, 1, 10),
                 show_variants=arguments.variants,
-                extra_dir=arguments.config_dir,
-                console=console,
-                resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
-                show_intervals=arguments.intervals,
+                **shared,
             )
     except SlimeBenchError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -346,18 +333,13 @@ def _pictures(report: SubjectReport, collected: Collected, folder: Path) -> list
     for row in report.rows:
         trials = [one for one in collected.results if one.series == row.series and one.seed in row.seeds]
         for trial in trials:
-            source = collected.folders[trial.signature] / QUALITATIVE_FILE
-            if not source.is_file():
-                continue
-            try:
-                items, classes = read_qualitative(source)
-            except ResultError as error:  # a spoilt picture must not cost the table
-                _LOG.warning("%s", error)
+            kept = read_kept(collected.folders[trial.signature] / QUALITATIVE_FILE, read_qualitative)
+            if kept is None:
                 continue
             name = f"qualitative-{row.data}-{row.method}-{row.shots}-shot-seed{trial.seed}-{trial.signature}.png"
             title = f"{row.method} {row.variant}".strip()
             title += f", {row.shots}-shot, seed {trial.seed}, {row.data}, preset {row.preset}, {row.protocol}"
-            qualitative_grid(folder / name, items, classes, title)
+            qualitative_grid(folder / name, *kept, title)
             names.append(name)
             break
     return names

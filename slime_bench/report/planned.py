@@ -197,14 +197,13 @@ def _ablation(overrides: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _missing(values: dict[str, Any], state: State) -> MissingTrial:
-    variant = " ".join(word for word in state.name.split() if word.partition("=")[0] not in ("shots", "seed"))
     return MissingTrial(
         method=state.method,
         backbone=values["backbone"]["name"],
         data=state.data,
         preset=values["preset"],
         protocol=values["protocol"]["name"],
-        variant="" if variant == "the default trial" else variant,
+        variant=state.variant,
         shots=state.shots,
         seed=state.seed,
     )

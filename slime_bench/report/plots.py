@@ -75,9 +75,12 @@ def class_colours(number: int) -> NDArray[np.float64]:
     return np.concatenate([[[0.1, 0.1, 0.1]], parts])[:number]
 
 
-def paint(labels: NDArray[Any], colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Label map [H,W] as an RGB image [H,W,3] in 0..1; labels outside the classes are grey."""
-    table = np.vstack([colours, [_IGNORED_COLOUR]])
+def paint(
+    labels: NDArray[Any], colours: NDArray[Any], ignored: tuple[float, float, float] = _IGNORED_COLOUR
+) -> NDArray[Any]:
+    """Label map [H,W] as an RGB image [H,W,3] of the colours' [K,3] type and range; labels outside the classes are
+    `ignored`, a grey."""
+    table = np.vstack([colours, np.array([ignored], dtype=colours.dtype)])
     return table[np.where((labels >= 0) & (labels < len(colours)), labels, len(colours)).astype(np.int64)]
 
 

@@ -62,9 +62,11 @@ class Job:
         """Hydra's task function."""
         from hydra.core.hydra_config import HydraConfig
 
+        from slime_bench.compose import DEFAULT_TRIAL
+
         node = HydraConfig.get()
         index = 0 if OmegaConf.is_missing(node.job, "num") else int(node.job.num)
-        given = " ".join(node.overrides.task) or "the default trial"
+        given = " ".join(node.overrides.task) or DEFAULT_TRIAL
         self.run(Task(index, self.names[index] if index < len(self.names) else given, cfg))
 
     def __getstate__(self) -> dict[str, Any]:

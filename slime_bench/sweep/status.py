@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from slime_bench import identity, lock, results
+from slime_bench.compose import DEFAULT_TRIAL
 from slime_bench.device import pick_device
 from slime_bench.errors import DataError, ResultError, SlimeBenchError
 from slime_bench.failure import ERROR_FILE
@@ -51,6 +52,12 @@ class State:
     detail: str = ""
     folder: str | None = None
     note: str = ""
+
+    @property
+    def variant(self) -> str:
+        """What the name says besides shots and seed; empty for the default trial."""
+        words = [word for word in self.name.split() if word.partition("=")[0] not in ("shots", "seed")]
+        return "" if self.name == DEFAULT_TRIAL else " ".join(words)
 
 
 class Sweep:

@@ -59,5 +59,7 @@ def table(states: Sequence[State]) -> list[str]:
 
 
 def _cells(state: State) -> tuple[str, ...]:
-    more = " ".join(word for word in state.name.split() if word.partition("=")[0] not in ("shots", "seed"))
+    from slime_bench.compose import DEFAULT_TRIAL
+
+    more = DEFAULT_TRIAL if state.name == DEFAULT_TRIAL else state.variant
     return state.state, state.method, state.data, f"{state.shots}-shot", f"seed {state.seed}", more

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slime_bench.confusion import CONFUSION_FILE, read_confusion
-from slime_bench.errors import ResultError
 from slime_bench.report.grid import DASH
+from slime_bench.report.kept import read_kept
 from slime_bench.report.page.view import Confusion
 from slime_bench.results import TrialResult
 
@@ -27,13 +27,10 @@ def confusion_of(label: str, trials: Sequence[TrialResult], folders: Mapping[str
     seeds = []
     for one in sorted(trials, key=lambda one: one.seed):
         path = folders[one.signature] / CONFUSION_FILE
-        if not path.is_file() or len(one.classes) > MOST_CLASSES:
+        kept = read_kept(path, read_confusion) if len(one.classes) <= MOST_CLASSES else None
+        if kept is None:
             continue
-        try:
-            classes, pixels = read_confusion(path)
-        except ResultError as error:  # a spoilt matrix must not cost the page
-            _LOG.warning("%s", error)
-            continue
+        classes, pixels = kept
         if list(classes) != list(one.classes):
             _LOG.warning("%s is not that of the result beside it", path)
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_bench.errors import ResultError
 from slime_bench.qualitative import QUALITATIVE_FILE, GridItem, read_qualitative
+from slime_bench.report.kept import read_kept
+from slime_bench.report.plots import paint as painted
 from slime_bench.results import TrialResult
 
 SIDE = 144
@@ -23,7 +23,6 @@ SIDE = 144
 MOST_BYTES = 2_000_000
 """Of all pictures of a page, before base64."""
 IGNORED = (150, 150, 150)
-_LOG = logging.getLogger(__name__)
 # Okabe and Ito's colours, which all kinds of colour vision tell apart, then lighter and darker ones.
 _PARTS = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
 _BACKGROUND = (26, 26, 26)
@@ -78,13 +77,12 @@ def gallery(
         if album.full:
             left_out += 1
             continue
-        try:
-            items, classes = read_qualitative(path)
-        except ResultError as error:  # a spoilt picture must not cost the page
-            _LOG.warning("%s", error)
+        kept = read_kept(path, read_qualitative)
+        if kept is None:
             continue
-        kept = [_entry(item, classes, album) for item in items]
-        entry = {"label": labels[one.series], "seed": one.seed, "classes": classes, "items": kept}
+        items, classes = kept
+        entries = [_entry(item, classes, album) for item in items]
+        entry = {"label": labels[one.series], "seed": one.seed, "classes": classes, "items": entries}
         found.append(((order[one.series], one.seed), entry))
     if not found:
         return None
@@ -112,8 +110,7 @@ def class_colours(number: int) -> list[tuple[int, int, int]]:
 
 def paint(labels: NDArray[Any], classes: int) -> Pixels:
     """Label map [H,W] as RGB [H,W,3]; labels outside the classes are grey."""
-    table = np.array([*class_colours(classes), IGNORED], dtype=np.uint8)
-    return table[np.where((labels >= 0) & (labels < classes), labels, classes).astype(np.int64)]
+    return painted(labels, np.array(class_colours(classes), dtype=np.uint8), IGNORED)
 
 
 def outline(region: NDArray[np.bool_]) -> NDArray[np.bool_]:

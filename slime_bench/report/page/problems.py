@@ -25,7 +25,8 @@ def of_states(states: Sequence[State], command: str, root: Path) -> Problems:
     items = [
         Problem(
             each.state,
-            f"{each.method} on {each.data}, {each.shots}-shot, seed {each.seed}{_more(each.name)}",
+            f"{each.method} on {each.data}, {each.shots}-shot, seed {each.seed}"
+            + (f" ({each.variant})" if each.variant else ""),
             each.detail,
             relative(Path(each.folder), root) if each.folder else "",
         )
@@ -86,12 +87,6 @@ def ablation_problems(report: AblationReport, root: Path, states: Mapping[tuple[
     items.sort(key=lambda item: item.state == "missing")
     expected = sum(len(each.setting.trials) for each in asked)
     return Problems(items, expected, report.command if items else report.portable_command)
-
-
-def _more(name: str) -> str:
-    """What a trial's name says beyond its number of shots and seed."""
-    words = [word for word in name.split() if word.partition("=")[0] not in ("shots", "seed")]
-    return f" ({' '.join(words)})" if words and name != "the default trial" else ""
 
 
 def _listed(values: Sequence[int]) -> str:
