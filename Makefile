@@ -8,6 +8,7 @@ METHODS  ?= slime vlm
 RULE     ?= paper
 MERGE    ?= slime
 ARGS     ?=
+BENCH_OUT ?=
 
 $(if $(strip $(filter-out slime vlm,$(METHODS)) $(if $(strip $(METHODS)),,none)),$(error METHODS is "$(METHODS)"; choose among: slime vlm))
 
@@ -146,8 +147,9 @@ ablation-all: $(STAMP)  ## all of them
 ranking: $(STAMP)  ## InfoScore's order of the layers beside that of their mIoU, for SUBJECT (the paper's data: PRESET=paper ARGS='data=voc2012 metric=dataset')
 	$(call sweep_and_report,experiment=infoscore_ranking preset=$(PRESET)_vlm $(RANKED) $(OTHER_VLM) $(ARGS),--ranking experiment=infoscore_ranking preset=$(PRESET)_vlm $(RANKED) $(OTHER_VLM) $(ARGS))
 
-bench: $(STAMP)  ## speed, as ratios within one run: one pass of a VLM against the plain way
-	$(BIN)/python -m slime_bench.bench.vlm_passes $(ARGS)
+bench: $(STAMP)  ## speed and memory, as ratios within one run: SLiMe against the authors' way of computing, one pass of a VLM against the plain way (BENCH_OUT=docs/results/bench keeps the tables)
+	$(BIN)/python -m slime_bench.bench.slime $(BENCH_OUT:%=--out "%") $(ARGS)
+	$(BIN)/python -m slime_bench.bench.vlm_passes $(BENCH_OUT:%=--out "%")
 
 report: $(STAMP)  ## tables and figures from the results that are there (ARGS='--subject car')
 	$(BIN)/slime-bench report $(ARGS)

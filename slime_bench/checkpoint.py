@@ -22,6 +22,8 @@ import torch
 from slime_bench.storage import write_atomic
 
 FILE: Final = "checkpoint.safetensors"
+TOGETHER: Final = "together.safetensors"
+"""The same of trials that are fitted in one batch, in the folder of the first of them."""
 FORMAT: Final = 1
 """Raise it when the layout of the file changes."""
 
@@ -100,9 +102,24 @@ def read(path: Path, here: Mapping[str, str]) -> Any:
         return _ignored(path, "it is damaged", f"{type(error).__name__}: {error}")
 
 
+def is_of(path: Path, here: Mapping[str, str]) -> bool:
+    """Whether the file `path` is there and says that it is of the same `origin`; the rest of it is not looked at."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()[_HEADER])
+            return bool(facts["format"] == FORMAT and facts["origin"] == dict(here))
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
 def discard(folder: Path) -> None:
-    """Remove the checkpoint of a trial's folder, if there is one."""
-    (folder / FILE).unlink(missing_ok=True)
+    """Remove the checkpoints of a trial's folder, if there are any."""
+    for name in (FILE, TOGETHER):
+        (folder / name).unlink(missing_ok=True)
 
 
 def pack(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:

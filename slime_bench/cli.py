@@ -121,6 +121,7 @@ def _run(plan: Plan, arguments: list[str]) -> int:
     from slime_bench.sweep import control, launchers
     from slime_bench.sweep.job import Job, Task
     from slime_bench.sweep.telling import summarise
+    from slime_bench.together import Batches, most
 
     launcher = launchers.launcher_of(plan.trials)
     elsewhere = launcher.name != launchers.SEQUENTIAL or plan.hydra_launcher != "BasicLauncher"
@@ -131,6 +132,9 @@ def _run(plan: Plan, arguments: list[str]) -> int:
         keep_going=bool(launcher.keep_going),
         tracebacks=os.environ.get(FULL_ERROR),
     )
+    limit = most(launcher.trials_per_batch)
+    if not elsewhere:
+        job.batches = Batches(plan.trials, limit)
     runner = launchers.runner(launcher, job)
     tasks = {index: Task(index, *each) for index, each in enumerate(zip(plan.names, plan.trials, strict=True))}
     if launcher.name != launchers.SEQUENTIAL:

@@ -42,6 +42,8 @@ EXCLUDED: Final[tuple[str, ...]] = (
     "method.start.path",
     # how much the backbone is given at once, and what is kept
     "backbone.memory_gb",
+    "backbone.encoder_cache_mb",
+    "backbone.checkpoint_activations",
     "backbone.prompts_per_call",
     "method.keep_gb",
     "backbone.layer_groups",  # names to choose from; the chosen ones stand in `backbone.cross_layers`

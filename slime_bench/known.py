@@ -117,6 +117,16 @@ def check_parts(cfg: DictConfig, method: Any, backbone: type) -> None:
         )  # fmt: skip
 
 
+def check(known: Known) -> None:
+    """Refuse what is known to go wrong, before any weights are loaded.
+
+    Raises:
+        SlimeBenchError: see `SegmentationMethod.check`.
+    """
+    cfg, method = known.cfg, load_target(known.cfg.method["_target_"])
+    method.check(parse(cfg.method), backbone_facts(cfg.backbone), known.data.classes, cfg.data.image_size, cfg.shots)
+
+
 def backbone_facts(node: DictConfig) -> Any:
     """What the class of a backbone node tells of it before it is loaded; None where it has no `describe`.
 

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from slime_bench import checkpoint
-from slime_bench.curves import CURVES_FILE, write_curves
+from slime_bench.curves import CURVES_FILE, Point, write_curves
 from slime_bench.errors import StorageError
 from slime_bench.results import RESULT_FILE
 
@@ -41,14 +41,25 @@ class Checkpoints(Callback):
     Args:
         folder: of the trial. made_by: see `checkpoint.origin`. every: steps between two checkpoints, at least 1.
         began: when this process began with the trial, as `time.monotonic()`.
+        name: of the checkpoint's file. curves: write the curve so far beside it.
 
     Attributes:
         seconds: that earlier processes had spent on the trial when they wrote the checkpoint that is resumed.
+        together: signatures of the trials that were fitted in one batch with it, itself among them; empty for none.
     """
 
-    def __init__(self, folder: Path, made_by: Mapping[str, str], every: int, began: float) -> None:
-        self.path, self.made_by, self.every = folder / checkpoint.FILE, dict(made_by), every
+    def __init__(
+        self,
+        folder: Path,
+        made_by: Mapping[str, str],
+        every: int,
+        began: float,
+        name: str = checkpoint.FILE,
+        curves: bool = True,
+    ) -> None:
+        self.path, self.made_by, self.every, self._curves = folder / name, dict(made_by), every, curves
         self.seconds = 0.0
+        self.together: list[str] = []
         self._began = began
         self._found: dict[str, Any] | None = None
         self._curve: list[dict[str, str]] = []
@@ -59,7 +70,10 @@ class Checkpoints(Callback):
 
     def find(self, method: Any) -> int | None:
         """Look for a checkpoint that `method`, ready to be fitted, can go on from; the number of its steps, or None."""
-        found = checkpoint.read(self.path, self.made_by)
+        return self.take(checkpoint.read(self.path, self.made_by), method)
+
+    def take(self, found: dict[str, Any] | None, method: Any) -> int | None:
+        """Go on from a state that `finished_state` or a checkpoint gives; see `find`."""
         if found is None:
             return None
         shapes, expected = (
@@ -72,8 +86,9 @@ class Checkpoints(Callback):
                 "The trial starts anew: the checkpoint %s holds other tensors than the method learns.", self.path
             )
             return None
-        self._found, self.seconds = found, float(found["seconds"])
-        self._curve = _rows(self.path.parent / _CURVE, found["loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+        self._found, self.seconds, self.together = found, float(found["seconds"]), list(found.get("together", []))
+        steps = found["loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
+        self._curve = [] if found.get("unlogged") else _rows(self.path.parent / _CURVE, steps)
         return int(found["step"])
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -87,6 +102,8 @@ class Checkpoints(Callback):
         loop = found["loop"]
         trainer.fit_loop.load_state_dict(loop if found["finished"] else _restarting(loop))
         self._last_step = found["step"]
+        if found.get("unlogged"):
+            _replay(trainer.loggers, pl_module.curve.points())
         for logger in trainer.loggers:
             if isinstance(logger, lightning.pytorch.loggers.CSVLogger):  # it has begun an empty file
                 for row in self._curve:
@@ -121,6 +138,7 @@ class Checkpoints(Callback):
             "finished": finished,
             "step": trainer.global_step,
             "seconds": self.seconds + time.monotonic() - self._began,
+            "together": self.together,
             "method": method.training_state(),
             "curve": method.curve.state(),
             "loop": trainer.fit_loop.state_dict(),
@@ -132,14 +150,38 @@ class Checkpoints(Callback):
         began = time.monotonic()
         try:
             checkpoint.write(self.path, self._state(trainer, method, finished), self.made_by)
-            if not self.path.with_name(RESULT_FILE).exists():  # of a trial that is repeated; its own curves stay so far
-                write_curves(self.path.with_name(CURVES_FILE), method.curve.points())
+            self._write_curves(method)
         except (StorageError, TypeError) as error:  # a full disk, or somebody else's state: the trial may yet finish
             if not self._warned:
                 _log.warning("No checkpoint could be written; the trial goes on.\n%s", error)
             self._warned = True
         self._last_step, self._last_time = trainer.global_step, time.monotonic()
         self._cost = self._last_time - began
+
+    def _write_curves(self, method: Any) -> None:
+        # The curves of a trial that is repeated stay until its new result is there.
+        if self._curves and not self.path.with_name(RESULT_FILE).exists():
+            write_curves(self.path.with_name(CURVES_FILE), method.curve.points())
+
+
+def finished_state(trainer: lightning.Trainer, method: Any, seconds: float, together: list[str]) -> dict[str, Any]:
+    """The state of a trial whose fit has ended in a batch with others, for `Checkpoints.take` of its own run.
+
+    Args:
+        trainer: of the batch. method: the trial's own. seconds: its part of the time. together: signatures of all.
+    """
+    return {
+        "finished": True,
+        "step": trainer.global_step,
+        "seconds": seconds,
+        "together": together,
+        "unlogged": True,  # no logger has seen the curve yet
+        "method": method.training_state(),
+        "curve": method.curve.state(),
+        "loop": trainer.fit_loop.state_dict(),
+        "optimisation": [],
+        "generators": {},
+    }
 
 
 def generators() -> dict[str, Any]:
@@ -173,6 +215,18 @@ def _restarting(loop: Mapping[str, Any]) -> dict[str, Any]:
     """Lightning's loop state, to be loaded between two steps: on a restart it counts a logged step too many."""
     inner = loop["epoch_loop.state_dict"]
     return {**loop, "epoch_loop.state_dict": {**inner, "_batches_that_stepped": inner["_batches_that_stepped"] - 1}}
+
+
+def _replay(loggers: list[Any], points: list[Point]) -> None:
+    """Give the loggers a curve that none of them has seen, step by step, as the fit would have."""
+    rows: dict[int, dict[str, float]] = {}
+    for point in points:
+        rows.setdefault(point.step, {"epoch": point.epoch})[point.name] = point.value
+    for logger in loggers:
+        log = getattr(logger, "replay", logger.log_metrics)
+        for step, row in sorted(rows.items()):
+            log(row, step)
+        logger.save()
 
 
 def _rows(path: Path, steps: int) -> list[dict[str, str]]:

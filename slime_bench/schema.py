@@ -90,12 +90,15 @@ class LauncherConfig:
         keep_going: go on with the other trials after one has failed.
         jobs: trials at the same time, for the launchers that start processes.
         options: what the launcher's library takes, see its file in conf/launcher.
+        trials_per_batch: trials that `sequential` fits in one batch, where only their seeds or settings such as the
+            learning rate differ: `auto` is as many as pay and fit the memory, 1 none.
     """
 
     name: str = field(default="sequential", metadata={"choices": LAUNCHERS})
     keep_going: bool = True
     jobs: int = field(default=2, metadata={"min": 1})
     options: dict[str, Any] = field(default_factory=dict)
+    trials_per_batch: int | str = "auto"
 
 
 @dataclass

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +17,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from slime_bench import checkpoint, identity, results, warm
+from slime_bench import checkpoint, identity, results
 from slime_bench.confusion import CONFUSION_FILE, write_confusion
 from slime_bench.curves import CURVES_FILE, write_curves
 from slime_bench.environment import ENVIRONMENT_FILE, environment, reset_peaks, without_home
 from slime_bench.errors import ConfigError, StorageError
 from slime_bench.failure import ERROR_FILE, forget_failure, recorded_failure
+from slime_bench.fitting import backbone_of, lightning_trainer, made_by, method_of, steps_of, threads
 from slime_bench.known import (
     Known,
-    backbone_facts,
+    check,
     identify,
     is_misplaced,
     nameless_folder,
@@ -40,13 +38,9 @@ from slime_bench.known import (
 from slime_bench.lock import held
 from slime_bench.logger import closed_logger, log_result, mirror_finished
 from slime_bench.results import TrialResult
-from slime_bench.schema import TARGET_GROUPS, build, load_target, parse
 from slime_bench.storage import ordered, remove_temporary, write_atomic
 
 _log = logging.getLogger(__name__)
-# The backbone's weights have the precision themselves (`backbone.dtype`); maps, losses and embeddings are float32 in
-# any case. Only fp16 needs more: without the scaling of the loss, which comes with it here, small gradients become 0.
-_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "32-true", "fp16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +58,11 @@ class Finished:
     made_by: str | None = None
 
 
-def run(cfg: DictConfig) -> Finished:
+def run(cfg: DictConfig, fitted: dict[str, Any] | None = None) -> Finished:
     """Run the trial that a validated configuration describes, or return its finished result.
+
+    Args:
+        fitted: the trial's state after a fit in one batch with others, see `slime_bench.together`; it is only tested.
 
     Raises:
         SlimeBenchError: any mistake that the user can mend; finished trials are untouched.
@@ -78,11 +75,11 @@ def run(cfg: DictConfig) -> Finished:
     seen = stamp(known.folder)
     if not cfg.force and (finished := _finished(known)) is not None:
         return finished
-    _check(known)  # a mistake of the command, which leaves no trace
+    check(known)  # a mistake of the command, which leaves no trace
     with held(known.folder):
         if stamp(known.folder) != seen and (finished := _finished(known)) is not None:  # by another process, just now
             return finished
-        return Finished(_computed(known), known.folder)
+        return Finished(_computed(known, fitted), known.folder)
 
 
 def _finished(known: Known) -> Finished | None:
@@ -99,61 +96,45 @@ def _finished(known: Known) -> Finished | None:
     return Finished(result, known.folder, reused=True, made_by=other_code(known.folder))
 
 
-def _check(known: Known) -> None:
-    """Refuse what is known to go wrong, before any weights are loaded."""
-    cfg, method = known.cfg, load_target(known.cfg.method["_target_"])
-    method.check(parse(cfg.method), backbone_facts(cfg.backbone), known.data.classes, cfg.data.image_size, cfg.shots)
-
-
-def _computed(known: Known) -> TrialResult:
+def _computed(known: Known, fitted: dict[str, Any] | None) -> TrialResult:
     cfg, folder = known.cfg, known.folder
     _prepare(folder, known.plain)
     logged = closed_logger(cfg, folder, known.plain, known.fingerprints)
     with logged, recorded_failure(folder), threads(cfg.trainer.threads, cfg.trainer.deterministic):
-        return _compute(cfg, known.plain, known.data, known.fingerprints, folder, known.title)
+        return _compute(known, fitted)
 
 
-def _compute(
-    cfg: DictConfig, plain: Any, data: Any, fingerprints: dict[str, str], folder: Path, title: str
-) -> TrialResult:
+def _compute(known: Known, fitted: dict[str, Any] | None) -> TrialResult:
     """Fit, test, write."""
+    cfg, data = known.cfg, known.data
     began = time.monotonic()
     reset_peaks(cfg.trainer.device)
     data.setup()  # mistakes in the data come before the backbone is loaded
-    with warm.kept(cfg.backbone, plain["backbone"], fingerprints["backbone"], cfg.trainer.device) as backbone:
-        method = build(
-            cfg.method,
-            protocol=build(cfg.protocol),
-            backbone=backbone,
-            classes=data.classes,
-            seed=cfg.seed,
-            keep_maps=cfg.save_maps,
-        )
+    with backbone_of(known) as backbone:
+        method = method_of(known, backbone, keep_maps=cfg.save_maps)
         try:
-            return _fit_and_test(cfg, plain, data, fingerprints, folder, title, method, began)
+            return _fit_and_test(known, fitted, method, began)
         finally:
             method.restore()
 
 
-def _fit_and_test(
-    cfg: DictConfig, plain: Any, data: Any, fingerprints: dict[str, str], folder: Path, title: str, method: Any,
-    began: float,
-) -> TrialResult:  # fmt: skip
+def _fit_and_test(known: Known, fitted: dict[str, Any] | None, method: Any, began: float) -> TrialResult:
+    cfg, plain, data, folder = known.cfg, known.plain, known.data, known.folder
     method.prepare(data, cfg.trainer.device)
     data.support_group = method.support_group
-    keeper = _checkpoints(cfg, plain, fingerprints, folder, title, method, began)
-    trainer, progress = make_trainer(cfg, data, method, folder, title, keeper)
+    keeper = _checkpoints(known, fitted, method, began)
+    trainer, progress = make_trainer(cfg, data, method, folder, known.title, keeper)
     if method.epochs > 0:
         trainer.fit(method, data)
         method.use_best_state()
         write_curves(folder / CURVES_FILE, method.curve.points())
-    fitted = time.monotonic()
+    tested = time.monotonic()
     trainer.test(method, data, verbose=False)
     counts = method.test_metric.counts()
     result = results.from_counts(
         counts,
         config=plain,
-        fingerprints=fingerprints,
+        fingerprints=known.fingerprints,
         method=cfg.method.name,
         backbone=cfg.backbone.name,
         data=cfg.data.name,
@@ -175,10 +156,11 @@ def _fit_and_test(
     _write_qualitative(folder, method)
     for name, content in method.extra_files().items():
         write_atomic(folder / name, content)
-    before = 0.0 if keeper is None else keeper.seconds  # that killed processes spent on it
-    seconds = {"fit": round(before + fitted - began, 2), "test": round(time.monotonic() - fitted, 2)}
-    write_atomic(folder / ENVIRONMENT_FILE, _json(environment(cfg.trainer.device, seconds, fingerprints)))
-    (folder / "error.json").unlink(missing_ok=True)
+    before, together = (0.0, []) if keeper is None else (keeper.seconds, keeper.together)
+    # `before`: what killed processes have spent on it, or its part of a fit with others
+    seconds = {"fit": round(before + tested - began, 2), "test": round(time.monotonic() - tested, 2)}
+    facts = environment(cfg.trainer.device, seconds, known.fingerprints) | {"together": together}
+    write_atomic(folder / ENVIRONMENT_FILE, _json(facts))
     results.write_result(folder, result)
     checkpoint.discard(folder)
     log_result(folder, result)
@@ -187,53 +169,31 @@ def _fit_and_test(
     return result
 
 
-def _checkpoints(
-    cfg: DictConfig, plain: Any, fingerprints: dict[str, str], folder: Path, title: str, method: Any, began: float
-) -> Any:
+def _checkpoints(known: Known, fitted: dict[str, Any] | None, method: Any, began: float) -> Any:
     """The callback that resumes an interrupted fit and keeps it resumable; None where there is nothing to fit."""
     from slime_bench.resume import Checkpoints
 
-    if cfg.force:
-        checkpoint.discard(folder)
-    if method.epochs == 0 or cfg.trainer.checkpoint_every == 0:
+    every = known.cfg.trainer.checkpoint_every
+    if known.cfg.force:
+        checkpoint.discard(known.folder)
+    if method.epochs == 0 or (every == 0 and fitted is None):
         return None
-    parts = [load_target(cfg[group]["_target_"]) for group in TARGET_GROUPS]
-    made_by = checkpoint.origin(identity.signature(plain, fingerprints), *parts)
-    keeper = Checkpoints(folder, made_by, cfg.trainer.checkpoint_every, began)
-    step = keeper.find(method)
-    if step is not None:
-        _log.info("%s  goes on after step %d of its optimisation", title, step)
+    keeper = Checkpoints(known.folder, made_by(known), every, began)
+    step = keeper.find(method) if fitted is None else keeper.take(fitted, method)
+    if step is not None and fitted is None:
+        _log.info("%s  goes on after step %d of its optimisation", known.title, step)
     return keeper
 
 
 def make_trainer(
     cfg: DictConfig, data: Any, method: Any, folder: Path, title: str, checkpoints: Any = None
 ) -> tuple[Any, Any]:
-    import lightning
-
     from slime_bench.logger import make_logger
     from slime_bench.progress import ProgressLine
 
-    passes = int(cfg.data.passes_per_epoch)
-    steps = method.epochs * math.ceil(len(data.support_ids) / (method.support_group or cfg.data.train_batch_size))
-    steps = min(steps, method.max_steps or steps)
+    steps = steps_of(cfg, data, method)
     progress = ProgressLine(title, steps, len(data.test_dataloader())) if cfg.trainer.progress else None
-    trainer = lightning.Trainer(
-        accelerator=cfg.trainer.device if cfg.trainer.device == "cpu" else "gpu",
-        devices=1,
-        precision=_PRECISION[cfg.trainer.precision],
-        max_epochs=math.ceil(method.epochs / passes),
-        max_steps=steps or -1,
-        num_sanity_val_steps=0,
-        logger=make_logger(cfg, folder),
-        callbacks=[each for each in (checkpoints, progress) if each is not None],  # checkpoints restore before others
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        deterministic="warn" if cfg.trainer.deterministic else False,
-        log_every_n_steps=1,
-        default_root_dir=folder,
-    )
+    trainer = lightning_trainer(cfg, method, steps, folder, [checkpoints, progress], make_logger(cfg, folder))
     return trainer, progress
 
 
@@ -252,23 +212,6 @@ def _prepare(folder: Path, plain: Any) -> None:
         (folder / results.RESULT_FILE).unlink(missing_ok=True)
     settings = without_home(identity.redact(plain))
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(settings, sort_keys=True).encode())
-
-
-@contextmanager
-def threads(count: int | None, deterministic: bool) -> Iterator[None]:
-    """Set torch's CPU threads for a while; the global generator is seeded only so that nothing unseeded can leak in."""
-    before, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    if count is not None:
-        torch.set_num_threads(count)
-    torch.manual_seed(0)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA first multiplies
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(was_deterministic)
 
 
 def save_state(path: Path, learned: Mapping[str, torch.Tensor], config: Any, classes: Any) -> None:

@@ -4,77 +4,23 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from slime_bench.backbones.locate import ASSETS, SD_CONFIGS
+from slime_bench.bench.architecture import build_folder as build_full_size
+from slime_bench.bench.architecture import fill
+
+__all__ = ["PARAMETERS", "build_full_size", "fill", "one_step"]
 
 PARAMETERS = {
     # of the published models: U-Net, autoencoder, text encoder
     "sd15": (859_520_964, 83_653_863, 123_060_480),
     "sd21_base": (865_910_724, 83_653_863, 340_387_840),
 }
-
-
-def build_full_size(name: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Write a diffusers folder with random weights of the true architecture.
-
-    Args:
-        name: a folder of `slime_bench/assets/sd_configs`, such as `sd15` or `sd21_base`.
-        folder: to be made. dtype: of the files.
-
-    Returns:
-        folder, with unet, vae, text_encoder, tokenizer, scheduler and model_index.json.
-    """
-    shutil.copytree(ASSETS / SD_CONFIGS / name, folder)
-    for file in ("vocab.json", "merges.txt"):
-        shutil.copy(ASSETS / "clip_vocabulary" / file, folder / "tokenizer")
-    for part in ("unet", "vae", "text_encoder"):
-        model = _architecture(part, json.loads((folder / part / "config.json").read_text()), dtype)
-        fill(model)
-        model.save_pretrained(folder / part)  # type: ignore[operator]
-        del model
-    return folder
-
-
-def _architecture(part: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        if part == "text_encoder":
-            model = CLIPTextModel(CLIPTextConfig(**config))
-        else:
-            model = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part].from_config(config)
-    positions = {name: torch.arange(value.shape[-1])[None] for name, value in model.named_buffers() if "ids" in name}
-    model = model.to(dtype).to_empty(device="cpu")
-    for name, value in positions.items():
-        model.get_buffer(name).copy_(value)
-    return model
-
-
-@torch.no_grad()
-def fill(model: nn.Module, seed: int = 0) -> None:
-    """Normal weights of variance 1 / fan-in, biases 0, factors of normalisations 1, so that signals keep their size.
-
-    Drawn once and repeated: a billion draws would take longer than all that is done with them.
-    """
-    pool = torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed))
-    for name, value in model.named_parameters():
-        if value.ndim == 1:
-            value.fill_(1.0 if name.endswith("weight") else 0.0)
-            continue
-        fan_in = value[0].numel()
-        scaled = (pool * fan_in**-0.5).to(value.dtype)
-        flat = value.view(-1)
-        for start in range(0, flat.numel(), len(pool)):
-            flat[start : start + len(pool)] = scaled[: min(len(pool), flat.numel() - start)]
 
 
 def one_step(name: str, folder: Path, precision: str = "bf16", side: int = 512) -> dict[str, Any]:

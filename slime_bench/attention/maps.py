@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from slime_bench.attention.attend import spread
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.errors import BackboneError
 
@@ -89,21 +90,19 @@ def was(layers: Sequence[LayerAttention], maps: torch.Tensor) -> torch.Tensor:
     Returns:
         float [B,K,h,w]; every pixel is a convex combination of the pixels of the same map.
     """
-    grid = tuple(maps.shape[-2:])
-    values = maps.flatten(2).transpose(1, 2).unsqueeze(1)  # [B,1,N,K]
-    return torch.stack([_propagate(layer, values) for layer in layers]).mean(dim=0).transpose(1, 2).unflatten(-1, grid)
+    grid, values = (int(maps.shape[-2]), int(maps.shape[-1])), to_rows(maps)
+    found = torch.stack([spread(layer.query, layer.key, values, layer.scale) for layer in layers]).mean(dim=0)
+    return to_maps(found, grid)
 
 
-def _propagate(layer: LayerAttention, values: torch.Tensor) -> torch.Tensor:
-    """[B,1,N,K] -> [B,N,K]: softmax(q k^T * scale) @ values, mean over heads."""
-    classes = values.shape[-1]
-    width = max(classes, layer.query.shape[-1])
-    # The memory-saving kernels want values as wide as the keys, and their last axis contiguous; else an N x N matrix
-    # is formed after all. Zeros change neither the logits nor the other values.
-    query, key, values = (F.pad(x, (0, width - x.shape[-1])) for x in (layer.query, layer.key, values.contiguous()))
-    values = values.to(query.dtype).expand(-1, query.shape[1], -1, -1)
-    mixed = F.scaled_dot_product_attention(query, key, values, scale=layer.scale)
-    return _full(mixed[..., :classes]).mean(dim=1)
+def to_rows(maps: torch.Tensor) -> torch.Tensor:
+    """[B,K,h,w] -> [B,h*w,K]."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def to_maps(rows: torch.Tensor, grid: Size) -> torch.Tensor:
+    """[B,h*w,K] -> [B,K,h,w]."""
+    return rows.transpose(1, 2).unflatten(-1, grid)
 
 
 def _full(values: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,18 @@ single-file checkpoint of one of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import nn
 
-from slime_bench.attention.capture import LayerAttention, capture, named_layer
-from slime_bench.attention.maps import Size, grid_size
+from slime_bench.attention.capture import LayerAttention, Recording, Ride, capture, named_layer
+from slime_bench.attention.constant_text import ConstantText
+from slime_bench.attention.maps import Size, grid_size, to_maps, to_rows, was
+from slime_bench.attention.processor import install
+from slime_bench.backbones.activations import recompute_activations
 from slime_bench.backbones.describe import (
     BackboneFacts,
     check_prediction,
@@ -21,9 +26,11 @@ from slime_bench.backbones.describe import (
     layer_name,
     prompt_length,
 )
+from slime_bench.backbones.encoder_cache import EncoderCache, Posterior
+from slime_bench.backbones.heap import keep_freed_memory
 from slime_bench.backbones.load import DTYPES, load_parts
 from slime_bench.backbones.locate import check_hashes, fingerprint, source
-from slime_bench.backbones.memory import images_within
+from slime_bench.backbones.memory import images_within, training_images
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class DiffusionAttention:
     Attributes:
         cross, self_: the named layers, in the order named. cross_grids, self_grids: their (h, w).
         noise: predicted noise, float32 [B,4,h,w]; None when the pass ended after the last named layer.
+        spread: the maps asked for, propagated by the self-attention (`slime_bench.attention.maps.was`), float32
+            [B,K,h,w]; None where none were asked for.
     """
 
     cross: list[LayerAttention]
@@ -40,6 +49,11 @@ class DiffusionAttention:
     self_: list[LayerAttention]
     self_grids: list[Size]
     noise: torch.Tensor | None
+    spread: torch.Tensor | None = None
+
+
+MapsOf = Callable[[list[LayerAttention], list[Size], Size], torch.Tensor]
+"""From the cross-attention layers, their (h, w) and that of the self-attention layers: maps float [B,K,h,w] on it."""
 
 
 class StableDiffusionBackbone(nn.Module):
@@ -65,6 +79,10 @@ class StableDiffusionBackbone(nn.Module):
             cross_layers: modules whose `attn2` gives the cross maps. self_layers: modules whose `attn1` gives the self
                 maps, all on one grid.
             memory_gb: what one inference call may take beside the weights, in 10^9 bytes; see `images_per_call`.
+            encoder_cache_mb: what the autoencoder has made of images that come again may take, in 10^6 bytes; 0 keeps
+                nothing. See `encode`.
+            checkpoint_activations: training keeps a fifth for the backward pass, and computes the rest again, in 1.7
+                times the time. The gradients are the same.
         """
 
         name: str = "mini_sd"
@@ -77,11 +95,14 @@ class StableDiffusionBackbone(nn.Module):
         cross_layers: list[str] = field(default_factory=list)
         self_layers: list[str] = field(default_factory=list)
         memory_gb: float = field(default=4.0, metadata={"min": 0.0})
+        encoder_cache_mb: float = field(default=256.0, metadata={"min": 0.0})
+        checkpoint_activations: bool = False
 
     alphas_cumprod: torch.Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        keep_freed_memory()
         self.config = config
         place = source(config)
         check_hashes(place.configs)
@@ -95,6 +116,32 @@ class StableDiffusionBackbone(nn.Module):
         for name in (*self.cross_names, *self.self_names):
             named_layer(self.unet, name)  # a misspelt layer is found now, not in the first training step
         self.register_buffer("alphas_cumprod", self._scheduler.alphas_cumprod.float(), persistent=False)
+        self._text, self._encoded = ConstantText(), EncoderCache(int(config.encoder_cache_mb * 1e6))
+        self._one_text_row = install(self.unet, self._text)
+        if config.checkpoint_activations:
+            recompute_activations(self.unet)
+        self._arrange()
+
+    def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Self:
+        """Converted weights are other numbers: what was kept of them is worthless. Moved ones are the same; trainers
+        move them for every trial, and the next one is to find what this one has kept."""
+        before = self.vae.dtype
+        moved = super()._apply(fn, recurse)
+        self._text.clear()
+        if self.vae.dtype != before:
+            self._encoded.clear()
+        self._arrange()
+        return moved
+
+    def _arrange(self) -> None:
+        """Order the convolutions' weights in memory: channels last for CUDA's half precision kernels, else first.
+
+        On a CPU channels last make the encoder 1.0 to 1.5 times as fast, but torch's group normalisation then sums in
+        one go and loses three digits: latents differ by 2e-4. The U-Net's backward pass gets slower.
+        """
+        half = self.alphas_cumprod.is_cuda and self.unet.dtype.itemsize < 4
+        for network in (self.vae, self.unet):
+            network.to(memory_format=torch.channels_last if half else torch.contiguous_format)
 
     def train(self, mode: bool = True) -> StableDiffusionBackbone:
         """Stays in evaluation mode: a frozen backbone has no dropout, whatever the trainer asks for."""
@@ -135,6 +182,12 @@ class StableDiffusionBackbone(nn.Module):
         budget = int(self.config.memory_gb * 1e9)
         return images_within(budget, self.vae.config, self.unet.config, size, self.unet.dtype.itemsize)
 
+    def training_images(self, size: Size, budget: int) -> int:
+        """How many images of `size` = (H, W) pixels one training step may hold within `budget` bytes beside the
+        weights; at least 1. An estimate; see `slime_bench.backbones.memory.training_images`.
+        """
+        return training_images(self.vae.config, self.unet.config, size, self.unet.dtype.itemsize, budget)
+
     @torch.no_grad()
     def embed(self, prompt: str) -> torch.Tensor:
         """Text encoder's output for one prompt, float32 [1,T,D]."""
@@ -144,21 +197,38 @@ class StableDiffusionBackbone(nn.Module):
         return self.text_encoder(ids.to(self.alphas_cumprod.device))[0].float()
 
     @torch.no_grad()
-    def encode(self, images: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+    def encode(self, images: torch.Tensor, noise: torch.Tensor | None, keep: bool = False) -> torch.Tensor:
         """Scaled latents of images.
 
         Args:
             images: float [B,3,H,W] in [0,1].
             noise: standard normal [B,4,h,w] for the posterior sample, None for its mean.
+            keep: these images come again, in this very batch: keep what the autoencoder makes of them (within
+                `encoder_cache_mb`), or use what was kept. Equal to computing it, to the last bit.
 
         Returns:
-            float32 [B,4,h,w].
+            float32 [B,4,h,w], in memory of its own.
         """
-        posterior = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
-        latents = posterior.mean.float()
+        if keep:
+            mean, logvar = self._encoded.get(images, self._encoder_state(), self._posterior)
+        else:
+            mean, logvar = self._posterior(images)
+        latents = mean.float()
         if noise is not None:
-            latents = latents + (0.5 * posterior.logvar.float()).exp() * noise.to(latents)
+            latents = latents + (0.5 * logvar.float()).exp() * noise.to(latents)
         return latents * self.vae.config.scaling_factor
+
+    def _posterior(self, images: torch.Tensor) -> Posterior:
+        found = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist
+        return found.mean, found.logvar
+
+    def _encoder_state(self) -> tuple[object, ...]:
+        """What besides the images decides the autoencoder's result: how often its weights were written to, the
+        precision, the number of threads that a sum is split over."""
+        device = self.alphas_cumprod.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        written = sum(0 if weight.is_inference() else weight._version for weight in self.vae.parameters())
+        return self.vae.dtype, autocast, written, torch.get_num_threads()
 
     def latent_shape(self, size: Size) -> tuple[int, int, int]:
         """(channels, h, w) of the latents of one image of `size` = (H, W)."""
@@ -170,13 +240,20 @@ class StableDiffusionBackbone(nn.Module):
         return keep.sqrt() * latents + (1 - keep).sqrt() * noise
 
     def predict_noise(self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Plain forward pass: float [B,4,h,w], int64 [B], float [B,T,D] -> float32 [B,4,h,w].
+        """Plain forward pass: float [B,4,h,w], int64 [B], float [B,T,D] or [1,T,D] for all images -> float32 [B,4,h,w].
+
+        Without gradient, the text's keys and values are kept for the next call with an equal text.
 
         A model that predicts velocity v = sqrt(a_t) e - sqrt(1 - a_t) x (Salimans and Ho 2022, section 4) is brought to
         the same meaning: e = sqrt(a_t) v + sqrt(1 - a_t) x_t.
         """
         dtype = self.unet.dtype
-        output = self.unet(noisy.to(dtype), timesteps, text.to(dtype)).sample.float()
+        text = text.expand(len(noisy), -1, -1)
+        if self._one_text_row and text.stride(0) == 0:
+            text = text[:1]  # one text for all images: its keys and values are computed once
+        text = text.to(dtype)
+        with self._text.during(text):
+            output = self.unet(noisy.to(dtype), timesteps, text).sample.float()
         if self._scheduler.config.prediction_type != "v_prediction":
             return output
         keep = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
@@ -190,6 +267,7 @@ class StableDiffusionBackbone(nn.Module):
         *,
         with_noise: bool,
         with_self: bool = True,
+        maps: MapsOf | None = None,
     ) -> DiffusionAttention:
         """Queries and keys of the configured layers, in the precision of the weights, in one forward pass.
 
@@ -197,15 +275,42 @@ class StableDiffusionBackbone(nn.Module):
             noisy: float [B,4,h,w]. timesteps: int64 [B]. text: float [B,T,D] or [1,T,D] for all images.
             with_noise: also finish the pass and return the predicted noise; otherwise stop at the last named layer.
             with_self: capture the self-attention layers as well.
+            maps: makes maps of the cross-attention for the self-attention to propagate. Where the cross-attention
+                layers run first, as in the usual choice of layers, that is done on the way, in one product with the
+                self-attention layers' own values: one product and one backward pass less for every layer.
         """
-        text = text.expand(len(noisy), -1, -1)
+        latent = (int(noisy.shape[-2]), int(noisy.shape[-1]))
         names = [*self.cross_names, *(self.self_names if with_self else [])]
+        ride = None
+        # What is computed again for the backward pass is computed without the maps, and has to be the same.
+        if maps is not None and with_self and not (torch.is_grad_enabled() and self.config.checkpoint_activations):
+            ride = Ride(frozenset(self.self_names), lambda recording: self._maps(recording, latent, maps))
         noise = None
-        with capture(self.unet, names, stop_early=not with_noise) as recording:
+        with capture(self.unet, names, stop_early=not with_noise, ride=ride) as recording:
             noise = self.predict_noise(noisy, timesteps, text)
         found = recording.layers
         cross = [found[name] for name in self.cross_names]
         self_ = [found[name] for name in self.self_names] if with_self else []
-        latent = (int(noisy.shape[-2]), int(noisy.shape[-1]))
-        grids = [[grid_size(layer.query.shape[2], latent) for layer in layers] for layers in (cross, self_)]
-        return DiffusionAttention(cross, grids[0], self_, grids[1], noise)
+        grids = [_grids(layers, latent) for layers in (cross, self_)]
+        spread = None
+        if recording.spread:
+            spread = torch.stack([recording.spread[name] for name in self.self_names]).mean(dim=0)
+            spread = to_maps(spread, grids[1][0])
+        elif maps is not None and self_:
+            spread = was(self_, maps(cross, grids[0], grids[1][0]))
+        return DiffusionAttention(cross, grids[0], self_, grids[1], noise, spread)
+
+    def _maps(self, recording: Recording, latent: Size, maps: MapsOf) -> torch.Tensor | None:
+        """The maps to propagate, float [B,h*w,K], at the first self-attention layer; None if a cross-attention layer
+        has not run by then."""
+        found = recording.layers
+        if not found.keys() >= set(self.cross_names):
+            return None
+        cross = [found[name] for name in self.cross_names]
+        (first,) = [found[name] for name in self.self_names if name in found]
+        return to_rows(maps(cross, _grids(cross, latent), _grids([first], latent)[0]))
+
+
+def _grids(layers: Sequence[LayerAttention], latent: Size) -> list[Size]:
+    """(h, w) of the layers in a model whose latents are of size `latent`."""
+    return [grid_size(layer.query.shape[2], latent) for layer in layers]

@@ -1,6 +1,6 @@
 """One pass per image for ranks, maps and both prompt lists, against the plain way of a pass for each.
 
-    python -m slime_bench.bench.vlm_passes [overrides]
+    python -m slime_bench.bench.vlm_passes [overrides] [--out FOLDER]
 
 The plain way ranks the layers in one pass over the images and segments in another, as the authors' scripts do, and
 once more for the second list of prompts. The one pass keeps the maps of all layers for the longer list, of which the
@@ -9,20 +9,24 @@ other is a part. Rounds of both take turns; what is printed is the median of eac
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from slime_bench.bench import output
 from slime_bench.compose import plan
 from slime_bench.errors import SlimeBenchError
 from slime_bench.methods.vlm_attention import VlmAttention
 from slime_bench.schema import build, parse
 
+PROGRAM = "slime_bench.bench.vlm_passes"
 ROUNDS = 3
 
 
@@ -104,17 +108,31 @@ def compare(cfg: DictConfig, rounds: int = ROUNDS) -> dict[str, Any]:
 
 
 def main(overrides: Sequence[str] | None = None) -> int:
-    chosen = list(sys.argv[1:] if overrides is None else overrides)
+    words = list(sys.argv[1:] if overrides is None else overrides)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", help="settings of the bench, key=value")
+    parser.add_argument("--out", type=Path, help="folder for the result as Markdown and JSON")
+    arguments = parser.parse_intermixed_args(words)
+    chosen = list(arguments.overrides)
     try:
         (cfg,) = plan(["preset=mini_vlm", "shots=0", *chosen]).trials
         found = compare(cfg)
     except SlimeBenchError as error:
         print(error, file=sys.stderr)
-        return 2
-    print(f"{cfg.backbone.name} on {cfg.data.name}, {found['images']} images, {torch.get_num_threads()} threads:")
-    for name in ("one pass", "plain"):
-        print(f"  {name}: {found['passes'][name]:g} passes per image, {found['images_per_second'][name]:.2f} images/s")
-    print(f"  ratio {found['ratio']:.2f}; {100 * found['differing']:.4f} % of the pixels have another label")
+        return error.exit_code
+    title = f"{cfg.backbone.name} on {cfg.data.name}, {found['images']} images, {torch.get_num_threads()} threads:"
+    lines = [
+        f"{name}: {found['passes'][name]:g} passes per image, {found['images_per_second'][name]:.2f} images/s"
+        for name in ("one pass", "plain")
+    ]
+    lines.append(f"ratio {found['ratio']:.2f}; {100 * found['differing']:.4f} % of the pixels have another label")
+    print("\n  ".join([title, *lines]))
+    if arguments.out is not None:
+        text = "\n".join([title, "", *(f"- {line}" for line in lines)])
+        content = {"made_with": output.facts("cpu", " ".join([f"python -m {PROGRAM}", *chosen])), **found}
+        output.publish(arguments.out, f"vlm_{cfg.backbone.name}", "One pass of a VLM", text, content)
     return 0
 
 

@@ -50,7 +50,7 @@ class DataConfig:
             then not rounded to grey levels: the second paper's).
         batch_size: images per validation and test batch.
         train_batch_size: images per training step; the paper's is 1.
-        num_workers: loader processes; does not change any number.
+        num_workers: loader processes, null for two where there is a GPU and none elsewhere; does not change any number.
         passes_per_epoch: passes over the support set per Lightning epoch; does not change any training item.
         augment: how training images are varied.
         support: where the support set comes from. `drawn`: the list splits/drawn-<shots>-seed<seed>.txt of the root
@@ -84,7 +84,7 @@ class DataConfig:
     resize: str = "antialias"
     batch_size: int = 10
     train_batch_size: int = 1
-    num_workers: int = 0
+    num_workers: int | None = None
     passes_per_epoch: int = 1
     augment: Augmentation = field(default_factory=Augmentation)
     support: str = DRAWN

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from slime_bench.data.checks import check_support
@@ -327,11 +328,15 @@ class SegmentationDataModule(lightning.LightningDataModule):
         return self._folders.dataset(name, self.how_to_get())
 
     def _loader(self, dataset: Dataset[Any], **arguments: Any) -> DataLoader[Any]:
-        workers = self.config.num_workers
+        # On a GPU the next images are read, and put where it fetches them by itself, while it computes. On a CPU other
+        # processes would only take its cores.
+        on_gpu = torch.cuda.is_available()
+        workers = self.config.num_workers if self.config.num_workers is not None else (2 if on_gpu else 0)
         return CheckedLoader(
             CarryingDataset(dataset),
             num_workers=workers,
             persistent_workers=workers > 0,
+            pin_memory=on_gpu,
             collate_fn=collate,
             # The loader draws a base seed per epoch; without its own generator that draw would come from, and shift,
             # the global stream.

@@ -36,5 +36,9 @@ class WandbLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self._session.log(metrics, step)
 
+    def replay(self, metrics: dict[str, float], step: int) -> None:
+        """A row of a fit that is over: the clock does not tell what its step took."""
+        self._session.log(metrics, step, timed=False)
+
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """The run's configuration is the trial's, and stands there from the start."""

@@ -143,12 +143,12 @@ class Session:
         self._logged = max(last_step(self._folder, self._run.id), int(self._run.starting_step) - 1)
         record.write(self._folder, facts.id, complete=False)
 
-    def log(self, metrics: Mapping[str, float], step: int | None) -> None:
-        """One row of the curves, together with the time and the memory of a training step."""
+    def log(self, metrics: Mapping[str, float], step: int | None, timed: bool = True) -> None:
+        """One row of the curves; that of a training step also with its time and memory, unless it is not `timed`."""
         if self._broken or (step is not None and step <= self._logged):
             return
         row = dict(metrics)
-        if keys.LOSS in row:
+        if keys.LOSS in row and timed:
             now = time.perf_counter()
             if self._before is not None:
                 row[keys.SECONDS] = now - self._before

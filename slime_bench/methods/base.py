@@ -39,6 +39,9 @@ class SegmentationMethod(lightning.LightningModule, ABC):
     #: classes that the trial's protocol and backbone must be of
     Protocol: type = object
     Backbone: type = object
+    #: settings in which trials may differ and still be fitted in one batch (`fit_together`): dotted keys of the method,
+    #: with everything below them. None where trials cannot share a pass of the backbone.
+    may_differ: tuple[str, ...] | None = None
 
     def __init__(self, classes: Sequence[str], keep_maps: int = 0) -> None:
         super().__init__()
@@ -120,6 +123,34 @@ class SegmentationMethod(lightning.LightningModule, ABC):
         """Label maps int64 [B,H,W] of images float32 [B,3,H,W]."""
         return self.scores(images, ids).argmax(dim=1)
 
+    @classmethod
+    def steps_together(
+        cls, methods: Sequence[Any], batches: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, torch.Tensor]]:
+        """One step of several trials that differ in `may_differ` and in the seed alone: each one's named terms, with
+        its `loss` among them, whose gradient reaches its own parameters alone.
+
+        Args:
+            methods: the trials, on one backbone. batches: of each, as `training_step` takes it.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def trials_of_use(cls, backbone: Any, image_size: int, images: int, device: str) -> int:
+        """How many trials one batch of `steps_together` should hold, at least 1: as many as pay, and fit the memory.
+
+        Args:
+            backbone: loaded. image_size: side in pixels. images: of a trial's step. device: `cpu` or `cuda`.
+        """
+        return 1
+
+    @classmethod
+    def predictions_together(
+        cls, methods: Sequence[Any], images: Sequence[torch.Tensor], ids: Sequence[Sequence[str]]
+    ) -> list[torch.Tensor]:
+        """`predict` of several trials; images and ids of each."""
+        return [method.predict(*each) for method, *each in zip(methods, images, ids, strict=True)]
+
     def use_best_state(self) -> None:
         """Go back to the state with the best validation score; without a validation the last state stays."""
         if self._best_state:
@@ -145,22 +176,37 @@ class SegmentationMethod(lightning.LightningModule, ABC):
         self._val_scores = []
 
     def validation_step(self, batch: Mapping[str, Any], _: int) -> None:
+        self.observe(self.predict(batch["image"], batch["id"]), batch["label"])
+
+    def observe(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
+        """Count validation images: label maps int64 [B,H,W] both."""
         metric = IouMetric(len(self.classes))
-        metric.update(self.predict(batch["image"], batch["id"]).cpu(), batch["label"].cpu())
+        metric.update(prediction.cpu(), label.cpu())
         counts = metric.counts()
         for row in range(counts.num_images):
             one = type(counts)(*(getattr(counts, name)[row : row + 1] for name in ("intersection", "union", "present")))
             self._val_scores.append(image_score(one))
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the learned state where the validation score is at least the best so far (ties go to the later one)."""
-        if self.trainer.sanity_checking or not self._val_scores:
+        if self.trainer.sanity_checking:
             return
-        score = sum(self._val_scores) / len(self._val_scores)
-        self.log("val/miou", 100 * score)
+        score = self.keep_best(self.current_epoch)
+        if score is not None:
+            self.log("val/miou", 100 * score)
+
+    def keep_best(self, epoch: int) -> float | None:
+        """The score in [0,1] of the validation images that were observed since the last call, None without any.
+
+        The learned state is kept where the score is at least the best so far (ties go to the later epoch).
+        """
+        scores, self._val_scores = self._val_scores, []
+        if not scores:
+            return None
+        score = sum(scores) / len(scores)
         if score >= self.best_score:
-            self.best_score, self.best_epoch = score, self.current_epoch
+            self.best_score, self.best_epoch = score, epoch
             self._best_state = {name: value.detach().clone() for name, value in self.learned_state().items()}
+        return score
 
     def test_step(self, batch: Mapping[str, Any], _: int) -> None:
         scores = self.scores(batch["image"], batch["id"])

@@ -9,23 +9,30 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import Size, average, class_logits, class_probabilities, resize, was
 from slime_bench.backbones.describe import BackboneFacts
+from slime_bench.backbones.memory import training_images
 from slime_bench.backbones.stable_diffusion import DiffusionAttention, StableDiffusionBackbone
 from slime_bench.embeddings import read_embeddings
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.slime_config import SlimeConfig, check_settings
-from slime_bench.methods.slime_losses import class_weights, cross_entropy, guided, was_error
+from slime_bench.methods.slime_losses import class_weights, cross_entropy, guided, mean_iou, was_error
 from slime_bench.methods.slime_protocol import SlimeProtocol
-from slime_bench.methods.slime_segment import cross_maps, merge_patches, patch_boxes, patch_scores
+from slime_bench.methods.slime_together import EmptyPrompt, Step, joined, segmented, training_terms
 from slime_bench.seeding import generator
+
+CELLS: Final = 4096
+"""Latent cells of one training step on a CPU beyond which it takes about twice as long for twice as many."""
+MOST_TRIALS: Final = 8
+"""Trials in one batch: all of them end at the same time, and what is lost with a killed process is theirs together."""
 
 
 class Slime(SegmentationMethod):
@@ -42,6 +49,7 @@ class Slime(SegmentationMethod):
     Config = SlimeConfig
     Protocol = SlimeProtocol
     Backbone = StableDiffusionBackbone
+    may_differ = ("lr", "loss_weights", "t_opt", "t_test", "start", "maps")
     prompt: torch.Tensor
     empty: torch.Tensor
 
@@ -121,18 +129,40 @@ class Slime(SegmentationMethod):
 
     def training_step(self, batch: Mapping[str, Any], _: int) -> torch.Tensor:
         """One step of Eq. 8 on augmented support images; logs the three terms."""
-        images, label = self._channels(batch["image"]), batch["label"]
-        keys = list(zip(batch["id"], batch["epoch"].tolist(), strict=True))
-        timesteps = self._timesteps(keys)
-        latents, noise = self._latents(images, "train", keys)
-        noisy, weights = self.backbone.add_noise(latents, noise, timesteps), self.config.loss_weights
-        found = self.backbone.attention(
-            noisy, timesteps, self.text(), with_noise=weights.beta != 0, with_self=weights.alpha != 0
-        )
-        terms = self.losses(found, label, noisy, timesteps, noise)
-        logged = {**terms, "t": timesteps.float().mean()}
-        self.log_dict({f"train/{name}": value.detach() for name, value in logged.items()}, batch_size=len(images))
+        (terms,) = training_terms([self], [batch])
+        logged = {f"train/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(logged, batch_size=len(batch["id"]))
         return terms["loss"]
+
+    @classmethod
+    def steps_together(
+        cls, methods: Sequence[Slime], batches: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, torch.Tensor]]:
+        return training_terms(methods, batches)
+
+    @classmethod
+    def trials_of_use(cls, backbone: StableDiffusionBackbone, image_size: int, images: int, device: str) -> int:
+        """On a CPU as many as have `CELLS` latent cells together: larger images keep its cores busy one at a time. On a
+        GPU as many as its free memory holds, up to `MOST_TRIALS`."""
+        size = (image_size, image_size)
+        if device == "cpu":
+            height, width = backbone.latent_shape(size)[1:]
+            return max(1, min(MOST_TRIALS, CELLS // (height * width * images)))
+        free = int(0.8 * torch.cuda.mem_get_info()[0])
+        vae, unet = backbone.vae.config, backbone.unet.config
+        fitting = training_images(vae, unet, size, backbone.unet.dtype.itemsize, free)
+        return max(1, min(MOST_TRIALS, fitting // images))
+
+    @classmethod
+    def predictions_together(
+        cls, methods: Sequence[Slime], images: Sequence[torch.Tensor], ids: Sequence[Sequence[str]]
+    ) -> list[torch.Tensor]:
+        return [scores.argmax(dim=1) for scores in segmented(methods, images, ids)]
+
+    def step_of(self, batch: Mapping[str, Any]) -> Step:
+        """What one step takes of a batch; its timesteps are drawn by seed, image and epoch."""
+        keys = list(zip(batch["id"], batch["epoch"].tolist(), strict=True))
+        return Step(self._channels(batch["image"]), batch["label"], keys, self._timesteps(keys))
 
     def losses(
         self,
@@ -141,91 +171,78 @@ class Slime(SegmentationMethod):
         noisy: torch.Tensor,
         timesteps: torch.Tensor,
         noise: torch.Tensor,
+        empty: EmptyPrompt | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The terms `cross_entropy`, `was`, `diffusion` (those with a weight) and their weighted sum `loss`.
+        """The terms `cross_entropy`, `was`, `diffusion` (those with a weight), their weighted sum `loss`, and `miou` of
+        the very maps that they are taken of, in percent.
 
         Args:
             found: attention of the noisy latents. label: int64 [B,H,W].
             noisy, noise: float [B,4,h,w]. timesteps: int64 [B].
+            empty: `empty_half` of the same latents, where it was computed for several trials.
         """
         weighted, protocol, size = self.config.loss_weights, self.protocol, (self.config.train_map_size,) * 2
         guides = weighted.beta != 0 and protocol.diffusion_loss == "guided"
-        other = self._other_half(noisy, timesteps, with_noise=guides, with_self=weighted.alpha != 0)
-        found = _joined(found, other)
+        if empty is None:
+            empty = self.empty_half(noisy, timesteps, guides=guides, with_self=weighted.alpha != 0)
+        found = joined(found, empty.attention)
         target = F.interpolate(label[:, None].float(), size, mode="nearest")[:, 0].long()
         weights = class_weights(target, len(self.classes), protocol.ce_weights)
-        terms = {"cross_entropy": cross_entropy(self._train_maps(found, size), target, weights)}
+        maps = self._train_maps(found.cross, found.cross_grids, size)
+        terms = {"cross_entropy": cross_entropy(maps, target, weights)}
         loss = terms["cross_entropy"]
         if weighted.alpha:
-            grid = found.self_grids[0]
-            maps = self._train_maps(found, grid)
-            maps = maps.softmax(1) if protocol.ce_input == "logits" else maps
-            terms["was"] = was_error(resize(was(found.self_, maps), size), target, protocol.was_loss)
+            spread = found.spread
+            if spread is None:
+                spread = was(found.self_, self.training_cross(found.cross, found.cross_grids, found.self_grids[0]))
+            maps = resize(spread, size)
+            terms["was"] = was_error(maps, target, protocol.was_loss)
             loss = loss + weighted.alpha * terms["was"]
         if weighted.beta and found.noise is not None:
             predicted = found.noise
-            if guides:
-                unconditional = None if other is None else other.noise
-                if unconditional is None:
-                    unconditional = self._unconditional_noise(noisy, timesteps)
-                predicted = guided(predicted, unconditional, protocol.guidance_scale)
+            if guides and empty.noise is not None:
+                predicted = guided(predicted, empty.noise, protocol.guidance_scale)
             terms["diffusion"] = F.mse_loss(predicted, noise)
             loss = loss + weighted.beta * terms["diffusion"]
-        return {**terms, "loss": loss}
+        return {**terms, "loss": loss, "miou": 100 * mean_iou(maps.detach().argmax(1), target, len(self.classes))}
 
-    def _train_maps(self, found: DiffusionAttention, size: Size) -> torch.Tensor:
+    def training_cross(self, layers: Sequence[LayerAttention], grids: Sequence[Size], size: Size) -> torch.Tensor:
+        """What WAS propagates in training: probabilities of the classes, float [B,K,*size] in [0,1]."""
+        maps = self._train_maps(layers, grids, size)
+        return maps.softmax(1) if self.protocol.ce_input == "logits" else maps
+
+    def _train_maps(self, layers: Sequence[LayerAttention], grids: Sequence[Size], size: Size) -> torch.Tensor:
         """Averaged logits, or averaged probabilities, of the class tokens: float [B,K,*size]."""
         make = class_logits if self.protocol.ce_input == "logits" else class_probabilities
-        return average(
-            [make(layer, len(self.classes), grid) for layer, grid in zip(found.cross, found.cross_grids, strict=True)],
-            size,
-        )
+        return average([make(layer, len(self.classes), grid) for layer, grid in zip(layers, grids, strict=True)], size)
 
     @torch.no_grad()
-    def _unconditional_noise(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        return self.backbone.predict_noise(noisy, timesteps, self.empty.expand(len(noisy), -1, -1))
+    def empty_half(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, *, guides: bool, with_self: bool = True
+    ) -> EmptyPrompt:
+        """The guidance batch's empty-prompt half, as far as it is used: it has no trained parameter.
 
-    @torch.no_grad()
-    def _other_half(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, *, with_noise: bool, with_self: bool = True
-    ) -> DiffusionAttention | None:
-        """The guidance batch's empty-prompt half, where the protocol makes maps of it. It has no trained parameter."""
-        if self.protocol.halves == "conditional":
-            return None
-        return self.backbone.attention(noisy, timesteps, self.empty, with_noise=with_noise, with_self=with_self)
+        Args:
+            noisy: float [B,4,h,w]. timesteps: int64 [B]. guides: whether its noise is. with_self: whether its
+                self-attention is, where the protocol makes maps of it.
+        """
+        if self.protocol.halves != "conditional":
+            found = self.backbone.attention(noisy, timesteps, self.empty, with_noise=guides, with_self=with_self)
+            return EmptyPrompt(found, found.noise)
+        if not guides:
+            return EmptyPrompt()
+        return EmptyPrompt(None, self.backbone.predict_noise(noisy, timesteps, self.empty.expand(len(noisy), -1, -1)))
 
     @torch.no_grad()
     def scores(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
-        """As the base class says. Patches of all images go through the backbone together, in calls that fit its memory
-        budget (`backbone.memory_gb`)."""
-        config, frame = self.config, (int(images.shape[-2]), int(images.shape[-1]))
-        boxes = [(0, frame[0], 0, frame[1])]
-        if config.patch_size is not None:
-            boxes = patch_boxes(frame, config.patch_size, config.patches_per_side)
-        side = self.backbone.config.image_size
-        patches = torch.stack([images[:, :, y0:y1, x0:x1] for y0, y1, x0, x1 in boxes], dim=1).flatten(0, 1)
-        keys = [(name, index) for name in ids for index in range(len(boxes))]
-        extent = (boxes[0][1] - boxes[0][0], boxes[0][3] - boxes[0][2])
-        per_call = self.backbone.images_per_call((side, side))
-        made = [
-            self._patch_scores(resize(self._channels(part), (side, side)), keys[start : start + per_call], extent)
-            for start, part in zip(range(0, len(keys), per_call), patches.split(per_call), strict=True)
-        ]
-        scores, passed = (torch.cat(parts) for parts in zip(*made, strict=True))
-        batch = (len(images), len(boxes))
-        return merge_patches(scores.unflatten(0, batch), passed.unflatten(0, batch), boxes, frame)
+        """As the base class says; see `segmented`."""
+        return segmented([self], [images], [ids])[0]
 
-    def _patch_scores(
-        self, patches: torch.Tensor, keys: Sequence[tuple[str, int]], extent: Size
+    def query_latents(
+        self, patches: torch.Tensor, keys: Sequence[tuple[str, int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches float [P,3,S,S] -> score maps float [P,K,*extent] and which classes passed, bool [P,K]."""
-        latents, noise = self._latents(patches, "test", keys)
-        timesteps = torch.full((len(patches),), self.config.t_test, device=patches.device)
-        noisy = self.backbone.add_noise(latents, noise, timesteps)
-        found = self.backbone.attention(noisy, timesteps, self.text(), with_noise=False)
-        found = _joined(found, self._other_half(noisy, timesteps, with_noise=False))
-        cross = cross_maps(found.cross, found.cross_grids, len(self.classes), found.self_grids[0], self.protocol)
-        return patch_scores(cross, found.self_, self.protocol, self.config.maps == "was", extent)
+        """Latents of test patches float [P,3,S,S] and the noise to add, float [P,4,h,w] each."""
+        return self.latents(self._channels(patches), "test", keys)
 
     def _channels(self, images: torch.Tensor) -> torch.Tensor:
         return images.flip(1) if self.protocol.channel_order == "bgr" else images
@@ -235,17 +252,26 @@ class Slime(SegmentationMethod):
         draws = [torch.randint(low, high + 1, (1,), generator=generator(self.seed, "timestep", *key)) for key in keys]
         return torch.cat(draws).to(self.device)
 
-    def _latents(
+    def latents(
         self, images: torch.Tensor, purpose: str, keys: Sequence[tuple[str, int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents of images and the diffusion noise to add, float [B,4,h,w] each; draws are keyed per image."""
+        """Latents of images and the diffusion noise to add, float [B,4,h,w] each; see `draws`."""
+        posterior, noise = self.draws(images, purpose, keys)
+        # Test and validation images come again, with the next epoch or the next seed; augmented ones never do.
+        return self.backbone.encode(images, posterior, keep=purpose == "test"), noise
+
+    def draws(
+        self, images: torch.Tensor, purpose: str, keys: Sequence[tuple[str, int]]
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Noise for the sample of the encoder's posterior, None for its mean, and the diffusion noise to add: float
+        [B,4,h,w], keyed per image."""
         shape = self.backbone.latent_shape((int(images.shape[-2]), int(images.shape[-1])))
         if purpose == "test" and self.protocol.test_noise == "shared":
             keys = [("", 0)] * len(keys)
         draws = [generator(self.seed, f"{purpose}_noise", *key) for key in keys]
         posterior = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(images)
         noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(images)
-        return self.backbone.encode(images, posterior if self.protocol.sample_latents else None), noise
+        return posterior if self.protocol.sample_latents else None, noise
 
     def learned_state(self) -> dict[str, torch.Tensor]:
         return {"embeddings": self.embeddings.detach()}
@@ -254,19 +280,6 @@ class Slime(SegmentationMethod):
         _check_shape(state["embeddings"], tuple(self.embeddings.shape), "state.safetensors")
         with torch.no_grad():
             self.embeddings.copy_(state["embeddings"])
-
-
-def _joined(one: DiffusionAttention, other: DiffusionAttention | None) -> DiffusionAttention:
-    """Both halves' layers side by side: the mean over layers is then the mean over halves and layers."""
-    if other is None:
-        return one
-    return DiffusionAttention(
-        one.cross + other.cross,
-        one.cross_grids + other.cross_grids,
-        one.self_ + other.self_,
-        one.self_grids + other.self_grids,
-        one.noise,
-    )
 
 
 def _read(config: SlimeConfig) -> torch.Tensor:

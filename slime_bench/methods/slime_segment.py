@@ -70,18 +70,30 @@ def rescale(maps: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return (maps - low) / span * (to_high - to_low) + to_low
 
 
+def to_propagate(cross: torch.Tensor, protocol: SlimeProtocol) -> torch.Tensor:
+    """What WAS propagates of test-time cross maps float [B,K,h,w]: the same, but for the first class that passed."""
+    return zero_first_below_mean(cross, passes_gate(cross, protocol)) if protocol.zero_below_mean else cross
+
+
 def patch_scores(
-    cross: torch.Tensor, self_layers: Sequence[LayerAttention], protocol: SlimeProtocol, use_was: bool, size: Size
+    cross: torch.Tensor,
+    self_layers: Sequence[LayerAttention],
+    protocol: SlimeProtocol,
+    use_was: bool,
+    size: Size,
+    spread: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score maps of patches at `size`, float [B,K,*size], 0 where a class did not pass the gate; who passed [B,K].
 
     Args:
         cross: test-time cross maps on the self-attention's grid, float [B,K,h,w].
         use_was: propagate through self-attention (Eq. 6), or leave the cross maps as they are (Table 1's other row).
+        spread: `was(self_layers, to_propagate(cross, protocol))`, where it was computed on the way.
     """
-    passed = passes_gate(cross, protocol)
-    maps = zero_first_below_mean(cross, passed) if protocol.zero_below_mean else cross
-    scores = resize(was(self_layers, maps) if use_was else maps, size)
+    passed, maps = passes_gate(cross, protocol), to_propagate(cross, protocol)
+    if use_was:
+        maps = was(self_layers, maps) if spread is None else spread
+    scores = resize(maps, size)
     if use_was and protocol.affine_rescale:
         scores = rescale(scores, cross)  # after resizing, to the range of the map as it was before zeroing
     return scores * passed[:, :, None, None], passed

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from slime_bench import identity, trial
+from slime_bench import fitting, identity, trial
 from slime_bench.compose import plan
 from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.device import check_precision, pick_device
@@ -127,7 +127,7 @@ def fit(cfg: DictConfig, support: Support, folder: Path, lines: Lines) -> Any:
         method = build(
             cfg.method, protocol=build(cfg.protocol), backbone=build(cfg.backbone), classes=classes, seed=cfg.seed
         )
-        with trial.threads(cfg.trainer.threads, cfg.trainer.deterministic):
+        with fitting.threads(cfg.trainer.threads, cfg.trainer.deterministic):
             trainer, _ = trial.make_trainer(cfg, data, method, folder, "")
             trainer.callbacks.append(fit_callback(lines, trainer.max_steps))
             if method.epochs > 0:

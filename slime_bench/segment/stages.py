@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-from slime_bench import trial
+from slime_bench import fitting
 from slime_bench.data.folder import read_image
 from slime_bench.device import pick_device
 from slime_bench.errors import ResultError
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if method is None and remaining(files, args.out, earlier):
         lines.note("backbone", f"{made.nodes.backbone.name} on {learned.device}")
         method = load_method(made, learned.tensors, learned.device)
-    with learning.memory_errors(), trial.threads(None, True):
+    with learning.memory_errors(), fitting.threads(None, True):
         outcome = segment_images(method, made, files, args.out, earlier, lines, learned.device)
     names = [name for name in files if name in {*outcome.segmented, *outcome.kept}]
     records = [earlier.images[name] for name in names]

@@ -46,6 +46,7 @@ class Job:
         cwd: the folder that relative paths start from. environment: variables that a worker has to have; None removes.
         away: whether this is a copy in a worker, which has nobody to talk to.
         outcomes: of the trials that this very process ran, by index.
+        batches: which trials are fitted in one batch; None for none.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Job:
     environment: dict[str, str | None] = field(default_factory=dict)
     away: bool = False
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    batches: Any = None
 
     def __call__(self, cfg: DictConfig) -> None:
         """Hydra's task function."""
@@ -70,7 +72,7 @@ class Job:
         self.run(Task(index, self.names[index] if index < len(self.names) else given, cfg))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "away": True, "outcomes": {}}
+        return {**self.__dict__, "away": True, "outcomes": {}, "batches": None}
 
     def run(self, task: Task) -> Outcome:
         """Run the trial; its failure, of whatever kind, is part of the outcome.
@@ -107,7 +109,7 @@ class Job:
             cfg = validate(task.cfg)
             if self.away and sys.stderr.isatty():  # several trials would redraw one line
                 cfg.trainer.progress = False
-            finished = trial.run(cfg)
+            finished = trial.run(cfg, None if self.batches is None else self.batches.fitted(task.index))
         except BusyError as error:
             who = error.holder or "another process"
             return replace(_blank(task, states.BUSY), message=f"{who}, computes it now", folder=str(error.folder))

@@ -107,20 +107,21 @@ def mini_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def swept(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Outcome]:
-    """A sweep of four trials of which one fails, and how it ended. Read only: see `finished` for a copy."""
+    """A sweep of four trials of which one fails, and how it ended; each was fitted by itself, so that its bytes can be
+    compared with another process's. Read only: see `finished` for a copy."""
     from slime_bench import trial
 
     bench = Bench(tiny_sd, car_pictures, tmp_path_factory.mktemp("swept"))
     real = trial._compute
 
-    def sometimes(cfg, *arguments):  # type: ignore[no-untyped-def]
-        if (cfg.shots, cfg.seed) == FAILING:
+    def sometimes(known, *arguments):  # type: ignore[no-untyped-def]
+        if (known.cfg.shots, known.cfg.seed) == FAILING:
             raise DataError("a file went missing", path="some/image.png", remedy="put it back")
-        return real(cfg, *arguments)
+        return real(known, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "_compute", sometimes)
-        outcome = bench("--multirun", "shots=1,2", "seed=0,1")
+        outcome = bench("--multirun", "shots=1,2", "seed=0,1", "launcher.trials_per_batch=1")
     return bench, outcome
 
 

@@ -141,10 +141,10 @@ class Process:
         os.dup2(descriptor, 2)
         real = trial._compute
 
-        def counted(cfg: Any, *rest: Any) -> Any:
-            result = real(cfg, *rest)
+        def counted(known: Any, *rest: Any) -> Any:
+            result = real(known, *rest)
             with (log.parent / COMPUTED).open("a") as file:
-                file.write(f"{cfg.shots} {cfg.seed}\n")
+                file.write(f"{known.cfg.shots} {known.cfg.seed}\n")
             return result
 
         trial._compute = counted

@@ -11,6 +11,7 @@ import torch
 
 from slime_bench import results, trial
 from slime_bench.compose import Plan
+from slime_bench.known import Known
 from slime_bench.metrics.iou import IouCounts
 from slime_bench.results import TrialResult
 from slime_bench.sweep.control import wait_for_others
@@ -33,16 +34,17 @@ class Quick:
         self.computed: list[tuple[int, int]] = []
         self.before = lambda cfg: None
 
-    def __call__(self, cfg: Any, plain: Any, data: Any, fingerprints: Any, folder: Path, title: str) -> TrialResult:
+    def __call__(self, known: Known, *_: Any) -> TrialResult:
+        cfg, data, folder = known.cfg, known.data, known.folder
         self.before(cfg)
         draw = torch.Generator().manual_seed(100 * cfg.shots + cfg.seed)
         shape = (5, len(data.classes))
         union = torch.randint(10, 20, shape, generator=draw)
         counts = IouCounts(torch.randint(0, 10, shape, generator=draw), union, torch.ones(shape, dtype=torch.bool))
         result = results.from_counts(
-            counts, config=plain, fingerprints=fingerprints, method=cfg.method.name, backbone=cfg.backbone.name,
-            data=cfg.data.name, subject=cfg.data.subject, shots=cfg.shots, seed=cfg.seed, preset=cfg.preset,
-            protocol=cfg.protocol.name, classes=data.classes,
+            counts, config=known.plain, fingerprints=known.fingerprints, method=cfg.method.name,
+            backbone=cfg.backbone.name, data=cfg.data.name, subject=cfg.data.subject, shots=cfg.shots, seed=cfg.seed,
+            preset=cfg.preset, protocol=cfg.protocol.name, classes=data.classes,
         )  # fmt: skip
         results.write_per_image(folder / "per_image.parquet", [f"car-test-{n}" for n in range(5)], data.classes, counts)
         results.write_result(folder, result)

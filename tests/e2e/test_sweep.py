@@ -48,9 +48,9 @@ class TestSweep:
         ran = []
         real = trial._compute
 
-        def counted(cfg, *arguments):  # type: ignore[no-untyped-def]
-            ran.append((cfg.shots, cfg.seed))
-            return real(cfg, *arguments)
+        def counted(known, *arguments):  # type: ignore[no-untyped-def]
+            ran.append((known.cfg.shots, known.cfg.seed))
+            return real(known, *arguments)
 
         monkeypatch.setattr(trial, "_compute", counted)
         assert finished("--multirun", "shots=1,2", "seed=0,1").code == 0
@@ -97,7 +97,7 @@ class TestProcesses:
 
         monkeypatch.setattr(StableDiffusionBackbone, "__init__", counted)
         warm.drop()
-        assert bench("--multirun", "seed=1,0").code == 0 and loaded == ["mini_sd"]
+        assert bench("--multirun", "seed=1,0", "launcher.trials_per_batch=1").code == 0 and loaded == ["mini_sd"]
         # In the other order: the first trial of each sweep had a fresh backbone, the second had not.
         assert products(bench) == {name: content for name, content in products(swept[0]).items() if "/1-shot/" in name}
 

@@ -38,9 +38,9 @@ class Counter:
         self.ran: list[tuple[int, int]] = []
         real = trial._compute
 
-        def counted(cfg, *arguments):  # type: ignore[no-untyped-def]
-            self.ran.append((cfg.shots, cfg.seed))
-            return real(cfg, *arguments)
+        def counted(known, *arguments):  # type: ignore[no-untyped-def]
+            self.ran.append((known.cfg.shots, known.cfg.seed))
+            return real(known, *arguments)
 
         patch.setattr(trial, "_compute", counted)
 

@@ -273,6 +273,27 @@ class TestOffline:
         assert [(name, word) for name, content in files for word in words if word.encode() in content] == []
 
 
+def test_trials_that_were_fitted_in_one_batch_have_a_run_each(
+    tiny_sd: Path, car_pictures: Path, tmp_path: Path
+) -> None:
+    bench = Bench(tiny_sd, car_pictures, Path("outputs"))
+    with wandb_process(tmp_path, WANDB_API_KEY=""):
+        assert bench("--multirun", "seed=0,1", "logger=wandb").code == 0
+    bench, curves = replace(bench, outputs=tmp_path / "outputs"), []
+    for seed in (0, 1):
+        folder = bench.folder(1, seed)
+        (run,) = records_of(log_file(folder), "run")
+        assert run.run_id == bench.result(1, seed).signature
+        assert len(json.loads((folder / "environment.json").read_text())["together"]) == 2
+        rows = list(history(log_file(folder)))
+        assert [row[keys.STEP] for row in rows] == [0, 1]
+        # What a step took, and held, was that of the batch.
+        assert all({keys.LOSS, keys.LEARNING_RATE, keys.TIMESTEP} <= set(row) for row in rows)
+        assert not any({keys.SECONDS, keys.MEMORY} & set(row) for row in rows)
+        curves.append([row[keys.LOSS] for row in rows])
+    assert curves[0] != curves[1]
+
+
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)

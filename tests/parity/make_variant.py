@@ -1,7 +1,7 @@
 """Golden folders of another content in the layout of shared/golden/slime, to try the parity suite on.
 
 `python -m tests.parity.make_variant fresh FOLDER` writes one with other numbers of everything, made by the plain
-implementation of tests/oracle_slime.py in float64 on small random models. `... cut FOLDER` copies the golden folder
+implementation of `reference_slime` in float64 on small random models. `... cut FOLDER` copies the golden folder
 without most of it and under another name. `perturb` changes single arrays, which the suite must notice.
 
 `... small FOLDER` cuts out of the golden folder what can be checked without its models: tests/parity/data.
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests import oracle_slime as oracle
+from slime_bench.bench import reference_slime as oracle
 from tests.parity.golden import Arrays, chosen_folder, module_name
 
 K, TOKENS, WIDTH, SIDE, TRAIN_SIDE = 4, 12, 24, 256, 32

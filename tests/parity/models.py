@@ -131,7 +131,7 @@ class FedSlime(Slime):
     def _timesteps(self, keys: Sequence[tuple[str, int]]) -> torch.Tensor:
         return self.draws.timesteps[[row for _, row in keys]]
 
-    def _latents(
+    def latents(
         self, images: torch.Tensor, purpose: str, keys: Sequence[tuple[str, int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = [row for _, row in keys]

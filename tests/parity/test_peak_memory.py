@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity.peak_memory import compare, describe
+from slime_bench.bench.case import Case
+from slime_bench.bench.duel import duel
 
 
 @pytest.mark.slow
 def test_the_memory_linear_way_takes_less_and_segments_the_same() -> None:
-    plain, ours = compare("mini_sd", "mini_sd", "fp32", side=256, device="cpu")  # 64 x 64 positions, as SD at 512
-    added = {each["way"]: each["peak"] - each["loaded"] for each in (plain, ours)}
-    assert added["ours"] < added["materialising"] / 2, describe([plain, ours])
-    differing = sum(a != b for a, b in zip(plain["labels"], ours["labels"], strict=True))
-    assert differing < 1e-3 * len(ours["labels"])
-    assert len(set(ours["labels"])) > 1
+    case = Case("mini", 256, 6, "mini_sd")  # 64 x 64 positions, as SD at 512
+    plain, ours = duel(case, ["reference", "fast fp32"], ["inference"], rounds=1)
+    assert plain.memory is not None and ours.memory is not None
+    assert ours.memory.added < plain.memory.added / 2, (plain.memory, ours.memory)
+    assert ours.differs["labels"] < 1e-3

@@ -1,6 +1,6 @@
 """The parity suite itself: it passes on a golden folder of another content, and notices every array that is changed.
 
-The other folder is made by the plain implementation of tests/oracle_slime.py, with another number of classes, tokens,
+The other folder is made by the plain implementation of `reference_slime`, with another number of classes, tokens,
 layers and steps, other sizes, gates and grids, and another name of the U-Net.
 """
 

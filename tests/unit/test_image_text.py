@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_bench.attention.image_text import class_maps, ensemble, match_scores, prompt_maps, to_image, token_maps
+from slime_bench.bench.reference_slime import resize as half_pixel_resize
 from slime_bench.errors import ConfigError
 from tests import oracle_infoscore as oracle
-from tests.oracle_slime import resize as half_pixel_resize
 
 B, H, T, GRID, SIZE = 3, 4, 6, (3, 4), (13, 22)
 N = GRID[0] * GRID[1]

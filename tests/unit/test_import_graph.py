@@ -48,8 +48,11 @@ ROOMS: dict[str, set[str]] = {
     | {"curves", "confusion", "environment", "sweep"},
     "failure": {*BASE, "environment"},
     "known": {*BASE, "device", "environment", "identity", "results", "schema"},
+    "fitting": {*BASE, "checkpoint", "known", "schema", "warm"},
+    "together": {*BASE, "checkpoint", "fitting", "identity", "known", "methods", "progress", "results", "resume"}
+    | {"schema"},
     "trial": {*BASE, "device", "qualitative", "schema", "typed", "identity", "results", "paths", "logger", "progress"}
-    | {"failure", "known", "curves", "confusion"}
+    | {"failure", "fitting", "known", "curves", "confusion"}
     | {"environment", "warm", "checkpoint", "resume", "attention", "metrics", "refine", "backbones", "methods", "data"},
     "sweep": {*BASE, "console", "compose", "device", "failure", "identity", "known", "results", "schema", "trial"},
     "segment": {
@@ -58,6 +61,7 @@ ROOMS: dict[str, set[str]] = {
         "data",
         "device",
         "failure",
+        "fitting",
         "identity",
         "known",
         "logger",
@@ -68,8 +72,19 @@ ROOMS: dict[str, set[str]] = {
     "verify_command": {*BASE, "compose", "schema", "data"},
     "embeddings_command": {*BASE, "embeddings", "compose", "known", "schema", "trial", "segment", "methods"},
     "cli": {*BASE, "compose", "schema", "paths", "trial", "segment", "embeddings_command", "verify_command"}
-    | {"compare", "console", "report", "sweep"},
-    "bench": {*BASE, "compose", "schema", "methods"},
+    | {"compare", "console", "report", "sweep", "together"},
+    "bench": {
+        *BASE,
+        "attention",
+        "backbones",
+        "compose",
+        "console",
+        "data",
+        "device",
+        "environment",
+        "methods",
+        "schema",
+    },
     # Rendering, pre-training and preparing data: tools beside the bench, which may measure with it.
     "data_prep": {*BASE, "attention", "backbones", "metrics", "methods", "data", "schema", "paths", "cli"},
 }

@@ -1,5 +1,6 @@
-"""The memory-linear path against the plain implementation of tests/oracle_slime.py, which stores every N x N map of
-both guidance halves in float64: values and gradients, on random shapes and on a whole step of a small diffusion model.
+"""The memory-linear path against the plain implementation of `slime_bench.bench.reference_slime`, which stores every
+N x N map of both guidance halves in float64: values and gradients, on random shapes and on a whole step of a small
+diffusion model.
 
 Tolerances. float32: products of at most 16 numbers and softmaxes over at most 100 keys, a few times 1e-7 of the result;
 gradients sum over a map's pixels and cancel, hence 2e-5. bfloat16 keeps 8 bits, so one rounding is at most 2^-9 of the
@@ -23,10 +24,10 @@ from torch.nn import functional as F
 
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import average, class_logits, resize, was
+from slime_bench.bench import reference_slime as oracle
 from slime_bench.methods.slime import Slime, SlimeConfig
 from slime_bench.methods.slime_losses import class_weights, cross_entropy, guided, was_error
 from slime_bench.methods.slime_segment import cross_maps, merge_patches, patch_boxes, patch_scores
-from tests import oracle_slime as oracle
 
 ROUNDING = 2.0**-9
 WAS_BAR = {torch.float32: 2e-6, torch.bfloat16: 4 * ROUNDING}

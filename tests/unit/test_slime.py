@@ -98,7 +98,8 @@ class TestTraining:
         method = make(loss_weights=LossWeights(0.7, 0.01))
         loss = method.training_step(batch(), 0)
         logged = method.logged
-        assert set(logged) == {"train/cross_entropy", "train/was", "train/diffusion", "train/loss", "train/t"}
+        terms = {"cross_entropy", "was", "diffusion", "loss", "t", "miou"}
+        assert set(logged) == {f"train/{name}" for name in terms}
         expected = logged["train/cross_entropy"] + 0.7 * logged["train/was"] + 0.01 * logged["train/diffusion"]
         torch.testing.assert_close(loss.detach(), expected)
         assert not any(value.requires_grad for value in logged.values())
@@ -277,7 +278,7 @@ class TestScores:
                 patch.setattr(
                     method.backbone,
                     "encode",
-                    lambda images, noise, real=encode: (seen.append(images), real(images, noise))[1],
+                    lambda images, noise, real=encode, **rest: (seen.append(images), real(images, noise, **rest))[1],
                 )
                 method.scores(batch()["image"], ["a", "b"])
                 method.training_step(batch(), 0)
@@ -345,7 +346,9 @@ class TestMemoryBudget:
         sizes: list[int] = []
         encode = method.backbone.encode
         monkeypatch.setattr(
-            method.backbone, "encode", lambda part, noise: (sizes.append(len(part)), encode(part, noise))[1]
+            method.backbone,
+            "encode",
+            lambda part, noise, **rest: (sizes.append(len(part)), encode(part, noise, **rest))[1],
         )
         for per_call, expected in ((100, [12]), (5, [5, 5, 2]), (1, [1] * 12)):
             sizes.clear()

@@ -1,7 +1,8 @@
-"""SLiMe written out plainly: every N x N map of both guidance halves is stored. An oracle for the memory-linear path.
+"""SLiMe written out plainly: every N x N map of both guidance halves is stored, as the authors' code stores them.
 
-Written from the equations of the paper as `protocol.md` gives them and from the README of the authors' golden numbers.
-It shares no line with `slime_bench` and is slow and large on purpose.
+Tests take it for an oracle of the memory-linear path, and the speed bench for the authors' way of computing. Written
+from the equations of the paper and from a description of the authors' golden numbers; it imports nothing else of
+`slime_bench`, so that a mistake there cannot be here as well.
 
 Shapes: B images, K classes, H heads, N query positions, M keys, T text tokens, (h, w) a layer's grid. The first axis of
 everything stored has 2B rows: B of the empty prompt, then B of the text, as the authors' guidance batch has.
@@ -9,7 +10,8 @@ everything stored has 2B rows: B of the empty prompt, then B of the text, as the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,8 @@ import torch
 from torch import Tensor
 
 Size = tuple[int, int]
+Accumulate = Callable[[Tensor, Tensor], Tensor]
+"""`was` or `was_by_broadcast`."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,14 @@ def store(query: Tensor, key: Tensor, scale: float, grid: Size) -> Stored:
 
 def resize(maps: Tensor, size: Size) -> Tensor:
     """Bilinear resize of float [...,h,w] with half-pixel centres, as a product with two weight matrices."""
-    rows, columns = (_bilinear(old, new).to(maps) for old, new in zip(maps.shape[-2:], size, strict=True))
+    sides = zip(maps.shape[-2:], size, strict=True)
+    rows, columns = (_bilinear(old, new, maps.dtype, maps.device) for old, new in sides)
     return rows @ maps @ columns.T
 
 
-def _bilinear(old: int, new: int) -> Tensor:
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept for whoever comes next, perhaps with gradients
+def _bilinear(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Weights [new, old] of the old samples in each new one."""
     weights = torch.zeros(new, old, dtype=torch.float64)
     for index in range(new):
@@ -52,7 +59,7 @@ def _bilinear(old: int, new: int) -> Tensor:
         low = min(int(at), old - 1)
         weights[index, low] += 1 - (at - low)
         weights[index, min(low + 1, old - 1)] += at - low
-    return weights
+    return weights.to(device, dtype)
 
 
 def cross_maps(layers: Sequence[Stored], num_classes: int, size: Size, *, softmax: bool) -> Tensor:
@@ -76,6 +83,15 @@ def was(attention: Tensor, maps: Tensor) -> Tensor:
     return torch.einsum("bqp,bkp->bkq", attention, maps.flatten(2)).view_as(maps)
 
 
+def was_by_broadcast(attention: Tensor, maps: Tensor) -> Tensor:
+    """`was` as the authors' code forms it: all K N N products in memory at once, then their sum over the keys.
+
+    The attention goes in as [B,N,N] with queries first, and is turned into the authors' [key, query].
+    """
+    products = attention.mT[:, None] * maps.flatten(2)[..., None]  # [B,K,key,query]
+    return products.sum(2).view_as(maps)
+
+
 @dataclass(frozen=True)
 class Losses:
     """The terms of Eq. 8 as the authors' code computes them, and their weighted sum."""
@@ -97,12 +113,13 @@ def losses(
     guidance: float,
     alpha: float,
     beta: float,
+    accumulate: Accumulate = was,
 ) -> Losses:
     """The three losses of one guidance batch.
 
     Args:
         cross, self_: the stored layers. predicted: noise predictions [2B,4,h,w]. noise: what was added, [B,4,h,w].
-        label: int64 [B,S,S] at the size of the training maps.
+        label: int64 [B,S,S] at the size of the training maps. accumulate: how WAS is formed.
     """
     size = (int(label.shape[-2]), int(label.shape[-1]))
     weights = [1.0]
@@ -113,7 +130,7 @@ def losses(
     logits = cross_maps(cross, num_classes, size, softmax=False)
     first = torch.nn.functional.cross_entropy(logits, label, weight=torch.tensor(weights).to(logits))
     probabilities = cross_maps(cross, num_classes, self_[0].grid, softmax=False).softmax(1)
-    accumulated = resize(was(self_attention(self_), probabilities), size)
+    accumulated = resize(accumulate(self_attention(self_), probabilities), size)
     one_hot = torch.stack([(label == c) for c in range(num_classes)], 1).to(accumulated)
     second = num_classes * ((accumulated - one_hot) ** 2).mean()
     empty, text = predicted.chunk(2)
@@ -122,16 +139,23 @@ def losses(
 
 
 def predict(
-    maps: Tensor, attention: Tensor, boxes: Sequence[Sequence[int]], frame: int, size: int, threshold: float
+    maps: Tensor,
+    attention: Tensor,
+    boxes: Sequence[Sequence[int]],
+    frame: int,
+    size: int,
+    threshold: float,
+    accumulate: Accumulate = was,
 ) -> Tensor:
     """Patched prediction before the argmax, float [K,size,size].
 
     Args:
         maps: P of each patch, float [P,K,h,w]. attention: A of each patch, float [P,N,N].
         boxes: (y0, y1, x0, x1) of each patch in a frame of `frame` x `frame` pixels. threshold: of the token gate.
+        accumulate: how WAS is formed, class by class.
     """
     factor = frame // size
-    total = torch.zeros(maps.shape[1], size, size, dtype=maps.dtype)
+    total = maps.new_zeros(maps.shape[1], size, size)
     counter = torch.zeros_like(total) + 1e-7
     for patch, matrix, box in zip(maps, attention, boxes, strict=True):
         y0, y1, x0, x1 = (edge // factor for edge in box)
@@ -143,7 +167,7 @@ def predict(
                 continue
             used = torch.where(patch[k] > patch[k].mean(), patch[k], 0.0) if first else patch[k]
             first = False
-            spread = resize((matrix @ used.flatten()).view_as(used), extent)
+            spread = resize(accumulate(matrix[None], used[None, None])[0, 0], extent)
             stretch = (spread.max() - spread.min()) / (high - low)
             if stretch == 0 or torch.isnan(stretch):
                 stretch = torch.full_like(stretch, 1e-7)
@@ -153,7 +177,7 @@ def predict(
 
 
 class _StoringProcessor:
-    """Attention of a diffusers layer with the score matrix formed and kept."""
+    """Attention of a diffusers layer with the score matrix formed and kept: the "classic" one, by baddbmm and bmm."""
 
     def __init__(self, name: str, kept: dict[str, Tensor]) -> None:
         self._name, self._kept = name, kept
@@ -169,12 +193,13 @@ class _StoringProcessor:
         """hidden_states [2B,N,C], encoder_hidden_states [2B,M,E] or None -> [2B,N,C]."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
-            linear(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            linear(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2).flatten(0, 1)
             for linear, x in ((attn.to_q, hidden_states), (attn.to_k, source), (attn.to_v, source))
         )
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        self._kept[self._name] = scores
-        mixed = scores.softmax(-1) @ value
+        empty = query.new_empty(len(query), query.shape[1], key.shape[1])
+        scores = torch.baddbmm(empty, query, key.mT, beta=0, alpha=query.shape[-1] ** -0.5)
+        self._kept[self._name] = scores.unflatten(0, (-1, attn.heads))
+        mixed = torch.bmm(scores.softmax(-1), value).unflatten(0, (-1, attn.heads))
         return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
 
 

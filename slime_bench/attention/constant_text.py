@@ -1,0 +1,100 @@
+"""Keys and values of a text that does not change, computed once per layer instead of once per call."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, TypeGuard
+
+import torch
+from torch import nn
+
+TEXTS: Final = 4
+"""Texts that are kept: a trial has its prompt and the empty one."""
+
+
+@dataclass
+class _Kept:
+    """One text and what linear layers have made of it. The text is a copy: its owner may change his."""
+
+    text: torch.Tensor
+    autocast: torch.dtype | None
+    made: dict[nn.Module, tuple[tuple[int, ...], torch.Tensor]] = field(default_factory=dict)
+
+
+class ConstantText:
+    """Projections of the texts of the last calls, where no gradient is asked for.
+
+    Nothing stale can come out. A text is recognised by its content, not by its address or its identity: an optimiser
+    that changes it in place, or another tensor in the same memory, gives another text. A projection is made anew when
+    its layer's weights have been changed or moved, or when somebody has written into what was handed out.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._numbered = 0
+        self._current: tuple[torch.Tensor, _Kept] | None = None
+
+    @contextmanager
+    def during(self, text: torch.Tensor) -> Iterator[None]:
+        """Inside the block, projections of this very tensor are kept, unless a gradient could be asked for.
+
+        Args:
+            text: float [1,T,D] or [B,T,D], not to be changed inside the block.
+        """
+        before = self._current
+        self._current = None if torch.is_grad_enabled() or text.is_meta else (text, self._find(text))
+        try:
+            yield
+        finally:
+            self._current = before
+
+    def projected(self, linear: nn.Module, source: torch.Tensor) -> torch.Tensor:
+        """linear(source); a kept one where `source` is the text of `during`."""
+        current = self._current
+        if current is None or source is not current[0] or not _watched(linear):
+            output: torch.Tensor = linear(source)
+            return output
+        state, known = _state(linear), current[1].made.get(linear)
+        if known is not None and known[0] == (*state, known[1]._version):
+            return known[1]
+        with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor: it is still good outside that mode
+            made: torch.Tensor = linear(source)
+        current[1].made[linear] = ((*state, made._version), made)
+        return made
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+
+    def _find(self, text: torch.Tensor) -> _Kept:
+        autocast = torch.get_autocast_dtype(text.device.type) if torch.is_autocast_enabled(text.device.type) else None
+        for number, kept in self._kept.items():
+            if kept.autocast == autocast and _same(kept.text, text):
+                self._kept.move_to_end(number)
+                return kept
+        with torch.inference_mode(False):
+            fresh = _Kept(text.detach().clone(), autocast)
+        self._numbered += 1
+        self._kept[self._numbered] = fresh
+        while len(self._kept) > TEXTS:
+            self._kept.popitem(last=False)
+        return fresh
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    alike = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    return alike and torch.equal(one, other)
+
+
+def _watched(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the layer does nothing but multiply, and its weights count how often they are written to."""
+    plain = type(linear) is nn.Linear and not torch.is_grad_enabled()
+    return plain and not any(tensor.is_inference() for tensor in linear.parameters())
+
+
+def _state(linear: nn.Linear) -> tuple[int, ...]:
+    """Changes when the layer's numbers may have changed: where they are, and how often they were written to."""
+    return tuple(number for tensor in linear.parameters() for number in (tensor.data_ptr(), tensor._version))

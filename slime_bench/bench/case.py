@@ -1,0 +1,163 @@
+"""What is measured on: one backbone, one size, one number of classes, and pictures that differ from round to round."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch.nn import functional as F
+
+from slime_bench.bench.architecture import WIDTHS
+from slime_bench.compose import plan
+from slime_bench.data.augment import Augmentation, augment
+from slime_bench.errors import ConfigError
+from slime_bench.methods.slime import Slime
+from slime_bench.schema import build, parse
+from slime_bench.seeding import generator
+
+MINI: Final = "mini"
+"""The width that is no thinner Stable Diffusion but the bundled, trained `mini_sd`."""
+
+_CELLS: Final = 16
+"""Cells of a drawn picture along a side, each of one class."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting of the bench.
+
+    Attributes:
+        width: of `WIDTHS`, or `mini`. size: side of the pictures in pixels. classes: K, background included.
+        weights: folder of `build_width`, or `mini_sd`. device: `cpu` or `cuda`.
+        patches: per side at test time; 2 are 2 x 2 of 400/512 of the side, as the authors' default.
+        images: test pictures of one inference call. shots: support pictures of one step. trials: of a batched step.
+        overrides: further settings of the bench, `key=value`.
+    """
+
+    width: str
+    size: int
+    classes: int
+    weights: str
+    device: str = "cpu"
+    patches: int = 1
+    images: int = 1
+    shots: int = 1
+    trials: int = 1
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.width not in (*WIDTHS, MINI):
+            raise _wrong("--width", self.width, f"one of {', '.join((*WIDTHS, MINI))}")
+        if self.size < 64 or self.size % 64:
+            raise _wrong("--size", self.size, "a multiple of 64 pixels, so that every level of the U-Net halves evenly")
+        if not 2 <= self.classes <= 77:
+            raise _wrong("--classes", self.classes, "2 to 77: every class owns one of the 77 tokens")
+        if self.patches not in (1, 2):
+            raise _wrong("--patches", self.patches, "1 or 2")
+        for name in ("images", "shots", "trials"):
+            if getattr(self, name) < 1:
+                raise _wrong(f"--{name}", getattr(self, name), "at least 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes."""
+        return ("background", *(f"part{index}" for index in range(1, self.classes)))
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values; the temporary place of the weights is left out."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "weights"}
+
+
+def _wrong(path: str, found: object, expected: str) -> ConfigError:
+    return ConfigError("the bench cannot measure this", path=path, found=found, expected=expected)
+
+
+def make_method(case: Case, precision: str, seed: int = 0, overrides: Sequence[str] = ()) -> Slime:
+    """SLiMe with the authors' protocol on the case's backbone, loaded through the normal path, on the case's device.
+
+    Args:
+        precision: `fp32`, `bf16` or `fp16`, of the backbone.
+    """
+    mini = case.width == MINI
+    settings = [f"backbone={'mini_sd' if mini else 'sd21_base'}", f"backbone.weights={case.weights}"]
+    settings += [f"backbone.image_size={case.size}", f"trainer.precision={precision}", "protocol=slime_code"]
+    settings += ["method=slime", "method.t_opt=[5,100]", "method.t_test=100"]
+    # The authors' 64 at 512 pixels: the latent grid.
+    settings += [f"method.train_map_size={case.size // (4 if mini else 8)}"]
+    if case.patches > 1:
+        # Where patches do not end on a cell of the latent grid, the authors' code stops.
+        patch = case.size * 400 // 512 // 8 * 8
+        settings += [f"method.patch_size={patch}", f"method.patches_per_side={case.patches}"]
+    cfg = plan([*settings, *case.overrides, *overrides]).trials[0]
+    # With random weights hardly a class passes the gate; what does not pass costs the authors' way nothing to merge.
+    protocol = replace(build(cfg.protocol), token_gate=0.0)
+    method = Slime(parse(cfg.method), protocol, build(cfg.backbone), case.names, seed)
+    for parameter in method.parameters():  # read from the mapped file now, or they would count as the step's
+        parameter.data = parameter.data.clone()
+    return method.to(case.device)
+
+
+def another_trial(method: Slime, seed: int) -> Slime:
+    """A trial with another seed on the backbone of `method`."""
+    other = Slime(method.config, method.protocol, method.backbone, method.classes, seed)
+    return other.to(method.device)
+
+
+class Pictures:
+    """Support and test pictures that are drawn from their round, so that no cache can know them.
+
+    The pictures themselves are drawn beforehand; what a real loader does for each step, the augmentation, is not.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self._drawn: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def prepare(self, turns: int) -> None:
+        """Draw the pictures of so many rounds now, and not while somebody is timed."""
+        for index in range(turns * self.case.trials * self.case.shots):
+            self.draw("support", index)
+        for index in range(turns * self.case.images):
+            self.draw("test", index)
+
+    def draw(self, kind: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One picture float [3,S,S] in [0,1] and its label map int64 [S,S], in which every class is."""
+        if (kind, index) not in self._drawn:
+            self._drawn[kind, index] = _picture(self.case, generator(0, f"bench_{kind}", index))
+        return self._drawn[kind, index]
+
+    def support(self, turn: int, trial: int = 0) -> dict[str, Any]:
+        """The augmented batch of one training step of one trial, on the case's device."""
+        made, names = [], []
+        for shot in range(self.case.shots):
+            index = (turn * self.case.trials + trial) * self.case.shots + shot
+            image, label = self.draw("support", index)
+            made.append(augment(image, label, Augmentation(), generator(trial, "bench_augment", index)))
+            names.append(f"support{index}")
+        images, labels = zip(*made, strict=True)
+        return {
+            "image": torch.stack(images).to(self.case.device),
+            "label": torch.stack(labels).to(self.case.device),
+            "id": names,
+            "epoch": torch.full((len(names),), turn),
+        }
+
+    def test(self, turn: int) -> tuple[torch.Tensor, list[str]]:
+        """Pictures float [B,3,S,S] of one inference call on the case's device, and their names."""
+        indices = [turn * self.case.images + each for each in range(self.case.images)]
+        images = torch.stack([self.draw("test", index)[0] for index in indices])
+        return images.to(self.case.device), [f"test{index}" for index in indices]
+
+
+def _picture(case: Case, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    # As many cells of each class, in any order; each class has a colour of its own.
+    order = torch.randperm(_CELLS * _CELLS, generator=draw) % case.classes
+    coarse = order.view(1, 1, _CELLS, _CELLS).float()
+    label = F.interpolate(coarse, (case.size, case.size), mode="nearest")[0, 0].long()
+    colours = torch.rand(case.classes, 3, generator=draw)
+    noise = torch.rand(1, 3, case.size // 8, case.size // 8, generator=draw)
+    noise = F.interpolate(noise, (case.size, case.size), mode="bilinear")[0]
+    return 0.7 * colours[label].permute(2, 0, 1) + 0.3 * noise, label

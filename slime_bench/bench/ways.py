@@ -1,0 +1,146 @@
+"""The ways of computing that are measured against each other. A new row of the bench is one entry of `WAYS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from slime_bench.bench.case import Case, another_trial, make_method
+from slime_bench.bench.outcome import TERMS, Bars, Outcome
+from slime_bench.bench.reference import Reference
+from slime_bench.bench.stopwatch import Stopwatch
+from slime_bench.methods.slime import Slime
+
+REFERENCE: Final = "reference"
+TASKS: Final = ("step", "inference")
+
+EXACT: Final = Bars(losses=2e-4, gradient=5e-3, labels=2e-3)
+"""Float tolerance: what runs of the authors' own code differ by with other kernels and threads (gradients by 3e-4, the
+diffusion loss by 1e-6 of itself), with room for other machines."""
+
+ROUNDED: Final = Bars(losses=0.5, gradient=0.3, labels=0.2)
+"""bfloat16 keeps 8 bits; guidance multiplies by 100 what the diffusion loss loses, and random weights amplify it. This
+keeps out what is no SLiMe at all; the table says how far a way is."""
+
+BARS: Final = {"fp32": EXACT, "bf16": ROUNDED}
+"""How far a way may be from the reference, by its precision."""
+
+
+class Runner(Protocol):
+    """A way of computing, ready to run."""
+
+    watch: Stopwatch
+
+    def step(self, batches: Sequence[dict[str, Any]]) -> Outcome:
+        """One optimisation step of every trial, the update included, on the batch of each; what the first one found."""
+        ...
+
+    def segment(self, images: Tensor, ids: list[str]) -> Tensor:
+        """The first trial's label maps int64 [B,S,S] of pictures float [B,3,S,S], which every trial segments."""
+        ...
+
+
+@dataclass(frozen=True)
+class Way:
+    """One row of the bench.
+
+    Attributes:
+        make: builds a runner. what: in a few words. precision: of the frozen networks.
+        together: whether it runs `Case.trials` trials at once.
+        tasks: at which it differs from others. seen: whether another trial of the process has segmented the pictures.
+    """
+
+    make: Callable[[Case, Stopwatch], Runner]
+    what: str
+    precision: str = "fp32"
+    together: bool = False
+    tasks: tuple[str, ...] = TASKS
+    seen: bool = False
+
+    def trials(self, case: Case) -> int:
+        """How many it runs at once."""
+        return case.trials if self.together else 1
+
+
+class Fast:
+    """The bench's own SLiMe, as a trial runs it; or several of them, as trials that are fitted together."""
+
+    def __init__(self, methods: Sequence[Slime], watch: Stopwatch) -> None:
+        self.methods, self.watch = methods, watch
+        self.optimisers = [method.configure_optimizers() for method in methods]
+        self._logged: dict[str, Tensor] = {}
+        for method in methods:  # there is no trainer to log to
+            method.log_dict = self._keep  # type: ignore[method-assign, assignment]
+
+    def _keep(self, values: dict[str, Tensor], **_: Any) -> None:
+        self._logged |= {name.removeprefix("train/"): value for name, value in values.items()}
+
+    def step(self, batches: Sequence[dict[str, Any]]) -> Outcome:
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+        with self._stages():
+            if len(self.methods) == 1:
+                loss, terms = self.methods[0].training_step(batches[0], 0), self._logged
+            else:
+                every = Slime.steps_together(self.methods, batches)
+                loss, terms = torch.stack([each["loss"] for each in every]).sum(), every[0]
+        with self.watch.stage("backward", whole=True):
+            loss.backward()
+        gradient = self.methods[0].embeddings.grad
+        assert gradient is not None  # of the step just made
+        found = Outcome({name: float(terms[name].detach()) for name in TERMS if name in terms}, gradient.clone())
+        with self.watch.stage("optimiser"):
+            for optimiser in self.optimisers:
+                optimiser.step()
+        return found
+
+    @torch.inference_mode()
+    def segment(self, images: Tensor, ids: list[str]) -> Tensor:
+        with self._stages():
+            if len(self.methods) == 1:
+                return self.methods[0].predict(images, ids)
+            count = len(self.methods)
+            return Slime.predictions_together(self.methods, [images] * count, [ids] * count)[0]
+
+    @torch.inference_mode()
+    def see(self, images: Tensor, ids: list[str]) -> None:
+        """Segment pictures as a trial with another seed would, before this one does."""
+        another_trial(self.methods[0], self.methods[0].seed + 1).predict(images, ids)
+
+    @contextmanager
+    def _stages(self) -> Iterator[None]:
+        backbone = self.methods[0].backbone
+        calls = ((backbone.vae, "encode", "VAE"), (backbone.unet, "forward", "U-Net forward"))
+        with self.watch.stage("maps and losses"), self.watch.around(*calls):
+            yield
+
+
+def _reference(case: Case, watch: Stopwatch) -> Runner:
+    return Reference(make_method(case, "fp32"), watch)
+
+
+def _fast(precision: str, *overrides: str, together: bool = False) -> Callable[[Case, Stopwatch], Runner]:
+    def make(case: Case, watch: Stopwatch) -> Runner:
+        first = make_method(case, precision, overrides=overrides)
+        others = range(1, case.trials if together else 1)
+        return Fast([first, *(another_trial(first, seed) for seed in others)], watch)
+
+    return make
+
+
+WAYS: Final[dict[str, Way]] = {
+    REFERENCE: Way(_reference, "the authors' way of computing, float32"),
+    "fast fp32": Way(_fast("fp32"), "the bench's own way, float32"),
+    "next trial fp32": Way(
+        _fast("fp32"), "the same, where an earlier trial has segmented the pictures", tasks=("inference",), seen=True
+    ),
+    "fast bf16": Way(_fast("bf16"), "the same with the frozen networks in bfloat16", "bf16"),
+    "together fp32": Way(_fast("fp32", together=True), "several trials in one batch, float32", together=True),
+    "together bf16": Way(_fast("bf16", together=True), "several trials in one batch, bfloat16", "bf16", together=True),
+}
+"""Every way by its name; the first is what the others are compared with."""
