@@ -63,21 +63,28 @@ def lightning_trainer(
     import lightning
 
     return lightning.Trainer(
-        accelerator=cfg.trainer.device if cfg.trainer.device == "cpu" else "gpu",
-        devices=1,
-        precision=_PRECISION[cfg.trainer.precision],
+        **trainer_settings(cfg, folder),
         max_epochs=math.ceil(method.epochs / int(cfg.data.passes_per_epoch)),
         max_steps=steps or -1,
         num_sanity_val_steps=0,
         logger=logger,
         callbacks=[each for each in callbacks if each is not None],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        deterministic="warn" if cfg.trainer.deterministic else False,
         log_every_n_steps=1,
-        default_root_dir=folder,
     )
+
+
+def trainer_settings(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """What fit and test have in common."""
+    return {
+        "accelerator": cfg.trainer.device if cfg.trainer.device == "cpu" else "gpu",
+        "devices": 1,
+        "precision": _PRECISION[cfg.trainer.precision],
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "deterministic": "warn" if cfg.trainer.deterministic else False,
+        "default_root_dir": folder,
+    }
 
 
 @contextmanager

@@ -27,6 +27,7 @@ EXCLUDED: Final[tuple[str, ...]] = (
     "launcher",
     "hydra",
     "trainer.progress",
+    "trainer.devices",
     "trainer.threads",
     "trainer.checkpoint_every",
     # how the test images are fed: results do not depend on it by design

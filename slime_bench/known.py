@@ -11,7 +11,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from slime_bench import identity
-from slime_bench.device import check_precision, pick_device
+from slime_bench.device import check_devices, check_precision, pick_device
 from slime_bench.environment import git_state, read_environment, version
 from slime_bench.errors import ConfigError
 from slime_bench.results import RESULT_FILE, TrialResult
@@ -48,6 +48,7 @@ def on_device(cfg: DictConfig) -> DictConfig:
     """
     device = pick_device(cfg.trainer.device)
     check_precision(cfg.trainer.precision, device)
+    check_devices(cfg.trainer.devices, device)
     check_parts(cfg, load_target(cfg.method["_target_"]), load_target(cfg.backbone["_target_"]))
     return cast(DictConfig, OmegaConf.merge(cfg, {"trainer": {"device": device}}))
 

@@ -47,6 +47,7 @@ class TrainerConfig:
     Args:
         device: `auto` is CUDA where there is one, otherwise the CPU.
         precision: of the frozen backbone's and the method's arithmetic.
+        devices: GPUs that share the test images of a trial, or processes on the CPU; the optimisation takes one.
         threads: CPU threads; null leaves torch's own choice.
         progress: show progress bars.
         deterministic: use deterministic algorithms only.
@@ -56,6 +57,7 @@ class TrainerConfig:
 
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
     precision: str = field(default="fp32", metadata={"choices": ("fp32", "bf16", "fp16")})
+    devices: int = field(default=1, metadata={"min": 1})
     threads: int | None = field(default=None, metadata={"min": 1})
     progress: bool = True
     deterministic: bool = True

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 from omegaconf import DictConfig
@@ -129,13 +129,12 @@ class Batches:
     def _look(self, index: int) -> Known | None:
         """What tells the trial from others; None where that cannot be found out, which it will say itself."""
         if index not in self._known:
-            try:
+            self._known[index] = None
+            with suppress(Exception):
                 cfg = on_device(self._trials[index])
                 known = identify(cfg, prepared_data(cfg))
                 check(known)
                 self._known[index] = known
-            except SlimeBenchError:
-                self._known[index] = None
         return self._known[index]
 
 

@@ -23,7 +23,7 @@ from slime_bench.curves import CURVES_FILE, write_curves
 from slime_bench.environment import ENVIRONMENT_FILE, environment, reset_peaks, without_home
 from slime_bench.errors import ConfigError, StorageError
 from slime_bench.failure import ERROR_FILE, forget_failure, recorded_failure
-from slime_bench.fitting import backbone_of, lightning_trainer, made_by, method_of, steps_of, threads
+from slime_bench.fitting import backbone_of, lightning_trainer, made_by, method_of, steps_of, threads, trainer_settings
 from slime_bench.known import (
     Known,
     check,
@@ -129,7 +129,7 @@ def _fit_and_test(known: Known, fitted: dict[str, Any] | None, method: Any, bega
         method.use_best_state()
         write_curves(folder / CURVES_FILE, method.curve.points())
     tested = time.monotonic()
-    trainer.test(method, data, verbose=False)
+    _test(cfg, trainer, method, data, folder)
     counts = method.test_metric.counts()
     result = results.from_counts(
         counts,
@@ -167,6 +167,17 @@ def _fit_and_test(known: Known, fitted: dict[str, Any] | None, method: Any, bega
     if progress is not None:
         progress.finish(f"mIoU {_percent(result.average)}")
     return result
+
+
+def _test(cfg: DictConfig, trainer: Any, method: Any, data: Any, folder: Path) -> None:
+    """Test on as many devices as the trial is given, and as there are batches for."""
+    devices = min(cfg.trainer.devices, len(data.test_dataloader()))
+    if devices < 2:
+        trainer.test(method, data, verbose=False)
+        return
+    from slime_bench.sharding import test_on
+
+    test_on(devices, method, data, trainer_settings(cfg, folder))
 
 
 def _checkpoints(known: Known, fitted: dict[str, Any] | None, method: Any, began: float) -> Any:

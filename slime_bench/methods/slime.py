@@ -148,7 +148,8 @@ class Slime(SegmentationMethod):
         if device == "cpu":
             height, width = backbone.latent_shape(size)[1:]
             return max(1, min(MOST_TRIALS, CELLS // (height * width * images)))
-        free = int(0.8 * torch.cuda.mem_get_info()[0])
+        to_come = sum(each.nbytes for each in backbone.parameters() if not each.is_cuda)
+        free = int(0.8 * (torch.cuda.mem_get_info()[0] - to_come))
         vae, unet = backbone.vae.config, backbone.unet.config
         fitting = training_images(vae, unet, size, backbone.unet.dtype.itemsize, free)
         return max(1, min(MOST_TRIALS, fitting // images))

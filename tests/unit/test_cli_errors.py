@@ -36,7 +36,7 @@ class Bench:
 
         monkeypatch.setattr(slime_bench, "trial", module, raising=False)
 
-    def _run(self, cfg: DictConfig) -> types.SimpleNamespace:
+    def _run(self, cfg: DictConfig, fitted: object = None) -> types.SimpleNamespace:
         self.ran.append(cfg)
         self.behave(cfg)
         return self.finished

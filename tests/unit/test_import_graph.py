@@ -49,10 +49,11 @@ ROOMS: dict[str, set[str]] = {
     "failure": {*BASE, "environment"},
     "known": {*BASE, "device", "environment", "identity", "results", "schema"},
     "fitting": {*BASE, "checkpoint", "known", "schema", "warm"},
+    "sharding": {*BASE, "checkpoint"},
     "together": {*BASE, "checkpoint", "fitting", "identity", "known", "methods", "progress", "results", "resume"}
     | {"schema"},
     "trial": {*BASE, "device", "qualitative", "schema", "typed", "identity", "results", "paths", "logger", "progress"}
-    | {"failure", "fitting", "known", "curves", "confusion"}
+    | {"failure", "fitting", "known", "curves", "confusion", "sharding"}
     | {"environment", "warm", "checkpoint", "resume", "attention", "metrics", "refine", "backbones", "methods", "data"},
     "sweep": {*BASE, "console", "compose", "device", "failure", "identity", "known", "results", "schema", "trial"},
     "segment": {

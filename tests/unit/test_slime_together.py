@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_bench.attention.capture import LayerAttention
+from slime_bench.backbones.memory import TRAINING_MAPS, training_images
 from slime_bench.backbones.stable_diffusion import DiffusionAttention
 from slime_bench.methods.slime import Slime
 from slime_bench.methods.slime_config import LossWeights, SlimeConfig
@@ -160,3 +161,29 @@ def test_both_halves_stand_side_by_side() -> None:
     found = joined(one, other)
     assert (len(found.cross), len(found.self_grids)) == (3, 2) and found.noise is one.noise
     assert joined(one, None) is one
+
+
+class TestTrialsOfUse:
+    @pytest.mark.parametrize(("side", "images", "expected"), [(64, 1, 8), (512, 1, 1), (256, 1, 4), (256, 2, 2)])
+    def test_on_a_cpu_small_images_are_put_together(
+        self, tiny_backbone: Any, monkeypatch: pytest.MonkeyPatch, side: int, images: int, expected: int
+    ) -> None:
+        # 8 pixels to a latent cell, as in Stable Diffusion
+        monkeypatch.setattr(tiny_backbone, "latent_shape", lambda size: (4, size[0] // 8, size[1] // 8))
+        assert Slime.trials_of_use(tiny_backbone, side, images, "cpu") == expected
+
+    def test_on_a_gpu_as_many_as_its_memory_holds(self, tiny_backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        weights = sum(each.nbytes for each in tiny_backbone.parameters())
+        unet, size = tiny_backbone.unet.config, (SIZE, SIZE)
+        one = TRAINING_MAPS * (SIZE / tiny_backbone.downscale) ** 2 * unet["block_out_channels"][0] * 4
+
+        def found(maps_of: float) -> int:
+            free = int(weights + maps_of * one / 0.8)
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
+            return Slime.trials_of_use(tiny_backbone, SIZE, 1, "cuda")
+
+        assert [found(count) for count in (0.1, 1.5, 3.01, 5.5, 1000)] == [1, 1, 3, 5, 8]
+        vae = tiny_backbone.vae.config
+        assert training_images(vae, unet, size, 4, int(7.5 * one)) == 7
+        assert training_images(vae, unet, (2 * SIZE, 2 * SIZE), 4, int(7.5 * one)) == 1
+        assert training_images(vae, unet, size, 2, int(7.5 * one)) == 15
