@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from slime_bench import checkpoint
+from slime_bench.console import quieten
 from slime_bench.errors import SlimeBenchError
 
 _WRITTEN_BY = {"part": "of a test"}
@@ -56,6 +57,11 @@ class _HandOver(Callback):
 
     def __init__(self, folder: Path, threads: int, deterministic: bool) -> None:
         self.folder, self.threads, self.deterministic = folder, threads, deterministic
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The first of ours that runs in a new process, where the libraries have not been told to be quiet yet."""
+        self.__dict__.update(state)
+        quieten()
 
     def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         torch.set_num_threads(self.threads)

@@ -49,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "failure": {*BASE, "environment"},
     "known": {*BASE, "device", "environment", "identity", "results", "schema"},
     "fitting": {*BASE, "checkpoint", "known", "schema", "warm"},
-    "sharding": {*BASE, "checkpoint"},
+    "sharding": {*BASE, "checkpoint", "console"},
     "together": {*BASE, "checkpoint", "fitting", "identity", "known", "methods", "progress", "results", "resume"}
     | {"schema"},
     "trial": {*BASE, "device", "qualitative", "schema", "typed", "identity", "results", "paths", "logger", "progress"}
