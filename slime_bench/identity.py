@@ -45,6 +45,7 @@ EXCLUDED: Final[tuple[str, ...]] = (
     "backbone.memory_gb",
     "backbone.encoder_cache_mb",
     "backbone.checkpoint_activations",
+    "backbone.compile",
     "backbone.prompts_per_call",
     "method.keep_gb",
     "backbone.layer_groups",  # names to choose from; the chosen ones stand in `backbone.cross_layers`

@@ -67,7 +67,12 @@ def spread(query: torch.Tensor, key: torch.Tensor, maps: torch.Tensor, scale: fl
 
 def head_mean(values: torch.Tensor) -> torch.Tensor:
     """Mean over heads, at least float32: [B,H,N,K] -> [B,N,K]."""
-    return (values if values.dtype == torch.float64 else values.float()).mean(dim=1)
+    return full(values).mean(dim=1)
+
+
+def full(values: torch.Tensor) -> torch.Tensor:
+    """At least float32: float64 stays what it is."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _filled(x: torch.Tensor, width: int) -> torch.Tensor:

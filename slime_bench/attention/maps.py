@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from slime_bench.attention.attend import spread
+from slime_bench.attention.attend import full, spread
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.errors import BackboneError
 
@@ -46,7 +46,7 @@ def class_logits(layer: LayerAttention, num_classes: int, grid: Size) -> torch.T
     the authors' code trains).
     """
     with _full_precision(layer):
-        query, key = _full(layer.query), _full(layer.key[:, :, :num_classes])
+        query, key = full(layer.query), full(layer.key[:, :, :num_classes])
         logits = torch.einsum("bhnd,bhkd->bkn", query, key) * (layer.scale / query.shape[1])
     return logits.unflatten(-1, grid)
 
@@ -61,7 +61,7 @@ def class_probabilities(
     """
     key = layer.key if over_all_tokens else layer.key[:, :, :num_classes]
     with _full_precision(layer):
-        logits = torch.einsum("bhnd,bhkd->bhkn", _full(layer.query), _full(key)) * layer.scale
+        logits = torch.einsum("bhnd,bhkd->bhkn", full(layer.query), full(key)) * layer.scale
     return logits.softmax(dim=2)[:, :, :num_classes].mean(dim=1).unflatten(-1, grid)
 
 
@@ -103,11 +103,6 @@ def to_rows(maps: torch.Tensor) -> torch.Tensor:
 def to_maps(rows: torch.Tensor, grid: Size) -> torch.Tensor:
     """[B,h*w,K] -> [B,K,h,w]."""
     return rows.transpose(1, 2).unflatten(-1, grid)
-
-
-def _full(values: torch.Tensor) -> torch.Tensor:
-    """At least float32."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _full_precision(layer: LayerAttention) -> torch.autocast:

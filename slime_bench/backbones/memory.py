@@ -31,10 +31,14 @@ def bytes_per_image(vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple
     Args:
         vae, unet: configurations of the parts. size: (H, W) of an image in pixels. itemsize: bytes of a number.
     """
-    pixels, scale = size[0] * size[1], 4 ** (len(vae["block_out_channels"]) - 1)
-    encoder = VAE_MAPS * pixels * vae["block_out_channels"][0]
-    denoiser = UNET_MAPS * pixels / scale * unet["block_out_channels"][0]
-    return int(max(encoder, denoiser) * itemsize)
+    encoder = VAE_MAPS * size[0] * size[1] * vae["block_out_channels"][0]
+    return int(max(encoder, UNET_MAPS * _unet_map(vae, unet, size)) * itemsize)
+
+
+def _unet_map(vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple[int, int]) -> float:
+    """Numbers in a map of the U-Net's first level, h w c_unet; the autoencoder halves between its levels."""
+    halvings = len(vae["block_out_channels"]) - 1
+    return size[0] * size[1] / 4**halvings * unet["block_out_channels"][0]
 
 
 def images_within(
@@ -56,6 +60,5 @@ def training_images(
     The number of maps is a measured one, rounded up (a CPU, torch 2.13, float32): mini_sd at 128, 256 and 512 pixels
     281 to 404, Stable Diffusion 2.1 with a fifth and with a twentieth of its channels 343 to 585.
     """
-    scale = 4 ** (len(vae["block_out_channels"]) - 1)
-    held = TRAINING_MAPS * size[0] * size[1] / scale * unet["block_out_channels"][0] * itemsize
+    held = TRAINING_MAPS * _unet_map(vae, unet, size) * itemsize
     return max(1, int(budget // held))

@@ -18,6 +18,7 @@ from slime_bench.attention.constant_text import ConstantText
 from slime_bench.attention.maps import Size, grid_size, to_maps, to_rows, was
 from slime_bench.attention.processor import install
 from slime_bench.backbones.activations import recompute_activations
+from slime_bench.backbones.compiled import compile_blocks
 from slime_bench.backbones.describe import (
     BackboneFacts,
     check_prediction,
@@ -61,7 +62,8 @@ class StableDiffusionBackbone(nn.Module):
     captured queries and keys.
 
     Raises:
-        BackboneError: weights missing, corrupt, of another architecture, or without a named layer.
+        BackboneError: weights missing, corrupt, of another architecture, or without a named layer. ConfigError: nothing
+            to compile with.
     """
 
     @dataclass
@@ -83,6 +85,7 @@ class StableDiffusionBackbone(nn.Module):
                 nothing. See `encode`.
             checkpoint_activations: training keeps a fifth for the backward pass, and computes the rest again, in 1.7
                 times the time. The gradients are the same.
+            compile: torch.compile for the blocks without attention; see `slime_bench.backbones.compiled`.
         """
 
         name: str = "mini_sd"
@@ -97,6 +100,7 @@ class StableDiffusionBackbone(nn.Module):
         memory_gb: float = field(default=4.0, metadata={"min": 0.0})
         encoder_cache_mb: float = field(default=256.0, metadata={"min": 0.0})
         checkpoint_activations: bool = False
+        compile: bool = False
 
     alphas_cumprod: torch.Tensor
 
@@ -120,6 +124,8 @@ class StableDiffusionBackbone(nn.Module):
         self._one_text_row = install(self.unet, self._text)
         if config.checkpoint_activations:
             recompute_activations(self.unet)
+        if config.compile:
+            compile_blocks(self.unet, self.vae.encoder)
         self._arrange()
 
     def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Self:

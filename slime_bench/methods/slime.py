@@ -18,11 +18,10 @@ from torch.nn import functional as F
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import Size, average, class_logits, class_probabilities, resize, was
 from slime_bench.backbones.describe import BackboneFacts
-from slime_bench.backbones.memory import training_images
 from slime_bench.backbones.stable_diffusion import DiffusionAttention, StableDiffusionBackbone
 from slime_bench.embeddings import read_embeddings
 from slime_bench.errors import ConfigError
-from slime_bench.methods.base import SegmentationMethod
+from slime_bench.methods.base import SegmentationMethod, label_maps
 from slime_bench.methods.slime_config import SlimeConfig, check_settings
 from slime_bench.methods.slime_losses import class_weights, cross_entropy, guided, mean_iou, was_error
 from slime_bench.methods.slime_protocol import SlimeProtocol
@@ -150,15 +149,13 @@ class Slime(SegmentationMethod):
             return max(1, min(MOST_TRIALS, CELLS // (height * width * images)))
         to_come = sum(each.nbytes for each in backbone.parameters() if not each.is_cuda)
         free = int(0.8 * (torch.cuda.mem_get_info()[0] - to_come))
-        vae, unet = backbone.vae.config, backbone.unet.config
-        fitting = training_images(vae, unet, size, backbone.unet.dtype.itemsize, free)
-        return max(1, min(MOST_TRIALS, fitting // images))
+        return max(1, min(MOST_TRIALS, backbone.training_images(size, free) // images))
 
     @classmethod
     def predictions_together(
         cls, methods: Sequence[Slime], images: Sequence[torch.Tensor], ids: Sequence[Sequence[str]]
     ) -> list[torch.Tensor]:
-        return [scores.argmax(dim=1) for scores in segmented(methods, images, ids)]
+        return [label_maps(scores) for scores in segmented(methods, images, ids)]
 
     def step_of(self, batch: Mapping[str, Any]) -> Step:
         """What one step takes of a batch; its timesteps are drawn by seed, image and epoch."""
@@ -205,7 +202,7 @@ class Slime(SegmentationMethod):
                 predicted = guided(predicted, empty.noise, protocol.guidance_scale)
             terms["diffusion"] = F.mse_loss(predicted, noise)
             loss = loss + weighted.beta * terms["diffusion"]
-        return {**terms, "loss": loss, "miou": 100 * mean_iou(maps.detach().argmax(1), target, len(self.classes))}
+        return {**terms, "loss": loss, "miou": 100 * mean_iou(label_maps(maps.detach()), target, len(self.classes))}
 
     def training_cross(self, layers: Sequence[LayerAttention], grids: Sequence[Size], size: Size) -> torch.Tensor:
         """What WAS propagates in training: probabilities of the classes, float [B,K,*size] in [0,1]."""

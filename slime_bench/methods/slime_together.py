@@ -82,15 +82,16 @@ def training_terms(methods: Sequence[Slime], batches: Sequence[Mapping[str, Any]
         guides=first.protocol.diffusion_loss == "guided" and any(each.beta != 0 for each in weights),
         with_self=any(each.alpha != 0 for each in weights),
     )
+    nothing = [None] * len(counts)
+    halves = zip(
+        nothing if empty.attention is None else split(empty.attention, counts),
+        nothing if empty.noise is None else empty.noise.split(counts),
+        strict=True,
+    )
+    given = zip(methods, steps, split(found, counts), noisy.split(counts), noise.split(counts), halves, strict=True)
     terms = []
-    for method, step, (start, stop) in zip(methods, steps, spans(counts), strict=True):
-        own = EmptyPrompt(
-            None if empty.attention is None else rows(empty.attention, start, stop),
-            None if empty.noise is None else empty.noise[start:stop],
-        )
-        one = method.losses(
-            rows(found, start, stop), step.label, noisy[start:stop], step.timesteps, noise[start:stop], empty=own
-        )
+    for method, step, own, own_noisy, own_noise, half in given:
+        one = method.losses(own, step.label, own_noisy, step.timesteps, own_noise, empty=EmptyPrompt(*half))
         terms.append({**one, "t": step.timesteps.float().mean()})
     return terms
 
@@ -178,9 +179,9 @@ def _patch_scores(
         propagated(found.cross, found.cross_grids, found.self_grids[0])
     cross = made[0]
     scores = []
-    for method, (start, stop) in zip(methods, spans(counts), strict=True):
-        own, use_was = rows(found, start, stop), method.config.maps == "was"
-        one = patch_scores(cross[start:stop], own.self_, method.protocol, use_was, extent, spread=own.spread)
+    for method, own, own_cross in zip(methods, split(found, counts), cross.split(counts), strict=True):
+        use_was = method.config.maps == "was"
+        one = patch_scores(own_cross, own.self_, method.protocol, use_was, extent, spread=own.spread)
         scores.append(one)
     return scores
 
@@ -192,16 +193,30 @@ def prompts(methods: Sequence[Slime], counts: Sequence[int]) -> torch.Tensor:
     return torch.cat([method.text().expand(count, -1, -1) for method, count in zip(methods, counts, strict=True)])
 
 
-def rows(found: DiffusionAttention, start: int, stop: int) -> DiffusionAttention:
-    """The attention of some of a batch's images."""
-    if start == 0 and all(stop >= len(layer.query) for layer in (*found.cross, *found.self_)):
-        return found
+def split(found: DiffusionAttention, counts: list[int]) -> list[DiffusionAttention]:
+    """The attention of a batch's images in parts of these sizes, which stand one after another.
 
-    def part(layers: Sequence[LayerAttention]) -> list[LayerAttention]:
-        return [LayerAttention(each.query[start:stop], each.key[start:stop], each.scale) for each in layers]
+    By torch's `split` and not by slices: its backward pass joins the parts' gradients once, where every slice would add
+    a tensor of the whole batch's size, all zeros but for the part.
+    """
+    if len(counts) == 1:
+        return [found]
 
-    noise, spread = (None if each is None else each[start:stop] for each in (found.noise, found.spread))
-    return DiffusionAttention(part(found.cross), found.cross_grids, part(found.self_), found.self_grids, noise, spread)
+    def tensors(whole: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+        return [None] * len(counts) if whole is None else whole.split(counts)
+
+    def layers(every: Sequence[LayerAttention]) -> list[list[LayerAttention]]:
+        divided = [(each.query.split(counts), each.key.split(counts), each.scale) for each in every]
+        return [
+            [LayerAttention(query[part], key[part], scale) for query, key, scale in divided]
+            for part in range(len(counts))
+        ]
+
+    pieces = zip(layers(found.cross), layers(found.self_), tensors(found.noise), tensors(found.spread), strict=True)
+    return [
+        DiffusionAttention(cross, found.cross_grids, self_, found.self_grids, noise, spread)
+        for cross, self_, noise, spread in pieces
+    ]
 
 
 def joined(one: DiffusionAttention, other: DiffusionAttention | None) -> DiffusionAttention:
@@ -215,12 +230,6 @@ def joined(one: DiffusionAttention, other: DiffusionAttention | None) -> Diffusi
         one.self_grids + other.self_grids,
         one.noise,
     )
-
-
-def spans(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """[start, stop) of parts of these sizes that stand one after another."""
-    stops = [sum(counts[: place + 1]) for place in range(len(counts))]
-    return [(stop - count, stop) for stop, count in zip(stops, counts, strict=True)]
 
 
 def calls(counts: Sequence[int], per_call: int) -> Iterator[list[tuple[int, int, int]]]:

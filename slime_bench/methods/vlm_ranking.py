@@ -14,6 +14,7 @@ import torch
 
 from slime_bench.backbones.vlm import VlmFacts
 from slime_bench.errors import ConfigError
+from slime_bench.methods.base import label_maps
 from slime_bench.methods.layer_study import Selection, selections, study
 from slime_bench.methods.vlm_attention import VlmAttention
 from slime_bench.methods.vlm_config import TEST, VlmConfig, check_layers
@@ -89,7 +90,7 @@ class VlmRanking(VlmAttention):
         grid = self.backbone.grid(frame)
         for name, layers in self._chosen.items():
             found = probabilities([self._classes[layer] for layer in layers], grid, frame, self.protocol)
-            self._counts[name].update(found.argmax(1).cpu(), batch["label"].cpu())
+            self._counts[name].update(label_maps(found).cpu(), batch["label"].cpu())
 
     def extra_files(self) -> dict[str, bytes]:
         """Those of `VlmAttention`, and the study."""

@@ -8,12 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from slime_bench.errors import ConfigError
-from slime_bench.methods.base import SegmentationMethod
+from slime_bench.methods.base import SegmentationMethod, label_maps
 from slime_bench.methods.slime import Slime
 from slime_bench.methods.slime_config import LossWeights, SlimeConfig, Start, check_settings
 
@@ -370,6 +373,15 @@ class TestLearnedState:
     def test_a_state_of_other_classes_is_refused(self, make: Any) -> None:
         with pytest.raises(ConfigError, match="another class list"):
             make().load_learned_state(make(classes=[*CLASSES, "plate"]).learned_state())
+
+
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_a_label_is_the_first_class_of_the_highest_score(images: int, classes: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    scores = draw.integers(0, 4, (images, classes, 5, 7)).astype(np.float32)  # few values: many are equal
+    found = label_maps(torch.from_numpy(scores))
+    assert found.dtype == torch.int64
+    np.testing.assert_array_equal(found.numpy(), scores.argmax(1))
 
 
 class Scripted(SegmentationMethod):

@@ -16,7 +16,7 @@ from slime_bench.backbones.memory import TRAINING_MAPS, training_images
 from slime_bench.backbones.stable_diffusion import DiffusionAttention
 from slime_bench.methods.slime import Slime
 from slime_bench.methods.slime_config import LossWeights, SlimeConfig
-from slime_bench.methods.slime_together import calls, joined, rows, segmented, spans, training_terms
+from slime_bench.methods.slime_together import calls, joined, segmented, split, training_terms
 
 SIZE = 64
 CLASSES = ("background", "wheel", "window")
@@ -143,15 +143,17 @@ def test_calls_cover_every_row_once_and_in_order(counts: list[int], per_call: in
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5))
-def test_rows_are_those_of_each_part(counts: list[int]) -> None:
+def test_each_part_has_its_own_rows(counts: list[int]) -> None:
     total = sum(counts)
     query = torch.arange(total, dtype=torch.float32).view(total, 1, 1, 1)
-    found = DiffusionAttention([LayerAttention(query, -query, 1.0)], [(1, 1)], [], [], query)
-    for start, stop in spans(counts):
-        own = rows(found, start, stop)
-        assert own.cross[0].query.flatten().tolist() == list(range(start, stop))
-        assert torch.equal(own.cross[0].key, -own.cross[0].query) and torch.equal(own.noise, query[start:stop])  # type: ignore[arg-type]
-    assert [stop - start for start, stop in spans(counts)] == counts
+    found = DiffusionAttention([LayerAttention(query, -query, 0.5)], [(1, 1)], [], [], query)
+    parts, start = split(found, counts), 0
+    for own, count in zip(parts, counts, strict=True):
+        assert own.cross[0].query.flatten().tolist() == list(range(start, start + count))
+        assert torch.equal(own.cross[0].key, -own.cross[0].query) and own.cross[0].scale == 0.5
+        assert own.noise is not None and own.noise.flatten().tolist() == list(range(start, start + count))
+        assert own.spread is None and own.cross_grids == [(1, 1)] and own.self_ == []
+        start += count
 
 
 def test_both_halves_stand_side_by_side() -> None:

@@ -1,0 +1,56 @@
+"""torch.compile for the blocks of a diffusers network that no capture looks into."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import Final
+
+from torch import nn
+
+from slime_bench.errors import ConfigError
+
+BLOCKS: Final = ("ResnetBlock2D", "FeedForward")
+"""Classes of diffusers, each of whose modules is compiled for itself. Not attention: a capture looks on while it runs,
+and may end the pass in it, where a graph would break."""
+
+VARIANTS: Final = 512
+"""Graphs that torch may keep of one class. Its own 8 are meant for one module; here all modules of a class count
+together, each with and without gradient and once for every number of images."""
+
+
+def compile_blocks(*networks: nn.Module, backend: str = "inductor") -> int:
+    """Let torch compile the networks' `BLOCKS`, when they first run, for each size that comes up.
+
+    Results are those of the plain run but for rounding.
+
+    Args:
+        networks: of diffusers. backend: of torch.compile.
+
+    Returns:
+        how many modules that are.
+
+    Raises:
+        ConfigError: there is no C++ compiler, without which it fails in the middle of the first step.
+    """
+    _check_compiler()
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, VARIANTS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, len(BLOCKS) * VARIANTS)
+    found = [module for network in networks for module in network.modules() if type(module).__name__ in BLOCKS]
+    for module in found:
+        module.compile(dynamic=False, backend=backend)
+    return len(found)
+
+
+def _check_compiler() -> None:
+    wanted = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(wanted) is None:
+        raise ConfigError(
+            "torch.compile needs a C++ compiler, also for CUDA", path="backbone.compile", found=f"no `{wanted}`",
+            expected="one on the PATH, or named by the environment variable CXX",
+            remedy="install one, e.g. `apt install g++`, or leave backbone.compile=false",
+        )  # fmt: skip
