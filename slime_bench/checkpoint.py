@@ -90,8 +90,7 @@ def read(path: Path, here: Mapping[str, str]) -> Any:
         return None
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()[_HEADER])
-            differences = _differences({"format": facts["format"], **facts["origin"]}, {"format": FORMAT, **here})
+            facts, differences = _header(file, here)
             if differences:
                 return _ignored(path, "it was written by another trial, code or library", differences)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -106,12 +105,9 @@ def is_of(path: Path, here: Mapping[str, str]) -> bool:
     """Whether the file `path` is there and says that it is of the same `origin`; the rest of it is not looked at."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.exists():
-        return False
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()[_HEADER])
-            return bool(facts["format"] == FORMAT and facts["origin"] == dict(here))
+            return not _header(file, here)[1]
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
@@ -199,6 +195,16 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "none"
+
+
+def _header(file: Any, here: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """What an open file says of itself, and in what its format and origin differ from those `here`, empty for nothing.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: it is no checkpoint.
+    """
+    facts = json.loads(file.metadata()[_HEADER])
+    return facts, _differences({"format": facts["format"], **facts["origin"]}, {"format": FORMAT, **here})
 
 
 def _differences(found: Mapping[str, Any], here: Mapping[str, Any]) -> str:

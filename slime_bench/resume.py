@@ -41,7 +41,7 @@ class Checkpoints(Callback):
     Args:
         folder: of the trial. made_by: see `checkpoint.origin`. every: steps between two checkpoints, at least 1.
         began: when this process began with the trial, as `time.monotonic()`.
-        name: of the checkpoint's file. curves: write the curve so far beside it.
+        name: of the checkpoint's file; beside `checkpoint.FILE`, a single trial's, the curve so far is written.
 
     Attributes:
         seconds: that earlier processes had spent on the trial when they wrote the checkpoint that is resumed.
@@ -49,15 +49,9 @@ class Checkpoints(Callback):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        made_by: Mapping[str, str],
-        every: int,
-        began: float,
-        name: str = checkpoint.FILE,
-        curves: bool = True,
+        self, folder: Path, made_by: Mapping[str, str], every: int, began: float, name: str = checkpoint.FILE
     ) -> None:
-        self.path, self.made_by, self.every, self._curves = folder / name, dict(made_by), every, curves
+        self.path, self.made_by, self.every = folder / name, dict(made_by), every
         self.seconds = 0.0
         self.together: list[str] = []
         self._began = began
@@ -134,17 +128,7 @@ class Checkpoints(Callback):
         self._write(trainer, pl_module, finished=True)
 
     def _state(self, trainer: lightning.Trainer, method: Any, finished: bool = False) -> dict[str, Any]:
-        return {
-            "finished": finished,
-            "step": trainer.global_step,
-            "seconds": self.seconds + time.monotonic() - self._began,
-            "together": self.together,
-            "method": method.training_state(),
-            "curve": method.curve.state(),
-            "loop": trainer.fit_loop.state_dict(),
-            "optimisation": [] if finished else [part.state_dict() for part in _stateful(trainer)],
-            "generators": {} if finished else generators(),
-        }
+        return _fit_state(trainer, method, self.seconds + time.monotonic() - self._began, self.together, finished)
 
     def _write(self, trainer: lightning.Trainer, method: Any, finished: bool = False) -> None:
         began = time.monotonic()
@@ -160,7 +144,7 @@ class Checkpoints(Callback):
 
     def _write_curves(self, method: Any) -> None:
         # The curves of a trial that is repeated stay until its new result is there.
-        if self._curves and not self.path.with_name(RESULT_FILE).exists():
+        if self.path.name == checkpoint.FILE and not self.path.with_name(RESULT_FILE).exists():
             write_curves(self.path.with_name(CURVES_FILE), method.curve.points())
 
 
@@ -170,17 +154,24 @@ def finished_state(trainer: lightning.Trainer, method: Any, seconds: float, toge
     Args:
         trainer: of the batch. method: the trial's own. seconds: its part of the time. together: signatures of all.
     """
+    # No logger has seen the curve yet.
+    return {**_fit_state(trainer, method, seconds, together, finished=True), "unlogged": True}
+
+
+def _fit_state(
+    trainer: lightning.Trainer, method: Any, seconds: float, together: list[str], finished: bool
+) -> dict[str, Any]:
+    """What a checkpoint holds; after the last step nothing is needed of what leads from one step to the next."""
     return {
-        "finished": True,
+        "finished": finished,
         "step": trainer.global_step,
         "seconds": seconds,
         "together": together,
-        "unlogged": True,  # no logger has seen the curve yet
         "method": method.training_state(),
         "curve": method.curve.state(),
         "loop": trainer.fit_loop.state_dict(),
-        "optimisation": [],
-        "generators": {},
+        "optimisation": [] if finished else [part.state_dict() for part in _stateful(trainer)],
+        "generators": {} if finished else generators(),
     }
 
 

@@ -44,11 +44,21 @@ def most(setting: int | str) -> int | None:
     return setting
 
 
+def may_differ(cfg: DictConfig) -> tuple[str, ...] | None:
+    """The method's `may_differ`; None too where the configuration alone says that the trial has to be fitted alone.
+
+    Raises:
+        ConfigError: the method cannot be loaded.
+    """
+    allowed: tuple[str, ...] | None = load_target(cfg.method["_target_"]).may_differ
+    # Half precision scales the loss, by a factor that would be one for all.
+    return None if cfg.trainer.precision == "fp16" else allowed
+
+
 def kind(known: Known) -> str | None:
     """What trials of one batch have in common, as a hash; None for a trial that has to be fitted alone."""
-    allowed = load_target(known.cfg.method["_target_"]).may_differ
-    # Half precision scales the loss, by a factor that would be one for all.
-    if allowed is None or known.cfg.trainer.precision == "fp16":
+    allowed = may_differ(known.cfg)
+    if allowed is None:
         return None
     config = {key: value for key, value in known.plain.items() if key not in _OWN}
     config["method"] = {key: value for key, value in config["method"].items() if key not in allowed}
@@ -64,7 +74,9 @@ def is_pending(known: Known, begun: bool = False) -> bool:
     """
     if known.cfg.force:
         return True
-    if not begun and checkpoint.is_of(known.folder / checkpoint.FILE, made_by(known)):
+    path = known.folder / checkpoint.FILE
+    # The file comes first: `made_by` hashes all code.
+    if not begun and path.exists() and checkpoint.is_of(path, made_by(known)):
         return False
     return results.find_finished(known.folder, known.signature) is None
 
@@ -79,6 +91,7 @@ class Batches:
     def __init__(self, trials: Sequence[DictConfig], limit: int | None) -> None:
         self._trials, self._limit = list(trials), limit
         self._known: dict[int, Known | None] = {}
+        self._kinds: dict[int, str | None] = {}
         self._fitted: dict[str, dict[str, Any]] = {}
         self._tried: set[int] = set()
 
@@ -97,34 +110,39 @@ class Batches:
 
     def _fit(self, index: int) -> None:
         self._tried.add(index)
-        first = self._look(index)
-        wanted = None if first is None else kind(first)
-        if first is None or wanted is None:
+        wanted = self._kind(index)
+        if wanted is None or (first := self._look(index)) is None:
             return
         begun = (first.folder / checkpoint.TOGETHER).exists()
         if not is_pending(first, begun):
             return
-        others = {
-            place: known
-            for place in range(index + 1, len(self._trials))
-            if place not in self._tried and (known := self._look(place)) is not None
-            if known.signature != first.signature and kind(known) == wanted and is_pending(known, begun)
-        }
-        distinct = {known.signature: (place, known) for place, known in reversed(others.items())}
-        candidates = [(index, first), *sorted(distinct.values(), key=lambda pair: pair[0])]
+        candidates = {first.signature: (index, first)}
+        for place in range(index + 1, len(self._trials)):
+            known = self._look(place) if place not in self._tried and self._kind(place) == wanted else None
+            if known is not None and known.signature not in candidates and is_pending(known, begun):
+                candidates[known.signature] = (place, known)
         if len(candidates) < 2:
             return
         try:
-            found = fit_together([known for _, known in candidates], self._limit, begun)
+            found = fit_together([known for _, known in candidates.values()], self._limit, begun)
         except Exception as error:
             summary = error.summary if isinstance(error, SlimeBenchError) else f"{type(error).__name__}: {error}"
             _log.warning(
                 "%d trials could not be fitted in one batch, and go on one by one: %s", len(candidates), summary
             )
-            self._tried.update(place for place, _ in candidates)
+            self._tried.update(place for place, _ in candidates.values())
             return
         self._fitted |= found
-        self._tried.update(place for place, known in candidates if known.signature in found)
+        self._tried.update(candidates[signature][0] for signature in found)
+
+    def _kind(self, index: int) -> str | None:
+        """See `kind`. A trial whose configuration says that it is fitted alone is not looked at, which takes time."""
+        if index not in self._kinds:
+            self._kinds[index] = None
+            with suppress(Exception):  # a method that cannot be loaded: the trial will say so itself
+                if may_differ(self._trials[index]) is not None and (known := self._look(index)) is not None:
+                    self._kinds[index] = kind(known)
+        return self._kinds[index]
 
     def _look(self, index: int) -> Known | None:
         """What tells the trial from others; None where that cannot be found out, which it will say itself."""
@@ -208,6 +226,11 @@ def _fit(batch: Sequence[Known], backbone: Any) -> dict[str, dict[str, Any]]:
             method.restore()
 
 
+def _keeps_checkpoints(cfg: DictConfig) -> bool:
+    """Whether a batch whose first trial is this one can go on after an interruption."""
+    return bool(cfg.trainer.checkpoint_every > 0 and not cfg.force)
+
+
 def _checkpoints(batch: Sequence[Known], module: Any, began: float) -> Any:
     """The callback that resumes the batch's interrupted fit and keeps it resumable; None where that is not wanted."""
     from slime_bench.resume import Checkpoints
@@ -215,12 +238,10 @@ def _checkpoints(batch: Sequence[Known], module: Any, began: float) -> Any:
     first = batch[0]
     if first.cfg.force:
         (first.folder / checkpoint.TOGETHER).unlink(missing_ok=True)
-    if first.cfg.trainer.checkpoint_every == 0 or first.cfg.force:
+    if not _keeps_checkpoints(first.cfg):
         return None
     origin = {**made_by(first), "signature": " ".join(known.signature for known in batch)}
-    keeper = Checkpoints(
-        first.folder, origin, first.cfg.trainer.checkpoint_every, began, name=checkpoint.TOGETHER, curves=False
-    )
+    keeper = Checkpoints(first.folder, origin, first.cfg.trainer.checkpoint_every, began, checkpoint.TOGETHER)
     step = keeper.find(module)
     if step is not None:
         _log.info("%d trials in one batch go on after step %d of their optimisation", len(batch), step)
@@ -236,8 +257,7 @@ def _handed_over(
     states: dict[str, dict[str, Any]] = {}
     for known, method in zip(batch, methods, strict=True):
         states[known.signature] = finished_state(trainer, method, seconds, signatures)
-    keeps = batch[0].cfg.trainer.checkpoint_every > 0 and not batch[0].cfg.force
-    if keeps:
+    if _keeps_checkpoints(batch[0].cfg):
         _write(batch, states)
     (batch[0].folder / checkpoint.TOGETHER).unlink(missing_ok=True)
     return states

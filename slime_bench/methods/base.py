@@ -47,8 +47,8 @@ class SegmentationMethod(lightning.LightningModule, ABC):
     #: classes that the trial's protocol and backbone must be of
     Protocol: type = object
     Backbone: type = object
-    #: settings in which trials may differ and still be fitted in one batch (`fit_together`): dotted keys of the method,
-    #: with everything below them. None where trials cannot share a pass of the backbone.
+    #: settings in which trials may differ and still be fitted in one batch (`fit_together`): keys of the method, with
+    #: everything below them. None where trials cannot share a pass of the backbone.
     may_differ: tuple[str, ...] | None = None
 
     def __init__(self, classes: Sequence[str], keep_maps: int = 0) -> None:

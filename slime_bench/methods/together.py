@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 
-from slime_bench.curves import Point
 from slime_bench.methods.base import SegmentationMethod
 
 
@@ -112,9 +111,6 @@ class Curves:
     def load_state(self, state: Sequence[Mapping[str, Any]]) -> None:
         for curve, own in zip(self._curves, state, strict=True):
             curve.load_state(own)
-
-    def points(self) -> list[Point]:
-        return [point for each in self._curves for point in each.points()]
 
 
 class TogetherData(lightning.LightningDataModule):

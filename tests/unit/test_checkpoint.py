@@ -165,6 +165,21 @@ def test_a_checkpoint_of_another_layout_is_ignored(
     assert checkpoint.read(tmp_path / "c", HERE) is None and "format 1 (here 2)" in caplog.text
 
 
+def test_a_file_says_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c"
+    assert not checkpoint.is_of(path, HERE)
+    checkpoint.write(path, STATE, HERE)
+    assert checkpoint.is_of(path, HERE)
+    assert not any(checkpoint.is_of(path, {**HERE, name: "another"}) for name in HERE)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+        assert not checkpoint.is_of(path, HERE)
+    path.write_bytes(b"no checkpoint at all")
+    assert not checkpoint.is_of(path, HERE)
+    save_file({"embeddings": torch.zeros(2)}, path)
+    assert not checkpoint.is_of(path, HERE)
+
+
 def test_origin_names_trial_code_and_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = checkpoint.origin("0123456789abcdef")
     assert here == checkpoint.origin("0123456789abcdef") and here["torch"] == torch.__version__
