@@ -1,4 +1,4 @@
-"""The arguments that the commands of the bench share, and the case that they describe."""
+"""What the commands of the bench share: arguments, the case that these describe, and how a command ends."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
 
 from slime_bench.bench.architecture import WIDTHS, build_width
 from slime_bench.bench.case import MINI, Case
 from slime_bench.bench.ways import WAYS
+from slime_bench.console import quieten
 from slime_bench.device import pick_device
-from slime_bench.errors import ConfigError
+from slime_bench.errors import ConfigError, SlimeBenchError
+from slime_bench.fitting import threads
 
 MINI_WEIGHTS = "mini_sd"
 
@@ -53,15 +53,11 @@ def case_of(arguments: argparse.Namespace) -> Iterator[Case]:
     Raises:
         ConfigError: a value outside its range. DeviceError: no CUDA.
     """
-    for name in ("rounds", "warmup", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigError("a number is too small", path=f"--{name}", found=value, expected="at least 1")
+    at_least_1(arguments, "rounds", "warmup", "threads")
     device = pick_device(arguments.device)
     width = arguments.width or ("full" if device == "cuda" else "golden")
     defaults = {"size": 128 if width == MINI else 512, "images": 8 if device == "cuda" else 1}
     size, images = (defaults[name] if (given := getattr(arguments, name)) is None else given for name in defaults)
-    before = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="slime-bench-") as folder:
         weights = MINI_WEIGHTS if width == MINI else str(Path(folder) / width)
         case = Case(
@@ -70,11 +66,20 @@ def case_of(arguments: argparse.Namespace) -> Iterator[Case]:
         )  # fmt: skip
         if width != MINI:
             build_width(width, Path(weights))
-        torch.set_num_threads(arguments.threads or before)
-        try:
+        with threads(arguments.threads, deterministic=False):
             yield case
-        finally:
-            torch.set_num_threads(before)
+
+
+def at_least_1(arguments: argparse.Namespace, *names: str) -> None:
+    """Check whole numbers that were given.
+
+    Raises:
+        ConfigError: one of them is smaller.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigError("a number is too small", path=f"--{name}", found=value, expected="at least 1")
 
 
 def rounds_of(arguments: argparse.Namespace, case: Case) -> int:
@@ -83,7 +88,7 @@ def rounds_of(arguments: argparse.Namespace, case: Case) -> int:
 
 
 def ways_of(names: Sequence[str] | None) -> list[str]:
-    """The ways of these names, all of them for None, in the order of `WAYS`.
+    """The ways of these names, in the order of `WAYS`; for None all but those that want to be asked for.
 
     Raises:
         ConfigError: an unknown name.
@@ -91,7 +96,7 @@ def ways_of(names: Sequence[str] | None) -> list[str]:
     for name in names or ():
         if name not in WAYS:
             raise ConfigError("no such way of computing", path="--ways", found=name, expected=", ".join(WAYS))
-    return [name for name in WAYS if names is None or name in names]
+    return [name for name, way in WAYS.items() if (not way.asked if names is None else name in names)]
 
 
 def command_of(program: str, words: Sequence[str]) -> str:
@@ -101,6 +106,21 @@ def command_of(program: str, words: Sequence[str]) -> str:
         at = kept.index("--out")
         del kept[at : at + 2]
     return f"python -m {program} {shlex.join(kept)}".strip()
+
+
+def command(measure: Callable[[], str]) -> int:
+    """Print what `measure` returns. A mistake that the user can mend is said without a traceback.
+
+    Returns:
+        The exit code.
+    """
+    quieten()
+    try:
+        print(measure())
+    except SlimeBenchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 def say(text: str) -> None:

@@ -15,15 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from slime_bench.bench import output
-from slime_bench.bench.arguments import add_case, add_rounds, case_of, command_of, rounds_of, say, ways_of
+from slime_bench.bench.arguments import add_case, add_rounds, case_of, command, command_of, rounds_of, say, ways_of
 from slime_bench.bench.case import Case, Pictures
 from slime_bench.bench.duel import call_of
 from slime_bench.bench.harness import Spread, exponent, interleave, spread
 from slime_bench.bench.memory import Peak, measure_apart
 from slime_bench.bench.stopwatch import Stopwatch, synchronise
 from slime_bench.bench.ways import WAYS
-from slime_bench.console import quieten
-from slime_bench.errors import ConfigError, SlimeBenchError
+from slime_bench.errors import ConfigError
 
 PROGRAM = "slime_bench.bench.scaling"
 
@@ -204,13 +203,7 @@ def run(arguments: argparse.Namespace, words: Sequence[str]) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     chosen = list(sys.argv[1:] if words is None else words)
     arguments = make_parser().parse_args(chosen)
-    quieten()
-    try:
-        print(run(arguments, chosen))
-    except SlimeBenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command(lambda: run(arguments, chosen))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from slime_bench.bench import output
-from slime_bench.bench.arguments import add_case, add_rounds, case_of, command_of, rounds_of, say, ways_of
+from slime_bench.bench.arguments import add_case, add_rounds, case_of, command, command_of, rounds_of, say, ways_of
 from slime_bench.bench.duel import duel
 from slime_bench.bench.ways import TASKS, WAYS
-from slime_bench.console import quieten
-from slime_bench.errors import SlimeBenchError
 
 PROGRAM = "slime_bench.bench.slime"
 
@@ -51,13 +49,7 @@ def run(arguments: argparse.Namespace, words: Sequence[str]) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     chosen = list(sys.argv[1:] if words is None else words)
     arguments = make_parser().parse_args(chosen)
-    quieten()
-    try:
-        print(run(arguments, chosen))
-    except SlimeBenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command(lambda: run(arguments, chosen))
 
 
 if __name__ == "__main__":

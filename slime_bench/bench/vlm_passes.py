@@ -10,9 +10,7 @@ other is a part. Rounds of both take turns; what is printed is the median of eac
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,9 @@ import torch
 from omegaconf import DictConfig
 
 from slime_bench.bench import output
+from slime_bench.bench.arguments import command
+from slime_bench.bench.harness import interleave, ratio, spread
 from slime_bench.compose import plan
-from slime_bench.errors import SlimeBenchError
 from slime_bench.methods.vlm_attention import VlmAttention
 from slime_bench.schema import build, parse
 
@@ -87,53 +86,57 @@ def compare(cfg: DictConfig, rounds: int = ROUNDS) -> dict[str, Any]:
     def make(**settings: Any) -> VlmAttention:
         return made(cfg, backbone, data.classes, **settings)
 
-    seconds: dict[str, list[float]] = {"one pass": [], "plain": []}
-    results = {}
-    for _ in range(rounds):
-        for name, way in (("one pass", one_pass), ("plain", plain)):
-            began = time.perf_counter()
-            results[name] = way(make, stream)
-            seconds[name].append(time.perf_counter() - began)
+    ways = {"one pass": one_pass, "plain": plain}
+    results: dict[str, tuple[list[torch.Tensor], int]] = {}
+
+    def kept(name: str) -> Callable[[int], None]:
+        def call(_: int) -> None:  # every round is of the same images
+            results[name] = ways[name](make, stream)
+
+        return call
+
+    seconds = interleave({name: kept(name) for name in ways}, rounds, warmup=0)
     differing = [
         float((a != b).float().mean()) for a, b in zip(results["one pass"][0], results["plain"][0], strict=True)
     ]
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "images": stream.images,
-        "passes": {name: result[1] / stream.images for name, result in results.items()},
-        "images_per_second": {name: stream.images / value for name, value in medians.items()},
-        "ratio": medians["plain"] / medians["one pass"],
+        "passes": {name: results[name][1] / stream.images for name in ways},
+        "images_per_second": {name: stream.images / spread(seconds[name]).median for name in ways},
+        "ratio": ratio(seconds["plain"], seconds["one pass"]).median,
         "differing": max(differing),
     }
 
 
-def main(overrides: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if overrides is None else overrides)
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PROGRAM}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", help="settings of the bench, key=value")
     parser.add_argument("--out", type=Path, help="folder for the result as Markdown and JSON")
-    arguments = parser.parse_intermixed_args(words)
-    chosen = list(arguments.overrides)
-    try:
-        (cfg,) = plan(["preset=mini_vlm", "shots=0", *chosen]).trials
-        found = compare(cfg)
-    except SlimeBenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Measure, write what `--out` asks for, and return the figures in lines."""
+    (cfg,) = plan(["preset=mini_vlm", "shots=0", *arguments.overrides]).trials
+    found = compare(cfg)
     title = f"{cfg.backbone.name} on {cfg.data.name}, {found['images']} images, {torch.get_num_threads()} threads:"
     lines = [
         f"{name}: {found['passes'][name]:g} passes per image, {found['images_per_second'][name]:.2f} images/s"
         for name in ("one pass", "plain")
     ]
     lines.append(f"ratio {found['ratio']:.2f}; {100 * found['differing']:.4f} % of the pixels have another label")
-    print("\n  ".join([title, *lines]))
     if arguments.out is not None:
         text = "\n".join([title, "", *(f"- {line}" for line in lines)])
-        content = {"made_with": output.facts("cpu", " ".join([f"python -m {PROGRAM}", *chosen])), **found}
+        content = {"made_with": output.facts("cpu", " ".join([f"python -m {PROGRAM}", *arguments.overrides])), **found}
         output.publish(arguments.out, f"vlm_{cfg.backbone.name}", "One pass of a VLM", text, content)
-    return 0
+    return "\n  ".join([title, *lines])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_intermixed_args(words)
+    return command(lambda: run(arguments))
 
 
 if __name__ == "__main__":

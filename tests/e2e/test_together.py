@@ -305,24 +305,41 @@ class TestKilled:
 
         return once
 
+    @pytest.fixture
+    def die_at(self, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        """Runs the sweep in a process that ends at a step of the batch's fit."""
+        real = Together.training_step
+
+        def once(step: int) -> None:
+            def dies(self: Together, *arguments: Any) -> torch.Tensor:
+                if self.trainer.global_step == step:
+                    raise Killed
+                return real(self, *arguments)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Together, "training_step", dies)
+                with pytest.raises(Killed):
+                    run()
+
+        return once
+
     @pytest.mark.parametrize("step", [0, 1, 3, 5])
     def test_in_the_fit(
-        self, empty: Bench, batched: Bench, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, step: int
+        self,
+        empty: Bench,
+        batched: Bench,
+        run: Callable[..., Any],
+        die_at: Callable[[int], None],
+        monkeypatch: pytest.MonkeyPatch,
+        step: int,
     ) -> None:
         real, began = Together.training_step, []
-
-        def dies(self: Together, *arguments: Any) -> torch.Tensor:
-            if self.trainer.global_step == step:
-                raise Killed
-            return real(self, *arguments)
 
         def goes_on(self: Together, *arguments: Any) -> torch.Tensor:
             began.append(self.trainer.global_step)
             return real(self, *arguments)
 
-        monkeypatch.setattr(Together, "training_step", dies)
-        with pytest.raises(Killed):
-            run()
+        die_at(step)
         monkeypatch.setattr(Together, "training_step", goes_on)
         run()
         assert began == list(range(step // 2 * 2, 6))
@@ -370,19 +387,9 @@ class TestKilled:
         assert contents(empty) == contents(batched)
 
     def test_a_damaged_checkpoint_of_the_batch(
-        self, empty: Bench, batched: Bench, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, empty: Bench, batched: Bench, run: Callable[..., Any], die_at: Callable[[int], None]
     ) -> None:
-        real = Together.training_step
-
-        def dies(self: Together, *arguments: Any) -> torch.Tensor:
-            if self.trainer.global_step == 5:
-                raise Killed
-            return real(self, *arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Together, "training_step", dies)
-            with pytest.raises(Killed):
-                run()
+        die_at(5)
         (found,) = empty.outputs.glob(f"runs/*/*/*/*/{checkpoint.TOGETHER}")
         found.write_bytes(found.read_bytes()[:1000])
         run()

@@ -17,6 +17,7 @@ import torch
 
 from slime_bench.bench import attention, memory, output, reference_slime, scaling, slime, usual_heap
 from slime_bench.bench.architecture import WIDTHS, build_width
+from slime_bench.bench.arguments import command, ways_of
 from slime_bench.bench.case import Case, Pictures, make_method
 from slime_bench.bench.duel import Row, duel
 from slime_bench.bench.harness import Spread, exponent, interleave, ratio, spread
@@ -395,13 +396,38 @@ class TestCommands:
         assert slime.main(["--device", "cuda"]) == 2
         assert "CUDA was asked for" in capsys.readouterr().err
 
-    def test_attention(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_what_is_measured_is_printed_and_a_mistake_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
+        def mistaken() -> str:
+            raise ConfigError("no such thing", path="--there")
+
+        assert command(lambda: "the table") == 0
+        assert tuple(capsys.readouterr()) == ("the table\n", "")
+        assert command(mistaken) == 2
+        assert tuple(capsys.readouterr()) == ("", "no such thing\n  where: --there\n")
+
+    def test_attention(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
         monkeypatch.setattr(attention, "SHAPES", ((2, 256, 8), (1, 64, 4)))
-        assert attention.main(["--rounds", "1"]) == 0
-        rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-        assert [row[:4] for row in rows] == [["2", "256", "8", "16"], ["1", "64", "4", "4"]]
-        assert all(float(row[4]) > 0 and float(row[5]) > 0 and float(row[6]) < 1e-5 for row in rows)
-        assert attention.compare(2, 300, 12, "cpu", 1)["differs"] < 1e-5
+        assert attention.main(["--rounds", "2", "--threads", "1", "--out", str(tmp_path)]) == 0
+        assert "| heads | positions | width |" in capsys.readouterr().out
+        found = json.loads((tmp_path / "attention_cpu.json").read_text())
+        shapes = [[row[name] for name in ("heads", "positions", "width", "filled_to")] for row in found["rows"]]
+        assert shapes == [[2, 256, 8, 16], [1, 64, 4, 4]] and found["rounds"] == 2
+        for row in found["rows"]:
+            assert 0 <= row["differs"] < 1e-5
+            assert all(0 < row[name]["low"] <= row[name]["median"] <= row[name]["high"] for name in ("forward", "both"))
+        assert attention.compare(2, 300, 12, "cpu", 1)[1] < 1e-5
+
+    @pytest.mark.parametrize("words", [["--rounds", "0"], ["--threads", "0"]])
+    def test_attention_with_bad_numbers(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert attention.main(words) == 2
+        assert f"where: {words[0]}" in capsys.readouterr().err
+
+    def test_ways_that_take_minutes_want_to_be_named(self) -> None:
+        assert {name for name, way in WAYS.items() if way.asked} == set(WAYS) - set(ways_of(None))
+        assert REFERENCE in ways_of(None) and "compiled fp32" not in ways_of(None)
+        assert ways_of(["compiled fp32", REFERENCE]) == [REFERENCE, "compiled fp32"]
 
     def test_scaling(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["--device", "cpu", "--width", "golden", "--size", str(SIDE), "--rounds", "1", "--no-memory"]
