@@ -81,6 +81,7 @@ ROOMS: dict[str, set[str]] = {
         "compose",
         "console",
         "data",
+        "fitting",
         "device",
         "environment",
         "methods",
