@@ -26,8 +26,19 @@ from slime_bench.fitting import threads
 
 PROGRAM: Final = "slime_bench.bench.attention"
 
-SHAPES: Final = ((4, 4096, 4), (2, 4096, 8), (4, 1024, 8), (6, 256, 8), (4, 1024, 12), (2, 1024, 18), (1, 4096, 64))
-"""Heads, positions and head width of self-attention layers of thin and of full U-Nets, one image."""
+SHAPES: Final = (
+    (4, 4096, 4),
+    (2, 4096, 8),
+    (4, 1024, 8),
+    (6, 256, 8),
+    (4, 1024, 12),
+    (2, 1024, 18),
+    (2, 4096, 38),
+    (1, 4096, 64),
+    (1, 4096, 70),
+)
+"""Heads, positions and head width of self-attention layers of thin and of full U-Nets, one image; 38 and 70 are heads
+of 32 and 64 whose attention also propagates six maps."""
 
 
 def compare(heads: int, positions: int, width: int, device: str, rounds: int) -> tuple[dict[str, Spread], float]:

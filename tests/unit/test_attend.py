@@ -93,7 +93,8 @@ def test_nothing_as_large_as_queries_times_keys_is_kept(width: int, wide: int) -
 
 
 def test_width_of_the_kernel() -> None:
-    assert [kernel_width(width, 4096, "cpu") for width in (1, 8, 15, 16, 17, 64, 70)] == [16, 16, 16, 16, 24, 64, 72]
+    assert [kernel_width(width, 4096, "cpu") for width in (1, 8, 15, 16, 64)] == [16, 16, 16, 16, 64]
+    assert [kernel_width(width, 4096, "cpu") for width in (17, 20, 21, 36, 38, 70)] == [17, 20, 24, 36, 40, 72]
     assert [kernel_width(width, 77, "cpu") for width in (4, 8, 15)] == [4, 8, 15]
     assert [kernel_width(width, 4096, "cuda") for width in (1, 8, 9, 64, 70, 77)] == [8, 8, 16, 64, 72, 80]
     assert kernel_width(7, 4096, "meta") == 7
