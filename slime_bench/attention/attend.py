@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 LANES: Final = 16
-"""Numbers in a vector register of the CPU: narrower heads leave the matrix products half empty. Filled up to it, heads of
-4 and 8 run 1.2 to 1.5 times as fast, heads of 12 1.0 to 1.2 times (`python -m slime_bench.bench.attention`)."""
+"""Numbers in a vector register of the CPU: narrower heads leave the matrix products half empty. Filled up to it, heads
+of 4 and 8 run 1.2 to 1.5 times as fast, heads of 12 1.0 to 1.2 times (`python -m slime_bench.bench.attention`)."""
 
 MANY_KEYS: Final = 256
 """From so many keys on filling up pays on a CPU; with a prompt's 77 the copying costs what it saves."""
