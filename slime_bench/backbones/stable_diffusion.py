@@ -83,8 +83,8 @@ class StableDiffusionBackbone(nn.Module):
             memory_gb: what one inference call may take beside the weights, in 10^9 bytes; see `images_per_call`.
             encoder_cache_mb: what the autoencoder has made of images that come again may take, in 10^6 bytes; 0 keeps
                 nothing. See `encode`.
-            checkpoint_activations: training keeps a fifth for the backward pass, and computes the rest again, in 1.7
-                times the time. The gradients are the same.
+            checkpoint_activations: training keeps a sixth of the activations for the backward pass and computes the
+                rest again, in 1.3 to 1.5 times the time. The gradients are the same.
             compile: torch.compile for the blocks without attention; see `slime_bench.backbones.compiled`.
         """
 

@@ -75,7 +75,7 @@ def kept_bytes(backbone: StableDiffusionBackbone) -> int:
 def test_less_is_kept(tiny_sd: Path) -> None:
     plain = kept_bytes(load(tiny_sd))
     assert plain > 1_000_000
-    assert kept_bytes(load(tiny_sd, checkpoint_activations=True)) < plain / 3
+    assert kept_bytes(load(tiny_sd, checkpoint_activations=True)) < plain / 5
 
 
 def test_a_pass_that_stops_early_leaves_nothing_behind(tiny_sd: Path) -> None:
