@@ -15,12 +15,15 @@ BLOCKS: Final = ("ResnetBlock2D", "FeedForward")
 """Classes of diffusers, each of whose modules is compiled for itself. Not attention: a capture looks on while it runs,
 and may end the pass in it, where a graph would break."""
 
+INDUCTOR: Final = "inductor"
+"""torch's own backend, which writes C++ and has it compiled, on CUDA what launches its kernels."""
+
 VARIANTS: Final = 512
 """Graphs that torch may keep of one class. Its own 8 are meant for one module; here all modules of a class count
 together, each with and without gradient and once for every number of images."""
 
 
-def compile_blocks(*networks: nn.Module, backend: str = "inductor") -> int:
+def compile_blocks(*networks: nn.Module, backend: str = INDUCTOR) -> int:
     """Let torch compile the networks' `BLOCKS`, when they first run, for each size that comes up.
 
     Results are those of the plain run but for rounding.
@@ -34,7 +37,8 @@ def compile_blocks(*networks: nn.Module, backend: str = "inductor") -> int:
     Raises:
         ConfigError: there is no C++ compiler, without which it fails in the middle of the first step.
     """
-    _check_compiler()
+    if backend == INDUCTOR:
+        _check_compiler()
     import torch._dynamo
 
     config = torch._dynamo.config
