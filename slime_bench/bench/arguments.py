@@ -13,9 +13,9 @@ from pathlib import Path
 from slime_bench.bench.architecture import WIDTHS, build_width
 from slime_bench.bench.case import MINI, Case
 from slime_bench.bench.ways import WAYS
-from slime_bench.console import quieten
+from slime_bench.console import exit_code, quieten, show, typed
 from slime_bench.device import pick_device
-from slime_bench.errors import ConfigError, SlimeBenchError
+from slime_bench.errors import ConfigError, StorageError
 from slime_bench.fitting import threads
 
 MINI_WEIGHTS = "mini_sd"
@@ -109,7 +109,7 @@ def command_of(program: str, words: Sequence[str]) -> str:
 
 
 def command(measure: Callable[[], str]) -> int:
-    """Print what `measure` returns. A mistake that the user can mend is said without a traceback.
+    """Print what `measure` returns, or what went wrong, as every command of the bench does.
 
     Returns:
         The exit code.
@@ -117,10 +117,30 @@ def command(measure: Callable[[], str]) -> int:
     quieten()
     try:
         print(measure())
-    except SlimeBenchError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    except Exception as error:
+        wrong = typed(error)
+        show(wrong)
+        return exit_code(wrong)
     return 0
+
+
+def make_folder(folder: Path | None) -> None:
+    """Make the folder of `--out`, if one was asked for, before anything is measured that could not be written.
+
+    Raises:
+        StorageError: it cannot be made, or nothing can be written there.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(
+            "the tables cannot be written", path=f"--out {folder}", found=error.strerror,
+            expected="a folder, or a place where one can be made", remedy="choose another folder, or leave --out out",
+        ) from error  # fmt: skip
 
 
 def say(text: str) -> None:

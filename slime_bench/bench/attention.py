@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from slime_bench.attention.attend import attend, kernel_width
 from slime_bench.bench import output
-from slime_bench.bench.arguments import at_least_1, command, command_of, say
+from slime_bench.bench.arguments import at_least_1, command, command_of, make_folder, say
 from slime_bench.bench.harness import Spread, interleave, ratio
 from slime_bench.bench.stopwatch import synchronise
 from slime_bench.device import pick_device
@@ -87,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     """Measure, write what `--out` asks for, and return the table."""
     at_least_1(arguments, "rounds", "threads")
+    make_folder(arguments.out)
     device, lines, rows = pick_device(arguments.device), [], []
     with threads(arguments.threads, deterministic=False):
         for heads, positions, width in SHAPES:

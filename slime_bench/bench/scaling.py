@@ -15,7 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from slime_bench.bench import output
-from slime_bench.bench.arguments import add_case, add_rounds, case_of, command, command_of, rounds_of, say, ways_of
+from slime_bench.bench.arguments import (
+    add_case,
+    add_rounds,
+    case_of,
+    command,
+    command_of,
+    make_folder,
+    rounds_of,
+    say,
+    ways_of,
+)
 from slime_bench.bench.case import Case, Pictures
 from slime_bench.bench.duel import call_of
 from slime_bench.bench.harness import Spread, exponent, interleave, spread
@@ -183,6 +193,7 @@ def run(arguments: argparse.Namespace, words: Sequence[str]) -> str:
         ways_of([arguments.way])
     curves = []
     with case_of(arguments) as case:
+        make_folder(arguments.out)
         rounds = rounds_of(arguments, case)
         for name in arguments.axis:
             axis = AXES[name]

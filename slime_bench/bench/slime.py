@@ -12,7 +12,17 @@ import sys
 from collections.abc import Sequence
 
 from slime_bench.bench import output
-from slime_bench.bench.arguments import add_case, add_rounds, case_of, command, command_of, rounds_of, say, ways_of
+from slime_bench.bench.arguments import (
+    add_case,
+    add_rounds,
+    case_of,
+    command,
+    command_of,
+    make_folder,
+    rounds_of,
+    say,
+    ways_of,
+)
 from slime_bench.bench.duel import duel
 from slime_bench.bench.ways import TASKS, WAYS
 
@@ -34,6 +44,7 @@ def run(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     """Measure, write what `--out` asks for, and return the tables."""
     ways = ways_of(arguments.ways)
     with case_of(arguments) as case:
+        make_folder(arguments.out)
         rounds = rounds_of(arguments, case)
         rows = duel(case, ways, arguments.tasks, rounds, arguments.warmup, not arguments.no_memory, say)
         made_with = output.facts(case.device, command_of(PROGRAM, words))

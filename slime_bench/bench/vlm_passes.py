@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig
 
 from slime_bench.bench import output
-from slime_bench.bench.arguments import command
+from slime_bench.bench.arguments import command, make_folder
 from slime_bench.bench.harness import interleave, ratio, spread
 from slime_bench.compose import plan
 from slime_bench.methods.vlm_attention import VlmAttention
@@ -120,6 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> str:
     """Measure, write what `--out` asks for, and return the figures in lines."""
     (cfg,) = plan(["preset=mini_vlm", "shots=0", *arguments.overrides]).trials
+    make_folder(arguments.out)
     found = compare(cfg)
     title = f"{cfg.backbone.name} on {cfg.data.name}, {found['images']} images, {torch.get_num_threads()} threads:"
     lines = [

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from slime_bench.bench import attention, memory, output, reference_slime, scaling, slime, usual_heap
+from slime_bench.bench import attention, memory, output, reference_slime, scaling, slime, usual_heap, vlm_passes
 from slime_bench.bench.architecture import WIDTHS, build_width
 from slime_bench.bench.arguments import command, ways_of
 from slime_bench.bench.case import Case, Pictures, make_method
@@ -403,7 +403,29 @@ class TestCommands:
         assert command(lambda: "the table") == 0
         assert tuple(capsys.readouterr()) == ("the table\n", "")
         assert command(mistaken) == 2
-        assert tuple(capsys.readouterr()) == ("", "no such thing\n  where: --there\n")
+        assert tuple(capsys.readouterr()) == ("", "error: no such thing\n  where: --there\n")
+
+    def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        place = ["--out", str(tmp_path / "file" / "folder")]
+        case = ["--device", "cpu", "--width", "golden", "--size", str(SIDE), "--no-memory"]
+
+        def measured(*_: Any, **__: Any) -> Any:
+            raise AssertionError("it was measured")
+
+        for module, name in ((slime, "duel"), (scaling, "measure"), (attention, "compare"), (vlm_passes, "compare")):
+            monkeypatch.setattr(module, name, measured)
+        commands = [(slime.main, case), (scaling.main, [*case, "--axis", "classes"]), (attention.main, [])]
+        for main, words in [*commands, (vlm_passes.main, [])]:
+            assert main([*words, *place]) == 2
+            assert "choose another folder" in capsys.readouterr().err
+
+    def test_a_traceback_on_demand(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        assert attention.main(["--rounds", "0"]) == 2
+        assert "Traceback" in capsys.readouterr().err
 
     def test_attention(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
