@@ -170,7 +170,6 @@ class Slime(SegmentationMethod):
         timesteps: torch.Tensor,
         noise: torch.Tensor,
         empty: EmptyPrompt | None = None,
-        cross: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """The terms `cross_entropy`, `was`, `diffusion` (those with a weight), their weighted sum `loss`, and `miou` of
         the very maps that they are taken of, in percent.
@@ -179,7 +178,6 @@ class Slime(SegmentationMethod):
             found: attention of the noisy latents. label: int64 [B,H,W].
             noisy, noise: float [B,4,h,w]. timesteps: int64 [B].
             empty: `empty_half` of the same latents, where it was computed for several trials.
-            cross: `training_maps` of `found` at the size of the loss, where they were made on the way.
         """
         weighted, protocol, size = self.config.loss_weights, self.protocol, (self.config.train_map_size,) * 2
         guides = weighted.beta != 0 and protocol.diffusion_loss == "guided"
@@ -188,14 +186,13 @@ class Slime(SegmentationMethod):
         found = joined(found, empty.attention)
         target = F.interpolate(label[:, None].float(), size, mode="nearest")[:, 0].long()
         weights = class_weights(target, len(self.classes), protocol.ce_weights)
-        maps = self.training_maps(found.cross, found.cross_grids, size) if cross is None else cross
+        maps = self._train_maps(found.cross, found.cross_grids, size)
         terms = {"cross_entropy": cross_entropy(maps, target, weights)}
         loss = terms["cross_entropy"]
         if weighted.alpha:
             spread = found.spread
             if spread is None:
-                made = self.training_maps(found.cross, found.cross_grids, found.self_grids[0])
-                spread = was(found.self_, self.to_propagate(made))
+                spread = was(found.self_, self.training_cross(found.cross, found.cross_grids, found.self_grids[0]))
             maps = resize(spread, size)
             terms["was"] = was_error(maps, target, protocol.was_loss)
             loss = loss + weighted.alpha * terms["was"]
@@ -207,11 +204,12 @@ class Slime(SegmentationMethod):
             loss = loss + weighted.beta * terms["diffusion"]
         return {**terms, "loss": loss, "miou": 100 * mean_iou(label_maps(maps.detach()), target, len(self.classes))}
 
-    def to_propagate(self, maps: torch.Tensor) -> torch.Tensor:
-        """What WAS propagates in training: `training_maps` as probabilities, float [B,K,h,w] in [0,1]."""
+    def training_cross(self, layers: Sequence[LayerAttention], grids: Sequence[Size], size: Size) -> torch.Tensor:
+        """What WAS propagates in training: probabilities of the classes, float [B,K,*size] in [0,1]."""
+        maps = self._train_maps(layers, grids, size)
         return maps.softmax(1) if self.protocol.ce_input == "logits" else maps
 
-    def training_maps(self, layers: Sequence[LayerAttention], grids: Sequence[Size], size: Size) -> torch.Tensor:
+    def _train_maps(self, layers: Sequence[LayerAttention], grids: Sequence[Size], size: Size) -> torch.Tensor:
         """Averaged logits, or averaged probabilities, of the class tokens: float [B,K,*size]."""
         make = class_logits if self.protocol.ce_input == "logits" else class_probabilities
         return average([make(layer, len(self.classes), grid) for layer, grid in zip(layers, grids, strict=True)], size)

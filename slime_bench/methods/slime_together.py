@@ -68,40 +68,30 @@ def training_terms(methods: Sequence[Slime], batches: Sequence[Mapping[str, Any]
     latents, noise = _noised(methods, steps)
     timesteps = torch.cat([step.timesteps for step in steps])
     noisy, weights = backbone.add_noise(latents, noise, timesteps), [method.config.loss_weights for method in methods]
-    made: dict[Size, torch.Tensor] = {}
-
-    def propagated(layers: Sequence[LayerAttention], grids: Sequence[Size], size: Size) -> torch.Tensor:
-        made[size] = first.training_maps(layers, grids, size)
-        return first.to_propagate(made[size])
-
     found = backbone.attention(
         noisy,
         timesteps,
         prompts(methods, counts),
         with_noise=any(each.beta != 0 for each in weights),
         with_self=any(each.alpha != 0 for each in weights),
-        # The maps of both halves are there only when both passes are over.
-        maps=propagated if first.protocol.halves == "conditional" else None,
+        maps=first.training_cross if first.protocol.halves == "conditional" else None,
     )
-    # The loss is usually taken on the very grid that is propagated on.
-    cross = made.get((first.config.train_map_size,) * 2)
     empty = first.empty_half(
         noisy,
         timesteps,
         guides=first.protocol.diffusion_loss == "guided" and any(each.beta != 0 for each in weights),
         with_self=any(each.alpha != 0 for each in weights),
     )
+    nothing = [None] * len(counts)
     halves = zip(
-        [None] * len(counts) if empty.attention is None else split(empty.attention, counts),
-        pieces(empty.noise, counts),
+        nothing if empty.attention is None else split(empty.attention, counts),
+        nothing if empty.noise is None else empty.noise.split(counts),
         strict=True,
     )
-    tensors = zip(noisy.split(counts), noise.split(counts), pieces(cross, counts), strict=True)
+    given = zip(methods, steps, split(found, counts), noisy.split(counts), noise.split(counts), halves, strict=True)
     terms = []
-    for method, step, own, half, (own_noisy, own_noise, own_cross) in zip(
-        methods, steps, split(found, counts), halves, tensors, strict=True
-    ):
-        one = method.losses(own, step.label, own_noisy, step.timesteps, own_noise, EmptyPrompt(*half), own_cross)
+    for method, step, own, own_noisy, own_noise, half in given:
+        one = method.losses(own, step.label, own_noisy, step.timesteps, own_noise, empty=EmptyPrompt(*half))
         terms.append({**one, "t": step.timesteps.float().mean()})
     return terms
 
@@ -212,6 +202,9 @@ def split(found: DiffusionAttention, counts: list[int]) -> list[DiffusionAttenti
     if len(counts) == 1:
         return [found]
 
+    def tensors(whole: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+        return [None] * len(counts) if whole is None else whole.split(counts)
+
     def layers(every: Sequence[LayerAttention]) -> list[list[LayerAttention]]:
         divided = [(each.query.split(counts), each.key.split(counts), each.scale) for each in every]
         return [
@@ -219,17 +212,11 @@ def split(found: DiffusionAttention, counts: list[int]) -> list[DiffusionAttenti
             for part in range(len(counts))
         ]
 
-    cross, self_ = layers(found.cross), layers(found.self_)
-    rest = zip(pieces(found.noise, counts), pieces(found.spread, counts), strict=True)
+    pieces = zip(layers(found.cross), layers(found.self_), tensors(found.noise), tensors(found.spread), strict=True)
     return [
-        DiffusionAttention(cross[part], found.cross_grids, self_[part], found.self_grids, noise, spread)
-        for part, (noise, spread) in enumerate(rest)
+        DiffusionAttention(cross, found.cross_grids, self_, found.self_grids, noise, spread)
+        for cross, self_, noise, spread in pieces
     ]
-
-
-def pieces(whole: torch.Tensor | None, counts: list[int]) -> Sequence[torch.Tensor | None]:
-    """The parts of a batch's tensor, None for each where there is no tensor."""
-    return [None] * len(counts) if whole is None else whole.split(counts)
 
 
 def joined(one: DiffusionAttention, other: DiffusionAttention | None) -> DiffusionAttention:

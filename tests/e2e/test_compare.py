@@ -45,7 +45,7 @@ def test_the_same_trial_computed_twice(swept: tuple[Bench, Outcome], finished: B
     assert outcome.code == 0, outcome.err
     record = json.loads(outcome.out)
     assert record["same_trial"] and record["same_numbers"]
-    # Failed once in some sixteen runs of CI, unexplained: a failure is to say by how much, and what the two logged.
+    # It has failed in whole runs alone: a failure is to say by how much, and what the two logged.
     curves = [file.with_name("curves.csv").read_text() for file in files]
     assert record["learned"]["equal"], (record["learned"], *curves)
     assert record["images"]["common"] == SPLITS["test"] and record["images"]["differ"] == []

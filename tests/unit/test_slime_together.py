@@ -12,10 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_bench.attention.capture import LayerAttention
-from slime_bench.attention.maps import class_logits
 from slime_bench.backbones.memory import TRAINING_MAPS, training_images
 from slime_bench.backbones.stable_diffusion import DiffusionAttention
-from slime_bench.methods import slime
 from slime_bench.methods.slime import Slime
 from slime_bench.methods.slime_config import LossWeights, SlimeConfig
 from slime_bench.methods.slime_together import calls, joined, segmented, split, training_terms
@@ -77,22 +75,6 @@ def test_a_step_in_a_batch_is_the_step_of_the_trial_alone(
             torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5)
         distance = (method.embeddings.grad - alone.embeddings.grad).norm() / alone.embeddings.grad.norm()
         assert distance < 1e-3 and alone.embeddings.grad.norm() > 0
-
-
-@pytest.mark.parametrize(("size", "times"), [(16, 1), (8, 4)], ids=["the propagated grid", "another grid"])
-def test_maps_of_the_classes_are_made_once_where_one_grid_serves_both_losses(
-    make: Make, tiny_backbone: Any, monkeypatch: pytest.MonkeyPatch, size: int, times: int
-) -> None:
-    """Otherwise once to be propagated, for all trials, and once for the loss of each."""
-    made = []
-
-    def counted(layer: LayerAttention, *rest: Any) -> torch.Tensor:
-        made.append(layer)
-        return class_logits(layer, *rest)
-
-    monkeypatch.setattr(slime, "class_logits", counted)
-    training_terms([make(seed=place, train_map_size=size) for place in range(3)], [batch(place) for place in range(3)])
-    assert len(made) == times * len(tiny_backbone.cross_names)
 
 
 def test_no_trial_reaches_anothers_numbers(make: Make) -> None:
