@@ -4,13 +4,13 @@ PRESET   ?= mini
 SUBJECT  ?= car
 BACKBONE ?=
 VLM      ?=
-METHODS  ?= slime vlm
+METHODS  ?= slime infoscore
 RULE     ?= paper
 MERGE    ?= slime
 ARGS     ?=
 BENCH_OUT ?=
 
-$(if $(strip $(filter-out slime vlm,$(METHODS)) $(if $(strip $(METHODS)),,none)),$(error METHODS is "$(METHODS)"; choose among: slime vlm))
+$(if $(strip $(filter-out slime infoscore,$(METHODS)) $(if $(strip $(METHODS)),,none)),$(error METHODS is "$(METHODS)"; choose among: slime infoscore))
 
 SUBJECTS  := car horse face
 ABLATIONS := was prompt losses t_opt t_test lr layers start
@@ -36,7 +36,7 @@ CAR_TEST   ?=
 
 help:  ## list the targets
 	@echo "usage: make <target> [PRESET=mini|paper] [SUBJECT=car|horse|face] [ARGS='key=value ...'] [PYTHON=python3.12]"
-	@echo "       make reproduce-car [METHODS='slime vlm'] [BACKBONE=mini_sd] [VLM=mini_blip]"
+	@echo "       make reproduce-car [METHODS='slime infoscore'] [BACKBONE=mini_sd] [VLM=mini_blip]"
 	@echo "       make prepare-car [VOC=folder|archive] [PARTS=folder|archive] [RULE=paper|slime_lab|lagm] [CAR_TEST=folder]"
 	@echo "       make prepare-face [CELEBA=folder|archive] [MERGE=slime|regan|celeba_authors]"
 	@echo
@@ -75,7 +75,7 @@ format: $(STAMP)  ## mend style and format
 	$(BIN)/ruff format .
 
 mini-data: $(STAMP)  ## write the mini world's pictures (the other targets do so when they need them)
-	$(BIN)/python -m data_prep.mini_world --root "$(DATA)/mini"
+	$(BIN)/python -m slime_bench.data.mini_world --root "$(DATA)/mini"
 
 prepare-car: $(STAMP)  ## the cars of PASCAL-Part from the downloaded archives, or folders
 prepare-horse: $(STAMP)  ## its horses
@@ -118,7 +118,7 @@ endef
 $(SUBJECTS:%=reproduce-%): reproduce-%:
 	@status=0; \
 	$(if $(filter slime,$(METHODS)),$(call sweep,experiment=$(PRESET)_$* $(OTHER_BACKBONE) $(ARGS))) \
-	$(if $(filter vlm,$(METHODS)),$(call sweep,experiment=$(PRESET)_$*_vlm $(OTHER_VLM) $(ARGS))) \
+	$(if $(filter infoscore,$(METHODS)),$(call sweep,experiment=$(PRESET)_$*_infoscore $(OTHER_VLM) $(ARGS))) \
 	$(call report_after,--subject $*)
 
 reproduce-all: $(STAMP)  ## all three tables
@@ -145,7 +145,7 @@ ablation-all: $(STAMP)  ## all of them
 	exit $$status
 
 ranking: $(STAMP)  ## InfoScore's order of the layers beside that of their mIoU, for SUBJECT (the paper's data: PRESET=paper ARGS='data=voc2012 metric=dataset')
-	$(call sweep_and_report,experiment=infoscore_ranking preset=$(PRESET)_vlm $(RANKED) $(OTHER_VLM) $(ARGS),--ranking experiment=infoscore_ranking preset=$(PRESET)_vlm $(RANKED) $(OTHER_VLM) $(ARGS))
+	$(call sweep_and_report,experiment=infoscore_ranking preset=$(PRESET)_infoscore $(RANKED) $(OTHER_VLM) $(ARGS),--ranking experiment=infoscore_ranking preset=$(PRESET)_infoscore $(RANKED) $(OTHER_VLM) $(ARGS))
 
 bench: $(STAMP)  ## speed and memory, as ratios within one run: SLiMe against the authors' way of computing, one pass of a VLM against the plain way (BENCH_OUT=docs/results/bench keeps the tables)
 	$(BIN)/python -m slime_bench.bench.slime $(BENCH_OUT:%=--out "%") $(ARGS)

@@ -17,16 +17,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from slime_bench import trial
-from slime_bench.compose import plan
-from slime_bench.methods.vlm_maps import layer_classes, probabilities
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import build
+from slime_bench.methods.infoscore.maps import layer_classes, probabilities
 from slime_bench.report.plots import class_colours, paint
-from slime_bench.schema import build
+from slime_bench.trial import runner as trial
 
 FOLDER = Path(__file__).parent / "figures"
 TRIALS = {
     "slime": ["preset=mini", "data=mini_car", "shots=1", "seed=0"],
-    "infoscore": ["preset=mini_vlm", "data=mini_car", "shots=0", "seed=0"],
+    "infoscore": ["preset=mini_infoscore", "data=mini_car", "shots=0", "seed=0"],
 }
 PICTURES = {"slime": 2, "infoscore": 1}  # of the test split, the first ones
 COLUMNS = 5

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from slime_bench.console import FULL_ERROR, environment, exit_code, is_interrupt, quieten, show, typed
 
 if TYPE_CHECKING:
-    from slime_bench.compose import Plan
+    from slime_bench.config.compose import Plan
     from slime_bench.sweep.job import Job
     from slime_bench.sweep.outcome import Outcome
 
@@ -26,10 +26,10 @@ INTERRUPTED = 130
 SUBCOMMANDS = {
     "report": "slime_bench.report.command",
     "status": "slime_bench.sweep.status_command",
-    "compare": "slime_bench.compare.command",
+    "compare": "slime_bench.report.compare.command",
     "segment": "slime_bench.segment",
-    "verify": "slime_bench.verify_command",
-    "embeddings": "slime_bench.embeddings_command",
+    "verify": "slime_bench.data.verify_command",
+    "embeddings": "slime_bench.segment.embeddings_command",
 }
 USAGE = """\
 slime-bench – few-shot segmentation from the attention of frozen models
@@ -93,7 +93,7 @@ def _trials(arguments: list[str]) -> int:
     # Hydra takes a quarter of a second to import, which the subcommands need not spend.
     from hydra._internal.utils import get_args_parser
 
-    from slime_bench import compose
+    from slime_bench.config import compose
     from slime_bench.sweep.job import Job
 
     compose.refuse_secrets(arguments)
@@ -121,7 +121,7 @@ def _run(plan: Plan, arguments: list[str]) -> int:
     from slime_bench.sweep import control, launchers
     from slime_bench.sweep.job import Job, Task
     from slime_bench.sweep.telling import summarise
-    from slime_bench.together import Batches, most
+    from slime_bench.trial.batching import Batches, most
 
     launcher = launchers.launcher_of(plan.trials)
     elsewhere = launcher.name != launchers.SEQUENTIAL or plan.hydra_launcher != "BasicLauncher"
@@ -151,7 +151,7 @@ def _by_hydra(arguments: list[str], job: Job) -> None:
     """Hydra's own entry point: it calls `job` for each trial, in this process but for the plugins of others."""
     import hydra
 
-    from slime_bench import compose
+    from slime_bench.config import compose
     from slime_bench.paths import config_dir
 
     entry = hydra.main(

@@ -91,7 +91,7 @@ def compose_config() -> Iterator[Callable[..., object]]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    import slime_bench.compose as bench  # registers the resolver that config.yaml uses
+    import slime_bench.config.compose as bench  # registers the resolver that config.yaml uses
     from slime_bench.paths import config_dir
 
     GlobalHydra.instance().clear()
@@ -105,8 +105,8 @@ def save_tiny_sd(folder: Path, layers_per_block: int = 1) -> Path:
     import torch
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-    from data_prep.mini_models import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
-    from data_prep.mini_world import vocabulary
+    from data_prep.pretrain.models import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
+    from slime_bench.data.mini_world.render import vocabulary
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -154,7 +154,7 @@ def slime_code(repository: Path) -> Any:
     """The protocol of conf/protocol/slime_code.yaml."""
     import yaml
 
-    from slime_bench.methods.slime_protocol import SlimeProtocol
+    from slime_bench.methods.slime.protocol import SlimeProtocol
 
     values = yaml.safe_load((repository / "conf" / "protocol" / "slime_code.yaml").read_text())
     values.pop("_target_")
@@ -255,7 +255,7 @@ def toy_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     module.write_text(TOY)
     monkeypatch.syspath_prepend(str(module.parent))
     monkeypatch.delitem(sys.modules, "toy_bench_targets", raising=False)
-    monkeypatch.setattr("slime_bench.compose.config_dir", lambda: conf)
+    monkeypatch.setattr("slime_bench.config.compose.config_dir", lambda: conf)
     monkeypatch.setattr("slime_bench.paths.config_dir", lambda: conf)
     monkeypatch.chdir(tmp_path)
     return conf

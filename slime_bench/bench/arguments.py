@@ -14,9 +14,9 @@ from slime_bench.bench.architecture import WIDTHS, build_width
 from slime_bench.bench.case import MINI, Case
 from slime_bench.bench.ways import WAYS
 from slime_bench.console import exit_code, quieten, show, typed
-from slime_bench.device import pick_device
 from slime_bench.errors import ConfigError, StorageError
-from slime_bench.fitting import threads
+from slime_bench.trial.device import pick_device
+from slime_bench.trial.fitting import threads
 
 MINI_WEIGHTS = "mini_sd"
 

@@ -21,8 +21,8 @@ from slime_bench.bench import output
 from slime_bench.bench.arguments import at_least_1, command, command_of, make_folder, say
 from slime_bench.bench.harness import Spread, interleave, ratio
 from slime_bench.bench.stopwatch import synchronise
-from slime_bench.device import pick_device
-from slime_bench.fitting import threads
+from slime_bench.trial.device import pick_device
+from slime_bench.trial.fitting import threads
 
 PROGRAM: Final = "slime_bench.bench.attention"
 

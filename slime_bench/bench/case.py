@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from slime_bench.bench.architecture import WIDTHS
-from slime_bench.compose import plan
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import build, parse
 from slime_bench.data.augment import Augmentation, augment
 from slime_bench.errors import ConfigError
-from slime_bench.methods.slime import Slime
-from slime_bench.schema import build, parse
+from slime_bench.methods.slime.method import Slime
 from slime_bench.seeding import generator
 
 MINI: Final = "mini"

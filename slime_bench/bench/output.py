@@ -14,7 +14,7 @@ from typing import Any, Final
 from slime_bench.bench.duel import Row
 from slime_bench.bench.harness import Spread
 from slime_bench.bench.memory import Peak
-from slime_bench.environment import environment
+from slime_bench.results.environment import environment
 from slime_bench.storage import write_atomic
 
 GB: Final = 1e9

@@ -21,7 +21,7 @@ from slime_bench.bench.outcome import TERMS, Outcome
 from slime_bench.bench.stopwatch import Stopwatch
 from slime_bench.bench.usual_heap import usual_heap
 from slime_bench.errors import ConfigError
-from slime_bench.methods.slime import Slime
+from slime_bench.methods.slime.method import Slime
 from slime_bench.seeding import generator
 
 

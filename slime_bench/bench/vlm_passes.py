@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 from slime_bench.bench import output
 from slime_bench.bench.arguments import command, make_folder
 from slime_bench.bench.harness import interleave, ratio, spread
-from slime_bench.compose import plan
-from slime_bench.methods.vlm_attention import VlmAttention
-from slime_bench.schema import build, parse
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import build, parse
+from slime_bench.methods.infoscore.method import InfoScore
 
 PROGRAM = "slime_bench.bench.vlm_passes"
 ROUNDS = 3
@@ -42,19 +42,19 @@ class Stream:
         return self.batches
 
 
-def made(cfg: DictConfig, backbone: Any, classes: Sequence[str], **settings: Any) -> VlmAttention:
+def made(cfg: DictConfig, backbone: Any, classes: Sequence[str], **settings: Any) -> InfoScore:
     config = parse(cfg.method)
     for name, value in {"rank_on": "test", **settings}.items():
         setattr(config, name, value)
     config.crf.enabled = False  # the same work in both ways
-    return VlmAttention(config, build(cfg.protocol), backbone, classes, cfg.seed)
+    return InfoScore(config, build(cfg.protocol), backbone, classes, cfg.seed)
 
 
-def segment(method: VlmAttention, data: Stream) -> torch.Tensor:
+def segment(method: InfoScore, data: Stream) -> torch.Tensor:
     return torch.cat([method.predict(batch["image"], batch["id"]) for batch in data.batches])
 
 
-def one_pass(make: Callable[..., VlmAttention], data: Stream) -> tuple[list[torch.Tensor], int]:
+def one_pass(make: Callable[..., InfoScore], data: Stream) -> tuple[list[torch.Tensor], int]:
     """Predictions with single and multiple prompts, and how many images went through the model."""
     method = make(multi_prompt=True)
     method.prepare(data, "cpu")
@@ -63,7 +63,7 @@ def one_pass(make: Callable[..., VlmAttention], data: Stream) -> tuple[list[torc
     return [segment(method, data), *found], method.forwarded
 
 
-def plain(make: Callable[..., VlmAttention], data: Stream) -> tuple[list[torch.Tensor], int]:
+def plain(make: Callable[..., InfoScore], data: Stream) -> tuple[list[torch.Tensor], int]:
     """The same with a pass for ranking and one for each list of prompts."""
     ranked = make(keep_gb=0.0)
     ranked.prepare(data, "cpu")
@@ -83,7 +83,7 @@ def compare(cfg: DictConfig, rounds: int = ROUNDS) -> dict[str, Any]:
     data.setup("test")
     stream, backbone = Stream(list(data.test_dataloader())), build(cfg.backbone)
 
-    def make(**settings: Any) -> VlmAttention:
+    def make(**settings: Any) -> InfoScore:
         return made(cfg, backbone, data.classes, **settings)
 
     ways = {"one pass": one_pass, "plain": plain}
@@ -119,7 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> str:
     """Measure, write what `--out` asks for, and return the figures in lines."""
-    (cfg,) = plan(["preset=mini_vlm", "shots=0", *arguments.overrides]).trials
+    (cfg,) = plan(["preset=mini_infoscore", "shots=0", *arguments.overrides]).trials
     make_folder(arguments.out)
     found = compare(cfg)
     title = f"{cfg.backbone.name} on {cfg.data.name}, {found['images']} images, {torch.get_num_threads()} threads:"

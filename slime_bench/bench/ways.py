@@ -14,7 +14,7 @@ from slime_bench.bench.case import Case, another_trial, make_method
 from slime_bench.bench.outcome import TERMS, Bars, Outcome
 from slime_bench.bench.reference import Reference
 from slime_bench.bench.stopwatch import Stopwatch
-from slime_bench.methods.slime import Slime
+from slime_bench.methods.slime.method import Slime
 
 REFERENCE: Final = "reference"
 TASKS: Final = ("step", "inference")

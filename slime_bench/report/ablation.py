@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.errors import ResultError
-from slime_bench.identity import canonical_json
 from slime_bench.report.ablation_settings import Setting
 from slime_bench.report.aggregate import Collected, FailedTrial, Row, aggregate, with_intervals
 from slime_bench.report.intervals import ImageBootstrap, Paired
 from slime_bench.report.matching import match
 from slime_bench.report.provenance import Provenance, provenance
 from slime_bench.report.published import Published, PublishedAblation, PublishedRow, Stat
-from slime_bench.results import TrialResult, average_of
+from slime_bench.results.identity import canonical_json
+from slime_bench.results.result import TrialResult, average_of
 
 _FOLDERS = ("output_root", "data_root")
 

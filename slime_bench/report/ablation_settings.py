@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from slime_bench.errors import ConfigError
-from slime_bench.identity import canonical_json, deciding, flatten
 from slime_bench.report.aggregate import shortened
 from slime_bench.report.usual import plain
+from slime_bench.results.identity import canonical_json, deciding, flatten
 
 _NOT_A_SETTING = ("seed", "metric")
 _GROUPS = ("method", "backbone", "protocol")
@@ -47,7 +47,7 @@ def settings_of(name: str, overrides: Sequence[str], extra_dir: str | None = Non
     Raises:
         ConfigError: whatever composing raises, or a sweep over several data sets or presets.
     """
-    from slime_bench.compose import plan
+    from slime_bench.config.compose import plan
 
     trials = [plain(cfg) for cfg in plan([*overrides, f"ablation={name}"], sweep=True, extra_dir=extra_dir).trials]
     for what, chosen in (
@@ -86,7 +86,7 @@ def _default_of(overrides: Sequence[str], trial: Mapping[str, Any], extra_dir: s
     """The configuration without the ablation and without anything swept, with the shots and the seed of `trial`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from slime_bench.compose import plan, translated
+    from slime_bench.config.compose import plan, translated
 
     with translated():
         parsed = OverridesParser.create().parse_overrides(list(overrides))

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_bench.errors import ResultError
-from slime_bench.identity import canonical_json, flatten, parse_trial_folder
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report.method_facts import OWN_REPORT, expected_shots, stated
 from slime_bench.report.published import Published, PublishedRow, Stat
-from slime_bench.results import RESULT_FILE, TrialResult, average_of, read_result
+from slime_bench.results.identity import canonical_json, flatten, parse_trial_folder
+from slime_bench.results.result import RESULT_FILE, TrialResult, average_of, read_result
 
 if TYPE_CHECKING:
     from slime_bench.report.intervals import ImageBootstrap, Interval

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
-from slime_bench.qualitative import QUALITATIVE_FILE, read_qualitative
 from slime_bench.report.ablation import AblationReport, ablation_report
 from slime_bench.report.ablation_settings import settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
@@ -37,6 +36,7 @@ from slime_bench.report.ranking_command import EXPERIMENT, run_ranking
 from slime_bench.report.statistics import RESAMPLES
 from slime_bench.report.tables import SubjectReport, section_grid, sections, subject_report, write_tables
 from slime_bench.report.usual import default_settings
+from slime_bench.results.qualitative import QUALITATIVE_FILE, read_qualitative
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -30,7 +30,7 @@ from slime_bench.report.statistics import (
     paired_difference,
     resampled,
 )
-from slime_bench.results import PER_IMAGE_FILE, TrialResult, read_per_image_arrays
+from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, read_per_image_arrays
 
 _NEAR = 1e-9
 _RERUN = "Delete the trial's folder and run the trial again."

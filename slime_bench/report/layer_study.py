@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from slime_bench.errors import ResultError
 from slime_bench.metrics import CONVENTION_RULES
-from slime_bench.results import TrialResult, average_of
+from slime_bench.results.result import TrialResult, average_of
 
 STUDY_FILE: Final = "layer_study.json"
 _REMEDY: Final = "Delete the trial's folder and run the trial again."

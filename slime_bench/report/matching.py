@@ -7,11 +7,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from slime_bench import identity
 from slime_bench.errors import ConfigError
-from slime_bench.identity import canonical_json
 from slime_bench.report.aggregate import Collected, FailedTrial
-from slime_bench.results import RESULT_FILE, TrialResult
+from slime_bench.results import identity
+from slime_bench.results.identity import canonical_json
+from slime_bench.results.result import RESULT_FILE, TrialResult
 
 Key = TypeVar("Key", bound=Hashable)
 Config = Mapping[str, Any]

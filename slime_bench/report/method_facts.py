@@ -11,9 +11,9 @@ RANKING = "infoscore_ranking"
 OWN_REPORT = frozenset({RANKING})
 """Methods that have a report of their own and no row in the main tables."""
 
-_LEAST_SHOTS = {"vlm_attention": 0, RANKING: 0}
+_LEAST_SHOTS = {"infoscore": 0, RANKING: 0}
 _ONLY_SHOTS = {RANKING: (0,)}
-_NAMES = {"vlm_attention": "VLM"}
+_NAMES = {"infoscore": "InfoScore"}
 
 
 def expected_shots(method: str, shots: Iterable[int]) -> list[int]:
@@ -23,7 +23,7 @@ def expected_shots(method: str, shots: Iterable[int]) -> list[int]:
 
 
 def display_name(method: str, shots: int | None) -> str:
-    """How tables call a row, e.g. `VLM zero-shot`; the method's own name where there is no other."""
+    """How tables call a row, e.g. `InfoScore zero-shot`; the method's own name where there is no other."""
     if method not in _NAMES or shots is None:
         return method
     return f"{_NAMES[method]} {'zero' if shots == 0 else shots}-shot"

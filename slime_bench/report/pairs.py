@@ -15,7 +15,7 @@ from slime_bench.report import method_facts
 from slime_bench.report.aggregate import Row
 from slime_bench.report.intervals import ImageBootstrap, Paired
 from slime_bench.report.statistics import Difference
-from slime_bench.results import TrialResult
+from slime_bench.results.result import TrialResult
 
 UNIT = "percentage points"
 _PARTS = ("mean", "std", "agree", "low", "high", "p")

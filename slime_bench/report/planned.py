@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_bench.errors import ConfigError, ResultError
-from slime_bench.identity import parse_trial_folder
 from slime_bench.report.ablation import AblationReport
 from slime_bench.report.aggregate import Collected, FailedTrial, MissingTrial
 from slime_bench.report.method_facts import OWN_REPORT
@@ -21,6 +20,7 @@ from slime_bench.report.page.problems import of_states
 from slime_bench.report.page.view import Problems
 from slime_bench.report.tables import SubjectReport
 from slime_bench.report.usual import plain
+from slime_bench.results.identity import parse_trial_folder
 
 if TYPE_CHECKING:
     from slime_bench.sweep.status import State
@@ -141,7 +141,7 @@ def planned(overrides: Sequence[str], outputs: Path | None = None, extra_dir: st
     """
     from omegaconf import DictConfig, OmegaConf
 
-    from slime_bench.compose import plan
+    from slime_bench.config.compose import plan
     from slime_bench.sweep.status import Sweep
 
     ablation, rest = _ablation(overrides)

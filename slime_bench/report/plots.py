@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_bench.qualitative import GridItem, check_items
+from slime_bench.results.qualitative import GridItem, check_items
 from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:

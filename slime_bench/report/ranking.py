@@ -14,7 +14,7 @@ from slime_bench.report.layer_study import LayerStudy, ranks, read_study
 from slime_bench.report.method_facts import RANKING, stated
 from slime_bench.report.provenance import Provenance, provenance
 from slime_bench.report.published import Stat
-from slime_bench.results import TrialResult
+from slime_bench.results.result import TrialResult
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_bench.errors import ConfigError, ResultError
-from slime_bench.identity import canonical_json, deciding
 from slime_bench.report.aggregate import Collected, collect
 from slime_bench.report.grid import print_grid
 from slime_bench.report.matching import signature_on
@@ -21,7 +20,8 @@ from slime_bench.report.ranking_files import report_lines, write_ranking
 from slime_bench.report.ranking_plots import ensembles_figure, layers_figure
 from slime_bench.report.ranking_table import RankingReport, place, ranking_grids
 from slime_bench.report.usual import default_settings, plain
-from slime_bench.results import RESULT_FILE, TrialResult
+from slime_bench.results.identity import canonical_json, deciding
+from slime_bench.results.result import RESULT_FILE, TrialResult
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +93,7 @@ def run_ranking(
 
 
 def _planned(overrides: Sequence[str], extra_dir: str | None) -> list[dict[str, Any]]:
-    from slime_bench.compose import plan
+    from slime_bench.config.compose import plan
 
     trials = [plain(cfg) for cfg in plan(overrides, sweep=True, extra_dir=extra_dir).trials]
     others = sorted({trial["method"]["name"] for trial in trials} - {RANKING})

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slime_bench.errors import ConfigError
-from slime_bench.identity import canonical_json, recorded
 from slime_bench.report.aggregate import Family, Usual, family, settings
-from slime_bench.results import TrialResult
+from slime_bench.results.identity import canonical_json, recorded
+from slime_bench.results.result import TrialResult
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,7 +45,7 @@ def default_settings(results: Sequence[TrialResult], extra_dir: str | None = Non
 
 
 def _composed(names: Family, extra_dir: str | None) -> dict[str, str] | None:
-    from slime_bench.compose import plan
+    from slime_bench.config.compose import plan
 
     method, backbone, data, subject, preset, protocol = names
     groups = [f"method={method}", f"backbone={backbone}", f"data={data}", f"preset={preset}", f"protocol={protocol}"]

@@ -10,18 +10,20 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from slime_bench import fitting, identity, trial
-from slime_bench.compose import plan
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import build, load_target, parse, validate
 from slime_bench.data.datamodule import SegmentationDataModule
-from slime_bench.device import check_precision, pick_device
 from slime_bench.errors import ConfigError
-from slime_bench.failure import typed_error
-from slime_bench.known import backbone_facts, check_parts
-from slime_bench.logger import closed_logger
-from slime_bench.schema import build, load_target, parse, validate
+from slime_bench.results import identity
 from slime_bench.segment.progress import Lines, fit_callback
 from slime_bench.segment.state import write_state
 from slime_bench.segment.support import Support
+from slime_bench.tracking import closed_logger
+from slime_bench.trial import fitting
+from slime_bench.trial import runner as trial
+from slime_bench.trial.device import check_precision, pick_device
+from slime_bench.trial.failure import typed_error
+from slime_bench.trial.spec import backbone_facts, check_parts
 
 # What a preset's data set says about any pictures; the rest of its node is about its own files.
 _KEPT = (
@@ -160,7 +162,7 @@ def refuse_dependent(method_class: Any, name: str) -> None:
             found=name,
             expected="a method whose learned state is all that it needs, such as slime",
             remedy="run a trial on the images as a data set: "
-            "slime-bench preset=mini_vlm data=folder data.root=<folder> method.prompts=<file.yaml>",
+            "slime-bench preset=mini_infoscore data=folder data.root=<folder> method.prompts=<file.yaml>",
         )
 
 

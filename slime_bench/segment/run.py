@@ -16,20 +16,20 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from slime_bench import identity
+from slime_bench.config.schema import build, load_target, parse
+from slime_bench.config.typed import typed
 from slime_bench.data.datamodule import DataConfig
 from slime_bench.data.fit import fit_image, unfit
 from slime_bench.data.folder import read_image
 from slime_bench.data.labels import palette
 from slime_bench.errors import ConfigError, DeviceError, SlimeBenchError
-from slime_bench.schema import build, load_target, parse
+from slime_bench.results import identity
 from slime_bench.segment.files import LABELS, OVERLAYS, Record, Run, write, write_run
 from slime_bench.segment.fit import refuse_dependent
 from slime_bench.segment.masks import RGB
 from slime_bench.segment.output import Picture, label_png, overlay, view
 from slime_bench.segment.progress import Lines
 from slime_bench.segment.state import NODES, content_hash
-from slime_bench.typed import typed
 
 _SAVE_EVERY = 5.0  # seconds; what was segmented since is done again should the process be killed
 _READING = ("batch_size", "image_size", "fit", "resize")  # the first changes no label

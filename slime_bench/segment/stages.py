@@ -15,9 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-from slime_bench import fitting
 from slime_bench.data.folder import read_image
-from slime_bench.device import pick_device
 from slime_bench.errors import ResultError
 from slime_bench.segment import fit as learning
 from slime_bench.segment.files import (
@@ -42,6 +40,8 @@ from slime_bench.segment.run import Outcome, Recipe, load_method, made_by, recip
 from slime_bench.segment.spec import read_classes
 from slime_bench.segment.state import content_hash, ordered, read_state, signature_of
 from slime_bench.segment.support import Support, pair_up, read_support
+from slime_bench.trial import fitting
+from slime_bench.trial.device import pick_device
 
 SHOWN = 12
 """Results in the grid picture."""

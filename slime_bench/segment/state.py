@@ -59,7 +59,7 @@ def write_state(
     """
     from safetensors.torch import save
 
-    from slime_bench import identity
+    from slime_bench.results import identity
 
     facts = {"classes": list(classes), "seed": config["seed"], "colours": list(colours), "fit": fit}
     facts |= {name: identity.redact(config[name]) for name in NODES}

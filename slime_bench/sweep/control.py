@@ -9,7 +9,6 @@ from pathlib import Path
 
 import yaml
 
-from slime_bench.known import stamp
 from slime_bench.lock import Holder, held
 from slime_bench.storage import write_atomic
 from slime_bench.sweep import outcome as states
@@ -17,6 +16,7 @@ from slime_bench.sweep.job import Job, Task
 from slime_bench.sweep.launchers import Runner
 from slime_bench.sweep.outcome import Outcome, died, read_records
 from slime_bench.sweep.telling import tell_end
+from slime_bench.trial.spec import stamp
 
 
 def launch(runner: Runner, tasks: Collection[Task], job: Job, overrides: Sequence[str]) -> dict[int, Outcome]:

@@ -64,7 +64,7 @@ class Job:
         """Hydra's task function."""
         from hydra.core.hydra_config import HydraConfig
 
-        from slime_bench.compose import DEFAULT_TRIAL
+        from slime_bench.config.compose import DEFAULT_TRIAL
 
         node = HydraConfig.get()
         index = 0 if OmegaConf.is_missing(node.job, "num") else int(node.job.num)
@@ -99,11 +99,8 @@ class Job:
         return result
 
     def _tried(self, task: Task) -> Outcome:
-        from slime_bench import (
-            compose,  # noqa: F401 - registers what configurations refer to
-            trial,
-        )
-        from slime_bench.schema import validate
+        from slime_bench.config.schema import validate
+        from slime_bench.trial import runner as trial
 
         try:
             cfg = validate(task.cfg)

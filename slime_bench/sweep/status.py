@@ -11,13 +11,15 @@ from typing import Any, Final, cast
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from slime_bench import identity, lock, results
-from slime_bench.compose import DEFAULT_TRIAL
-from slime_bench.device import pick_device
+from slime_bench import lock
+from slime_bench.config.compose import DEFAULT_TRIAL
+from slime_bench.config.schema import build, load_target, parse
 from slime_bench.errors import DataError, ResultError, SlimeBenchError
-from slime_bench.failure import ERROR_FILE
-from slime_bench.known import identify, is_misplaced, nameless_folder
-from slime_bench.schema import build, load_target, parse
+from slime_bench.results import identity
+from slime_bench.results import result as results
+from slime_bench.trial.device import pick_device
+from slime_bench.trial.failure import ERROR_FILE
+from slime_bench.trial.spec import identify, is_misplaced, nameless_folder
 
 RUNNING: Final = "running"
 DONE: Final = "done"

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--config-dir", help="a further folder of configuration files, as it was given to the sweep")
     args = parser.parse_intermixed_args(argv)
-    from slime_bench.compose import plan
+    from slime_bench.config.compose import plan
     from slime_bench.sweep.status import Sweep
 
     planned, sweep = plan(args.overrides, sweep=True, extra_dir=args.config_dir), Sweep()
@@ -59,7 +59,7 @@ def table(states: Sequence[State]) -> list[str]:
 
 
 def _cells(state: State) -> tuple[str, ...]:
-    from slime_bench.compose import DEFAULT_TRIAL
+    from slime_bench.config.compose import DEFAULT_TRIAL
 
     more = DEFAULT_TRIAL if state.name == DEFAULT_TRIAL else state.variant
     return state.state, state.method, state.data, f"{state.shots}-shot", f"seed {state.seed}", more

@@ -48,14 +48,14 @@ def test_the_card_shows_that_text_matters(card: dict[str, Any]) -> None:
 
 
 def test_the_world_is_the_one_it_was_trained_on(card: dict[str, Any]) -> None:
-    from data_prep.mini_world import WORLD_VERSION
+    from slime_bench.data.mini_world.render import WORLD_VERSION
 
     assert card["world_version"] == WORLD_VERSION
 
 
 def test_optimised_embeddings_find_the_parts(tmp_path: Path) -> None:
     """A short 1-shot run on validation pictures, far above embeddings that were left where they start."""
-    from data_prep.probe_mini_sd import probe
+    from data_prep.pretrain.probe_mini_sd import probe
 
     common = ["data=mini_car", f"data_root={tmp_path}", "seed=0", "method.loss_weights.beta=0", "shots=1"]
     start, fitted = (probe([*common, f"method.epochs={epochs}"]) for epochs in (0, 60))

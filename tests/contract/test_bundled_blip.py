@@ -41,7 +41,7 @@ def test_it_is_the_librarys_model(card: dict[str, Any]) -> None:
 
 
 def test_the_world_is_the_one_it_was_trained_on(card: dict[str, Any]) -> None:
-    from data_prep.mini_world import WORLD_VERSION
+    from slime_bench.data.mini_world.render import WORLD_VERSION
 
     assert card["world_version"] == WORLD_VERSION
 
@@ -59,8 +59,8 @@ def test_attention_finds_the_parts() -> None:
     """On validation pictures a part's own patches score higher than the rest: area under the curve, chance 0.5."""
     from scipy.stats import rankdata
 
-    from data_prep.mini_subjects import CLASSES
-    from data_prep.mini_world import render
+    from slime_bench.data.mini_world.render import render
+    from slime_bench.data.mini_world.subjects import CLASSES
 
     backbone = BlipBackbone(BlipBackbone.Config())
     areas = []

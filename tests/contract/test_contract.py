@@ -20,27 +20,27 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from twins.coco import write_coco_twin
-from twins.pascal import write_car_test_twin
-from twins.voc2012 import write_voc_twin
 
 import slime_bench.methods
-from data_prep import mini_world
-from slime_bench import known
 from slime_bench.backbones.vlm import VlmBackbone, VlmFacts
-from slime_bench.compose import plan
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import build, config_class, load_target, parse
+from slime_bench.data.mini_world import render as mini_world
 from slime_bench.errors import BackboneError, ConfigError, DataError
 from slime_bench.methods.base import SegmentationMethod
-from slime_bench.methods.slime_protocol import SlimeProtocol
-from slime_bench.methods.vlm_protocol import VlmProtocol
+from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
+from slime_bench.methods.slime.protocol import SlimeProtocol
 from slime_bench.metrics.iou import CONVENTIONS
 from slime_bench.paths import config_dir
-from slime_bench.schema import build, config_class, load_target, parse
-from tests.blip_toys import save_blip
-from tests.unit.test_albef import random_state
-from tests.unit.test_albef import run as convert_albef
-from tests.unit.test_albef import save as save_checkpoint
-from tests.unit.test_llava import save_tiny_llava
+from slime_bench.trial import spec as known
+from tests.backbones.test_albef import random_state
+from tests.backbones.test_albef import run as convert_albef
+from tests.backbones.test_albef import save as save_checkpoint
+from tests.backbones.test_llava import save_tiny_llava
+from tests.fixtures.blip_toys import save_blip
+from tests.fixtures.twins.coco import write_coco_twin
+from tests.fixtures.twins.pascal import write_car_test_twin
+from tests.fixtures.twins.voc2012 import write_voc_twin
 
 SIZE = 64
 CLASSES = ["background", "wheel", "window"]
@@ -48,25 +48,33 @@ CLASSES = ["background", "wheel", "window"]
 COVERED: dict[str, set[str]] = {
     # classes by their full name
     "methods": {
-        "slime_bench.methods.slime.Slime",
-        "slime_bench.methods.vlm_attention.VlmAttention",
-        "slime_bench.methods.vlm_ranking.VlmRanking",
+        "slime_bench.methods.slime.method.Slime",
+        "slime_bench.methods.infoscore.method.InfoScore",
+        "slime_bench.methods.infoscore.ranking.InfoScoreRanking",
     },
     # files of conf/<group>, without `.yaml`
-    "method": {"slime", "vlm_attention", "infoscore_ranking"},
+    "method": {"slime", "infoscore", "infoscore_ranking"},
     "backbone": {"mini_sd", "sd21_base", "sd15", "sd14"}
     | {"mini_blip", "blip_base", "blip_large", "albef", "llava15_7b"},
-    "protocol": {"slime_code", "slime_paper", "slime_mini", "is_code", "is_paper", "is_mini"},
+    "protocol": {"slime_code", "slime_paper", "slime_mini", "infoscore_code", "infoscore_paper", "infoscore_mini"},
     "data": {"mini_car", "mini_horse", "mini_face", "pascal_part_car", "pascal_part_horse", "celebamask_hq"}
     | {"pascal_part_car_regan", "slime_release_car", "slime_release_horse", "slime_release_face", "folder"}
     | {"voc2012", "coco_object"},
     # what they ask for, and that they run: test_experiments.py
     "experiment": {"mini_car", "mini_horse", "mini_face", "paper_car", "paper_horse", "paper_face"}
-    | {f"{preset}_{subject}_vlm" for preset in ("mini", "paper") for subject in ("car", "horse", "face")}
-    | {"table1", "table2", "table3", "table4", "infoscore_ranking", "paper_voc2012_vlm", "paper_coco_object_vlm"}
+    | {f"{preset}_{subject}_infoscore" for preset in ("mini", "paper") for subject in ("car", "horse", "face")}
+    | {
+        "table1",
+        "table2",
+        "table3",
+        "table4",
+        "infoscore_ranking",
+        "paper_voc2012_infoscore",
+        "paper_coco_object_infoscore",
+    }
     | {"debug/smoke"},
     "ablation": {"was", "start", "prompt", "losses", "t_opt", "t_test", "lr", "layers"},
-    "preset": {"mini", "paper", "mini_vlm", "paper_vlm"},
+    "preset": {"mini", "paper", "mini_infoscore", "paper_infoscore"},
     "metric": {"slime", "dataset", "present_or_predicted"},
     "trainer": {"auto", "cpu", "cuda"},
     "logger": {"none", "csv", "wandb"},
@@ -171,7 +179,7 @@ def test_every_file_composes_and_validates(group: str, name: str) -> None:
     needed = ["data.root=own", "data.classes=[background,leaf]"] if (group, name) == ("data", "folder") else []
     cfg = trial(f"{group}={name}", *needed)
     if group == "preset":
-        assert cfg.preset == name.removesuffix("_vlm"), "tables of both methods stand under the preset's own name"
+        assert cfg.preset == name.removesuffix("_infoscore"), "tables of both methods stand under the preset's own name"
         return
     chosen = cfg[group].get("name", name)
     if group not in ("metric", "trainer", "launcher"):
@@ -188,7 +196,7 @@ def test_every_convention_has_a_file() -> None:
 @pytest.fixture(scope="session")
 def tiny_weights(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Backbone file -> random weights of the same layout, one hundredth of the size."""
-    from conftest import save_tiny_sd
+    from tests.conftest import save_tiny_sd
 
     root = tmp_path_factory.mktemp("tiny")
     deeper = save_tiny_sd(root / "sd21", layers_per_block=2)
@@ -268,10 +276,10 @@ def hooks_of(backbone: torch.nn.Module) -> int:
 # -- methods and protocols ---------------------------------------------------------------------------------------------
 
 #: method file -> (backbone file for the stand-in weights, settings that make it small)
-_VLM = ["protocol=is_code", "method.layers=[layer.0,layer.1]", "method.prompts=mini_car"]
+_VLM = ["protocol=infoscore_code", "method.layers=[layer.0,layer.1]", "method.prompts=mini_car"]
 SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
     "slime": ("mini_sd", ["method.train_map_size=16"]),
-    "vlm_attention": ("mini_blip", _VLM),
+    "infoscore": ("mini_blip", _VLM),
     "infoscore_ranking": ("mini_blip", [*_VLM, "method.resamples=3", "shots=0"]),
 }
 
@@ -371,18 +379,21 @@ def test_a_method_is_a_function_of_its_seed(name: str, make: Callable[..., Segme
 
 @pytest.mark.parametrize("name", options("protocol"))
 def test_protocol(name: str, make: Callable[..., SegmentationMethod]) -> None:
-    method = make("slime" if name.startswith("slime") else "vlm_attention", f"protocol={name}")
+    method = make("slime" if name.startswith("slime") else "infoscore", f"protocol={name}")
     fit_one_step(method)
     check_scores(method)
 
 
-@pytest.mark.parametrize(("method", "backbone"), [("slime", "mini_blip"), ("vlm_attention", "mini_sd")])
+@pytest.mark.parametrize(("method", "backbone"), [("slime", "mini_blip"), ("infoscore", "mini_sd")])
 def test_parts_of_different_papers_do_not_go_together(method: str, backbone: str) -> None:
-    for overrides in ([f"backbone={backbone}"], ["protocol=is_code" if method == "slime" else "protocol=slime_code"]):
+    for overrides in (
+        [f"backbone={backbone}"],
+        ["protocol=infoscore_code" if method == "slime" else "protocol=slime_code"],
+    ):
         cfg = trial(f"method={method}", *overrides)
         with pytest.raises(ConfigError, match="cannot use this") as caught:
             known.check_parts(cfg, load_target(cfg.method._target_), load_target(cfg.backbone._target_))
-        assert "preset=mini_vlm" in str(caught.value.remedy)
+        assert "preset=mini_infoscore" in str(caught.value.remedy)
 
 
 def raw_protocol(name: str) -> dict[str, Any]:
@@ -390,8 +401,11 @@ def raw_protocol(name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("_target_", "name")}
 
 
-KINDS: dict[str, type] = {"slime": SlimeProtocol, "is": VlmProtocol}
-BUNDLES = {"slime": ("slime_paper", "slime_code", "slime_mini"), "is": ("is_paper", "is_code", "is_mini")}
+KINDS: dict[str, type] = {"slime": SlimeProtocol, "is": InfoScoreProtocol}
+BUNDLES = {
+    "slime": ("slime_paper", "slime_code", "slime_mini"),
+    "is": ("infoscore_paper", "infoscore_code", "infoscore_mini"),
+}
 
 
 def switches(kind: str) -> set[str]:

@@ -14,19 +14,20 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import save_tiny_sd
 from omegaconf import OmegaConf
-from test_contract import SAMPLES, STAND_INS, options, uncovered
 
-from data_prep import mini_world
-from slime_bench import cli, trial
-from slime_bench.compose import plan
+from slime_bench import cli
+from slime_bench.config.compose import plan
+from slime_bench.data.mini_world import render as mini_world
 from slime_bench.errors import ConfigError
-from slime_bench.identity import canonical_json, deciding, flatten
 from slime_bench.paths import config_dir
 from slime_bench.report.published import load_published
-from slime_bench.results import TrialResult, read_result
-from tests.blip_toys import save_blip
+from slime_bench.results.identity import canonical_json, deciding, flatten
+from slime_bench.results.result import TrialResult, read_result
+from slime_bench.trial import runner as trial
+from tests.conftest import save_tiny_sd
+from tests.contract.test_contract import SAMPLES, STAND_INS, options, uncovered
+from tests.fixtures.blip_toys import save_blip
 
 SIDE = 64
 SEEDS = {"seed": "0,1,2"}
@@ -38,8 +39,8 @@ RUNS = {"shots": "0,1", "seed": "0,1,2,3,4"}  # the second paper's own number
 PRESETS = {
     "mini": ("mini_sd", "slime_mini", "slime"),
     "paper": ("sd21_base", "slime_code", "slime"),
-    "mini_vlm": ("mini_blip", "is_mini", "vlm_attention"),
-    "paper_vlm": ("blip_large", "is_code", "vlm_attention"),
+    "mini_infoscore": ("mini_blip", "infoscore_mini", "infoscore"),
+    "paper_infoscore": ("blip_large", "infoscore_code", "infoscore"),
 }
 SUBJECTS = {
     "car": ("mini_car", "pascal_part_car"),
@@ -80,13 +81,18 @@ EXPERIMENTS: dict[str, Expected] = {
     "table4": table("face"),
     **{f"mini_{subject}": Expected(SLIME, {"mini": names[0]}) for subject, names in SUBJECTS.items()},
     **{f"paper_{subject}": Expected(SLIME, {"paper": names[1]}) for subject, names in SUBJECTS.items()},
-    **{f"mini_{subject}_vlm": Expected(VLM, {"mini_vlm": names[0]}) for subject, names in SUBJECTS.items()},
-    **{f"paper_{subject}_vlm": Expected(VLM, {"paper_vlm": names[1]}) for subject, names in SUBJECTS.items()},
+    **{f"mini_{subject}_infoscore": Expected(VLM, {"mini_infoscore": names[0]}) for subject, names in SUBJECTS.items()},
+    **{
+        f"paper_{subject}_infoscore": Expected(VLM, {"paper_infoscore": names[1]})
+        for subject, names in SUBJECTS.items()
+    },
     "infoscore_ranking": Expected(
-        {"shots": "0", **SEEDS}, {"mini_vlm": "mini_car", "paper_vlm": "voc2012"}, method="infoscore_ranking"
+        {"shots": "0", **SEEDS},
+        {"mini_infoscore": "mini_car", "paper_infoscore": "voc2012"},
+        method="infoscore_ranking",
     ),
-    "paper_voc2012_vlm": Expected(RUNS, {"paper_vlm": "voc2012"}, metric="dataset"),
-    "paper_coco_object_vlm": Expected(RUNS, {"paper_vlm": "coco_object"}, metric="dataset"),
+    "paper_voc2012_infoscore": Expected(RUNS, {"paper_infoscore": "voc2012"}, metric="dataset"),
+    "paper_coco_object_infoscore": Expected(RUNS, {"paper_infoscore": "coco_object"}, metric="dataset"),
 }
 SMOKE = "debug/smoke"
 PAIRS = [(name, preset) for name, expected in EXPERIMENTS.items() for preset in expected.data]
@@ -166,8 +172,8 @@ def test_the_ranking_is_without_the_crf(compose_config: Callable[..., Any]) -> N
 
 def test_slimes_tables_are_slimes() -> None:
     with pytest.raises(ConfigError, match="numbered tables are those of SLiMe") as caught:
-        plan(["experiment=table4", "preset=mini_vlm"])
-    assert "experiment=mini_car_vlm" in str(caught.value.remedy)
+        plan(["experiment=table4", "preset=mini_infoscore"])
+    assert "experiment=mini_car_infoscore" in str(caught.value.remedy)
 
 
 def test_the_old_name_of_table_1_leads_to_the_new_one() -> None:
@@ -222,7 +228,7 @@ class World:
             sizes += ["method.train_map_size=16", "method.epochs=1"]
             sizes += ["method.patch_size=48"] if data == "celebamask_hq" else []  # of 64 pixels instead of 512
         else:
-            sizes += ["method.max_steps=1"] if method == "vlm_attention" else ["method.resamples=2", "method.pairs=1"]
+            sizes += ["method.max_steps=1"] if method == "infoscore" else ["method.resamples=2", "method.pairs=1"]
             sizes += ["method.rank_images=2", "method.crf.enabled=false"]
         places = [f"data_root={self.data}", f"output_root={self.outputs}"]
         return [*sizes, *places, "trainer=cpu", "trainer.progress=false"]
@@ -256,7 +262,9 @@ def test_every_experiment_runs_with_every_preset_that_it_fits(name: str, preset:
     for result in found:
         names = (result.data, result.backbone, result.protocol, result.method)
         assert names == (expected.data[preset], backbone, protocol, expected.method or method)
-        assert result.preset == preset.removesuffix("_vlm"), "tables of both methods stand under the preset's own name"
+        assert result.preset == preset.removesuffix("_infoscore"), (
+            "tables of both methods stand under the preset's own name"
+        )
         assert result.convention == expected.metric
         published = load_published(result.subject)
         if published is not None:

@@ -12,10 +12,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from slime_bench.compose import plan
-from slime_bench.identity import canonical_json, deciding, flatten
-from slime_bench.logger import keys
+from slime_bench.config.compose import plan
 from slime_bench.report.usual import plain
+from slime_bench.results.identity import canonical_json, deciding, flatten
+from slime_bench.tracking import keys
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "ablation").glob("*.yaml"))
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from e2e.tiny import SIDE as SIDE
-from e2e.tiny import SPLITS as SPLITS
-from e2e.tiny import settings, write_pictures, write_weights
 from slime_bench import cli
 from slime_bench.errors import DataError
-from slime_bench.results import TrialResult, read_result
+from slime_bench.results.result import TrialResult, read_result
+from tests.e2e.tiny import SIDE as SIDE
+from tests.e2e.tiny import SPLITS as SPLITS
+from tests.e2e.tiny import settings, write_pictures, write_weights
 
 FAILING = (2, 1)  # shots and seed of the trial that fails in `swept`
 
@@ -98,7 +98,7 @@ def car_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mini_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`data_root` with the mini world's real car data set."""
-    from data_prep.mini_world import write_dataset
+    from slime_bench.data.mini_world.render import write_dataset
 
     root = tmp_path_factory.mktemp("data")
     write_dataset(root / "mini" / "car", "car")
@@ -109,7 +109,7 @@ def mini_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def swept(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Outcome]:
     """A sweep of four trials of which one fails, and how it ended; each was fitted by itself, so that its bytes can be
     compared with another process's. Read only: see `finished` for a copy."""
-    from slime_bench import trial
+    from slime_bench.trial import runner as trial
 
     bench = Bench(tiny_sd, car_pictures, tmp_path_factory.mktemp("swept"))
     real = trial._compute

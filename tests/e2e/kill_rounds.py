@@ -69,7 +69,7 @@ class Sweeps:
     """Starts the sweep on any output folder, as a process of its own."""
 
     def __init__(self, work: Path, sweep: Sequence[str], overrides: Sequence[str], *, fresh: bool) -> None:
-        from e2e import tiny
+        from tests.e2e import tiny
 
         self.work, self.sweep, self.fresh = work, sweep, fresh
         shutil.rmtree(work, ignore_errors=True)
@@ -89,7 +89,7 @@ class Sweeps:
     def finished(self, name: str) -> dict[str, tuple[int, int]]:
         """Folder of every finished trial, and something that changes when its result is written again."""
         from slime_bench.errors import ResultError
-        from slime_bench.results import read_result
+        from slime_bench.results.result import read_result
 
         found = {}
         for path in (self.work / name).glob("runs/*/*/*/*/result.json"):
@@ -105,8 +105,9 @@ class Sweeps:
         import lightning
         import torch
 
-        from slime_bench import cli, compose, trial  # noqa: F401
-        from slime_bench.schema import build
+        from slime_bench.config import compose
+        from slime_bench.config.schema import build
+        from slime_bench.trial import runner as trial  # noqa: F401
 
         torch.set_num_threads(1)
         build(compose.plan([each for each in self.settings]).trials[0].backbone)
@@ -134,7 +135,8 @@ class Process:
                 os._exit(code)
 
     def _child(self, arguments: Sequence[str], log: Path) -> int:
-        from slime_bench import cli, trial
+        from slime_bench import cli
+        from slime_bench.trial import runner as trial
 
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)

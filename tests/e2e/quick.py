@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from slime_bench import results, trial
-from slime_bench.compose import Plan
-from slime_bench.known import Known
+from slime_bench.config.compose import Plan
 from slime_bench.metrics.iou import IouCounts
-from slime_bench.results import TrialResult
+from slime_bench.results import result as results
+from slime_bench.results.result import TrialResult
 from slime_bench.sweep.control import wait_for_others
 from slime_bench.sweep.job import Job, Task
 from slime_bench.sweep.launchers import InProcess
 from slime_bench.sweep.outcome import Outcome
 from slime_bench.sweep.status import State, Sweep
 from slime_bench.sweep.telling import summarise
+from slime_bench.trial import runner as trial
+from slime_bench.trial.spec import Known
 
 
 class Quick:

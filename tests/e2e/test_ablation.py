@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.conftest import Bench, Outcome, command
+from tests.e2e.conftest import Bench, Outcome, command
 
 # The grid of Table 8 ends with an interpolation, which for this preset names a setting a second time.
 SWEEP = ("ablation=t_test", "method.epochs=1", "shots=1", "seed=0")

@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from e2e.conftest import Bench, command, contents
 from slime_bench import cli, storage
+from tests.e2e.conftest import Bench, command, contents
 
 Spoil = Callable[[Bench, pytest.MonkeyPatch], list[str]]
 """Brings the mistake about and returns the overrides that meet it."""

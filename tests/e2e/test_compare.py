@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from e2e.conftest import FAILING, SPLITS, Bench, Outcome, command
-from slime_bench.environment import ENVIRONMENT_FILE
+from slime_bench.results.environment import ENVIRONMENT_FILE
+from tests.e2e.conftest import FAILING, SPLITS, Bench, Outcome, command
 
 
 def compare(bench: Bench, *arguments: str) -> Outcome:

@@ -25,12 +25,13 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 from PIL import Image
 
-from e2e.conftest import Bench, command
-from slime_bench import cli, compose
+from slime_bench import cli
+from slime_bench.config import compose
 from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
 from slime_bench.report import command as report_command
-from slime_bench.results import read_result
+from slime_bench.results.result import read_result
+from tests.e2e.conftest import Bench, command
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = {page.stem: page.read_text() for page in sorted(DOCS.glob("*.md"))}
@@ -197,7 +198,7 @@ def test_names_of_the_code_exist() -> None:
 def test_keys_and_choices_of_the_configuration_exist() -> None:
     """Of every `group.key`, `group.key=value` and `group=choice` in the running text."""
     groups = {folder.name for folder in config_dir().iterdir() if folder.is_dir()}
-    known = [composed(each) for each in ("preset=mini", "preset=mini_vlm", "data=voc2012", "data=coco_object")]
+    known = [composed(each) for each in ("preset=mini", "preset=mini_infoscore", "data=voc2012", "data=coco_object")]
     folder = ("data=folder", "data.root=x", "data.classes=[background,leaf]")
     known += [composed(*folder), composed("launcher=submitit_slurm"), composed("launcher=ray")]
     seen = 0

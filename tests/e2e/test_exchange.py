@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from e2e.conftest import Bench, Outcome, command
-from slime_bench.qualitative import read_qualitative
+from slime_bench.results.qualitative import read_qualitative
+from tests.e2e.conftest import Bench, Outcome, command
 
 
 def test_exported_embeddings_are_tested_as_the_trial_that_made_them(

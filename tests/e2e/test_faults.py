@@ -20,14 +20,16 @@ import pytest
 import torch
 import yaml
 
-from e2e.conftest import Bench, command, contents
-from e2e.quick import Direct, Quick
-from e2e.quick import quick as quick
-from slime_bench import compose, known, trial
-from slime_bench.compose import Plan
-from slime_bench.environment import ENVIRONMENT_FILE
+from slime_bench.config import compose
+from slime_bench.config.compose import Plan
 from slime_bench.lock import held
+from slime_bench.results.environment import ENVIRONMENT_FILE
 from slime_bench.sweep.outcome import Outcome
+from slime_bench.trial import runner as trial
+from slime_bench.trial import spec as known
+from tests.e2e.conftest import Bench, command, contents
+from tests.e2e.quick import Direct, Quick
+from tests.e2e.quick import quick as quick
 
 SWEEP = ("--multirun", "shots=1", "seed=0,1")
 HOLDS = """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.full_size import PARAMETERS, build_full_size
+from tests.fixtures.full_size import PARAMETERS, build_full_size
 
 LIMIT = 20e9
 """Bytes: what a step and a segmentation may take on a CPU, weights included."""
@@ -29,7 +29,7 @@ def test_one_step_and_one_segmentation(
     folder = build_full_size(name, tmp_path / name)
     built = time.monotonic() - began
     environment = {**os.environ, "PYTHONPATH": str(repository), "HF_HUB_OFFLINE": "1"}
-    line = [sys.executable, "-m", "tests.full_size", name, str(folder)]
+    line = [sys.executable, "-m", "tests.fixtures.full_size", name, str(folder)]
     try:
         run = subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True)
     finally:

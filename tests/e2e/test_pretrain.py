@@ -1,4 +1,4 @@
-"""`python -m data_prep.pretrain_mini_sd` from nothing to a model folder, in seconds: every stage a few steps long."""
+"""`python -m data_prep.pretrain.mini_sd` from nothing to a model folder, in seconds: every stage a few steps long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep import pretrain_export, pretrain_mini_sd, pretrain_unet
+from data_prep.pretrain import mini_sd as pretrain_mini_sd
+from data_prep.pretrain import sd_export as pretrain_export
+from data_prep.pretrain import unet as pretrain_unet
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`python -m data_prep.pretrain_mini_blip` from nothing to a model folder, in seconds; and what its captions say."""
+"""`python -m data_prep.pretrain.mini_blip` from nothing to a model folder, in seconds; and what its captions say."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep import blip_captions, blip_export, pretrain_mini_blip
-from data_prep.blip_captions import Caption
-from data_prep.blip_losses import by_tile, pack
-from data_prep.blip_models import build_blip, build_tokenizer
-from data_prep.mini_world import SUBJECTS, render, vocabulary
+from data_prep.pretrain import blip_captions, blip_export
+from data_prep.pretrain import mini_blip as pretrain_mini_blip
+from data_prep.pretrain.blip_captions import Caption
+from data_prep.pretrain.blip_losses import by_tile, pack
+from data_prep.pretrain.blip_models import build_blip, build_tokenizer
+from slime_bench.data.mini_world.render import SUBJECTS, render, vocabulary
 
 
 @pytest.fixture

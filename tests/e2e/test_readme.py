@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from e2e.conftest import Bench, Outcome, command
-from slime_bench import cli, compose
+from slime_bench import cli
+from slime_bench.config import compose
 from slime_bench.report import command as report_command
-from slime_bench.results import read_result
+from slime_bench.results.result import read_result
+from tests.e2e.conftest import Bench, Outcome, command
 
 EXAMPLE = "--config-dir"
 

@@ -10,10 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from twins.celebamask import write_celebamask_twin
-from twins.pascal import EXPECTED, KEPT, expected, write_pascal_twin
 
-from e2e.conftest import command
+from tests.e2e.conftest import command
+from tests.fixtures.twins.celebamask import write_celebamask_twin
+from tests.fixtures.twins.pascal import EXPECTED, KEPT, expected, write_pascal_twin
 
 TRAIN, VAL, FACES = 13, 4, 30
 
@@ -104,14 +104,14 @@ def test_car_from_folders_to_the_table(make, place: Path) -> None:  # type: igno
     listed = [line for line in (folder / "splits" / "drawn-1-seed0.txt").read_text().splitlines() if line[0] != "#"]
     assert results["1-shot"]["support_ids"] == listed == results["4-shot"]["support_ids"][:1]
     assert all(0 < result["average"] < 1 and result["preset"] == "paper" for result in results.values())
-    second = list((place / "outputs" / "runs" / "pascal_part_car" / "vlm_attention").glob("*/*/result.json"))
+    second = list((place / "outputs" / "runs" / "pascal_part_car" / "infoscore").glob("*/*/result.json"))
     assert {path.parent.parent.name for path in second} == {"1-shot", "4-shot"}
     for path in second:
         found = json.loads(path.read_text())
         assert found["support_ids"] == results[path.parent.parent.name]["support_ids"], (
             "both methods see the same images"
         )
-        assert found["protocol"] == "is_code" and found["preset"] == "paper"
+        assert found["protocol"] == "infoscore_code" and found["preset"] == "paper"
 
 
 def test_the_three_rules_side_by_side(make, place: Path) -> None:  # type: ignore[no-untyped-def]

@@ -29,8 +29,8 @@ from slime_bench.report.page.build import ablation_page
 from slime_bench.report.page.problems import ablation_problems
 from slime_bench.report.page.render import write_page
 from slime_bench.report.published import load_published
-from slime_bench.results import TrialResult
-from tests.toy_results import CAR, config_of, fail, make
+from slime_bench.results.result import TrialResult
+from tests.fixtures.toy_results import CAR, config_of, fail, make
 
 BAD = '<script>document.title = "broken"</script>'
 HOSTILE = ["background", BAD, '"><img src=x onerror=alert(1)>', "</script><b>bold", "a & b"]
@@ -61,7 +61,7 @@ def car(tmp_path_factory: pytest.TempPathFactory) -> Written:
     fail(root, 2, 10, "The disk is full.\nA second line.")
     for seed in range(3):
         keeps = {"environment"} if seed == 1 else {"counts"}
-        make(root, seed, 0, keeps=frozenset(keeps), method="vlm_attention", backbone="mini_blip", protocol="is_mini")
+        make(root, seed, 0, keeps=frozenset(keeps), method="infoscore", backbone="mini_blip", protocol="infoscore_mini")
     return report(root, "car")
 
 
@@ -220,7 +220,7 @@ def test_missing_and_failed_trials_come_first(browser: Browser, car: Written) ->
         f"runs/mini_car/slime/10-shot/seed2-{'f' * 16}",
     ]  # fmt: skip
     assert [row[:2] for row in rows[1:]] == [
-        ["missing", f"vlm_attention on mini_car, {shots}-shot, seed {seed}"] for shots in (1, 10) for seed in range(3)
+        ["missing", f"infoscore on mini_car, {shots}-shot, seed {seed}"] for shots in (1, 10) for seed in range(3)
     ]
     assert "make reproduce-car" in browser.texts("#problems code")
 

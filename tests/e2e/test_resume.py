@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from e2e.conftest import SIDE, Bench
-from slime_bench import checkpoint, resume, trial
-from slime_bench.compose import plan
-from slime_bench.methods.slime import Slime
-from slime_bench.methods.vlm_attention import VlmAttention
-from tests.blip_toys import save_blip
+from slime_bench.config.compose import plan
+from slime_bench.methods.infoscore.method import InfoScore
+from slime_bench.methods.slime.method import Slime
+from slime_bench.trial import checkpoint, resume
+from slime_bench.trial import runner as trial
+from tests.e2e.conftest import SIDE, Bench
+from tests.fixtures.blip_toys import save_blip
 
 FILES = ("result.json", "state.safetensors", "per_image.parquet", "curves.csv", "confusion.json")
 ONE_SHOT = "slime, 1 shot"
@@ -99,7 +100,7 @@ def trials(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathF
     blip = save_blip(tmp_path_factory.mktemp("blip"))
     slime = [each for each in Bench(tiny_sd, car_pictures, Path()).settings if not each.startswith("output_root=")]
     vlm = [
-        "preset=mini_vlm", "data=pascal_part_car", "data.name=tiny_car", f"data.root={car_pictures}",
+        "preset=mini_infoscore", "data=pascal_part_car", "data.name=tiny_car", f"data.root={car_pictures}",
         f"backbone.weights={blip}", f"backbone.image_size={SIDE}", "method.prompts=mini_car", "method.lr=0.01",
         "data.batch_size=2", "trainer=cpu", "trainer.progress=false",
     ]  # fmt: skip
@@ -111,7 +112,7 @@ def trials(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathF
         # `max_steps` ends the second epoch of 6 steps.
         "slime, 3 shots": Trial([*slime, *passes, *several, "method.epochs=5", "method.max_steps=8"], Slime, 8),
         # Groups of two: 4 steps an epoch, 6 in all. The validation counts as forwarded images.
-        "vlm, 3 shots": Trial([*vlm, *passes, *several, "method.epochs=3"], VlmAttention, 6),
+        "vlm, 3 shots": Trial([*vlm, *passes, *several, "method.epochs=3"], InfoScore, 6),
     }
 
 
@@ -156,8 +157,9 @@ def test_a_trial_may_be_killed_at_any_step(
 
 KILLS_ITSELF = """
 import os, signal, sys
-from slime_bench import cli, resume
-from slime_bench.methods.slime import Slime
+from slime_bench.trial import resume
+from slime_bench import cli
+from slime_bench.methods.slime.method import Slime
 
 resume.SHARE = float("inf")
 real = Slime.training_step

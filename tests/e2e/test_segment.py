@@ -13,13 +13,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from e2e.conftest import SIDE, Bench, Outcome, command, contents
 from slime_bench.data.labels import palette
 from slime_bench.errors import StorageError
-from slime_bench.methods.slime import Slime
-from slime_bench.qualitative import read_qualitative
+from slime_bench.methods.slime.method import Slime
+from slime_bench.results.qualitative import read_qualitative
 from slime_bench.segment import run as segmenting
 from slime_bench.segment import state
+from tests.e2e.conftest import SIDE, Bench, Outcome, command, contents
 
 NAMES = ["background", "body", "light", "plate", "wheel", "window"]
 SMALL = [

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e2e.conftest import Bench
-from slime_bench import sharding
-from slime_bench.device import check_devices
 from slime_bench.errors import DeviceError, SlimeBenchError
 from slime_bench.metrics.iou import IouMetric
-from slime_bench.results import read_result
+from slime_bench.results.result import read_result
+from slime_bench.trial import sharding
+from slime_bench.trial.device import check_devices
+from tests.e2e.conftest import Bench
 
 SAME = ("per_image.parquet", "confusion.json", "qualitative.npz", "state.safetensors", "curves.csv")
 

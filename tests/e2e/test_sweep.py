@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from e2e.conftest import FAILING, Bench, Outcome, command, contents
-from slime_bench import trial, warm
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+from slime_bench.trial import backbone_cache as warm
+from slime_bench.trial import runner as trial
+from tests.e2e.conftest import FAILING, Bench, Outcome, command, contents
 
 
 def products(bench: Bench) -> dict[str, bytes]:
@@ -105,7 +106,7 @@ class TestProcesses:
     def test_the_workers_of_joblib_give_the_same_bytes(
         self, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The real trials; what else launchers have to do is in tests/unit/test_launchers.py."""
+        """The real trials; what else launchers have to do is in tests/sweep/test_launchers.py."""
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         bench = replace(swept[0], outputs=tmp_path / "outputs")
         outcome = bench("--multirun", "seed=0,1", "launcher=joblib", "launcher.jobs=1", "trainer.threads=1")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from e2e.conftest import Bench, Outcome, command, contents
-from e2e.quick import Quick
-from slime_bench import trial
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.lock import held
 from slime_bench.sweep import status as status_module
+from slime_bench.trial import runner as trial
+from tests.e2e.conftest import Bench, Outcome, command, contents
+from tests.e2e.quick import Quick
 
 SWEEP = ("shots=1", "seed=0,1")
 

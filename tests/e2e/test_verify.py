@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.mini_world import write_dataset
 from slime_bench import cli
 from slime_bench.data.manifest import MANIFEST
+from slime_bench.data.mini_world.render import write_dataset
 from slime_bench.data.verified import CACHE
+from slime_bench.data.verify_command import main
 from slime_bench.errors import ConfigError, DataError
-from slime_bench.verify_command import main
 
 CLASSES = "data.classes=[background,body,light,plate,wheel,window]"
 
@@ -154,7 +154,7 @@ def test_bad_command_lines(overrides: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_another_kind_of_data_module(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
-    import slime_bench.schema as schema
+    import slime_bench.config.schema as schema
 
     monkeypatch.setattr(schema, "build", lambda *_, **__: object())
     with pytest.raises(ConfigError, match="cannot be verified"):

@@ -21,17 +21,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from twins.wandb_server import Told, wandb_server
 
-from e2e.conftest import Bench, contents
-from slime_bench import logger
+from slime_bench import tracking as logger
 from slime_bench.errors import ConfigError
-from slime_bench.identity import flatten
-from slime_bench.logger import keys, record, session
-from slime_bench.logger.transaction_log import history, records
 from slime_bench.metrics.iou import IouCounts
-from slime_bench.qualitative import GridItem, read_qualitative, write_qualitative
-from slime_bench.results import from_counts, read_per_image, read_result, write_per_image, write_result
+from slime_bench.results.identity import flatten
+from slime_bench.results.qualitative import GridItem, read_qualitative, write_qualitative
+from slime_bench.results.result import from_counts, read_per_image, read_result, write_per_image, write_result
+from slime_bench.tracking import keys, record, session
+from slime_bench.tracking.transaction_log import history, records
+from tests.e2e.conftest import Bench, contents
+from tests.fixtures.twins.wandb_server import Told, wandb_server
 
 CANARY = "canary7"
 SECRETS = {

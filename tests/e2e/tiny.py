@@ -13,7 +13,8 @@ def write_weights(folder: Path) -> Path:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from data_prep import mini_models, mini_world
+    from data_prep.pretrain import models as mini_models
+    from slime_bench.data.mini_world import render as mini_world
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -36,7 +37,7 @@ def write_pictures(root: Path) -> Path:
     """A folder data set of the mini world's cars at half size."""
     from PIL import Image
 
-    from data_prep import mini_world
+    from slime_bench.data.mini_world import render as mini_world
 
     for split, count in SPLITS.items():
         for index in range(count):

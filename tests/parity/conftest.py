@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from slime_bench.methods.slime_protocol import SlimeProtocol
+from slime_bench.methods.slime.protocol import SlimeProtocol
 from tests.parity.golden import VARIABLE, Golden, chosen_folder
 from tests.parity.models import GoldenBackbone, golden_backbone, slime_code
 from tests.parity.table import Checks, pytest_terminal_summary

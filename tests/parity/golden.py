@@ -154,7 +154,7 @@ class Golden:
             found = recorded_layers(self.arrays(f"{each}_train"))
             if found[0] and found[1]:
                 return found
-        from slime_bench.compose import plan
+        from slime_bench.config.compose import plan
 
         backbone = plan(["backbone=sd21_base"]).trials[0].backbone
         return list(backbone.cross_layers), list(backbone.self_layers)

@@ -16,7 +16,7 @@ from torch import Tensor
 from slime_bench.attention.image_text import class_maps, ensemble, match_scores, prompt_maps, token_maps
 from slime_bench.backbones.blip import BlipBackbone
 from slime_bench.backbones.vlm import Prompts
-from slime_bench.methods.infoscore import InfoScore, info_marginal
+from slime_bench.methods.infoscore.score import InfoScoreMetric, info_marginal
 from tests.parity.golden_infoscore import Golden
 
 Size = tuple[int, int]
@@ -141,7 +141,7 @@ class Steps:
             maps = [class_maps(each, golden.spans(done.mode), **self.classes) for each in maps]
         size = golden.grid if self.without == "enlarging" else golden.size
         corners = self.image.get("align_corners", True)
-        metric = InfoScore(done.layers, maps[0].shape[1])
+        metric = InfoScoreMetric(done.layers, maps[0].shape[1])
         metric.update(torch.stack([info_marginal(each, golden.grid, size, corners) for each in maps], 1))
         return self.last(torch.tensor(metric.compute().score, dtype=torch.float64), len(done.states), maps[0].shape[1])
 

@@ -1,7 +1,7 @@
 """Golden folders of another content in the layout of shared/golden/infoscore, to try the parity suite on.
 
 `fresh` writes one with other numbers of everything: a random BLIP run by the stock library, image by image, with its
-scores read by hooks; all that follows by the plain implementation of tests/oracle_infoscore.py in float64. `perturb`
+scores read by hooks; all that follows by the plain implementation of oracle_infoscore.py in float64. `perturb`
 changes single arrays, which the suite must notice. CRF, transform and one-shot tuning are not in it.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests import oracle_infoscore as oracle
+from tests.fixtures import oracle_infoscore as oracle
 from tests.parity.golden_infoscore import MEAN, STD, Golden
 
 IMAGES, SIDE, PATCH, LAYERS, HEADS, FULL = 5, 40, 8, 3, 2, 2

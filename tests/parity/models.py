@@ -16,8 +16,8 @@ import torch
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import was
 from slime_bench.backbones.stable_diffusion import DiffusionAttention, StableDiffusionBackbone
-from slime_bench.methods.slime import Slime, SlimeConfig
-from slime_bench.methods.slime_protocol import SlimeProtocol
+from slime_bench.methods.slime.method import Slime, SlimeConfig
+from slime_bench.methods.slime.protocol import SlimeProtocol
 from tests.parity.golden import Golden
 
 PATCHES_PER_CALL = 3  # so that the patches of the larger grids need several calls, the last one not full
@@ -175,7 +175,7 @@ def _save_text_encoder(folder: Path, shape: tuple[int, ...]) -> None:
     """A text encoder of the right length and width that no number comes from: the loader wants a whole folder."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from data_prep.mini_models import build_tokenizer
+    from data_prep.pretrain.models import build_tokenizer
 
     tokenizer = build_tokenizer(["part"])
     tokenizer.model_max_length = shape[1]
@@ -190,8 +190,8 @@ def _save_text_encoder(folder: Path, shape: tuple[int, ...]) -> None:
 
 def slime_code() -> SlimeProtocol:
     """The bundle conf/protocol/slime_code.yaml as a trial gets it."""
-    from slime_bench.compose import plan
-    from slime_bench.schema import build
+    from slime_bench.config.compose import plan
+    from slime_bench.config.schema import build
 
     protocol = build(plan(["protocol=slime_code"]).trials[0].protocol)
     assert isinstance(protocol, SlimeProtocol)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from slime_bench.attention.image_text import match_scores
-from slime_bench.methods.infoscore import InfoScore, entropy, pixel_shares
+from slime_bench.methods.infoscore.score import InfoScoreMetric, entropy, pixel_shares
 from slime_bench.metrics.iou import IGNORE, IouCounts, intersection_union, reduce_dataset
-from tests import oracle_infoscore as oracle
+from tests.fixtures import oracle_infoscore as oracle
 from tests.parity.golden_infoscore import Arrays, Golden, chosen_folder, open_golden
 from tests.parity.infoscore_pass import SCORE, UNARY, Pass, Steps, golden_blip, run
 from tests.parity.table import Checks
@@ -155,7 +155,7 @@ def test_ensemble(golden: Golden, pass_of: Load, checks: Start, mode: str) -> No
 def test_infoscore(golden: Golden, pass_of: Load, checks: Start) -> None:
     """From the images to the ranking, over the prompts of the single list."""
     want, found = golden.arrays("infoscore"), pass_of("single")
-    metric = InfoScore(found.layers, found.marginals.shape[-1])
+    metric = InfoScoreMetric(found.layers, found.marginals.shape[-1])
     for batch in found.marginals.split(3):
         metric.update(batch)
     ranking, (mean, std) = metric.compute(), metric.moments()

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from slime_bench.data.fit import OPENCV_FLOAT, PAD_FLOOR8, fit_sample
 from slime_bench.data.folder import Sample
-from slime_bench.methods.prompts import PromptList
-from slime_bench.methods.vlm_attention import VlmAttention
-from slime_bench.methods.vlm_config import VlmConfig
-from slime_bench.methods.vlm_maps import Reading, read
-from slime_bench.methods.vlm_protocol import VlmProtocol
+from slime_bench.methods.infoscore.config import InfoScoreConfig
+from slime_bench.methods.infoscore.maps import Reading, read
+from slime_bench.methods.infoscore.method import InfoScore
+from slime_bench.methods.infoscore.prompts import PromptList
+from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
 from slime_bench.metrics.iou import intersection_union
 from slime_bench.refine.crf import crf_kernel, mean_field
 from slime_bench.refine.crf_config import CrfConfig
@@ -35,8 +35,8 @@ TUNED = 5e-5
 CRF = 5e-5  # of the array's maximum
 
 RUNS = sorted(path.stem.removeprefix("oneshot_") for path in chosen_folder().glob("oneshot_*.npz")) or ["none"]
-CODE = VlmProtocol(
-    name="is_code", attention="scores", heads="max", tokens="all", token_reduction="sum", match="all",
+CODE = InfoScoreProtocol(
+    name="infoscore_code", attention="scores", heads="max", tokens="all", token_reduction="sum", match="all",
     softmax_over="prompts", background="sum", foreground="max", align_corners=True, normalise="after",
     info_over="prompts",
 )  # fmt: skip
@@ -48,21 +48,21 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 class Data:
-    """What `VlmAttention.prepare` asks of a data module when the layers are named."""
+    """What `InfoScore.prepare` asks of a data module when the layers are named."""
 
     shots = 1
 
 
-def tuner(golden: Golden, facts: dict[str, Any]) -> VlmAttention:
+def tuner(golden: Golden, facts: dict[str, Any]) -> InfoScore:
     """The method as the authors configured the run."""
     mode = "multi" if facts["multi"] else "single"
-    config = VlmConfig(
+    config = InfoScoreConfig(
         prompts="car", multi_prompt=facts["multi"], layers=[f"layer.{index}" for index in facts["layers"]],
         epochs=facts["iterations"], lr=facts["lr"], weight_decay=facts["weight_decay"], group=facts["accumulation"],
         crf=CrfConfig(enabled=False),
     )  # fmt: skip
     prompts = PromptList(tuple(golden.prompts(mode)), tuple(golden.spans(mode)))
-    method = VlmAttention(config, CODE, golden_blip(golden), golden.classes(mode), seed=0, prompts=(prompts, prompts))
+    method = InfoScore(config, CODE, golden_blip(golden), golden.classes(mode), seed=0, prompts=(prompts, prompts))
     method.backbone.mean.zero_()  # the recorded images are normalised already, and the tuning amplifies every rounding
     method.backbone.std.fill_(1)
     if facts["accumulation"] == 1:
@@ -80,7 +80,7 @@ def checksum(maps: Tensor, places: list[int]) -> Tensor:
     return torch.cat([torch.stack([flat.mean(), flat.std(correction=0), flat.min(), flat.max()]), flat[places]])
 
 
-def tune(method: VlmAttention, images: Tensor, labels: Tensor, iterations: int) -> tuple[list[float], list[Tensor]]:
+def tune(method: InfoScore, images: Tensor, labels: Tensor, iterations: int) -> tuple[list[float], list[Tensor]]:
     """Every step's loss, and the probabilities that entered it."""
     optimiser, losses, seen = method.configure_optimizers(), [], []
     combined = method.combined
@@ -105,7 +105,7 @@ def tune(method: VlmAttention, images: Tensor, labels: Tensor, iterations: int) 
 
 
 @torch.no_grad()
-def after(method: VlmAttention, images: Tensor) -> tuple[Tensor, Tensor]:
+def after(method: InfoScore, images: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities [N,C,H,W] and matching scores [N,P] of unseen images."""
     shown, found, scores = method._views["chosen"], [], []
     for image in images.split(1):
@@ -143,7 +143,7 @@ def test_tuning(name: str, golden: Golden, record_property: Callable[[str, objec
 
 
 def _parameters(
-    check: Checks, method: VlmAttention, want: Arrays, run: int, facts: dict[str, Any], before: dict[str, Tensor]
+    check: Checks, method: InfoScore, want: Arrays, run: int, facts: dict[str, Any], before: dict[str, Tensor]
 ) -> None:
     """Every recorded parameter, and that no other one has changed."""
     state = method.backbone.state_dict()
@@ -168,7 +168,7 @@ def _parameters(
 
 
 def _queries(
-    check: Checks, method: VlmAttention, golden: Golden, want: Arrays, run: int, facts: dict[str, Any], bar: float,
+    check: Checks, method: InfoScore, golden: Golden, want: Arrays, run: int, facts: dict[str, Any], bar: float,
     places: list[int],
 ) -> None:  # fmt: skip
     images, labels = _query_images(golden, facts["query_order"][run])

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 
 from slime_bench.backbones.blip import BlipBackbone
+from slime_bench.config.typed import typed
 from slime_bench.data.fit import OPENCV_FLOAT, PAD_FLOOR8, fit_sample
 from slime_bench.data.folder import Sample
-from slime_bench.methods.vlm_attention import VlmAttention
-from slime_bench.methods.vlm_config import VlmConfig
-from slime_bench.methods.vlm_protocol import VlmProtocol
+from slime_bench.methods.infoscore.config import InfoScoreConfig
+from slime_bench.methods.infoscore.method import InfoScore
+from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
 from slime_bench.metrics.iou import intersection_union, reduce_dataset
 from slime_bench.paths import config_dir
 from slime_bench.refine.crf_config import CrfConfig
-from slime_bench.typed import typed
 from tests.parity.table import Checks
 
 SMALL = Path(__file__).parent / "data" / "infoscore_small"
@@ -62,15 +62,15 @@ def data(expected: dict[str, Any]) -> Data:
     return Data(expected)
 
 
-def method(expected: dict[str, Any], data: Data, **settings: Any) -> VlmAttention:
-    """As `protocol=is_code method.rank_on=test` makes it."""
+def method(expected: dict[str, Any], data: Data, **settings: Any) -> InfoScore:
+    """As `protocol=infoscore_code method.rank_on=test` makes it."""
     import yaml
 
-    switches = yaml.safe_load((config_dir() / "protocol" / "is_code.yaml").read_text())
+    switches = yaml.safe_load((config_dir() / "protocol" / "infoscore_code.yaml").read_text())
     switches.pop("_target_")
     backbone = BlipBackbone(BlipBackbone.Config(weights=str(SMALL / "model"), image_size=expected["size"]))
-    config = VlmConfig(prompts=str(SMALL / "prompts.yaml"), rank_on="test", **settings)
-    made = VlmAttention(config, typed(VlmProtocol, switches), backbone, expected["classes"], seed=0)
+    config = InfoScoreConfig(prompts=str(SMALL / "prompts.yaml"), rank_on="test", **settings)
+    made = InfoScore(config, typed(InfoScoreProtocol, switches), backbone, expected["classes"], seed=0)
     made.prepare(data, "cpu")
     return made
 

@@ -19,7 +19,7 @@ from slime_bench.data.fit import OPENCV_FLOAT, PAD_FLOOR8, fit_image, fit_sample
 from slime_bench.data.folder import Sample
 from slime_bench.data.per_class import Example, authors_support
 from slime_bench.errors import DataError
-from slime_bench.methods.prompts import PromptFile
+from slime_bench.methods.infoscore.prompts import PromptFile
 from tests.parity.golden_infoscore import MEAN, STD, Golden, open_golden
 from tests.parity.table import Checks
 

@@ -21,10 +21,10 @@ from slime_bench.backbones.stable_diffusion import DiffusionAttention
 from slime_bench.bench import reference_slime as oracle
 from slime_bench.data.datamodule import DataConfig, SegmentationDataModule
 from slime_bench.data.labels import resize_label
-from slime_bench.methods import slime_segment
-from slime_bench.methods.slime_losses import class_weights
-from slime_bench.methods.slime_protocol import SlimeProtocol
-from slime_bench.methods.slime_segment import cross_maps, merge_patches, patch_boxes, patch_scores
+from slime_bench.methods.slime import inference as slime_segment
+from slime_bench.methods.slime.inference import cross_maps, merge_patches, patch_boxes, patch_scores
+from slime_bench.methods.slime.losses import class_weights
+from slime_bench.methods.slime.protocol import SlimeProtocol
 from slime_bench.metrics.iou import image_score, intersection_union, reduce_slime
 from tests.parity.golden import (
     Arrays,

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import was
-from slime_bench.methods.slime import SlimeConfig
-from slime_bench.methods.slime_losses import class_weights, cross_entropy, guided, was_error
-from slime_bench.methods.slime_protocol import SlimeProtocol
-from slime_bench.methods.slime_segment import passes_gate, rescale, zero_first_below_mean
+from slime_bench.methods.slime.inference import passes_gate, rescale, zero_first_below_mean
+from slime_bench.methods.slime.losses import class_weights, cross_entropy, guided, was_error
+from slime_bench.methods.slime.method import SlimeConfig
+from slime_bench.methods.slime.protocol import SlimeProtocol
 from tests.parity.golden import Arrays, pixels
 from tests.parity.pure import check_iou_cases, check_metric, check_patch_boxes, check_random_crops, utilities
 from tests.parity.table import Checks

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slime_bench.confusion import CONFUSION_FILE
-from slime_bench.curves import CURVES_FILE
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report import method_facts, tables
 from slime_bench.report.ablation import AblationReport
@@ -23,7 +21,9 @@ from slime_bench.report.page.tables import ablation_table, plain_table, row_labe
 from slime_bench.report.page.view import Page, Problems, Section
 from slime_bench.report.published import Published
 from slime_bench.report.tables import SubjectReport
-from slime_bench.results import TrialResult
+from slime_bench.results.confusion import CONFUSION_FILE
+from slime_bench.results.curves import CURVES_FILE
+from slime_bench.results.result import TrialResult
 
 Named = list[tuple[str, str]]
 """Series and label of our rows, in the order of the tables."""

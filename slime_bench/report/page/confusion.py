@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_bench.confusion import CONFUSION_FILE, read_confusion
 from slime_bench.report.grid import DASH
 from slime_bench.report.kept import read_kept
 from slime_bench.report.page.view import Confusion
-from slime_bench.results import TrialResult
+from slime_bench.results.confusion import CONFUSION_FILE, read_confusion
+from slime_bench.results.result import TrialResult
 
 SHADES = 10
 MOST_CLASSES = 40

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slime_bench.curves import CURVES_FILE, read_curves
 from slime_bench.errors import ResultError
 from slime_bench.report.page.svg import Series, line_chart
 from slime_bench.report.page.view import Curves
-from slime_bench.results import TrialResult
+from slime_bench.results.curves import CURVES_FILE, read_curves
+from slime_bench.results.result import TrialResult
 
 MOST_POINTS = 120
 """Of a line; more are averaged in blocks, since a chart has no more pixels for them."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slime_bench.environment import read_environment
-from slime_bench.identity import flatten
 from slime_bench.report.grid import DASH
 from slime_bench.report.page.view import Facts, TrialFacts
-from slime_bench.results import TrialResult
+from slime_bench.results.environment import read_environment
+from slime_bench.results.identity import flatten
+from slime_bench.results.result import TrialResult
 
 _SHORT = 12
 _MEGA = 1024**2

@@ -15,7 +15,7 @@ from slime_bench.errors import ResultError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.ratio import Array
 from slime_bench.report.intervals import read_images
-from slime_bench.results import TrialResult
+from slime_bench.results.result import TrialResult
 
 MOST_CELLS = 400_000
 """Images times classes, over all trials of a page: about a megabyte."""

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_bench.qualitative import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.report.kept import read_kept
 from slime_bench.report.plots import paint as painted
-from slime_bench.results import TrialResult
+from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, read_qualitative
+from slime_bench.results.result import TrialResult
 
 SIDE = 144
 """Pixels of the longer side of a picture."""

@@ -6,7 +6,7 @@
   const all = (query, root = document) => [...root.querySelectorAll(query)];
   const byId = (id) => document.getElementById(id);
 
-  // ---------------------------------------------------------------- numbers, as slime_bench.results and .report.aggregate
+  // ---------------------------------------------------------------- numbers, as slime_bench.results.result and .report.aggregate
 
   /** Counts of one trial, image by image, class by class; see numbers.py for the encoding. */
   function decode(text, classes, images) {

@@ -1,0 +1,1 @@
+"""Prepares CelebAMask-HQ's faces."""

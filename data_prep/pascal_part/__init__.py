@@ -1,0 +1,1 @@
+"""Prepares PASCAL-Part's cars and horses."""

@@ -1,0 +1,199 @@
+"""PASCAL-Part's cars or horses as a data set of crops with the classes of the papers' tables.
+
+    python -m data_prep.pascal_part --voc VOCdevkit/VOC2010 --parts Annotations_Part --subject car \\
+        --rule paper --out data/pascal_part/car
+    python -m data_prep.pascal_part --voc VOCtrainval_03-May-2010.tar --parts trainval.tar.gz --subject horse \\
+        --compare-rules
+
+Train pictures (`<subject>_train.txt`) become `support` and, ten of them, `val`; those of `<subject>_val.txt` become
+`test`. The authors' own car test set is ReGAN's Car_TestSet, which is not public: without --car-test its place is taken
+by `car_val`. What the three rules do, and what they leave open, stands in data_prep/pascal_part/rules.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from data_prep.build import Job, Recipe, Sample, build, print_report
+from data_prep.build_types import SPLITS
+from data_prep.pascal_part.compare import compare, faulty_error, print_comparison
+from data_prep.pascal_part.lists import LISTS, Entry, find_parts, find_voc, read_lists
+from data_prep.pascal_part.merge import MERGES, class_names
+from data_prep.pascal_part.regan import find_pairs
+from data_prep.pascal_part.rules import PAINTS, RULES, SIDES, Rule, with_paint
+from data_prep.pascal_part.work import ReganPicture, VocPicture, make_samples, picture
+from slime_bench.errors import ConfigError, DataError
+
+RECOVERED = ("slime_lab-1", "slime_lab-10", "slime_lab-val")
+"""The index lists of data_prep/splits, which count the crops that `slime_lab` keeps of the train list."""
+
+
+def main(arguments: list[str]) -> int:
+    """The command; see the module."""
+    args = _parse(arguments)
+    work = args.work or (args.out or args.voc).parent / "raw"
+    voc, parts = find_voc(args.voc, work), find_parts(args.parts, work)
+    lists = read_lists(voc, args.subject, ("support",) if args.car_test else ("support", "test"))
+    if args.compare_rules:
+        return _compare(args, voc, parts, lists)
+    rule = with_paint(RULES[args.rule], args.paint)
+    pictures = pictures_of(lists, voc, parts, needs_boxes=rule.boxes == "xml")
+    jobs = [Job(f"{each.split}/{each.entry.id}", each) for each in pictures]
+    if args.car_test:
+        pairs = find_pairs(args.car_test, background=not args.no_background)
+        jobs += [Job(f"car_test/{stem}", ReganPicture(stem, image, truth)) for stem, image, truth in pairs]
+    report = build(
+        args.out,
+        recipe_of(args.subject, rule, lists, args),
+        jobs,
+        partial(make_samples, subject=args.subject, rule=rule),
+        workers=args.workers,
+        faulty=args.faulty,
+        assign=partial(assign_val, classes=class_names(args.subject)),
+        force=args.force,
+    )
+    print_report(report)
+    for split in SPLITS:
+        if not report.kept.get(split):
+            print(f"note: no crop for {split}/ was kept, which a trial needs")
+    for line in remarks(args.subject, rule, report.kept["support"] + report.kept["val"], bool(args.car_test)):
+        print(line)
+    return 0
+
+
+def pictures_of(lists: Mapping[str, Sequence[Entry]], voc: Path, parts: Path, needs_boxes: bool) -> list[VocPicture]:
+    """The pictures of the lists, list by list.
+
+    Raises:
+        DataError: not one of them has a part annotation, so that the folder must be another one.
+    """
+    found = [picture(entry, split, voc, parts, needs_boxes) for split, entries in lists.items() for entry in entries]
+    if not any(each.parts.exists() for each in found):
+        raise DataError(
+            "no picture of the lists has a part annotation",
+            path=parts,
+            found=f"no {found[0].parts.name} and none of the other {len(found) - 1}",
+            expected="PASCAL-Part's Annotations_Part, which belongs to VOC2010",
+            remedy="check --parts and --voc",
+        )
+    return found
+
+
+def recipe_of(subject: str, rule: Rule, lists: Mapping[str, Sequence[Entry]], args: argparse.Namespace) -> Recipe:
+    """What decides the content of the data set."""
+    name = f"pascal_part_{subject}"
+    listed = {
+        split: hashlib.sha256("\n".join(f"{each.id} {each.flag}" for each in entries).encode()).hexdigest()
+        for split, entries in lists.items()
+    }
+    choices = dataclasses.asdict(rule)
+    settings = {"rule": choices.pop("name"), **choices, "side": SIDES[subject], "lists": listed}
+    # The horses' is the paper's own; the cars' stands in for a set that is not public, which every table has to say.
+    settings["test"] = "car_val (not ReGAN's Car_TestSet)" if subject == "car" else "horse_val"
+    sources = {"voc": args.voc.name, "parts": args.parts.name}
+    if args.car_test:
+        settings["test"] = "regan_without_background" if args.no_background else "regan"
+        sources["car_test"] = args.car_test.name
+    return Recipe(
+        name=name,
+        subject=subject,
+        classes=class_names(subject),
+        settings=settings,
+        sources=sources,
+        splits=partial(split_lists_of, name=name, classes=class_names(subject), rule=rule.name),
+    )
+
+
+def assign_val(samples: list[Sample], *, classes: Sequence[str]) -> dict[str, str]:
+    """Moves ten of the train crops to `val`."""
+    from data_prep.split_lists import choose_val
+
+    return dict.fromkeys(choose_val([each for each in samples if each.split == "support"], classes), "val")
+
+
+def split_lists_of(samples: list[Sample], *, name: str, classes: Sequence[str], rule: str) -> dict[str, list[str]]:
+    """The lists under `splits/`: drawn ones over the support pool, and for `slime_lab` the recovered ones.
+
+    The recovered lists are indices into the crops of the train list in its order, support and val together. A list
+    with an index beyond them (a part of the data set, another edition) is left out; `remarks` says so.
+    """
+    from data_prep.split_lists import committed, drawn_lists
+
+    lists = drawn_lists([each for each in samples if each.split == "support"], classes)
+    if rule == "slime_lab":
+        train = [each.id for each in samples if each.split != "test"]
+        for list_name in RECOVERED:
+            indices = committed(name, list_name)
+            if indices and max(indices) < len(train):
+                lists[list_name] = [train[index] for index in indices]
+    return lists
+
+
+def remarks(subject: str, rule: Rule, train: int, car_test: bool) -> list[str]:
+    """What else a user should know of the data set; `train` is the number of crops of the train list."""
+    from data_prep.split_lists import committed
+
+    lines = []
+    if subject == "car" and not car_test:
+        lines.append("test: crops of car_val, in place of ReGAN's Car_TestSet, which is not public")
+    if rule.name == "slime_lab":
+        for list_name in RECOVERED:
+            indices = committed(f"pascal_part_{subject}", list_name) or []
+            if indices and max(indices) >= train:
+                lines.append(
+                    f"splits/{list_name}.txt is left out: it asks for crop {max(indices)} of the train list, "
+                    f"which gave {train} (0..{train - 1})"
+                )
+    return lines
+
+
+def _compare(args: argparse.Namespace, voc: Path, parts: Path, lists: Mapping[str, Sequence[Entry]]) -> int:
+    pictures = pictures_of(lists, voc, parts, needs_boxes=True)
+    rules = {name: with_paint(rule, args.paint) for name, rule in RULES.items()}
+    result = compare(pictures, args.subject, rules)
+    names = {"support": f"{args.subject}_train (support and val)", "test": f"{args.subject}_val (test)"}
+    print_comparison(result, args.subject, {split: names[split] for split in lists}, list(rules))
+    if result.faulty and args.faulty == "stop":
+        raise faulty_error(result.faulty, len(pictures))
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.pascal_part",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--voc", type=Path, required=True, help=f"VOC2010 (with {LISTS}), or VOCtrainval_03-May-2010.tar")
+    add("--parts", type=Path, required=True, help="Annotations_Part, or PASCAL-Part's trainval.tar.gz")
+    add("--subject", choices=sorted(MERGES), required=True)
+    add("--rule", choices=list(RULES), default="paper", help="which objects become samples (default: paper)")
+    add("--paint", choices=PAINTS, help="whose parts a crop shows (default: as the rule says)")
+    add("--out", type=Path, help="the data set's folder, e.g. data/pascal_part/car")
+    add("--car-test", type=Path, help="ReGAN's Car_TestSet as test set")
+    add("--no-background", action="store_true", help="its pictures without background (image_no_bg)")
+    add("--work", type=Path, help="where archives are unpacked (default: raw/ beside --out)")
+    add("--workers", type=int, default=0, help="processes (default: one per processor)")
+    add("--faulty", choices=("stop", "skip"), default="stop", help="what faulty source files do (default: stop)")
+    add("--force", action="store_true", help="replace a data set of other settings")
+    add("--compare-rules", action="store_true", help="count what the three rules keep; nothing is written")
+    args = parser.parse_args(arguments)
+    if args.car_test and args.subject != "car":
+        raise ConfigError(
+            "Car_TestSet holds cars", path="--car-test", found=f"--subject {args.subject}", remedy="leave it out"
+        )
+    if args.no_background and not args.car_test:
+        raise ConfigError(
+            "--no-background chooses pictures of Car_TestSet", path="--no-background", remedy="name it with --car-test"
+        )
+    if args.out is None and not args.compare_rules:
+        raise ConfigError(
+            "no folder for the data set", path="--out", expected="e.g. data/pascal_part/car", remedy="name one"
+        )
+    return args

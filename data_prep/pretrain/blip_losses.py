@@ -1,0 +1,197 @@
+"""What the mini BLIP is trained with: matching, contrast, and a pull that keeps attention scores comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import BertTokenizer, BlipForImageTextRetrieval
+
+from data_prep.pretrain.blip_captions import GRIDS, TILES, Caption
+from slime_bench.backbones.vlm import IMAGENET
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [B,H,W,3] -> float32 [B,3,H,W]."""
+    values = pixels.permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(each, device=pixels.device)[:, None, None] for each in IMAGENET)
+    return (values - mean) / std
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The captions of B images, those of one image one after another in one sequence, so that the image's keys and
+    values are computed once.
+
+    Attributes:
+        ids, positions: int64 [B,S]; positions start again at every caption. mask: float32 [B,1,S,S], 0 within a caption
+            and very negative between captions.
+        segment: int64 [B,S]: number of the caption, counted over all images; -1 for padding.
+        image, start: int64 [N]: of every caption its image and the place of its first token. match: bool [N].
+        weight: float32 [N], of its losses.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+    segment: torch.Tensor
+    image: torch.Tensor
+    start: torch.Tensor
+    match: torch.Tensor
+    weight: torch.Tensor
+    tiles: torch.Tensor
+    tile_weight: torch.Tensor
+    grid: torch.Tensor
+
+    def to(self, device: torch.device) -> Packed:
+        return Packed(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def pack(tokenizer: BertTokenizer, captions: Sequence[Sequence[Caption]]) -> Packed:
+    """Tokenise and pack the captions of each image."""
+    tokens = [[tokenizer(caption.text).input_ids for caption in each] for each in captions]
+    length = max(sum(map(len, each)) for each in tokens)
+    ids = torch.full((len(tokens), length), int(tokenizer.pad_token_id or 0))
+    positions, segment = torch.zeros_like(ids), torch.full_like(ids, -1)
+    image: list[int] = []
+    start: list[int] = []
+    for row, each in enumerate(tokens):
+        at = 0
+        for piece in each:
+            ids[row, at : at + len(piece)] = torch.tensor(piece)
+            positions[row, at : at + len(piece)] = torch.arange(len(piece))
+            segment[row, at : at + len(piece)] = len(image)
+            image.append(row)
+            start.append(at)
+            at += len(piece)
+    apart = segment[:, :, None] != segment[:, None, :]
+    every = [caption for each in captions for caption in each]
+    tiles = [[truth is True for truth in each.tiles] or [each.truth] for each in every]
+    weights = [each.tile_weights or (each.weight,) for each in every]
+    mask = apart.float().masked_fill(apart, -1e4)[:, None]
+    return Packed(
+        ids=ids,
+        positions=positions,
+        mask=mask,
+        segment=segment,
+        image=torch.tensor(image),
+        start=torch.tensor(start),
+        match=torch.tensor([each.truth for each in every]),
+        weight=torch.tensor([each.weight for each in every]),
+        tiles=torch.tensor([[*each, *[False] * (TILES - len(each))] for each in tiles]),
+        tile_weight=torch.tensor([[*each, *[0.0] * (TILES - len(each))] for each in weights]),
+        grid=torch.tensor([each.grid for each in every]),
+    )
+
+
+@dataclass
+class Scores:
+    """Cross-attention queries and keys of some layers, while `recorded` is open."""
+
+    queries: list[torch.Tensor] = field(default_factory=list)
+    keys: list[torch.Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def recorded(model: BlipForImageTextRetrieval, layers: Sequence[int]) -> Iterator[Scores]:
+    """Keep what the named layers' cross-attention projects."""
+    scores, handles = Scores(), []
+    for index in layers:
+        inner = model.text_encoder.encoder.layer[index].crossattention.self
+        handles.append(inner.query.register_forward_hook(lambda m, i, out: scores.queries.append(out)))
+        handles.append(inner.key.register_forward_hook(lambda m, i, out: scores.keys.append(out)))
+    try:
+        yield scores
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attention_losses(scores: Scores, heads: int, packed: Packed, gain: nn.Parameter) -> dict[str, torch.Tensor]:
+    """Two losses on the cross-attention's scores before the softmax, means over the recorded layers.
+
+    `level`: mean of logsumexp(scores)^2 over the tokens: zero where every row of scores holds log-probabilities. A
+    softmax over patches ignores a constant that is added to a row; the method compares rows of different prompts.
+
+    `evidence`: binary cross-entropy of whether a caption is true, from its scores: the largest over heads, the mean
+    over its tokens, the log-sum-exp over patches, tile by tile of a mosaic. So the scores of a false caption are low
+    everywhere; where those of a true one are high, nobody says.
+
+    Args:
+        gain: log of the scale, and offset, of the evidence's logits, float [2].
+    """
+    valid = packed.segment >= 0
+    segment, lengths = packed.segment[valid], torch.bincount(packed.segment[valid], minlength=len(packed.match))
+    zero = torch.zeros((), device=packed.ids.device)
+    found = {"level": zero, "evidence": zero}
+    for query, key in zip(scores.queries, scores.keys, strict=True):
+        q, k = (each.float().unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key))  # [B,heads,S,d]
+        raw = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # [B,heads,S,1+N]
+        found["level"] = found["level"] + torch.logsumexp(raw, dim=-1).square().transpose(1, 2)[valid].mean()
+        best = raw[..., 1:].amax(1)[valid]  # [tokens,N]
+        maps = best.new_zeros(len(lengths), best.shape[1]).index_add(0, segment, best) / lengths[:, None]
+        logits = by_tile(maps, packed.grid, torch.logsumexp) * gain[0].exp() + gain[1]
+        found["evidence"] = found["evidence"] + told_apart(logits, packed.tiles, packed.tile_weight)
+    return {name: value / len(scores.queries) for name, value in found.items()}
+
+
+def contrast(
+    model: BlipForImageTextRetrieval, image: torch.Tensor, text: torch.Tensor, scale: nn.Parameter
+) -> torch.Tensor:
+    """Symmetric contrastive loss of B images and their captions.
+
+    Args:
+        image: class tokens float [B,D]. text: first tokens of the captions alone, float [B,D].
+    """
+    left, right = F.normalize(model.vision_proj(image), dim=-1), F.normalize(model.text_proj(text), dim=-1)
+    logits = left @ right.T * scale.exp().clamp(max=100)
+    if not len(logits):
+        return (image.sum() + scale) * 0  # every process has to have the same gradients
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def fine_contrast(
+    model: BlipForImageTextRetrieval, states: torch.Tensor, text: torch.Tensor, packed: Packed, gain: nn.Parameter
+) -> torch.Tensor:
+    """Binary cross-entropy of whether a caption is true, from how similar its tokens and the patches are: the mean over
+    tokens, the largest over patches, tile by tile of a mosaic (after FILIP, arXiv 2111.07783).
+
+    Args:
+        states: float [B,1+N,D]. text: states of the packed captions without the image, float [B,S,D].
+        gain: scale and offset of the logits, float [2].
+    """
+    patches = F.normalize(model.vision_proj(states[:, 1:]).float(), dim=-1)
+    tokens = F.normalize(model.text_proj(text).float(), dim=-1)
+    valid = packed.segment >= 0
+    similar = (tokens @ patches.transpose(1, 2))[valid]  # [tokens,N]
+    segment, lengths = packed.segment[valid], torch.bincount(packed.segment[valid], minlength=len(packed.match))
+    maps = similar.new_zeros(len(lengths), similar.shape[1]).index_add(0, segment, similar) / lengths[:, None]
+    logits = by_tile(maps, packed.grid, torch.amax) * gain[0].exp() + gain[1]
+    return told_apart(logits, packed.tiles, packed.tile_weight)
+
+
+def by_tile(maps: torch.Tensor, grid: torch.Tensor, reduce: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """`reduce` (amax or logsumexp) of maps on patches over each tile: float [N,h*w] -> [N,TILES].
+
+    Args:
+        grid: int64 [N], tiles along a side, 1 or one of `GRIDS`. With fewer than `TILES` the last columns hold 0.
+    """
+    side = round(maps.shape[1] ** 0.5)
+    left, found = maps.unflatten(1, (side, side)), maps.new_zeros(len(maps), TILES)
+    for tiles in sorted((1, *GRIDS), reverse=True):
+        side = left.shape[1] // tiles
+        left = reduce(left.unflatten(1, (tiles, side)).unflatten(3, (tiles, side)), dim=(2, 4))  # [N,tiles,tiles]
+        values = F.pad(left.flatten(1), (0, TILES - tiles * tiles))
+        found = torch.where((grid == tiles)[:, None], values, found)
+    return found
+
+
+def told_apart(logits: torch.Tensor, truth: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy, weighted mean; all of one shape."""
+    losses = F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none")
+    return (losses * weights).sum() / weights.sum().clamp(min=1.0)

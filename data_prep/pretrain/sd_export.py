@@ -1,0 +1,246 @@
+"""Write a trained mini Stable Diffusion as fp16 safetensors in the Stable Diffusion layout, with a card of figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from data_prep.pretrain.models import (
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    folder_size,
+    parameter_count,
+)
+from data_prep.pretrain.stream import stream_picture, to_pixels
+from data_prep.pretrain.unet import Denoiser, latent_encoder, token_ids
+from data_prep.pretrain.vae import HELD_OUT, measure_vae
+from slime_bench.data.mini_world.render import WORLD_VERSION, vocabulary
+from slime_bench.seeding import derive_seed
+
+SAMPLE_PROMPTS = (
+    "a red car with red body , black wheels , cyan windows , yellow lights , white plate , on grass",
+    "a blue car with blue body , white wheels , black windows , red lights , yellow plate , on snow",
+    "a green car with green body , orange wheels , pink windows , white lights , black plate , on road",
+    "a brown horse with brown torso , white head , black legs , yellow tail , on grass",
+    "a white horse with white torso , red head , blue legs , black tail , on sand",
+    "a pale face with pale skin , blue eyes , red mouth , pale nose , black brows , pale ears , pale neck ,"
+    " green cloth , long black hair , on fog",
+    "a dark face with dark skin , green eyes , pink mouth , dark nose , brown brows , dark ears , dark neck ,"
+    " red cloth , short orange hair , on wall",
+    "a tan face with tan skin , cyan eyes , red mouth , tan nose , purple brows , tan ears , tan neck ,"
+    " yellow cloth , long white hair , on night",
+)
+# Pairs that differ in one attribute word: (prompt, word, other word, colour channel that must rise)
+SWAPS = (
+    ("a white car with white body , black wheels , gray windows , on road", "white body", "red body"),
+    ("a blue car with blue body , red wheels , white windows , on snow", "red wheels", "green wheels"),
+    ("a brown horse with brown torso , brown head , white legs , on grass", "white legs", "blue legs"),
+    ("a pale face with pale skin , green cloth , short black hair , on fog", "green cloth", "red cloth"),
+)
+
+
+def export(
+    work: Path, out: Path, vae: AutoencoderKL, channels: tuple[int, int, int, int], device: torch.device
+) -> None:
+    """Newest averaged weights of `work` -> the folder `out`; the folder is replaced when the new one is complete."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(vocabulary())
+    text_encoder = build_text_encoder(tokenizer)
+    denoiser = Denoiser(text_encoder, build_unet(channels, text_encoder.config.hidden_size))
+    stages = [stage for stage in ("unet128", "unet64") if (work / stage / "clock.json").exists()]
+    denoiser.load_state_dict(load_file(work / stages[0] / "ema.safetensors"))
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=denoiser.unet, scheduler=build_scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    building = out.with_name(f".{out.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    pipeline.to(torch.float16).save_pretrained(building, safe_serialization=True)
+    # Measure what was written, not what was trained: half precision included.
+    loaded = StableDiffusionPipeline.from_pretrained(building, torch_dtype=torch.float32, local_files_only=True).to(
+        device
+    )
+    loaded.set_progress_bar_config(disable=True)
+    facts = measure(loaded, device)
+    sheet(loaded, SAMPLE_PROMPTS).save(building / "samples.png")
+    card = {
+        "world_version": WORLD_VERSION,
+        "parameters": {
+            "vae": parameter_count(vae),
+            "text_encoder": parameter_count(text_encoder),
+            "unet": parameter_count(denoiser.unet),
+        },
+        "stages": {stage: stage_facts(work / stage) for stage in ("vae", *reversed(stages))},
+        "measured": facts,
+        "hardware": machine(device),
+        "bytes": folder_size(building),
+    }
+    publish(building, out, card, _readme(card))
+
+
+def publish(building: Path, out: Path, card: Mapping[str, Any], page: str) -> None:
+    """Write the card, its page and the hashes of what is loaded, and move the folder to its place."""
+    (building / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    (building / "README.md").write_text(page)
+    listed = sorted(
+        p
+        for p in building.rglob("*")
+        if p.is_file() and p.suffix in {".json", ".txt", ".safetensors"} and p.name != "card.json"
+    )
+    hashes = {p.relative_to(building).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in listed}
+    (building / "sha256.json").write_text(json.dumps(hashes, indent=1) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+    building.rename(out)
+
+
+@torch.no_grad()
+def measure(pipeline: StableDiffusionPipeline, device: torch.device, pictures: int = 192) -> dict[str, Any]:
+    """Held-out figures: reconstruction, denoising loss with the right, a shuffled and no caption, one-word swaps."""
+    facts: dict[str, Any] = dict(measure_vae(pipeline.vae, device))
+    denoiser = Denoiser(pipeline.text_encoder, pipeline.unet).to(device).eval()
+    examples = [stream_picture(HELD_OUT + i) for i in range(pictures)]
+    latents = latent_encoder(pipeline.vae, device)(to_pixels([e.image for e in examples]))[0].to(device)
+    captions = [example.caption for example in examples]
+    variants = {
+        "right": captions,
+        "shuffled": captions[3:] + captions[:3],
+        "none": [""] * pictures,
+    }  # same subject, other picture
+    alphas = DDIMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod.to(device)
+    for t in (100, 300, 500, 700, 900):
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(t)).to(device)
+        noisy = alphas[t].sqrt() * latents + (1 - alphas[t]).sqrt() * noise
+        steps = torch.full((len(latents),), t, device=device)
+        for name, texts in variants.items():
+            ids = token_ids(pipeline.tokenizer, texts).to(device)
+            chunks = zip(noisy.split(32), steps.split(32), ids.split(32), strict=True)
+            predicted = torch.cat([denoiser(*chunk) for chunk in chunks])
+            facts[f"loss_t{t}_{name}"] = float(F.mse_loss(predicted, noise))
+    facts["swaps"] = [swap_effect(pipeline, *swap) for swap in SWAPS]
+    return {key: round(value, 5) if isinstance(value, float) else value for key, value in facts.items()}
+
+
+def generate(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], seed: int, steps: int = 40, guidance: float = 4.0
+) -> list[Image.Image]:
+    """One 128x128 sample per prompt; prompts that share a seed share their noise."""
+    generators = [torch.Generator().manual_seed(seed) for _ in prompts]
+    return pipeline(
+        list(prompts), height=128, width=128, num_inference_steps=steps, guidance_scale=guidance, generator=generators
+    ).images
+
+
+def swap_effect(
+    pipeline: StableDiffusionPipeline, prompt: str, word: str, other: str, samples: int = 6
+) -> dict[str, Any]:
+    """Mean colour change of the tenth of the pixels that changes most when one attribute word is changed."""
+    seeds = [derive_seed(0, "swap", prompt, i) % 2**31 for i in range(samples)]
+    pairs = [generate(pipeline, (prompt, prompt.replace(word, other)), seed) for seed in seeds]
+    changes = [np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64) for a, b in pairs]
+    top = [c.reshape(-1, 3)[np.argsort(-np.abs(c).sum(-1).ravel())[: c.shape[0] * c.shape[1] // 10]] for c in changes]
+    rgb = np.concatenate(top).mean(0)
+    return {"prompt": prompt, "from": word, "to": other, "rgb_change": [round(float(v), 1) for v in rgb]}
+
+
+def sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Image.Image:
+    """Four samples per prompt with its words below."""
+    columns, side, line = 4, 128, 30
+    page = Image.new("RGB", (columns * side * 2, (side + line) * ((len(prompts) + 1) // 2)), "white")
+    draw = ImageDraw.Draw(page)
+    for index, prompt in enumerate(prompts):
+        left, top = (index % 2) * columns * side, (index // 2) * (side + line)
+        for column in range(columns):
+            page.paste(generate(pipeline, [prompt], seed=column)[0], (left + column * side, top))
+        words = prompt.split(" , ")
+        half = (len(words) + 1) // 2
+        draw.text((left + 4, top + side + 2), " , ".join(words[:half]), fill="black")
+        draw.text((left + 4, top + side + 15), " , ".join(words[half:]), fill="black")
+    return page
+
+
+def stage_facts(folder: Path) -> dict[str, Any]:
+    """Steps, images and seconds of a stage, and the last values of its log."""
+    clock = json.loads((folder / "clock.json").read_text())
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    return {
+        "steps": clock["step"],
+        "images": clock["images"],
+        "seconds": round(clock["spent"]),
+        **{k: round(v, 4) for k, v in last.items() if k not in {"step", "images", "seconds"}},
+    }
+
+
+def machine(device: torch.device) -> str:
+    """Name of what computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        return f"{len(names)} cores of {names[0]}"
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
+
+
+def _readme(card: dict[str, Any]) -> str:
+    measured, stages = card["measured"], card["stages"]
+    rows = "\n".join(
+        f"| {t} | "
+        + " | ".join(f"{measured[f'loss_t{t}_{kind}']:.4f}" for kind in ("right", "shuffled", "none"))
+        + " |"
+        for t in (100, 300, 500, 700, 900)
+    )
+    stage_rows = "\n".join(
+        f"| {n} | {s['steps']} | {s['images']} | {s['seconds']} | {s['loss']:.4f} |" for n, s in stages.items()
+    )
+    swaps = "\n".join(f"| {s['from']} -> {s['to']} | {s['rgb_change']} |" for s in measured["swaps"])
+    return f"""# mini_sd: a small Stable Diffusion, trained from scratch on the mini world
+
+Made by `python -m data_prep.pretrain.mini_sd`; every figure here was measured by that command on the files in this
+folder. It is a test and teaching model: it knows cars, horses and faces of the procedural world
+(version {card["world_version"]}) and nothing else.
+
+- Data: rendered on the fly by `slime_bench/data/mini_world`, split `pretrain`, which shares no picture with support, val
+  or test. It was trained on pictures and captions only; no mask was ever shown to it.
+- Parameters: {", ".join(f"{k} {v:,}" for k, v in card["parameters"].items())}; fp16 safetensors.
+- Hardware: {card["hardware"]}.
+
+| stage | steps | images | seconds | training loss at the end |
+| --- | --- | --- | --- | --- |
+{stage_rows}
+
+Held out (192 pictures): VAE {measured["psnr_db"]:.1f} dB, latent mean {measured["latent_mean"]:.3f},
+std {measured["latent_std"]:.3f} (before scaling).
+
+Denoising loss (noise prediction, mean squared error), with the picture's caption, another picture's of the same
+subject, and none:
+
+| t | right caption | shuffled | none |
+| --- | --- | --- | --- |
+{rows}
+
+One word changed, same noise: mean RGB change of the tenth of the pixels that change most.
+
+| change | RGB |
+| --- | --- |
+{swaps}
+
+![samples](samples.png)
+"""

@@ -1,0 +1,107 @@
+"""Stage 2 of the mini Stable Diffusion: text encoder and U-Net, trained together to denoise latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from data_prep.pretrain.stream import LatentPool, stream_rng
+from data_prep.pretrain.trainloop import Clock, Ema, Ranks, autocast
+
+LEARNING_RATE = {64: 1e-3, 128: 7e-4}  # per picture side
+CAPTION_DROPOUT = 0.1  # for classifier-free guidance
+POOL, FIRST_FILL, REFILL_EVERY, REFILL = 24_576, 3072, 32, 192
+EMA_DECAY = 0.999
+
+
+class Denoiser(nn.Module):
+    """Text encoder and U-Net as one trainable module: (noisy latents, t, token ids) -> predicted noise."""
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """float [B,4,h,w], int64 [B], int64 [B,77] -> float [B,4,h,w]."""
+        text = self.text_encoder(token_ids).last_hidden_state
+        return self.unet(latents, timesteps, text).sample
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """int64 [B,77]."""
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def latent_encoder(
+    vae: AutoencoderKL, device: torch.device
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Pixels in [-1,1] -> mean and std of the *scaled* latents, float32 on the CPU."""
+    scale = vae.config.scaling_factor
+    vae.to(device, memory_format=torch.channels_last).eval()
+
+    @torch.no_grad()
+    def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast(device):
+            posterior = vae.encode(pixels.to(device, memory_format=torch.channels_last)).latent_dist
+        return posterior.mean.float().cpu() * scale, posterior.std.float().cpu() * scale
+
+    return encode
+
+
+def draw_timesteps(rng: np.random.Generator, batch: int) -> torch.Tensor:
+    """int64 [batch] in [0, 1000): a quarter uniform, the rest denser around t = 350, where parts are decided."""
+    uniform = rng.random(batch)
+    middle = 1 / (1 + np.exp(-(rng.standard_normal(batch) * 1.1 - 0.6)))
+    return torch.from_numpy(
+        np.minimum(999, 1000 * np.where(rng.random(batch) < 0.25, uniform, middle)).astype(np.int64)
+    )
+
+
+def train_unet(
+    denoiser: Denoiser, ema: Denoiser, tokenizer: CLIPTokenizer, vae: AutoencoderKL, scheduler: DDIMScheduler,
+    clock: Clock,
+    device: torch.device, ranks: Ranks, side: int, batch: int, decay_from: float,
+) -> None:  # fmt: skip
+    """Denoise at one picture side (64 or 128) until the clock's budget is used up; `ema` gets the averaged weights."""
+    denoiser.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    ema.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    average = Ema(denoiser, ema, EMA_DECAY)
+    optimiser = torch.optim.AdamW(denoiser.parameters(), lr=LEARNING_RATE[side], betas=(0.9, 0.99), weight_decay=0.01)
+    clock.restore({"denoiser": denoiser, "ema": ema}, optimiser)
+    if not clock.running():
+        return
+    # Each rank reads its own stretch of the stream; a resumed run goes on behind what it has already seen.
+    start = side * 1_000_000 + ranks.rank * 20_000_000 + clock.step // REFILL_EVERY * REFILL
+    pool = LatentPool(latent_encoder(vae, device), POOL, side, start)
+    pool.refill(FIRST_FILL)
+    alphas = scheduler.alphas_cumprod.to(device)
+    models = {"denoiser": denoiser, "ema": ema}
+    while ranks.agree(clock.running()):
+        if clock.step % REFILL_EVERY == REFILL_EVERY - 1:
+            pool.refill(REFILL)
+        rng, generator = stream_rng(f"unet{side}.{ranks.rank}", clock.step)
+        latents, captions = pool.sample(batch, rng, generator)
+        captions = ["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions]
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        timesteps = draw_timesteps(rng, batch).to(device)
+        keep = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = (keep.sqrt() * latents.to(device) + (1 - keep).sqrt() * noise).to(memory_format=torch.channels_last)
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE[side] * clock.learning_rate_factor(warmup=200, decay_from=decay_from)
+        with autocast(device):
+            predicted = denoiser(noisy, timesteps, token_ids(tokenizer, captions).to(device))
+        loss = F.mse_loss(predicted.float(), noise)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        ranks.average_gradients(denoiser)
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        optimiser.step()
+        average.update(clock.step)
+        clock.tick({"loss": float(loss.detach())}, models, optimiser, images=batch * ranks.size)
+    clock.save(models, optimiser)

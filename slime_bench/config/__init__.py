@@ -1,0 +1,1 @@
+"""What a trial is told: overrides become typed, checked configurations."""

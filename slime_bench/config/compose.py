@@ -1,0 +1,306 @@
+"""Composition of all trials of a command before the first one starts, with Hydra's errors in the bench's own words.
+
+Hydra composes the trials of a sweep itself when it runs them. Doing it here first, with the schema, means that a typing
+error in the last trial is found before the first has computed for hours.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from slime_bench.config.schema import LAUNCHERS, validate
+from slime_bench.config.typed import nearest
+from slime_bench.errors import ConfigError
+from slime_bench.paths import config_dir
+from slime_bench.results.identity import is_secret
+
+CONFIG_NAME = "config"
+VERSION_BASE = "1.3"
+SUBCOMMANDS = ("report", "status", "compare", "segment", "verify", "embeddings", "help")
+_SECRET = re.compile(r"(?i)api_?key|secret|passw|_token$")
+_UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
+_stamp = ""
+DEFAULT_TRIAL = "the default trial"
+"""Name of a command's only trial that has no overrides."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for.
+
+    Attributes:
+        overrides: as they go to Hydra.
+        trials: one validated configuration for each trial, in the order in which they run.
+        names: of the trials: the overrides that set each apart from the others.
+        folder: folder of this command, which Hydra makes.
+        hydra_launcher: the class that Hydra launches jobs with; its own is `BasicLauncher`.
+    """
+
+    overrides: list[str]
+    trials: list[DictConfig]
+    names: tuple[str, ...]
+    folder: Path
+    hydra_launcher: str
+
+
+def new_stamp() -> str:
+    """A folder name for one command: the time, to be read, and a random part, to be the only one of its name."""
+    global _stamp
+    _stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{uuid.uuid4().hex[:8]}"
+    return _stamp
+
+
+OmegaConf.register_new_resolver("slime_bench.stamp", lambda: _stamp or new_stamp(), replace=True)
+
+
+def pick(key: str, options: Mapping[str, Any]) -> Any:
+    """What an experiment chooses by the preset or the method: the option called `key`, or `???`, for which Hydra asks.
+
+    In a file: `${slime_bench.pick:${preset},{mini:mini_horse,paper:pascal_part_horse}}`.
+    """
+    return options.get(key, "???")
+
+
+OmegaConf.register_new_resolver("slime_bench.pick", pick, replace=True)
+
+
+ABLATED = "slime"
+"""The method whose settings the files of conf/ablation vary."""
+_TABLE = re.compile(r"table\d+")
+
+
+def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None = None) -> Plan:
+    """Compose and validate every trial of a command line.
+
+    Args:
+        overrides: Hydra overrides, e.g. `["method.lr=0.01", "seed=0,1,2"]`.
+        sweep: whether several values of one key are several trials (`--multirun`).
+        extra_dir: a further folder of configuration files, which goes before the bench's own (`--config-dir`).
+
+    Raises:
+        ConfigError: a secret on the command line, an override that cannot be read, an unknown key, group or option,
+            or whatever `validate` raises.
+    """
+    refuse_secrets(overrides)
+    with _hydra():
+        return _plan(list(overrides), sweep, extra_dir)
+
+
+def _plan(overrides: list[str], sweep: bool, extra_dir: str | None) -> Plan:
+    search = _search_path(extra_dir)
+    final = _settle(_parse(overrides), sweep, search)
+    parsed = _parse(final)
+    # Hydra, too, leaves the swept keys out where it looks for the sweep's own settings.
+    fixed = [text for text, each in zip(final, parsed, strict=True) if not (sweep and each.is_sweep_override())]
+    whole = _composed(fixed, search, with_hydra=True)
+    base = whole.hydra
+    sweep = sweep or base.mode == RunMode.MULTIRUN
+    _check_papers(parsed, whole)
+    jobs = _jobs(final, base) if sweep else [final]
+    trials = [validate(_composed(job, search)) for job in jobs]
+    with translated():
+        folder = Path(base.sweep.dir if sweep else base.run.dir)
+    return Plan(final, trials, _names(jobs), folder, str(base.launcher._target_).rpartition(".")[2])
+
+
+def _check_papers(parsed: list[Override], cfg: DictConfig) -> None:
+    """The files of conf/ablation, and the experiments called after SLiMe's tables, set keys that other methods lack, or
+    have under the same name for something else."""
+    if cfg.method.get("name") == ABLATED:
+        return
+    for each in parsed:
+        ablation = each.key_or_group == "ablation" and each.value() is not None
+        table = each.key_or_group == "experiment" and _TABLE.fullmatch(str(each.value())) is not None
+        if ablation or table:
+            raise ConfigError(
+                f"the {'ablations' if ablation else 'numbered tables'} are those of SLiMe", path=each.key_or_group,
+                found=f"{each.input_line} with method {cfg.method.get('name')}", expected=f"the method {ABLATED}",
+                remedy="choose an experiment of it, e.g. experiment=mini_car, or sweep a key: method.top=1,2,3"
+                if ablation
+                else "choose preset=mini or preset=paper, or another method's experiment: experiment=mini_car_infoscore",
+            )  # fmt: skip
+
+
+def _search_path(extra_dir: str | None) -> list[str]:
+    if extra_dir is None:
+        return []
+    folder = Path(extra_dir).absolute()
+    if not folder.is_dir():
+        raise ConfigError(
+            "the configuration folder is not there", path=folder, found="nothing", expected="a folder of YAML files"
+        )
+    return [f"hydra.searchpath=[{folder.as_uri()}]"]
+
+
+def _settle(parsed: list[Override], sweep: bool, search: list[str]) -> list[str]:
+    """The overrides as text, with `++` before a key that no YAML file lists.
+
+    Hydra would refuse such a key, but it may be a field that has a default. The schema decides, and where there is no
+    such field it names the nearest one.
+    """
+    texts = [each.input_line or "" for each in parsed]
+    samples = [_sample(each) if sweep else text for text, each in zip(texts, parsed, strict=True)]
+    while True:
+        try:
+            _composed(samples, search)
+            return texts
+        except ConfigError as error:
+            unknown = _UNKNOWN_KEY.match(str(error.__cause__))
+            key = unknown["key"] if unknown else "hydra"
+            places = [index for index, text in enumerate(samples) if text.startswith(f"{key}=")]
+            if not places or key.partition(".")[0].partition("/")[0] == "hydra":
+                raise
+            for index in places:
+                texts[index], samples[index] = f"++{texts[index]}", f"++{samples[index]}"
+
+
+def _sample(override: Override) -> str:
+    """The override with the first of its values, where it has several."""
+    if not (override.is_sweep_override() and override.is_discrete_sweep()):
+        return override.input_line or ""
+    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _jobs(overrides: list[str], base: DictConfig) -> list[list[str]]:
+    if not str(base.sweeper._target_).endswith(".BasicSweeper"):
+        return [overrides]  # another sweeper knows its own jobs
+    with translated():
+        parameters = [f"{key}={value}" for key, value in (base.sweeper.params or {}).items()]
+    return list(BasicSweeper.split_arguments(_parse([*parameters, *overrides]), None)[0])
+
+
+def _names(jobs: list[list[str]]) -> tuple[str, ...]:
+    shared = set.intersection(*(set(job) for job in jobs)) if len(jobs) > 1 else set()
+    return tuple(" ".join(each for each in job if each not in shared) or DEFAULT_TRIAL for job in jobs)
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    with translated():
+        return list(OverridesParser.create().parse_overrides(overrides))
+
+
+def _composed(overrides: Sequence[str], search: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+    with translated():
+        return compose(CONFIG_NAME, [*overrides, *search], return_hydra_config=with_hydra)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        yield
+
+
+def refuse_secrets(overrides: Sequence[str]) -> None:
+    """Raise a ConfigError for an override whose key looks like a secret's: command lines end in logs and histories."""
+    for override in overrides:
+        key, sign, _ = override.partition("=")
+        key = key.lstrip("+~")
+        if sign and (_SECRET.search(key) or any(is_secret(part) for part in re.split(r"[./@]", key))):
+            raise ConfigError(
+                "a secret does not belong on the command line",
+                path=key,
+                found="a key that looks like a secret's (its value is not repeated here)",
+                expected="secrets in the environment only",
+                remedy="use the service's own login or variable, e.g. `wandb login` or WANDB_API_KEY",
+            )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what Hydra, OmegaConf and the YAML reader raise into a ConfigError."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise explain(error) from error
+
+
+def explain(error: Exception) -> ConfigError:
+    """A ConfigError that says what an error of the composition means and what to do."""
+    text = str(error)
+    first, _, rest = text.partition("\n")
+    if isinstance(error, MissingConfigException):
+        return _unknown_option(error)
+    if isinstance(error, OverrideParseException):
+        command = [] if "=" in error.override else nearest(error.override, SUBCOMMANDS, count=1)
+        return ConfigError(
+            "an override cannot be read",
+            path=error.override,
+            found=re.sub(r"^\w+Exception: ", "", text.split("\nSee ", 1)[0].replace("\n", "; ")),
+            expected="key=value, key=[a,b] or key='text with signs'",
+            remedy=f"did you mean `slime-bench {command[0]}`?"
+            if command
+            else "where the value holds spaces, brackets, commas, =, ~ or letters that are not English, put it in "
+            "quotes of its own inside the shell's: \"key='value (ä), ~'\"",
+        )
+    if isinstance(error, yaml.YAMLError):
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        return ConfigError(
+            "a configuration file is not valid YAML",
+            path=f"{mark.name}, line {mark.line + 1}" if mark else None,
+            found=getattr(error, "problem", None) or first,
+            remedy="correct the file",
+        )
+    quoted = re.search(r"'([^']+)'", first)
+    key = quoted[1] if quoted else None
+    if first.startswith("Ambiguous value"):
+        return ConfigError(
+            "several values are given for one trial",
+            path=key,
+            found="values separated by commas",
+            expected="one value, or a list in brackets",
+            remedy="add --multirun to run one trial for each value",
+        )
+    if first.startswith("Could not append"):
+        return ConfigError(
+            "the key is there already", path=key, found="an override with `+`", remedy="leave the `+` out"
+        )
+    if first.startswith("Could not delete"):
+        return ConfigError("the key to be removed is not there", path=key, found="nothing", remedy="correct the name")
+    if first.startswith("Multiple values for"):
+        return ConfigError(
+            "the group is chosen twice", path=first.split(" for ", 1)[1].split(".", 1)[0], remedy="leave the `+` out"
+        )
+    detail = rest.replace("\n", " ").strip() or None
+    return ConfigError(
+        f"the configuration cannot be composed: {first}" if isinstance(error, ConfigCompositionException) else first,
+        path=key,
+        found=detail,
+        remedy="`slime-bench --cfg job` prints the configuration; `slime-bench --help` lists the groups",
+    )
+
+
+def _unknown_option(error: MissingConfigException) -> ConfigError:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or [])
+    if not group:
+        return ConfigError("a configuration file is not there", path=error.missing_cfg_file, found="nothing")
+    close = nearest(name, options)
+    remedy = f"did you mean {group}={close[0]}?" if close else f"choose another {group}"
+    if group == "hydra/launcher" and name in LAUNCHERS:
+        remedy = f"did you mean launcher={name}? Hydra's own plugin of that name is not installed, and not needed"
+    return ConfigError(
+        f"unknown {group} `{name}`",
+        path=f"{group}={name}",
+        found=repr(name),
+        expected=f"one of {', '.join(options)}" if options else f"a file in conf/{group}/, which holds none",
+        remedy=remedy,
+    )

@@ -1,0 +1,82 @@
+"""The mini world as a data set: rendered on demand, the same bytes on every machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from slime_bench.data.config import SPLITS
+from slime_bench.data.datamodule import SegmentationDataModule
+from slime_bench.data.labels import check_same_classes
+from slime_bench.data.manifest import MANIFEST, check_subject, read_manifest
+from slime_bench.errors import DataError, StorageError
+from slime_bench.storage import alone
+
+
+class MiniDataModule(SegmentationDataModule):
+    """One subject (car, horse or face) of the procedural world: support pool 30, validation 10, test 100 images."""
+
+    def prepare_data(self) -> None:
+        """Render the data set when it is absent or of another version, then check every file against the manifest.
+
+        Raises:
+            DataError: the folder holds something else, another subject, or files that were changed.
+            ConfigError: `data.classes` is not the subject's class list.
+            StorageError: the data set cannot be written.
+        """
+        from slime_bench.data.mini_world import render as mini_world  # the renderer is only needed here
+
+        version = str(mini_world.WORLD_VERSION)
+        if self._is_stale(version):
+            # Trials that start together wait for the one that renders, instead of building over each other.
+            with self._storage_errors(), alone(self.root):
+                if self._is_stale(version):
+                    self._render()
+        self.check_manifest()
+        # Whole, not only what this trial needs: a data set that was changed by hand is no mini data set any more.
+        self._verify(SPLITS)
+
+    def check_manifest(self) -> None:
+        """The classes have to be the manifest's, in their order; raises as `prepare_data`."""
+        if (self.root / MANIFEST).is_file():
+            check_same_classes(self.classes, read_manifest(self.root)["classes"])
+
+    def _is_stale(self, version: str) -> bool:
+        if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
+            return True
+        if not (self.root / MANIFEST).is_file():
+            # Rendering replaces the folder: what has no manifest was not made here and may be someone's work.
+            raise DataError(
+                "this is not a mini data set",
+                path=self.root,
+                found=f"a folder without {MANIFEST}" if self.root.is_dir() else "a file",
+                expected="nothing, or a data set made by slime_bench.data.mini_world",
+                remedy="choose another `data_root`, or move this folder away",
+            )
+        manifest = read_manifest(self.root)
+        check_subject(manifest, self.config.subject, self.root, "give each subject its own `data.root`")
+        return str(manifest["version"]) != version
+
+    def _render(self) -> None:
+        from slime_bench.data.mini_world import render as mini_world
+
+        started = time.perf_counter()
+        print(f"mini {self.config.subject}: rendering the data set into {self.root} ...", file=sys.stderr, flush=True)
+        mini_world.write_dataset(self.root, self.config.subject)
+        seconds = time.perf_counter() - started
+        print(f"mini {self.config.subject}: ready after {seconds:.1f} s", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                "cannot write the mini data set",
+                path=self.root,
+                found=str(error),
+                expected="a folder that can be written, with 20 MB free",
+                remedy="free some space, or choose another `data_root` (or the variable SLIME_BENCH_DATA)",
+            ) from error

@@ -1,0 +1,1 @@
+"""The procedural world of cars, horses and faces: a renderer with exact part masks."""

@@ -1,0 +1,164 @@
+"""The mini world: 128x128 images of cars, horses and faces with exact part masks and captions.
+
+A picture is a pure function of (subject, split, index). The splits draw from differently keyed generators, so the
+pre-training stream shares no picture with `support`, `val` or `test`.
+
+    python -m slime_bench.data.mini_world --root data/mini            write the folder data sets
+    python -m slime_bench.data.mini_world --sheet docs/mini_world.png  write a sheet of examples
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from slime_bench.data.mini_world.canvas import COLOURS, SCENES, SKIN_TONES, Canvas, chance, paint_background
+from slime_bench.data.mini_world.subjects import CLASSES, SUBJECTS, paint_clutter
+from slime_bench.errors import ConfigError, StorageError
+from slime_bench.seeding import numpy_generator
+
+WORLD_VERSION = 2
+SPLIT_SIZES = {"support": 30, "val": 10, "test": 100}
+STREAM = "pretrain"  # the unbounded split that backbones are trained on
+_WORLD_SEED = 2023
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One rendered example: image uint8 [128,128,3] RGB, label uint8 [128,128] (0 = background), caption.
+
+    Attributes:
+        scene: what the background shows, uint8 [128,128]: 0 = a part, 1 and 2 = the caption's first and second surface,
+            3 = a block.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    caption: str
+    scene: np.ndarray
+
+
+def render(subject: str, split: str, index: int) -> Picture:
+    """Picture number `index` of a split.
+
+    Raises:
+        ConfigError: unknown subject or split, or a negative index.
+    """
+    if subject not in SUBJECTS:
+        raise ConfigError(
+            "unknown subject", found=subject, expected=sorted(SUBJECTS), remedy="name one of these subjects"
+        )
+    if split not in (*SPLIT_SIZES, STREAM) or index < 0:
+        raise ConfigError(
+            "no such picture in the mini world",
+            found=f"{split}[{index}]",
+            expected=f"one of {[*SPLIT_SIZES, STREAM]}, index >= 0",
+        )
+    rng = numpy_generator(_WORLD_SEED, "mini_world", WORLD_VERSION, subject, split, index)
+    background, scene, upper = paint_background(rng)
+    canvas = Canvas(background)
+    paint_clutter(canvas, rng, int(rng.integers(0, 4)), (8, 30), edge_only=False)
+    words: list[str] = []
+    if chance(rng, 0.08):
+        words = ["another " + SUBJECTS[subject](canvas, rng, small=True)[0].split(" ", 1)[1].split(" with ")[0]]
+    words = SUBJECTS[subject](canvas, rng) + words
+    if chance(rng, 0.3):
+        words += ["a " + word for word in paint_clutter(canvas, rng, 1, (6, 18), edge_only=True)]
+    image, label = canvas.finish(rng)
+    seen = np.where(canvas.blocks, np.uint8(3), np.where(label > 0, np.uint8(0), 1 + upper.astype(np.uint8)))
+    return Picture(image, label, " , ".join(words) + f" , on {scene}", seen)
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption can hold, and the words that prompts need, sorted."""
+    names = {part for classes in CLASSES.values() for part in classes}
+    fixed = "a an another with and on of the in , . + car horse face body wheels windows lights plate torso head legs"
+    fixed += " tail skin eyes mouth"
+    fixed += (
+        " nose brows ears neck cloth hair bald short long cap block part prompt photo image picture object background"
+    )
+    fixed += " wheel window light leg eye brow ear plates heads tails cars horses faces neck torso"
+    words = {*names, *fixed.split(), *COLOURS, *SKIN_TONES, *SCENES}
+    return sorted(words)
+
+
+def write_dataset(root: Path, subject: str) -> None:
+    """Write `<root>/{support,val,test}/{images,labels}/<id>.png` and `<root>/manifest.json`.
+
+    The manifest holds the sha256 of each file's pixels, the classes and the captions.
+
+    The folder is built beside its place and moved there when complete, so a half-written data set is never seen.
+
+    Raises:
+        ConfigError: unknown subject. StorageError: the folder cannot be written.
+    """
+    root = Path(root)
+    building = root.with_name(f".{root.name}.building")
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        files: dict[str, str] = {}
+        captions: dict[str, str] = {}
+        for split, index in _dataset_indices():
+            picture, name = render(subject, split, index), f"{subject}-{split}-{index:04d}"
+            captions[name] = picture.caption
+            for kind, array in (("images", picture.image), ("labels", picture.label)):
+                path = building / split / kind / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+                files[f"{split}/{kind}/{name}.png"] = hashlib.sha256(array.tobytes()).hexdigest()
+        manifest = {
+            "version": WORLD_VERSION,
+            "subject": subject,
+            "classes": CLASSES[subject],
+            "files": files,
+            "captions": captions,
+        }
+        (building / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        shutil.rmtree(root, ignore_errors=True)
+        building.rename(root)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise StorageError(
+            "the mini data set could not be written",
+            path=root,
+            found=error,
+            remedy="free some disk space (5 MB) or set data_root to a writable folder",
+        ) from error
+
+
+def _dataset_indices() -> Iterator[tuple[str, int]]:
+    return ((split, index) for split, size in SPLIT_SIZES.items() for index in range(size))
+
+
+def write_sheet(path: Path, columns: int = 10) -> None:
+    """A sheet of pre-training pictures, image above label map, one pair of rows per subject."""
+    palette = np.array([[0, 0, 0], *[v for k, v in COLOURS.items() if k not in ("black", "white")]], dtype=np.uint8)
+    rows = []
+    for subject in SUBJECTS:
+        pictures = [render(subject, STREAM, index) for index in range(columns)]
+        rows.append(np.concatenate([p.image for p in pictures], axis=1))
+        rows.append(np.concatenate([palette[p.label] for p in pictures], axis=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, help="folder that receives car/, horse/ and face/")
+    parser.add_argument("--sheet", type=Path, help="PNG file that receives a sheet of examples")
+    args = parser.parse_args()
+    if args.root:
+        for subject in SUBJECTS:
+            write_dataset(args.root / subject, subject)
+            print(f"wrote {args.root / subject}")
+    if args.sheet:
+        write_sheet(args.sheet)
+        print(f"wrote {args.sheet}")

@@ -1,0 +1,387 @@
+"""The three subjects of the mini world: car, horse, face, with the class lists of the papers' tables.
+
+Each `draw_*` function paints one object part by part in painter's order, every part with its own label, and returns
+the words that describe what is really visible in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from slime_bench.data.mini_world.canvas import (
+    BLOCK,
+    COLOURS,
+    SKIN_TONES,
+    Canvas,
+    Point,
+    Pose,
+    Rgb,
+    chance,
+    choose,
+    ellipse,
+    jitter,
+    limb,
+    random_pose,
+    scaled,
+)
+
+CLASSES: dict[str, list[str]] = {
+    "car": ["background", "body", "light", "plate", "wheel", "window"],
+    "horse": ["background", "head", "neck+torso", "leg", "tail"],
+    "face": ["background", "skin", "eye", "mouth", "nose", "brow", "ear", "neck", "cloth", "hair"],
+}
+_NAMES = list(COLOURS)
+
+
+#: what a part's colour mostly is; now and then it is any colour, so that no part is its colour
+_TYPICAL = {
+    "wheel": ["black", "gray"],
+    "window": ["cyan", "blue", "white"],
+    "light": ["yellow", "orange", "red"],
+    "plate": ["white", "yellow"],
+    "coat": ["brown", "black", "white", "gray", "orange"],
+    "hair": ["black", "brown", "yellow", "orange", "gray", "red"],
+}
+_ATYPICAL = 0.2
+
+
+def _colour(rng: np.random.Generator, names: list[str] | None = None) -> tuple[str, Rgb]:
+    name = choose(rng, names or _NAMES)
+    return name, jitter(rng, COLOURS[name])
+
+
+def _part_colour(rng: np.random.Generator, part: str, unlike: str = "") -> tuple[str, Rgb]:
+    """A colour for a part, mostly a typical one; never that of the part that surrounds it."""
+    names = _NAMES if chance(rng, _ATYPICAL) else _TYPICAL[part]
+    return _colour(rng, [name for name in names if name != unlike])
+
+
+def _between(a: Point, b: Point, t: float) -> Point:
+    return a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t
+
+
+def draw_car(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> list[str]:
+    """A car seen from the side and somewhat from its end, so that lights and plate face the camera."""
+    body, light, plate, wheel, window = 1, 2, 3, 4, 5
+    pose = random_pose(rng, (26, 34) if small else (50, 61), 13, 0.16, 22 if small else 7)
+    body_name, body_colour = _colour(rng)
+    wheel_name, wheel_colour = _part_colour(rng, "wheel", unlike=body_name)
+    window_name, window_colour = _part_colour(rng, "window", unlike=body_name)
+    light_name, light_colour = _part_colour(rng, "light", unlike=body_name)
+    plate_name, plate_colour = _part_colour(rng, "plate", unlike=body_name)
+
+    front = rng.uniform(0.5, 0.9)  # width of the visible end
+    top, sill = rng.uniform(-0.1, 0.02), rng.uniform(0.46, 0.56)
+    roof = top - rng.uniform(0.34, 0.5)
+    lift = rng.uniform(0.0, 0.1)  # perspective: the far corner of the end sits higher
+    nose, tail, corner = -1.0, 1.0, -1.0 + front
+    hood = corner + rng.uniform(0.02, 0.2)
+    cabin_end = rng.uniform(0.62, 0.98)
+    rake, back_rake = rng.uniform(0.12, 0.34), rng.uniform(0.02, 0.2)
+
+    side = [(corner, top), (tail, top + 0.02), (tail, sill), (corner, sill + 0.04)]
+    end = [(nose, top - lift + 0.04), (corner, top), (corner, sill + 0.04), (nose, sill - lift)]
+    cabin = [(hood, top + 0.01), (hood + rake, roof), (cabin_end - back_rake, roof), (cabin_end, top + 0.02)]
+    windscreen_foot = nose + 0.12 + lift
+    screen = [
+        (windscreen_foot, top - lift),
+        (hood + rake - front * 0.72, roof - lift * 0.5),
+        (hood + rake, roof),
+        (hood, top),
+    ]
+    bonnet = [(nose, top - lift + 0.05), (windscreen_foot, top - lift - 0.02), (hood, top), (corner, top + 0.03)]
+    canvas.paint(side, body_colour, body, pose)
+    canvas.paint(bonnet, scaled(body_colour, 1.12), body, pose)
+    canvas.paint(end, scaled(body_colour, 0.86), body, pose)
+    canvas.paint(cabin, body_colour, body, pose)
+    canvas.paint(screen, scaled(body_colour, 0.95), body, pose)
+
+    # windows: the end's screen and two or three side panes, framed by bodywork
+    inset = lambda quad, t: [_between(p, _centre(quad), t) for p in quad]  # noqa: E731
+    canvas.paint(inset(screen, 0.2), scaled(window_colour, 0.92), window, pose)
+    panes = int(rng.integers(2, 4))
+    low_l, high_l, high_r, low_r = cabin
+    for i in range(panes):
+        a, b = i / panes, (i + 1) / panes
+        pane = [
+            _between(low_l, low_r, a),
+            _between(high_l, high_r, a),
+            _between(high_l, high_r, b),
+            _between(low_l, low_r, b),
+        ]
+        canvas.paint(inset(pane, rng.uniform(0.14, 0.22)), window_colour, window, pose)
+
+    # the end's face: two lights, a grille of bodywork, and most often a plate
+    def on_end(u: float, v: float) -> Point:
+        return _between(_between(end[0], end[1], u), _between(end[3], end[2], u), v)
+
+    lamp_u, lamp_v = rng.uniform(0.24, 0.33), rng.uniform(0.26, 0.36)
+    row = rng.uniform(0.08, 0.2)
+    for u in (0.03, 0.97 - lamp_u):
+        canvas.paint(
+            [on_end(u, row), on_end(u + lamp_u, row), on_end(u + lamp_u, row + lamp_v), on_end(u, row + lamp_v)],
+            light_colour,
+            light,
+            pose,
+        )
+    if chance(rng, 0.35):  # a lamp at the far end of the side
+        y = top + rng.uniform(0.06, 0.12)
+        canvas.paint(
+            [(tail - 0.11, y), (tail, y), (tail, y + 0.13), (tail - 0.11, y + 0.13)], light_colour, light, pose
+        )
+    has_plate = chance(rng, 0.85)
+    if has_plate:
+        u0, v0 = rng.uniform(0.14, 0.24), rng.uniform(0.58, 0.66)
+        quad = [on_end(u0, v0), on_end(1 - u0, v0), on_end(1 - u0, v0 + 0.3), on_end(u0, v0 + 0.3)]
+        canvas.paint(quad, scaled(plate_colour, 0.6), plate, pose)
+        canvas.paint(inset(quad, 0.14), plate_colour, plate, pose)
+
+    radius = rng.uniform(0.2, 0.27)
+    hub = rng.uniform(0.3, 0.6)
+    for x in (corner + radius * rng.uniform(0.9, 1.3), tail - radius * rng.uniform(1.1, 1.7)):
+        canvas.paint(ellipse(x, sill, radius, radius), wheel_colour, wheel, pose)
+        canvas.paint(
+            ellipse(x, sill, radius * hub, radius * hub),
+            scaled(wheel_colour, 1.5) if sum(wheel_colour) < 420 else scaled(wheel_colour, 0.6),
+            wheel,
+            pose,
+        )
+    words = [
+        f"a {body_name} car with {body_name} body",
+        f"{wheel_name} wheels",
+        f"{window_name} windows",
+        f"{light_name} lights",
+    ]
+    return words + ([f"{plate_name} plate"] if has_plate else [])
+
+
+def _centre(points: list[Point]) -> Point:
+    return sum(p[0] for p in points) / len(points), sum(p[1] for p in points) / len(points)
+
+
+def draw_horse(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> list[str]:
+    """A horse from the side, standing, walking or grazing."""
+    head, torso, leg, tail = 1, 2, 3, 4
+    pose = random_pose(rng, (26, 34) if small else (52, 64), 12, 0.14, 22 if small else 6)
+    coat_name, coat = _part_colour(rng, "coat")
+
+    def part_colour(probability: float) -> tuple[str, Rgb]:
+        return _part_colour(rng, "coat") if chance(rng, probability) else (coat_name, jitter(rng, coat, 8))
+
+    head_name, head_colour = part_colour(0.55)
+    leg_name, leg_colour = part_colour(0.6)
+    tail_name, tail_colour = part_colour(0.75)
+    mane_colour = tail_colour
+
+    back, belly = rng.uniform(-0.28, -0.16), rng.uniform(0.16, 0.26)
+    rear, chest = rng.uniform(0.5, 0.62), rng.uniform(-0.48, -0.38)
+    has_tail = chance(rng, 0.88)
+    if has_tail:
+        swing, length = rng.uniform(0.06, 0.36), rng.uniform(0.5, 0.78)
+        root = (rear - 0.02, back + 0.06)
+        middle = (root[0] + swing, root[1] + length * 0.45)
+        tip = (root[0] + swing * rng.uniform(0.5, 1.2), root[1] + length)
+        canvas.paint(limb(root, middle, 0.1, 0.2), tail_colour, tail, pose)
+        canvas.paint(limb(middle, tip, 0.2, 0.07), tail_colour, tail, pose)
+    reach = rng.uniform(0.5, 0.68)
+    for x, shade in ((chest + 0.14, 0.78), (rear - 0.1, 0.78), (chest + 0.08, 1.0), (rear - 0.16, 1.0)):
+        knee = (x + rng.uniform(-0.14, 0.14), belly + reach * 0.45)
+        hoof = (knee[0] + rng.uniform(-0.12, 0.12), belly + reach)
+        width = rng.uniform(0.13, 0.17)
+        colour = scaled(leg_colour, shade)
+        canvas.paint(limb((x, belly - 0.16), knee, width * 1.35, width), colour, leg, pose)
+        canvas.paint(limb(knee, hoof, width, width * 0.85), colour, leg, pose)
+        canvas.paint(
+            limb((hoof[0], hoof[1] - 0.05), (hoof[0] - 0.03, hoof[1] + 0.03), width, width * 1.2),
+            scaled(colour, 0.5),
+            leg,
+            pose,
+        )
+    middle_y = (back + belly) / 2
+    canvas.paint(
+        ellipse((rear + chest) / 2, middle_y, (rear - chest) / 2 + 0.04, (belly - back) / 2 + 0.02), coat, torso, pose
+    )
+    canvas.paint(ellipse(rear - 0.18, middle_y - 0.02, 0.24, (belly - back) / 2 + 0.05), coat, torso, pose)
+    canvas.paint(ellipse(chest + 0.14, middle_y, 0.22, (belly - back) / 2 + 0.03), coat, torso, pose)
+    # neck: raised, level or grazing
+    lift = math.radians(rng.uniform(-35, 68))
+    span = rng.uniform(0.42, 0.56)
+    foot = (chest + 0.06, back + 0.1)
+    poll = (foot[0] - span * math.cos(lift), foot[1] - span * math.sin(lift))
+    canvas.paint(limb(foot, poll, 0.42, 0.2), coat, torso, pose)
+    if chance(rng, 0.7):
+        canvas.paint(
+            limb((foot[0] + 0.06, foot[1] - 0.12), (poll[0] + 0.05, poll[1] - 0.05), 0.09, 0.08),
+            mane_colour,
+            torso,
+            pose,
+        )
+    bend = lift - math.radians(rng.uniform(70, 115))
+    skull = rng.uniform(0.36, 0.46)
+    muzzle = (poll[0] - skull * math.cos(bend), poll[1] - skull * math.sin(bend))
+    for offset in (-0.05, 0.06):
+        ear = (poll[0] + offset * math.cos(lift), poll[1] + offset * math.sin(lift))
+        tip = (ear[0] - 0.17 * math.cos(lift + 0.35), ear[1] - 0.17 * math.sin(lift + 0.35))
+        canvas.paint(limb(ear, tip, 0.09, 0.02), head_colour, head, pose)
+    canvas.paint(ellipse(poll[0], poll[1], 0.13, 0.13), head_colour, head, pose)
+    canvas.paint(limb(poll, muzzle, 0.26, 0.16), head_colour, head, pose)
+    canvas.paint(ellipse(muzzle[0], muzzle[1], 0.09, 0.08), scaled(head_colour, 0.7), head, pose)
+    eye = _between(poll, muzzle, 0.28)
+    canvas.paint(ellipse(eye[0], eye[1], 0.025, 0.025), (15, 15, 15), head, pose)
+    words = [f"a {coat_name} horse with {coat_name} torso", f"{head_name} head", f"{leg_name} legs"]
+    return words + ([f"{tail_name} tail"] if has_tail else [])
+
+
+def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> list[str]:
+    """A head and shoulders, slightly turned."""
+    skin, eye, mouth, nose, brow, ear, neck, cloth, hair = range(1, 10)
+    pose = random_pose(rng, (26, 34) if small else (48, 60), 14, 0.1, 22 if small else 8)
+    tone = choose(rng, list(SKIN_TONES))
+    skin_colour = jitter(rng, SKIN_TONES[tone], 12)
+    hair_name, hair_colour = _part_colour(rng, "hair")
+    cloth_name, cloth_colour = _colour(rng)
+    eye_name, eye_colour = _colour(rng, ["blue", "green", "brown", "black", "cyan", "purple"])
+    lip_name, lip_colour = _colour(rng, ["red", "pink", "brown", "purple", "orange"])
+    brow_name, brow_colour = (hair_name, scaled(hair_colour, 0.8)) if chance(rng, 0.5) else _part_colour(rng, "hair")
+
+    width, height = rng.uniform(0.42, 0.5), rng.uniform(0.56, 0.64)
+    cy, turn = rng.uniform(-0.16, -0.08), rng.uniform(-0.1, 0.1)
+    style = choose(rng, ["short", "long", "bald", "cap"] if chance(rng, 0.5) else ["short", "long"])
+    covers_ears = style == "long" and chance(rng, 0.55)
+    volume = rng.uniform(0.1, 0.2)
+    if style == "long":
+        drop = rng.uniform(0.5, 0.95)
+        canvas.paint(ellipse(0, cy - 0.05, width + volume, height + volume), hair_colour, hair, pose)
+        canvas.paint(
+            [
+                (-width - volume, cy),
+                (width + volume, cy),
+                (width + volume * 0.8, cy + drop),
+                (-width - volume * 0.8, cy + drop),
+            ],
+            hair_colour,
+            hair,
+            pose,
+        )
+    elif style == "short":
+        canvas.paint(ellipse(0, cy - 0.12, width + volume * 0.6, height * 0.95), hair_colour, hair, pose)
+    shoulder = rng.uniform(0.72, 0.98)
+    collar = rng.uniform(0.16, 0.3)
+    half_neck = rng.uniform(0.18, 0.25)
+    canvas.paint(
+        [(-half_neck, cy + 0.3), (half_neck, cy + 0.3), (half_neck + 0.05, 0.95), (-half_neck - 0.05, 0.95)],
+        scaled(skin_colour, 0.84),
+        neck,
+        pose,
+    )
+    garment = [
+        (-half_neck - 0.06, 0.62),
+        (0.0, 0.62 + collar),
+        (half_neck + 0.06, 0.62),
+        (shoulder, 0.8),
+        (shoulder + 0.14, 1.7),
+        (-shoulder - 0.14, 1.7),
+        (-shoulder, 0.8),
+    ]
+    canvas.paint(garment, cloth_colour, cloth, pose)
+    if not covers_ears:
+        for side in (-1, 1):
+            size = rng.uniform(0.9, 1.15)
+            canvas.paint(
+                ellipse(side * width * 1.02 + turn * 0.2, cy + 0.04, 0.1 * size, 0.17 * size),
+                scaled(skin_colour, 0.92),
+                ear,
+                pose,
+            )
+            canvas.paint(
+                ellipse(side * width * 1.03 + turn * 0.2, cy + 0.05, 0.045, 0.09), scaled(skin_colour, 0.72), ear, pose
+            )
+    canvas.paint(ellipse(0, cy, width, height), skin_colour, skin, pose)
+    canvas.paint(ellipse(turn, cy + height * 0.62, width * 0.55, height * 0.3), scaled(skin_colour, 0.97), skin, pose)
+
+    eye_x, eye_y = rng.uniform(0.17, 0.22), cy - rng.uniform(0.02, 0.1)
+    eye_w, eye_h = rng.uniform(0.09, 0.12), rng.uniform(0.045, 0.07)
+    raise_, tilt = rng.uniform(0.1, 0.16), rng.uniform(-0.25, 0.25)
+    has_brows = chance(rng, 0.92)
+    for side in (-1, 1):
+        x = side * eye_x + turn
+        canvas.paint(ellipse(x, eye_y, eye_w, eye_h), (240, 240, 240), eye, pose)
+        canvas.paint(ellipse(x + turn * 0.3, eye_y, eye_h * 0.9, eye_h * 0.9), eye_colour, eye, pose)
+        canvas.paint(ellipse(x + turn * 0.3, eye_y, eye_h * 0.4, eye_h * 0.4), (12, 12, 12), eye, pose)
+        if has_brows:
+            outer = (x + side * eye_w * 1.1, eye_y - raise_ + tilt * 0.1)
+            inner = (x - side * eye_w * 0.9, eye_y - raise_ - tilt * 0.1)
+            canvas.paint(limb(inner, outer, 0.065, 0.045), brow_colour, brow, pose)
+    tip = eye_y + rng.uniform(0.2, 0.28)
+    half = rng.uniform(0.075, 0.11)
+    canvas.paint(
+        [
+            (turn * 1.2 - 0.035, eye_y + 0.02),
+            (turn * 1.2 + 0.035, eye_y + 0.02),
+            (turn * 1.5 + half, tip),
+            (turn * 1.5, tip + 0.05),
+            (turn * 1.5 - half, tip),
+        ],
+        scaled(skin_colour, 0.8),
+        nose,
+        pose,
+    )
+    lip_y, lip_w, lip_h = tip + rng.uniform(0.13, 0.18), rng.uniform(0.13, 0.19), rng.uniform(0.045, 0.085)
+    canvas.paint(ellipse(turn, lip_y, lip_w, lip_h), lip_colour, mouth, pose)
+    canvas.paint(
+        limb((turn - lip_w * 0.8, lip_y), (turn + lip_w * 0.8, lip_y), 0.018, 0.018),
+        scaled(lip_colour, 0.5),
+        mouth,
+        pose,
+    )
+
+    if style != "bald":
+        line = rng.uniform(0.28, 0.42) * height
+        fringe = [p for p in ellipse(0, cy, width * 1.03, height * 1.06, n=48) if p[1] < cy - line]
+        fringe.sort()
+        part = rng.uniform(-0.6, 0.6) * width
+        if len(fringe) > 2:
+            canvas.paint([*fringe, (part, cy - line - rng.uniform(0.02, 0.16))], hair_colour, hair, pose)
+    if covers_ears:
+        for side in (-1, 1):
+            canvas.paint(
+                limb((side * width * 0.95, cy - 0.3), (side * (width + volume * 0.3), cy + 0.45), 0.2, 0.26),
+                hair_colour,
+                hair,
+                pose,
+            )
+    words = [f"a {tone} face with {tone} skin", f"{eye_name} eyes", f"{lip_name} mouth", f"{tone} nose"]
+    words += [f"{brow_name} brows"] if has_brows else []
+    words += [] if covers_ears else [f"{tone} ears"]
+    words += [f"{tone} neck", f"{cloth_name} cloth"]
+    return words + (["bald"] if style == "bald" else [f"{style} {hair_name} hair"])
+
+
+SUBJECTS: dict[str, Callable[..., list[str]]] = {"car": draw_car, "horse": draw_horse, "face": draw_face}
+
+
+def paint_clutter(
+    canvas: Canvas, rng: np.random.Generator, count: int, size: tuple[float, float], edge_only: bool
+) -> list[str]:
+    """Random polygons labelled background: distractors behind a subject, or occluders in front of it. Returns words."""
+    words = []
+    for _ in range(count):
+        name, colour = _colour(rng)
+        sides = int(rng.integers(3, 7))
+        radius = rng.uniform(*size)
+        if edge_only:
+            angle = rng.uniform(0, 2 * math.pi)
+            centre = (64 + 54 * math.cos(angle), 64 + 54 * math.sin(angle))
+        else:
+            centre = (rng.uniform(0, 128), rng.uniform(0, 128))
+        start = rng.uniform(0, 2 * math.pi)
+        spokes = sorted(
+            rng.uniform(0, 2 * math.pi, size=sides) if sides > 4 else start + np.arange(sides) * 2 * math.pi / sides
+        )
+        polygon = [(radius * math.cos(a), radius * math.sin(a)) for a in spokes]
+        canvas.paint(polygon, colour, BLOCK, Pose(1, 0, 0, 1, *centre))
+        words.append(f"{name} block")
+    return words

@@ -1,0 +1,144 @@
+"""`slime-bench verify data=<name>`: decode every file of a data set, count, and say what is wrong.
+
+The table names, for each split, the images that show each class. Below it stand the files that cannot be used, how the
+files differ from the manifest, and images that appear twice. Exit code 0: fine; 2: a trial would fail, or an image of
+the test split is in another split too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slime_bench.errors import ConfigError, SlimeBenchError
+
+if TYPE_CHECKING:
+    from slime_bench.data.folder import FolderDataset
+    from slime_bench.data.verify import VerifyReport
+
+FAULTY = 2
+_SHOWN = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Verify the data set of a configuration, print what was found, return the exit code.
+
+    Raises:
+        ConfigError: a configuration that cannot be, or of several trials. DataError: there is no such data set.
+    """
+    parser = argparse.ArgumentParser(
+        prog="slime-bench verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a trial, e.g. data=pascal_part_car")
+    parser.add_argument("--fresh", action="store_true", help="decode the files also when they were found good before")
+    args = parser.parse_args(argv)
+    name, data = _data_of(args.overrides)
+    began = time.monotonic()
+    report = _verify(data, fresh=args.fresh)
+    _print(name, Path(data.root), data.classes, report, time.monotonic() - began)
+    return 0 if report.usable and not report.leaks else FAULTY
+
+
+def _data_of(overrides: Sequence[str]) -> tuple[str, Any]:
+    """Name and data module that the overrides describe."""
+    from slime_bench.config.compose import plan
+    from slime_bench.config.schema import build
+
+    trials = plan(list(overrides), sweep=True).trials
+    if len(trials) != 1:
+        raise ConfigError(
+            "the configuration is one of several trials", found=f"{len(trials)} trials", expected="one",
+            remedy="give one value for each key",
+        )  # fmt: skip
+    cfg = trials[0]
+    data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
+    if not all(
+        hasattr(data, each) for each in ("root", "needed", "present_splits", "split_datasets", "check_manifest")
+    ):
+        raise ConfigError(
+            "this kind of data set cannot be verified", path="data._target_", found=cfg.data["_target_"],
+            expected="a data module of folders, as slime_bench.data.datamodule.SegmentationDataModule",
+            remedy="choose another data set, or derive its class from SegmentationDataModule",
+        )  # fmt: skip
+    return str(cfg.data.name), data
+
+
+def _verify(data: Any, *, fresh: bool) -> VerifyReport:
+    from slime_bench.data.verify import verified
+
+    root = Path(data.root)
+    if not root.is_dir() or not any(root.iterdir()):
+        data.prepare_data()  # makes the data set, or says how to get it
+    data.check_manifest()  # another subject's folder, or classes in another order, would look good below
+    wanted = [*data.needed, *(name for name in data.present_splits() if name not in data.needed)]
+    splits: dict[str, FolderDataset] = {}
+    problems: list[SlimeBenchError] = []
+    for name in sorted(wanted, key=_place):
+        try:
+            splits |= data.split_datasets([name])
+        except SlimeBenchError as error:  # the other splits are looked at all the same
+            problems.append(error)
+    report = verified(splits, root, fresh=fresh)
+    return replace(report, problems=[*problems, *report.problems])
+
+
+def _place(name: str) -> int:
+    order = ("support", "val", "test")
+    return order.index(name) if name in order else len(order)
+
+
+def _print(name: str, root: Path, classes: Sequence[str], report: VerifyReport, seconds: float) -> None:
+    from slime_bench.data.class_table import class_table, stdout_console
+
+    console = stdout_console()
+    console.print(f"{name}  {root}")
+    if report.splits:
+        splits = {
+            key: (each.images, [*each.images_with_class.values()], [*each.pixels_of_class.values()])
+            for key, each in report.splits.items()
+        }
+        more = {
+            "ignored pixels": [f"{each.ignored_pixels:,}" for each in report.splits.values()],
+            "sizes": [_sizes(each.sizes) for each in report.splits.values()],
+        }
+        console.print(class_table(classes, splits, more))
+    for key, absent in report.absent.items():
+        console.print(f"note: no image of {key} shows {', '.join(absent)}")
+    faults = [f"{each.path}: {each.summary} ({each.found})" for each in report.problems]
+    _section(console, "cannot be used", faults)
+    _section(console, "what to do", list(dict.fromkeys(str(each.remedy) for each in report.problems if each.remedy)))
+    _section(console, "differs from the manifest", report.differences)
+    _section(console, "in the test split and in another", [str(each) for each in report.leaks])
+    twice = [str(each) for each in report.duplicates if not each.leak]
+    _section(console, "appears twice (a warning)", twice)
+    images = sum(each.images for each in report.splits.values())
+    good = report.usable and not report.leaks
+    source = (
+        " (remembered: no file has changed since; --fresh decodes them again)" if report.remembered and images else ""
+    )
+    console.print(f"{'good' if good else 'NOT GOOD'}: {images:,} images in {seconds:.1f} s{source}")
+
+
+def _section(console: Any, title: str, lines: Sequence[str]) -> None:
+    if not lines:
+        return
+    console.print(f"{title}: {len(lines)}")
+    for line in lines[:_SHOWN]:
+        console.print(f"  {line}")
+    if len(lines) > _SHOWN:
+        console.print(f"  and {len(lines) - _SHOWN} more")
+
+
+def _sizes(sizes: dict[str, int]) -> str:
+    """One size as it is, several by their number and the extremes of both sides."""
+    if len(sizes) <= 1:
+        return "".join(sizes)
+    sides = [tuple(int(side) for side in size.split("x")) for size in sizes]
+    (least_w, least_h), (most_w, most_h) = (
+        tuple(extreme(side[axis] for side in sides) for axis in (0, 1)) for extreme in (min, max)
+    )
+    return f"{len(sizes)} from {least_w}x{least_h} to {most_w}x{most_h}"

@@ -1,0 +1,288 @@
+"""Segmentation from the image-text attention of a vision-language model ("Segmentation From Attention", TMLR 2026; as a
+preprint "The Power of One", arXiv 2503.10779).
+
+Every class is named by a prompt such as "Image of wheel." The attention scores of the layers that InfoScore ranks best,
+weighted by how well a prompt matches the image, become class maps: without any training (`zero_shot`), or after the
+word embeddings and the cross-attention of those layers were tuned on one or a few annotated images (`one_shot`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from slime_bench.backbones.vlm import IMAGENET, VlmBackbone, VlmFacts, patch_grid
+from slime_bench.errors import ConfigError
+from slime_bench.methods.base import SegmentationMethod
+from slime_bench.methods.infoscore.config import TEST, InfoScoreConfig, check_layers, check_mode
+from slime_bench.methods.infoscore.maps import Reading, layer_classes, marginals, probabilities, read, stacked, view
+from slime_bench.methods.infoscore.prompts import PromptList, read_prompts
+from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
+from slime_bench.methods.infoscore.score import InfoScoreMetric, Ranking
+from slime_bench.metrics.iou import IGNORE
+from slime_bench.refine.crf import crf_kernel, mean_field
+
+_log = logging.getLogger(__name__)
+_FLOOR = 1e-12  # least probability whose logarithm is taken
+
+
+class InfoScore(SegmentationMethod):
+    """The method as a Lightning module.
+
+    Args:
+        config: see `InfoScoreConfig`. protocol: which side of every switch. backbone: frozen but for what
+            `one_shot` tunes.
+        classes: K names, `background` first. seed: of the trial.
+        prompts: the lists for ranking and for segmenting, in place of those of the file `config.prompts`; the texts of
+            the first are among those of the second.
+
+    Raises:
+        ConfigError: see `check`.
+    """
+
+    Config = InfoScoreConfig
+    Protocol = InfoScoreProtocol
+    Backbone = VlmBackbone
+    least_shots = 0
+    always_ranks = False  # also where the layers are named
+    self_contained = False  # the layers are chosen with the images of the data set
+
+    def __init__(
+        self,
+        config: InfoScoreConfig,
+        protocol: InfoScoreProtocol,
+        backbone: VlmBackbone,
+        classes: Sequence[str],
+        seed: int,
+        keep_maps: int = 0,
+        prompts: tuple[PromptList, PromptList] | None = None,
+    ) -> None:
+        super().__init__(classes, keep_maps)
+        self.config, self.protocol, self.backbone, self.seed = config, protocol, backbone, seed
+        self.support_group = config.group
+        self.single, self.chosen = prompts or _lists(config, self.classes)
+        self.ranking: Ranking | None = None
+        self.layers: tuple[str, ...] = ()
+        self.forwarded = 0  # images that went through the model: ranking, validation and test, not the tuning itself
+        self._kept: dict[str, Reading] = {}
+        self._states: dict[str, torch.Tensor] = {}
+        self._tuned: dict[str, nn.Parameter] = {}
+        self._before: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def check(
+        cls, config: InfoScoreConfig, backbone: VlmFacts | None, classes: Sequence[str], image_size: int, shots: int = 1
+    ) -> None:
+        """Everything that can be known before the weights are loaded: prompts, layers, mode.
+
+        Raises:
+            ConfigError: prompts that do not name every class once, or a mode that does not fit the shots.
+            BackboneError: layers that are not there.
+        """
+        check_mode(config, shots)
+        read_prompts(config.prompts).expand(classes, multi=config.multi_prompt)
+        if backbone is not None:
+            check_layers(config, backbone)
+            if backbone.image_size is None:  # else the backbone resizes
+                patch_grid((image_size, image_size), backbone.patch)
+
+    @classmethod
+    def fingerprints(cls, config: InfoScoreConfig) -> dict[str, str]:
+        """`prompts`: sha256 of what the prompt file says."""
+        return {"prompts": read_prompts(config.prompts).content_hash()}
+
+    @torch.no_grad()
+    def prepare(self, data: Any, device: str) -> None:
+        """Choose the layers, by InfoScore unless they are named, and get ready to tune if there are support images."""
+        self.to(device)
+        self._prompts = self.backbone.tokenize(self.chosen.texts)
+        self._views = {
+            "single": view(self.single, self.chosen, self._prompts),
+            "chosen": view(self.chosen, self.chosen, self._prompts),
+        }
+        tunes = data.shots > 0
+        if tunes:
+            self._check_precision()
+        names: Sequence[str] = self.config.layers or ()
+        if not names or self.always_ranks:
+            self.ranking = self.rank(data, keep=not tunes)
+            _log.debug("layers by InfoScore: %s", ", ".join(self.ranking.order()))
+            names = names or self.ranking.top(self.config.top)
+        self.layers = tuple(name for name in self.backbone.layers if name in names)
+        if tunes:
+            self.epochs, self.max_steps = self.config.epochs, self.config.max_steps
+            self._start_tuning()
+
+    def _check_precision(self) -> None:
+        """Steps of a small learning rate are lost in half precision: most are below bf16's last bit."""
+        low = {str(each.dtype).removeprefix("torch.") for each in self.backbone.parameters()} & {"bfloat16", "float16"}
+        if low:
+            raise ConfigError(
+                "tuning needs weights in full precision", path="trainer.precision", found=" and ".join(sorted(low)),
+                expected="fp32", remedy="trainer.precision=fp32; half precision is for shots=0",
+            )  # fmt: skip
+
+    def rank(self, data: Any, keep: bool = False) -> Ranking:
+        """InfoScore of every layer over the images that `rank_on` names; their annotation is not looked at.
+
+        Args:
+            keep: keep the maps of test images for the test, as far as `keep_gb` goes.
+        """
+        on_test, size = self.config.rank_on == TEST, 0
+        loader = data.test_dataloader() if on_test else data.unlabelled_dataloader(self.config.rank_images)
+        columns = len(self.single.texts if self.protocol.info_over == "prompts" else self.classes)
+        score = InfoScoreMetric(self.backbone.layers, columns).to(self.device)
+        shown = self._views["single"]
+        for batch in loader:
+            images = batch["image"].to(self.device)
+            found, frame = self._read(images, None), self._frame(images)
+            maps = shown.layer_maps(found, self.protocol)
+            values = marginals(maps, shown.spans, self.backbone.grid(frame), frame, self.protocol)
+            score.update(values)
+            self.seen_marginals(values)
+            if keep and on_test:
+                for row, name in enumerate(batch["id"]):
+                    size += found.size() // len(images)
+                    if size <= self.config.keep_gb * 1e9:
+                        self._kept[name] = found.rows(row)
+        return score.compute()
+
+    def seen_marginals(self, marginals: torch.Tensor) -> None:
+        """Called with every batch's, float32 [B,L,C], while layers are ranked; for subclasses."""
+
+    def _read(self, images: torch.Tensor, layers: Sequence[str] | None) -> Reading:
+        self.forwarded += len(images)
+        return read(self.backbone, self.backbone.encode_images(images), self._prompts, self.protocol, layers)
+
+    @staticmethod
+    def _frame(images: torch.Tensor) -> tuple[int, int]:
+        return int(images.shape[-2]), int(images.shape[-1])
+
+    def readings(self, images: torch.Tensor, ids: Sequence[str], layers: Sequence[str]) -> Reading:
+        """One pass over the images, or what was kept of it."""
+        if all(name in self._kept for name in ids):
+            return stacked([self._kept[name].only(layers) for name in ids], images.device)
+        return self._read(images, layers)
+
+    @torch.no_grad()
+    def scores(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
+        """As the base class says: class probabilities, after the CRF where it is switched on."""
+        found = self.combined(self.readings(images, ids, self.layers), self._frame(images))
+        return self.refined(found, images)
+
+    def combined(self, found: Reading, frame: tuple[int, int]) -> torch.Tensor:
+        """Class probabilities float32 [B,K,H,W] of a reading, all its layers together."""
+        shown = self._views["chosen"]
+        classes = layer_classes(shown.layer_maps(found, self.protocol), shown.spans, self.protocol)
+        return probabilities(classes, self.backbone.grid(frame), frame, self.protocol)
+
+    def refined(self, found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """The probabilities after the CRF; as they are where it is switched off."""
+        if not self.config.crf.enabled:
+            return found
+        # Whatever the backbone normalises with: the CRF's scales are those of the authors' network input.
+        mean, std = (found.new_tensor(each)[:, None, None] for each in IMAGENET)
+        return mean_field(found, crf_kernel((images - mean) / std, self.config.crf), self.config.crf)
+
+    # Tuning
+
+    def _start_tuning(self) -> None:
+        self._tuned = self.backbone.tuned(self.layers)
+        self._before = {name: value.detach().clone() for name, value in self._tuned.items()}
+        for value in self._tuned.values():
+            value.requires_grad_(True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self._tuned.values(), lr=self.config.lr, weight_decay=self.config.weight_decay, betas=(0.9, 0.999), eps=1e-8
+        )
+
+    def training_step(self, batch: Mapping[str, Any], _: int) -> torch.Tensor:
+        """Weighted negative log-likelihood of a group of support images:
+        sum_i w(y_i) (-ln max(u_{y_i}(i), 1e-12)) / sum_i w(y_i) over their annotated pixels."""
+        images, label = batch["image"], batch["label"]
+        # The image's side of the model is frozen, and support images are not augmented: it sees each of them once.
+        fresh = [row for row, name in enumerate(batch["id"]) if name not in self._states]
+        for row in fresh:
+            self._states[batch["id"][row]] = self.backbone.encode_images(images[row : row + 1])
+        states = torch.cat([self._states[name] for name in batch["id"]])
+        found = self.combined(
+            read(self.backbone, states, self._prompts, self.protocol, self.layers), self._frame(images)
+        )
+        loss = self.loss(found, label)
+        self.log("train/loss", loss.detach(), batch_size=len(images))
+        return loss
+
+    def loss(self, found: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """As `training_step`.
+
+        Args:
+            found: float32 [B,K,H,W]. label: int64 [B,H,W], 255 = ignore.
+        """
+        weight = found.new_ones(len(self.classes))
+        weight[0] = self.config.background_weight
+        if not bool(weight[label[label != IGNORE]].sum() > 0):  # nothing that counts: no annotation, or weight 0
+            return found.sum() * 0
+        return F.nll_loss(found.clamp(min=_FLOOR).log(), label, weight, ignore_index=IGNORE)
+
+    def learned_state(self) -> dict[str, torch.Tensor]:
+        """The tuned parameters by their names in the backbone; none after `zero_shot`."""
+        return {name: value.detach() for name, value in self._tuned.items()}
+
+    @torch.no_grad()
+    def load_learned_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over a state of `learned_state`.
+
+        Raises:
+            ConfigError: a name that is not tuned, or another shape.
+        """
+        shapes, expected = ({name: list(value.shape) for name, value in each.items()} for each in (state, self._tuned))
+        if shapes != expected:
+            raise ConfigError(
+                "the learned state is that of other layers or another model", path="state.safetensors",
+                found=", ".join(shapes) or "nothing", expected=f"the tuned parameters of {', '.join(self.layers)}",
+                remedy="load it into a method of the same backbone and layers",
+            )  # fmt: skip
+        for name, value in state.items():
+            self._tuned[name].copy_(value)
+
+    def training_state(self) -> dict[str, Any]:
+        """Also how many images were forwarded. What was seen of the support images is seen again."""
+        return {**super().training_state(), "forwarded": self.forwarded}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        super().load_training_state(state)
+        self.forwarded = state["forwarded"]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the backbone its own weights back, so that another trial can start from them."""
+        for name, value in self._tuned.items():
+            value.copy_(self._before[name])
+            value.requires_grad_(False)
+        self._tuned, self._before = {}, {}
+
+    def extra_files(self) -> dict[str, bytes]:
+        """`ranking.json`: InfoScore of every layer, and which were used."""
+        ranking = None if self.ranking is None else {**self.ranking._asdict(), "order": self.ranking.order()}
+        content = {
+            "layers": self.layers,
+            "rank_on": None if ranking is None else self.config.rank_on,
+            "ranking": ranking,
+            "forwarded_images": self.forwarded,
+            "prompts": self.chosen.texts,
+            "spans": self.chosen.spans,
+        }
+        return {"ranking.json": (json.dumps(content, indent=1) + "\n").encode()}
+
+
+def _lists(config: InfoScoreConfig, classes: Sequence[str]) -> tuple[PromptList, PromptList]:
+    """The prompts that layers are ranked by, and those that segment."""
+    file = read_prompts(config.prompts)
+    return file.expand(classes, multi=False), file.expand(classes, multi=config.multi_prompt)

@@ -1,0 +1,1 @@
+"""SLiMe (Khani et al., ICLR 2024)."""

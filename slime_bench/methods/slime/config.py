@@ -1,0 +1,134 @@
+"""SLiMe's settings, and the checks that they can pass before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from slime_bench.errors import ConfigError
+from slime_bench.methods.slime.inference import patch_boxes
+
+START_KINDS = ("words", "class_names", "random", "file")
+
+
+@dataclass
+class LossWeights:
+    """Weights of the loss terms in Eq. 8, beside the cross-entropy's 1.
+
+    Args:
+        alpha: of the WAS loss. beta: of the diffusion loss. A term of weight 0 is not computed.
+    """
+
+    alpha: float = field(default=1.0, metadata={"min": 0})
+    beta: float = field(default=0.005, metadata={"min": 0})
+
+
+@dataclass
+class Start:
+    """What the embeddings start from.
+
+    Args:
+        kind: `words`: `word` once per class; `class_names`: each class's own name; `random`: normal, with the spread of
+            the text encoder's output; `file`: the embeddings at `path`.
+        word: empty for the empty prompt. It also stands behind the class tokens in a prompt of the kinds `random` and
+            `file`.
+        path: for `file`: a state.safetensors of this bench, or a folder of the authors' embedding_<i>.pth.
+    """
+
+    kind: str = field(default="words", metadata={"choices": START_KINDS})
+    word: str = "part"
+    path: str | None = None
+
+
+@dataclass
+class SlimeConfig:
+    """Settings of SLiMe.
+
+    Args:
+        name: in tables and folder names.
+        epochs: passes over the support set; 0 leaves the embeddings at their start.
+        max_steps: ends the optimisation after so many steps, where that is earlier.
+        lr: of Adam.
+        loss_weights: of the terms of Eq. 8.
+        t_opt: smallest and largest timestep in training, both included.
+        t_test: timestep at test time.
+        start: what the embeddings start from.
+        maps: score maps at test time: `was`, or the `cross` maps alone (Table 1).
+        train_map_size: side H'' of the maps in training.
+        patch_size: side of a test patch in pixels of the image; null for the whole image.
+        patches_per_side: test patches along a side; each is resized to the backbone's image size.
+    """
+
+    name: str = "slime"
+    epochs: int = field(default=200, metadata={"min": 0})
+    max_steps: int | None = field(default=None, metadata={"min": 1})
+    lr: float = field(default=0.1, metadata={"min": 0})
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+    t_opt: list[int] = field(default_factory=lambda: [5, 100])
+    t_test: int = field(default=100, metadata={"min": 0})
+    start: Start = field(default_factory=Start)
+    maps: str = field(default="was", metadata={"choices": ("was", "cross")})
+    train_map_size: int = field(default=64, metadata={"min": 1})
+    patch_size: int | None = field(default=None, metadata={"min": 1})
+    patches_per_side: int = field(default=1, metadata={"min": 1})
+
+
+def check_settings(
+    config: SlimeConfig, classes: Sequence[str], num_tokens: int, num_timesteps: int, image_size: int | None = None
+) -> None:
+    """What can be known to go wrong from numbers alone.
+
+    Args:
+        num_tokens, num_timesteps: of the backbone's prompt and of its schedule. image_size: side of the test images in
+            pixels, None where it is not known yet.
+
+    Raises:
+        ConfigError: more classes than tokens, timesteps outside the schedule, patches that are half described or larger
+            than the image, a start from a file without a path or the reverse.
+    """
+    if len(classes) > num_tokens:
+        raise ConfigError(
+            "more classes than text tokens", path="data.classes", found=len(classes), expected=f"at most {num_tokens}",
+            remedy="merge classes: every class owns one token of the prompt",
+        )  # fmt: skip
+    low, high = [*config.t_opt, -1, -1][:2]
+    if len(config.t_opt) != 2 or not 0 <= low <= high < num_timesteps:
+        raise ConfigError(
+            "bad range of training timesteps", path="method.t_opt", found=config.t_opt,
+            expected=f"[low, high] with 0 <= low <= high < {num_timesteps}", remedy="e.g. method.t_opt=[5,100]",
+        )  # fmt: skip
+    if config.t_test >= num_timesteps:
+        raise ConfigError(
+            "test timestep outside the schedule", path="method.t_test", found=config.t_test,
+            expected=f"0 to {num_timesteps - 1}", remedy="e.g. method.t_test=100",
+        )  # fmt: skip
+    if (config.start.kind == "file") != (config.start.path is not None):
+        raise ConfigError(
+            "the start of the embeddings is half described", path="method.start.path",
+            found=f"kind {config.start.kind}, path {config.start.path}", expected="a path for the kind `file` alone",
+            remedy="e.g. method.start.kind=file method.start.path=checkpoints/car",
+        )  # fmt: skip
+    _check_patches(config, image_size)
+
+
+def _check_patches(config: SlimeConfig, image_size: int | None) -> None:
+    size, count = config.patch_size, config.patches_per_side
+    if size is None and count > 1:
+        raise _bad_patches("test patches are half described", config, "both, or neither")
+    if image_size is None or size is None:
+        return
+    row = [(left, right) for _, _, left, right in patch_boxes((image_size, image_size), size, count)[:count]]
+    # The stride is rounded down, so that the last patch may end too early.
+    if row[-1][1] < image_size or any(right < left for (_, right), (left, _) in pairwise(row)):
+        raise _bad_patches(
+            "the test patches leave gaps in the image", config, f"patches that cover {image_size} pixels along a side"
+        )
+
+
+def _bad_patches(summary: str, config: SlimeConfig, expected: str) -> ConfigError:
+    return ConfigError(
+        summary, path="method.patch_size",
+        found=f"patch_size={config.patch_size}, patches_per_side={config.patches_per_side}", expected=expected,
+        remedy="e.g. method.patch_size=400 method.patches_per_side=2 for images of 512 pixels",
+    )  # fmt: skip

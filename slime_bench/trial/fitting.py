@@ -1,0 +1,105 @@
+"""What a trial's fit is made of, by itself or in one batch with others: backbone, method, trainer."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from slime_bench.config.schema import TARGET_GROUPS, build, load_target
+from slime_bench.trial import backbone_cache as warm
+from slime_bench.trial import checkpoint
+from slime_bench.trial.spec import Known
+
+# The backbone's weights have the precision themselves (`backbone.dtype`); maps, losses and embeddings are float32 in
+# any case. Only fp16 needs more: without the scaling of the loss, which comes with it here, small gradients become 0.
+_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "32-true", "fp16": "16-mixed"}
+
+
+def backbone_of(known: Known) -> AbstractContextManager[Any]:
+    """The trial's backbone, which may be the one of the trial before."""
+    node, settings = known.cfg.backbone, known.plain["backbone"]
+    return warm.kept(node, settings, known.fingerprints["backbone"], known.cfg.trainer.device)
+
+
+def method_of(known: Known, backbone: Any, keep_maps: int = 0) -> Any:
+    """The trial's method, with its protocol, on a loaded backbone."""
+    cfg = known.cfg
+    return build(
+        cfg.method,
+        protocol=build(cfg.protocol),
+        backbone=backbone,
+        classes=known.data.classes,
+        seed=cfg.seed,
+        keep_maps=keep_maps,
+    )
+
+
+def made_by(known: Known) -> dict[str, str]:
+    """The `checkpoint.origin` of the trial."""
+    parts = [load_target(known.cfg[group]["_target_"]) for group in TARGET_GROUPS]
+    return checkpoint.origin(known.signature, *parts)
+
+
+def steps_of(cfg: DictConfig, data: Any, method: Any) -> int:
+    """Steps of the trial's optimisation; 0 for a method that learns nothing."""
+    steps = int(method.epochs) * math.ceil(len(data.support_ids) / (method.support_group or cfg.data.train_batch_size))
+    return min(steps, method.max_steps or steps)
+
+
+def lightning_trainer(
+    cfg: DictConfig, method: Any, steps: int, folder: Path, callbacks: Sequence[Any], logger: Any = False
+) -> Any:
+    """Lightning's trainer for the fit and the test of `method`.
+
+    Args:
+        steps: of the optimisation. callbacks: None among them is left out; checkpoints restore before others.
+    """
+    import lightning
+
+    return lightning.Trainer(
+        **trainer_settings(cfg, folder),
+        max_epochs=math.ceil(method.epochs / int(cfg.data.passes_per_epoch)),
+        max_steps=steps or -1,
+        num_sanity_val_steps=0,
+        logger=logger,
+        callbacks=[each for each in callbacks if each is not None],
+        log_every_n_steps=1,
+    )
+
+
+def trainer_settings(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """What fit and test have in common."""
+    return {
+        "accelerator": cfg.trainer.device if cfg.trainer.device == "cpu" else "gpu",
+        "devices": 1,
+        "precision": _PRECISION[cfg.trainer.precision],
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "deterministic": "warn" if cfg.trainer.deterministic else False,
+        "default_root_dir": folder,
+    }
+
+
+@contextmanager
+def threads(count: int | None, deterministic: bool) -> Iterator[None]:
+    """Set torch's CPU threads for a while; the global generator is seeded only so that nothing unseeded can leak in."""
+    before, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    if count is not None:
+        torch.set_num_threads(count)
+    torch.manual_seed(0)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA first multiplies
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(was_deterministic)

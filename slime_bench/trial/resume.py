@@ -1,0 +1,230 @@
+"""Going on with an interrupted optimisation where it stopped, to the same bit.
+
+A checkpoint is the state between two steps. Lightning's own way, `fit(ckpt_path=...)`, needs pickle and holds the whole
+frozen backbone; here a callback keeps what training changes, and puts it back before the first step.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from slime_bench.errors import StorageError
+from slime_bench.results.curves import CURVES_FILE, Point, write_curves
+from slime_bench.results.result import RESULT_FILE
+from slime_bench.trial import checkpoint
+
+SHARE = 0.02
+"""Part of the time that checkpoints may take, apart from the one at the end of the optimisation."""
+_BYTES_PER_SECOND, _LEAST_SECONDS = 2e8, 0.01  # what a checkpoint is expected to take before one was written
+_CURVE = Path("log", "metrics.csv")  # where the CSV logger writes, see slime_bench.tracking
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints(Callback):
+    """Writes checkpoints of a trial's optimisation, and restores the one that a killed process has left.
+
+    A checkpoint is due when `every` steps have passed since the last, but not so often that writing takes more than
+    `SHARE` of the time. One more is written at the end of the optimisation, so that it is not repeated when the test is
+    interrupted.
+
+    Args:
+        folder: of the trial. made_by: see `checkpoint.origin`. every: steps between two checkpoints, at least 1.
+        began: when this process began with the trial, as `time.monotonic()`.
+        name: of the checkpoint's file; beside `checkpoint.FILE`, a single trial's, the curve so far is written.
+
+    Attributes:
+        seconds: that earlier processes had spent on the trial when they wrote the checkpoint that is resumed.
+        together: signatures of the trials that were fitted in one batch with it, itself among them; empty for none.
+    """
+
+    def __init__(
+        self, folder: Path, made_by: Mapping[str, str], every: int, began: float, name: str = checkpoint.FILE
+    ) -> None:
+        self.path, self.made_by, self.every = folder / name, dict(made_by), every
+        self.seconds = 0.0
+        self.together: list[str] = []
+        self._began = began
+        self._found: dict[str, Any] | None = None
+        self._curve: list[dict[str, str]] = []
+        self._generators: dict[str, Any] | None = None
+        self._last_step, self._last_time = 0, began
+        self._cost: float | None = None  # of writing a checkpoint, in seconds
+        self._warned = False
+
+    def find(self, method: Any) -> int | None:
+        """Look for a checkpoint that `method`, ready to be fitted, can go on from; the number of its steps, or None."""
+        return self.take(checkpoint.read(self.path, self.made_by), method)
+
+    def take(self, found: dict[str, Any] | None, method: Any) -> int | None:
+        """Go on from a state that `finished_state` or a checkpoint gives; see `find`."""
+        if found is None:
+            return None
+        shapes, expected = (
+            {name: (str(value.dtype), list(value.shape)) for name, value in each.items()}
+            for each in (found["method"]["learned"], method.learned_state())
+        )
+        if shapes != expected:
+            # The same signature, and yet: a device on which the choice of layers is not quite reproducible.
+            _log.warning(
+                "The trial starts anew: the checkpoint %s holds other tensors than the method learns.", self.path
+            )
+            return None
+        self._found, self.seconds, self.together = found, float(found["seconds"]), list(found.get("together", []))
+        steps = found["loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
+        self._curve = [] if found.get("unlogged") else _rows(self.path.parent / _CURVE, steps)
+        return int(found["step"])
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Puts everything back; the optimisers exist and nothing has run."""
+        self._last_time = time.monotonic()
+        found, self._found = self._found, None
+        if found is None:
+            return
+        pl_module.load_training_state(found["method"])
+        pl_module.curve.load_state(found["curve"])
+        loop = found["loop"]
+        trainer.fit_loop.load_state_dict(loop if found["finished"] else _restarting(loop))
+        self._last_step = found["step"]
+        if found.get("unlogged"):
+            _replay(trainer.loggers, pl_module.curve.points())
+        for logger in trainer.loggers:
+            if isinstance(logger, lightning.pytorch.loggers.CSVLogger):  # it has begun an empty file
+                for row in self._curve:
+                    values: dict[str, Any] = {name: text for name, text in row.items() if name != "step"}
+                    logger.log_metrics(values, int(row["step"]))
+                logger.save()
+        if found["finished"]:
+            trainer.should_stop = True
+            return
+        trainer.datamodule.first_batch = loop["epoch_loop.batch_progress"]["current"]["completed"]  # type: ignore[attr-defined]
+        for part, state in zip(_stateful(trainer), found["optimisation"], strict=True):
+            part.load_state_dict(state)
+        self._generators = found["generators"]
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Between two steps: validation, logging and schedules of the step before are over."""
+        if self._generators is not None:
+            set_generators(self._generators)
+            self._generators = None
+        if trainer.global_step - self._last_step < self.every:
+            return
+        if self._cost is None:
+            self._cost = _LEAST_SECONDS + checkpoint.size(self._state(trainer, pl_module)) / _BYTES_PER_SECOND
+        if time.monotonic() - self._last_time >= self._cost / SHARE:
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._write(trainer, pl_module, finished=True)
+
+    def _state(self, trainer: lightning.Trainer, method: Any, finished: bool = False) -> dict[str, Any]:
+        return _fit_state(trainer, method, self.seconds + time.monotonic() - self._began, self.together, finished)
+
+    def _write(self, trainer: lightning.Trainer, method: Any, finished: bool = False) -> None:
+        began = time.monotonic()
+        try:
+            checkpoint.write(self.path, self._state(trainer, method, finished), self.made_by)
+            self._write_curves(method)
+        except (StorageError, TypeError) as error:  # a full disk, or somebody else's state: the trial may yet finish
+            if not self._warned:
+                _log.warning("No checkpoint could be written; the trial goes on.\n%s", error)
+            self._warned = True
+        self._last_step, self._last_time = trainer.global_step, time.monotonic()
+        self._cost = self._last_time - began
+
+    def _write_curves(self, method: Any) -> None:
+        # The curves of a trial that is repeated stay until its new result is there.
+        if self.path.name == checkpoint.FILE and not self.path.with_name(RESULT_FILE).exists():
+            write_curves(self.path.with_name(CURVES_FILE), method.curve.points())
+
+
+def finished_state(trainer: lightning.Trainer, method: Any, seconds: float, together: list[str]) -> dict[str, Any]:
+    """The state of a trial whose fit has ended in a batch with others, for `Checkpoints.take` of its own run.
+
+    Args:
+        trainer: of the batch. method: the trial's own. seconds: its part of the time. together: signatures of all.
+    """
+    # No logger has seen the curve yet.
+    return {**_fit_state(trainer, method, seconds, together, finished=True), "unlogged": True}
+
+
+def _fit_state(
+    trainer: lightning.Trainer, method: Any, seconds: float, together: list[str], finished: bool
+) -> dict[str, Any]:
+    """What a checkpoint holds; after the last step nothing is needed of what leads from one step to the next."""
+    return {
+        "finished": finished,
+        "step": trainer.global_step,
+        "seconds": seconds,
+        "together": together,
+        "method": method.training_state(),
+        "curve": method.curve.state(),
+        "loop": trainer.fit_loop.state_dict(),
+        "optimisation": [] if finished else [part.state_dict() for part in _stateful(trainer)],
+        "generators": {} if finished else generators(),
+    }
+
+
+def generators() -> dict[str, Any]:
+    """States of the global random generators. The bench draws from none of them; a method of somebody else's may."""
+    name, numbers, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (name, torch.from_numpy(np.asarray(numbers, dtype=np.int64)), *rest),
+        "python": random.getstate(),
+    }
+
+
+def set_generators(states: Mapping[str, Any]) -> None:
+    """Take over states of `generators`; those of CUDA only where there are as many devices."""
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    name, numbers, *rest = states["numpy"]
+    np.random.set_state((name, numbers.numpy().astype(np.uint32), *rest))
+    random.setstate(states["python"])
+
+
+def _stateful(trainer: lightning.Trainer) -> list[Any]:
+    """Optimisers, schedules of the learning rate, and the scaler of fp16's losses."""
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return [*trainer.optimizers, *schedules, trainer.precision_plugin]
+
+
+def _restarting(loop: Mapping[str, Any]) -> dict[str, Any]:
+    """Lightning's loop state, to be loaded between two steps: on a restart it counts a logged step too many."""
+    inner = loop["epoch_loop.state_dict"]
+    return {**loop, "epoch_loop.state_dict": {**inner, "_batches_that_stepped": inner["_batches_that_stepped"] - 1}}
+
+
+def _replay(loggers: list[Any], points: list[Point]) -> None:
+    """Give the loggers a curve that none of them has seen, step by step, as the fit would have."""
+    rows: dict[int, dict[str, float]] = {}
+    for point in points:
+        rows.setdefault(point.step, {"epoch": point.epoch})[point.name] = point.value
+    for logger in loggers:
+        log = getattr(logger, "replay", logger.log_metrics)
+        for step, row in sorted(rows.items()):
+            log(row, step)
+        logger.save()
+
+
+def _rows(path: Path, steps: int) -> list[dict[str, str]]:
+    """The rows of a CSV logger's file for the first `steps` steps, as text; none where there is no such file."""
+    try:
+        with path.open(newline="") as file:
+            rows = [{name: text for name, text in row.items() if text} for row in csv.DictReader(file)]
+        return [row for row in rows if int(row["step"]) < steps]
+    except (OSError, ValueError, KeyError, csv.Error):
+        return []  # it mirrors the curve, and nothing hangs on it

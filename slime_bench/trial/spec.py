@@ -1,0 +1,164 @@
+"""What tells one trial from every other, found out before anything is loaded or computed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from slime_bench.config.schema import build, load_target, parse
+from slime_bench.errors import ConfigError
+from slime_bench.results import identity
+from slime_bench.results.environment import git_state, read_environment, version
+from slime_bench.results.result import RESULT_FILE, TrialResult
+from slime_bench.trial.device import check_devices, check_precision, pick_device
+
+
+@dataclass(frozen=True)
+class Known:
+    """A trial that can be told from every other one: its configuration and what that only points to.
+
+    Attributes:
+        cfg: with the device that it computes on. plain: the same, resolved, as plain values.
+        data: the data module, not set up. fingerprints: content hashes, see `identity.signature`.
+        folder: of the trial; it need not be there.
+    """
+
+    cfg: DictConfig
+    plain: dict[str, Any]
+    data: Any
+    fingerprints: dict[str, str]
+    signature: str
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        return f"{self.cfg.method.name} {self.cfg.data.name} {self.cfg.shots}-shot seed {self.cfg.seed}"
+
+
+def on_device(cfg: DictConfig) -> DictConfig:
+    """`cfg` with the device that `auto` means here, so that both are one trial; its parts go together.
+
+    Raises:
+        ConfigError: see `check_parts`. DeviceError: no such device, or one that cannot do the precision.
+    """
+    device = pick_device(cfg.trainer.device)
+    check_precision(cfg.trainer.precision, device)
+    check_devices(cfg.trainer.devices, device)
+    check_parts(cfg, load_target(cfg.method["_target_"]), load_target(cfg.backbone["_target_"]))
+    return cast(DictConfig, OmegaConf.merge(cfg, {"trainer": {"device": device}}))
+
+
+def prepared_data(cfg: DictConfig) -> Any:
+    """The data module of a trial, its data made where they can be, and checked.
+
+    Raises:
+        DataError: data that are not there, or cannot be used.
+    """
+    data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
+    data.prepare_data()
+    return data
+
+
+def identify(cfg: DictConfig, data: Any, fingerprints: Mapping[str, str] | None = None) -> Known:
+    """What tells the trial of `on_device(cfg)` from every other one; no weights are loaded.
+
+    Args:
+        data: its data module. fingerprints: of data and backbone, where they are known already.
+
+    Raises:
+        DataError, BackboneError: what the configuration points to is not there. ConfigError: see `signature`.
+    """
+    if fingerprints is None:
+        backbone = load_target(cfg.backbone["_target_"])
+        fingerprints = {"data": data.fingerprint(), "backbone": backbone.content_hash_of(parse(cfg.backbone))}
+    fingerprints = {**fingerprints, **load_target(cfg.method["_target_"]).fingerprints(parse(cfg.method))}
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    signature = identity.signature(plain, fingerprints)
+    folder = identity.trial_folder(cfg.output_root, cfg.data.name, cfg.method.name, cfg.shots, cfg.seed, signature)
+    return Known(cfg, plain, data, fingerprints, signature, folder)
+
+
+def nameless_folder(cfg: DictConfig) -> Path:
+    """Where a trial's failure is recorded as long as its data or weights, and so its own folder, are not known.
+
+    A mistake in the command itself leaves nothing there: the right command is another trial, and would not remove it.
+    """
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    text = identity.canonical_json(identity.deciding(plain))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return identity.trial_folder(cfg.output_root, cfg.data.name, cfg.method.name, cfg.shots, cfg.seed, digest)
+
+
+def check_parts(cfg: DictConfig, method: Any, backbone: type) -> None:
+    """Refuse parts that do not go together: a method reads one kind of backbone under one kind of protocol.
+
+    Raises:
+        ConfigError: a backbone or protocol of another method's, or fewer shots than the method needs.
+    """
+    for group, expected, found in (
+        ("backbone", method.Backbone, backbone),
+        ("protocol", method.Protocol, load_target(cfg.protocol["_target_"])),
+    ):
+        if not issubclass(found, expected):
+            raise ConfigError(
+                f"the method {cfg.method.name} cannot use this {group}", path=group,
+                found=f"{cfg[group].name} ({found.__name__})", expected=f"a {expected.__name__}",
+                remedy="choose a preset, which goes with its method: preset=mini (SLiMe), preset=mini_infoscore "
+                "(attention of a vision-language model), or paper, paper_infoscore",
+            )  # fmt: skip
+    if cfg.shots < method.least_shots:
+        raise ConfigError(
+            f"the method {cfg.method.name} needs a support image", path="shots", found=cfg.shots,
+            expected=f"{method.least_shots} or more", remedy=f"e.g. shots={method.least_shots}",
+        )  # fmt: skip
+
+
+def check(known: Known) -> None:
+    """Refuse what is known to go wrong, before any weights are loaded.
+
+    Raises:
+        SlimeBenchError: see `SegmentationMethod.check`.
+    """
+    cfg, method = known.cfg, load_target(known.cfg.method["_target_"])
+    method.check(parse(cfg.method), backbone_facts(cfg.backbone), known.data.classes, cfg.data.image_size, cfg.shots)
+
+
+def backbone_facts(node: DictConfig) -> Any:
+    """What the class of a backbone node tells of it before it is loaded; None where it has no `describe`.
+
+    Raises:
+        BackboneError: what it names is missing or cannot work.
+    """
+    describe = getattr(load_target(node["_target_"]), "describe", None)
+    return describe(parse(node)) if describe is not None else None
+
+
+def stamp(folder: Path) -> tuple[int, int] | None:
+    """Something that changes when a trial's result is written again, whatever the clock says; None without a result."""
+    try:
+        status = (folder / RESULT_FILE).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def is_misplaced(result: TrialResult, folder: Path) -> bool:
+    """Whether a result names other data, method, shots, seed or signature than the folder that it lies in."""
+    place = identity.parse_trial_folder(folder)
+    return place is None or any(value != getattr(result, name) for name, value in place.items())
+
+
+def other_code(folder: Path) -> str | None:
+    """Which code made the finished trial in `folder`, where that is known and is not the code that runs now."""
+    facts, here = read_environment(folder) or {}, git_state() or {}
+    git = facts.get("git")
+    commit = git.get("commit") if isinstance(git, dict) else None
+    if commit and here.get("commit"):
+        return None if commit == here["commit"] else f"commit {str(commit)[:12]}"
+    made_by = facts.get("slime_bench")
+    return f"version {made_by}" if made_by and made_by != version("slime-bench") else None

@@ -1,0 +1,173 @@
+"""What is said of a backbone before its weights are read, and the mistakes found then."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slime_bench.backbones.describe import BackboneFacts, attention_layers, check_layers
+from slime_bench.backbones.locate import ASSETS, SD_CONFIGS
+from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import parse
+from slime_bench.errors import BackboneError
+
+CROSS = ["up_blocks.1.attentions.0", "up_blocks.2.attentions.1"]
+SELF = ["up_blocks.3.attentions.0", "up_blocks.3.attentions.1"]
+
+
+def describe(weights: Path | str, **settings: Any) -> BackboneFacts:
+    chosen = {"cross_layers": CROSS, "self_layers": SELF, **settings}
+    return StableDiffusionBackbone.describe(StableDiffusionBackbone.Config(weights=str(weights), **chosen))
+
+
+def failure(weights: Path | str, **settings: Any) -> BackboneError:
+    with pytest.raises(BackboneError) as caught:
+        describe(weights, **settings)
+    assert caught.value.remedy
+    return caught.value
+
+
+class TestFacts:
+    def test_those_of_the_loaded_model(self, tiny_sd: Path, tiny_backbone: Any) -> None:
+        facts = describe(tiny_sd)
+        assert facts.num_tokens == tiny_backbone.num_tokens == 77
+        assert facts.num_timesteps == tiny_backbone.num_timesteps == 1000
+        assert facts.text_width == tiny_backbone.embed("").shape[-1] == 32
+        assert facts.downscale == tiny_backbone.downscale == 4
+
+    @torch.no_grad()
+    def test_layers_are_those_that_run_in_their_order_on_their_grids(self, tiny_sd: Path, tiny_backbone: Any) -> None:
+        ran: dict[str, int] = {}
+        ending = ".transformer_blocks.0.attn2"
+
+        def note(name: str) -> Any:
+            return lambda _module, _inputs, output: ran.__setitem__(name.removesuffix(ending), output.shape[1])
+
+        hooks = [
+            module.register_forward_hook(note(name))
+            for name, module in tiny_backbone.unet.named_modules()
+            if name.endswith(ending)
+        ]
+        tiny_backbone.unet(torch.randn(1, 4, 32, 32), torch.tensor([1]), torch.randn(1, 77, 32))
+        for hook in hooks:
+            hook.remove()
+        layers = describe(tiny_sd).layers
+        assert list(layers) == list(ran) and len(layers) == 10
+        assert {name: (32 // 2**halvings) ** 2 for name, halvings in layers.items()} == ran
+
+    def test_no_weights_are_read(self, tiny_sd: Path, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(tiny_sd, tmp_path / "model"))
+        for path in folder.rglob("*.safetensors"):
+            path.write_bytes(b"")
+        assert describe(folder) == describe(tiny_sd)
+
+    @pytest.mark.parametrize("name", ["sd15", "sd21_base", "sd21"])
+    def test_bundled_configurations_are_those_of_the_published_models(self, name: str) -> None:
+        """Sixteen layers: 2 x 3 on the way down, the middle, 3 x 3 on the way up."""
+        layers = attention_layers(json.loads((ASSETS / SD_CONFIGS / name / "unet/config.json").read_text()))
+        assert list(layers.values()) == [0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0]
+
+
+class TestFiles:
+    """conf/backbone: every named layer exists, and the groups are the layers in running order."""
+
+    @pytest.mark.parametrize(
+        ("name", "sizes", "configs"),
+        [
+            ("mini_sd", [4, 4, 2], ASSETS / "mini_sd"),
+            ("sd21_base", [7, 5, 4], ASSETS / SD_CONFIGS / "sd21_base"),
+            ("sd15", [7, 5, 4], ASSETS / SD_CONFIGS / "sd15"),
+            ("sd14", [7, 5, 4], ASSETS / SD_CONFIGS / "sd15"),
+        ],
+    )
+    def test_groups(self, name: str, sizes: list[int], configs: Path) -> None:
+        config = parse(plan([f"backbone={name}"]).trials[0].backbone)
+        layers = attention_layers(json.loads((configs / "unet/config.json").read_text()))
+        groups = config.layer_groups
+        assert [len(groups[each]) for each in ("early", "middle", "late")] == sizes
+        assert [*groups["early"], *groups["middle"], *groups["late"]] == list(layers)
+        assert config.cross_layers == groups["middle"]
+        for group in groups.values():
+            check_layers(layers, group, config.self_layers)
+
+    @pytest.mark.parametrize("group", ["early", "late"])
+    def test_a_group_is_one_override(self, group: str) -> None:
+        config = parse(plan([f"backbone.cross_layers=${{backbone.layer_groups.{group}}}"]).trials[0].backbone)
+        assert config.cross_layers == config.layer_groups[group]
+
+    def test_precision_follows_the_trainer(self) -> None:
+        assert parse(plan(["trainer.precision=bf16"]).trials[0].backbone).dtype == "bf16"
+        assert parse(plan(["trainer.precision=bf16", "backbone.dtype=fp32"]).trials[0].backbone).dtype == "fp32"
+
+    @pytest.mark.parametrize("name", ["sd21_base", "sd15", "sd14"])
+    def test_hub_weights_are_pinned(self, name: str) -> None:
+        config = parse(plan([f"backbone={name}"]).trials[0].backbone)
+        assert config.weights.count("/") == 1 and len(str(config.revision)) == 40
+        assert (ASSETS / SD_CONFIGS / str(config.single_file_config) / "unet/config.json").is_file()
+
+
+class TestLayers:
+    @pytest.mark.parametrize("key", ["cross_layers", "self_layers"])
+    def test_unknown(self, tiny_sd: Path, key: str) -> None:
+        error = failure(tiny_sd, **{key: ["up_blocks.3.attentions.0", "up_blocks.1.atentions.1"]})
+        assert error.path == f"backbone.{key}" and error.found == "up_blocks.1.atentions.1"
+        assert "up_blocks.1.attentions.1" in str(error.remedy) and "mid_block.attentions.0" in str(error.expected)
+
+    def test_nothing_like_any(self, tiny_sd: Path) -> None:
+        assert "one of these" in str(failure(tiny_sd, cross_layers=["head"]).remedy)
+
+    @pytest.mark.parametrize("key", ["cross_layers", "self_layers"])
+    def test_none(self, tiny_sd: Path, key: str) -> None:
+        error = failure(tiny_sd, **{key: []})
+        assert error.path == f"backbone.{key}" and error.found == "an empty list"
+
+    def test_twice(self, tiny_sd: Path) -> None:
+        assert failure(tiny_sd, cross_layers=[*CROSS, CROSS[0]]).found == CROSS[0]
+
+    def test_self_maps_of_two_sizes(self, tiny_sd: Path) -> None:
+        error = failure(tiny_sd, self_layers=["up_blocks.2.attentions.1", "up_blocks.3.attentions.0"])
+        assert error.path == "backbone.self_layers"
+        assert "up_blocks.2.attentions.1: latent grid / 2, up_blocks.3.attentions.0: latent grid / 1" in str(error)
+
+    def test_cross_maps_of_several_sizes_are_right(self, tiny_sd: Path) -> None:
+        layers = list(describe(tiny_sd).layers)
+        assert describe(tiny_sd, cross_layers=layers).layers.keys() == set(layers)
+
+    def test_full_module_names(self, tiny_sd: Path) -> None:
+        ending = ".transformer_blocks.0.attn"
+        full = {"cross_layers": [f"{name}{ending}2" for name in CROSS], "self_layers": [f"{SELF[0]}{ending}1"]}
+        assert describe(tiny_sd, **full) == describe(tiny_sd)
+        assert failure(tiny_sd, self_layers=[f"{SELF[0]}{ending}2"]).found == f"{SELF[0]}{ending}2"
+        assert failure(tiny_sd, cross_layers=[f"{CROSS[0]}.transformer_blocks.7.attn2"])
+
+
+class TestBadFiles:
+    @pytest.fixture
+    def folder(self, tiny_sd: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(tiny_sd, tmp_path / "model"))
+
+    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
+    @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
+    def test_no_json(self, folder: Path, part: str, text: str) -> None:
+        path = next(folder.glob(f"{part}/*config.json"))
+        path.write_bytes(text.encode("latin-1"))
+        assert failure(folder).path == folder.resolve() / part
+
+    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+    def test_json_of_something_else(self, folder: Path, part: str) -> None:
+        (folder / part / "config.json").write_text('{"colour": "red"}')
+        assert failure(folder).path == folder.resolve() / part
+
+    def test_an_architecture_that_cannot_be_built(self, folder: Path) -> None:
+        path = folder / "unet/config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "down_block_types": ["NoSuchBlock"] * 4}))
+        assert "unet" in str(failure(folder).path)
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        assert str(tmp_path / "nowhere") in str(failure(tmp_path / "nowhere"))

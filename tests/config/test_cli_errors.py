@@ -1,0 +1,307 @@
+"""The command line: bad input ends with a message and exit code 2; one failed trial does not take the others along."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from slime_bench import cli
+from slime_bench.errors import DataError
+
+Trial = Callable[[DictConfig], Any]
+
+
+class Bench:
+    """The command line with a stand-in for `trial.run`, which notes what it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.ran: list[DictConfig] = []
+        self.behave: Trial = lambda cfg: None
+        self._capsys = capsys
+        module = types.ModuleType("slime_bench.trial.runner")
+        result = types.SimpleNamespace(average=None)
+        self.finished = types.SimpleNamespace(result=result, folder=Path("runs"), reused=False, made_by=None)
+        module.run = self._run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "slime_bench.trial.runner", module)
+        import slime_bench
+
+        monkeypatch.setattr(slime_bench, "trial", module, raising=False)
+
+    def _run(self, cfg: DictConfig, fitted: object = None) -> types.SimpleNamespace:
+        self.ran.append(cfg)
+        self.behave(cfg)
+        return self.finished
+
+    def __call__(self, *arguments: str) -> tuple[int, str]:
+        code = cli.main(arguments)
+        captured = self._capsys.readouterr()
+        return code, captured.out + captured.err
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return [(cfg.shots, cfg.seed) for cfg in self.ran]
+
+
+@pytest.fixture
+def bench(toy_bench: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
+    return Bench(monkeypatch, capsys)
+
+
+class TestRuns:
+    def test_one_trial(self, bench: Bench) -> None:
+        code, text = bench("method=slime", "data=mini_car", "shots=10", "seed=0", "method.unlisted=9")
+        assert (code, text) == (0, "")
+        (cfg,) = bench.ran
+        assert (cfg.shots, cfg.seed, cfg.method.unlisted, cfg.method.schedule.warmup) == (10, 0, 9, 0.0)
+
+    def test_a_single_trial_leaves_no_folder_of_hydra(self, bench: Bench, tmp_path: Path) -> None:
+        bench()
+        assert not (tmp_path / "outputs" / "hydra").exists()
+
+    def test_a_sweep(self, bench: Bench, tmp_path: Path) -> None:
+        code, text = bench("--multirun", "seed=0,1,2", "shots=1,10")
+        assert code == 0
+        assert bench.pairs == [(k, s) for s in (0, 1, 2) for k in (1, 10)]
+        assert "[1/6] seed=0 shots=1" in text and "[6/6] seed=2 shots=10" in text
+        (folder,) = (tmp_path / "outputs" / "hydra").iterdir()
+        assert sorted(file.name for file in folder.iterdir()) == ["jobs", "multirun.yaml"]
+        assert "6 of 6 trials finished" in text
+
+    def test_an_experiment_brings_its_sweep_and_the_command_line_narrows_it(self, bench: Bench) -> None:
+        assert bench("--multirun", "experiment=mini_car")[0] == 0
+        assert bench.pairs == [(k, s) for k in (1, 10) for s in (0, 1, 2)]
+        bench.ran.clear()
+        assert bench("--multirun", "experiment=mini_car", "seed=1", "method.unlisted=5,6")[0] == 0
+        assert bench.pairs == [(1, 1), (1, 1), (10, 1), (10, 1)]
+        assert [cfg.method.unlisted for cfg in bench.ran] == [5, 6, 5, 6]
+
+    def test_commands_of_one_second_do_not_share_a_folder(self, bench: Bench, tmp_path: Path) -> None:
+        for _ in range(2):
+            bench("--multirun", "seed=0,1")
+        assert len(list((tmp_path / "outputs" / "hydra").iterdir())) == 2
+
+    def test_a_folder_of_ones_own_configuration(self, bench: Bench, tmp_path: Path) -> None:
+        (tmp_path / "mine" / "method").mkdir(parents=True)
+        (tmp_path / "mine" / "method" / "own.yaml").write_text(
+            "_target_: toy_bench_targets.ToyMethod\nname: own\nepochs: 1\n"
+        )
+        assert bench("--config-dir", "mine", "method=own")[0] == 0
+        assert bench.ran[0].method.name == "own"
+        code, text = bench("--config-dir", "nowhere", "method=own")
+        assert code == 2 and "nowhere" in text
+
+    def test_the_working_folder_and_the_process_are_left_as_they_were(self, bench: Bench, tmp_path: Path) -> None:
+        before = list(sys.argv)
+        bench("seed=1")
+        assert sys.argv == before and Path.cwd() == tmp_path and "HYDRA_FULL_ERROR" not in os.environ
+
+    def test_the_trial_sees_the_users_own_environment(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[str | None] = []
+        bench.behave = lambda cfg: seen.append(os.environ.get("HYDRA_FULL_ERROR"))
+        bench()
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        bench()
+        assert seen == [None, "1"]
+
+
+class TestBadCommandLines:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["methd=slime"], ["methd", "did you mean `method`"]),
+            (["method.lrr=1"], ["method.lrr", "did you mean `method.lr`"]),
+            (["method.lr=fast"], ["method.lr", "'fast'", "number"]),
+            (["data=mini_cat"], ["data=mini_cat", "did you mean data=mini_car", "mini_face"]),
+            (["data="], ["data", "mini_car"]),
+            (["experiment=mini_cart"], ["did you mean experiment=mini_car"]),
+            (["ablation=croos"], ["did you mean ablation=cross"]),
+            (["method.lr=[1"], ["method.lr=[1", "quotes"]),
+            (["shots"], ["shots", "key=value"]),
+            (["reprot"], ["slime-bench report"]),
+            (["seed=0,1"], ["seed", "--multirun"]),
+            (["+seed=1"], ["seed", "`+`"]),
+            (["+experiment=mini_car"], ["experiment", "`+`"]),
+            (["~seeed"], ["seeed"]),
+            (["method=null"], ["Config group override"]),
+            (["data=broken"], ["broken.yaml, line 2", "YAML"]),
+            (["hydra.jobb=1"], ["hydra.jobb"]),
+            (["hydra/launcher=cluster"], ["hydra/launcher", "basic"]),
+            (["hydra/launcher=submitit_slurm"], ["did you mean launcher=submitit_slurm"]),
+            (["--multirun", "seed=0,x"], ["seed", "'x'"]),
+            (["--multirun", "method.lrr=1,2"], ["method.lrr", "`method.lr`"]),
+            (["--multirun", "data=mini_car,mini_cat"], ["data=mini_cat"]),
+            (["output_root=${oc.env:SLIME_BENCH_NOT_SET}"], ["output_root", "SLIME_BENCH_NOT_SET"]),
+        ],
+    )
+    def test_message_without_traceback_before_any_trial(
+        self, bench: Bench, arguments: list[str], words: list[str]
+    ) -> None:
+        code, text = bench(*arguments)
+        assert code == 2
+        assert text.startswith("error: ") and "Traceback" not in text
+        assert [word for word in words if word not in text] == [], text
+        assert bench.ran == []
+
+    def test_the_traceback_is_there_when_asked_for(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        code, text = bench("methd=slime")
+        assert code == 2 and "Traceback" in text and "methd" in text
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "+logger.api_key",
+            "+WANDB_API_KEY",
+            "+logger.apikey",
+            "+hf_token",
+            "++method.secret",
+            "+a.PASSWORD",
+            "+token",
+        ],
+    )
+    @pytest.mark.parametrize("flags", [[], ["--multirun"], ["--cfg", "job"], ["--help"]])
+    def test_secrets_are_refused_and_not_repeated(
+        self, bench: Bench, tmp_path: Path, key: str, flags: list[str]
+    ) -> None:
+        code, text = bench(*flags, f"{key}=canary123")
+        assert code == 2 and "canary123" not in text and key.lstrip("+") in text
+        assert bench.ran == [] and not (tmp_path / "outputs").exists()
+
+    def test_names_that_only_sound_like_secrets_are_not(self, bench: Bench) -> None:
+        code, text = bench("+method.token_gate=0.2")
+        assert code == 2 and "secret" not in text and "unknown key" in text
+
+    def test_unknown_flags(self, bench: Bench) -> None:
+        code, text = bench("--mutlirun", "seed=1")
+        assert code == 2 and "--mutlirun" in text and bench.ran == []
+
+
+class TestFailingTrials:
+    def test_one_failed_trial_does_not_stop_the_others(self, bench: Bench) -> None:
+        def behave(cfg: DictConfig) -> None:
+            if cfg.seed == 1:
+                raise DataError("no mask", path="a/b.png", remedy="add it")
+
+        bench.behave = behave
+        code, text = bench("--multirun", "seed=0,1,2")
+        assert code == 1 and len(bench.ran) == 3 and "Traceback" not in text
+        summary = text[text.index("2 of 3 trials finished, 1 failed") :]
+        assert "seed=1" in summary and "add it" in summary and "done      seed=0" in summary
+
+    def test_the_same_reason_is_told_once_in_the_summary(self, bench: Bench) -> None:
+        def behave(cfg: DictConfig) -> None:
+            raise DataError("no folder", path="data/x")
+
+        bench.behave = behave
+        code, text = bench("--multirun", "seed=0,1,2")
+        assert text.count("where: data/x") == 2 and text.count("(as above)") == 2
+        summary = text[text.index("0 of 3 trials finished, 3 failed") :]
+        assert code == 1 and summary.count("no folder") == 1 and "seed=2" in summary
+
+    def test_fail_fast_leaves_the_rest_out(self, bench: Bench) -> None:
+        def behave(cfg: DictConfig) -> None:
+            raise DataError("no folder")
+
+        bench.behave = behave
+        code, text = bench("--multirun", "seed=0,1,2", "launcher=fail_fast")
+        assert code == 1 and len(bench.ran) == 1 and "2 left out" in text
+
+    def test_an_unexpected_error_is_exit_code_1_and_outweighs(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def behave(cfg: DictConfig) -> None:
+            if cfg.seed == 0:
+                raise DataError("no folder")
+            error = ZeroDivisionError("by nothing")
+            error.add_note("see error.json")
+            raise error
+
+        bench.behave = behave
+        code, text = bench("--multirun", "seed=0,1")
+        assert code == 1
+        assert "ZeroDivisionError: by nothing" in text and "see error.json" in text and "Traceback" not in text
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        assert "Traceback" in bench("seed=1")[1]
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+    def test_a_full_disk_or_a_locked_folder_is_the_users_to_mend(self, bench: Bench, number: int) -> None:
+        def behave(cfg: DictConfig) -> None:
+            raise OSError(number, os.strerror(number), "outputs/result.json")
+
+        bench.behave = behave
+        code, text = bench()
+        assert code == 2 and "outputs/result.json" in text and os.strerror(number) in text and "output_root" in text
+
+    def test_an_output_folder_that_is_a_file(self, bench: Bench, tmp_path: Path) -> None:
+        (tmp_path / "taken").write_text("")
+        code, text = bench("--multirun", "seed=0,1", "output_root=taken")
+        assert code == 2 and "taken" in text and "Traceback" not in text and bench.ran == []
+
+    def test_a_missing_file_is_a_bug_and_not_a_full_disk(self, bench: Bench) -> None:
+        def behave(cfg: DictConfig) -> None:
+            open("not-there").close()
+
+        bench.behave = behave
+        assert bench()[0] == 1
+
+    @pytest.mark.parametrize("as_lightning", [False, True])
+    def test_interruption(self, bench: Bench, as_lightning: bool) -> None:
+        def behave(cfg: DictConfig) -> None:
+            if cfg.seed == 1:
+                try:
+                    raise KeyboardInterrupt
+                except KeyboardInterrupt:
+                    if as_lightning:  # what lightning.pytorch.trainer.call does
+                        sys.exit(1)
+                    raise
+
+        bench.behave = behave
+        code, text = bench("--multirun", "seed=0,1,2")
+        assert code == 130 and len(bench.ran) == 2
+        assert "finished trials are kept" in text and "Traceback" not in text
+
+
+class TestOtherCommands:
+    def test_help_and_version(self, bench: Bench) -> None:
+        code, text = bench("help")
+        assert code == 0 and "slime-bench report" in text
+        code, text = bench("--help")
+        assert code == 0 and "mini_face" in text
+        assert bench.ran == []
+
+    def test_the_configuration_can_be_shown_without_running(self, bench: Bench) -> None:
+        code, text = bench("--cfg", "job", "seed=3")
+        assert code == 0 and "seed: 3" in text and bench.ran == []
+
+    def test_subcommands_get_their_arguments(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[list[str]] = []
+
+        def main(arguments: list[str]) -> int:
+            seen.append(arguments)
+            if "--bad" in arguments:
+                raise DataError("no results", remedy="make some")
+            return 0
+
+        module = types.ModuleType("slime_bench.report.command")
+        module.main = main  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "slime_bench.report.command", module)
+        assert bench("report", "--subject", "car")[0] == 0
+        code, text = bench("report", "--bad")
+        assert (code, seen) == (2, [["--subject", "car"], ["--bad"]]) and "make some" in text
+
+    @pytest.mark.slow
+    def test_the_installed_command_as_a_process(self, repository: Path) -> None:
+        """Through a real process, with the bench's own configuration."""
+        command = [sys.executable, "-m", "slime_bench.cli", "data=mini_cat"]
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2
+        assert "did you mean data=mini_car" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,341 @@
+"""The schema finds every mistake in a configuration before anything runs, and says which key it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from slime_bench.config import compose as bench
+from slime_bench.config import schema
+from slime_bench.config.typed import convert, nearest, plain, resolved, typed
+from slime_bench.errors import ConfigError
+
+
+def compose(*overrides: str) -> DictConfig:
+    (trial,) = bench.plan(list(overrides)).trials
+    return trial
+
+
+def refused(*overrides: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        bench.plan(list(overrides))
+    return caught.value
+
+
+class Colour(Enum):
+    RGB = "rgb"
+    BGR = "bgr"
+
+
+@dataclass
+class Inner:
+    depth: int = 1
+
+
+@dataclass
+class Sample:
+    count: int
+    rate: float = 0.5
+    label: str = "a"
+    flag: bool = False
+    maybe: int | None = None
+    either: int | str = 1
+    items: list[int] = field(default_factory=list)
+    pair: tuple[int, float] = (1, 2.0)
+    table: dict[str, float] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+    inners: list[Inner] = field(default_factory=list)
+    colour: Colour = Colour.RGB
+    mode: Literal["fast", 3] = "fast"
+    place: Path = Path("here")
+
+
+SAMPLES = st.builds(
+    Sample,
+    count=st.integers(),
+    rate=st.floats(allow_nan=False, allow_infinity=False),
+    label=st.text(),
+    flag=st.booleans(),
+    items=st.lists(st.integers()),
+    inner=st.builds(Inner, st.integers()),
+)
+
+
+class TestTyped:
+    def test_values_arrive_in_their_types(self) -> None:
+        values = {
+            "count": 2,
+            "rate": 1,
+            "maybe": None,
+            "either": "x",
+            "items": [1, 2],
+            "pair": [3, 4],
+            "table": {"a": 1},
+            "inner": {"depth": 4},
+            "inners": [{"depth": 5}, {}],
+            "colour": "bgr",
+            "mode": 3,
+            "place": "there/x",
+        }
+        sample = typed(Sample, values)
+        assert sample == Sample(
+            2, 1.0, "a", False, None, "x", [1, 2], (3, 4.0), {"a": 1.0}, Inner(4), [Inner(5), Inner(1)], Colour.BGR, 3,
+            Path("there/x"),
+        )  # fmt: skip
+        assert type(sample.rate) is float and type(sample.pair[1]) is float and type(sample.table["a"]) is float
+
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("count", 1.0, "whole number"),
+            ("count", "1", "whole number"),
+            ("count", True, "whole number"),
+            ("count", None, "whole number"),
+            ("rate", "fast", "number"),
+            ("rate", float("nan"), "number"),
+            ("rate", float("inf"), "number"),
+            ("rate", True, "number"),
+            ("label", 3, "text"),
+            ("flag", 1, "true or false"),
+            ("flag", "yes", "true or false"),
+            ("maybe", "x", "whole number"),
+            ("either", 1.5, "whole number or text"),
+            ("items", 3, "list of whole number"),
+            ("items", [1, 2.5], "whole number"),
+            ("pair", [1], "list of 2"),
+            ("table", [1], "mapping"),
+            ("table", {"a": "x"}, "number"),
+            ("inner", 3, "mapping with the keys depth"),
+            ("colour", "green", "one of rgb, bgr"),
+            ("mode", "slow", "one of fast, 3"),
+            ("place", 3, "path"),
+        ],
+    )
+    def test_wrong_types_are_refused_by_name(self, name: str, value: object, expected: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            typed(Sample, {"count": 1, name: value}, "group")
+        assert str(caught.value.path).startswith(f"group.{name}")
+        assert expected in str(caught.value.expected)
+
+    def test_items_are_named_by_their_place(self) -> None:
+        with pytest.raises(ConfigError, match=r"group\.inners\[1\]\.depth"):
+            typed(Sample, {"count": 1, "inners": [{}, {"depth": "x"}]}, "group")
+
+    @pytest.mark.parametrize(
+        ("metadata", "good", "bad"),
+        [
+            ({"min": 0}, 0, -1),
+            ({"max": 3}, 3, 4),
+            ({"choices": (1, 2)}, 2, 3),
+        ],
+    )
+    def test_bounds_hold_for_values_and_items(self, metadata: dict[str, Any], good: int, bad: int) -> None:
+        assert convert(good, int, "k", metadata) == good
+        assert convert([good, good], list[int], "k", metadata) == [good, good]
+        assert convert(good, int | None, "k", metadata) == good
+        for value, hint in ((bad, int), ([good, bad], list[int]), (bad, int | None)):
+            with pytest.raises(ConfigError):
+                convert(value, hint, "k", metadata)
+
+    def test_length(self) -> None:
+        assert convert([1, 2], list[int], "k", {"length": 2}) == [1, 2]
+        with pytest.raises(ConfigError, match="list of 2"):
+            convert([1, 2, 3], list[int], "k", {"length": 2})
+
+    def test_environment_text_becomes_a_number_where_one_is_meant(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TOY_COUNT", "12")
+        node = OmegaConf.create({"count": "${oc.env:TOY_COUNT}", "label": "${oc.env:TOY_COUNT}"})
+        sample = typed(Sample, resolved(node))
+        assert (sample.count, sample.label) == (12, "12")
+        assert type(sample.label) is str
+        monkeypatch.setenv("TOY_COUNT", "many")
+        with pytest.raises(ConfigError, match="count"):
+            typed(Sample, resolved(node))
+
+    def test_unset_variable_names_the_key(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            resolved(OmegaConf.create({"a": {"b": "${oc.env:SLIME_BENCH_NOT_SET}"}}))
+        assert caught.value.path == "a.b"
+
+    def test_a_misspelt_choice_gets_a_suggestion(self) -> None:
+        with pytest.raises(ConfigError, match="did you mean k=cross"):
+            convert("corss", str, "k", {"choices": ("was", "cross")})
+
+    @given(SAMPLES)
+    def test_plain_and_typed_are_inverse(self, sample: Sample) -> None:
+        values = plain(sample)
+        # "???" is OmegaConf's word for a missing value, and so cannot be a value.
+        if sample.label != "???":
+            assert typed(Sample, values) == sample
+
+    def test_nearest_prefers_a_key_that_only_lacks_its_group(self) -> None:
+        assert nearest("lr", ["ls", "method.lr", "lx"])[0] == "method.lr"
+        assert nearest("methd", ["method", "metric", "data"])[0] == "method"
+        assert nearest("zzz", ["method"]) == []
+
+
+class TestValidate:
+    def test_defaults_are_filled_in_and_presets_and_command_line_win_in_order(self, toy_bench: Path) -> None:
+        cfg = compose()
+        assert (cfg.method.epochs, cfg.method.lr, cfg.method.unlisted) == (4, 0.1, 7)
+        assert cfg.method.schedule == {"epochs": 2, "warmup": 0.0}
+        assert (cfg.preset, cfg.shots, cfg.seed, cfg.force) == ("mini", 1, 0, False)
+        assert compose("preset=paper").backbone.name == "sd21"
+        assert compose("preset=paper", "backbone=mini_sd").backbone.name == "mini_sd"
+        assert compose("experiment=paper_face").data.name == "mini_face"
+        assert compose("experiment=paper_face").backbone.name == "sd21"
+        assert compose("method.epochs=9").method.epochs == 9
+
+    def test_a_field_without_a_line_in_the_yaml_can_be_given(self, toy_bench: Path) -> None:
+        assert compose("method.unlisted=8").method.unlisted == 8
+        assert compose("method.weights={wheel: 2}").method.weights == {"wheel": 2.0}
+
+    def test_interpolations_are_kept_but_followed(self, toy_bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SLIME_BENCH_DATA", "elsewhere")
+        cfg = compose()
+        raw = OmegaConf.to_container(cfg, resolve=False)
+        assert isinstance(raw, dict)
+        assert raw["data"]["root"] == "${data_root}/mini/car"
+        assert cfg.data.root == "elsewhere/mini/car"
+
+    def test_equal_numbers_are_written_equally(self, toy_bench: Path) -> None:
+        assert OmegaConf.to_yaml(compose("method.lr=1")) == OmegaConf.to_yaml(compose("method.lr=1.0"))
+
+    def test_validating_twice_changes_nothing(self, toy_bench: Path) -> None:
+        cfg = compose("method.lr=1")
+        assert schema.validate(cfg) == cfg
+
+    def test_the_result_knows_no_other_keys(self, toy_bench: Path) -> None:
+        with pytest.raises(AttributeError):
+            _ = compose().method.learning_rate
+
+    @pytest.mark.parametrize(
+        ("override", "path", "hint"),
+        [
+            ("method.lrr=1", "method.lrr", "`method.lr`"),
+            ("+method.lrr=1", "method.lrr", "`method.lr`"),
+            ("methd=slime", "methd", "`method`"),
+            ("lr=1", "lr", "`method.lr`"),
+            ("method.schedule.epoch=1", "method.schedule.epoch", "`method.schedule.epochs`"),
+            ("trainer.devise=cpu", "trainer.devise", "`trainer.device`"),
+            ("method.lr=fast", "method.lr", "correct"),
+            ("method.epochs=2.5", "method.epochs", "correct"),
+            ("method.epochs=0", "method.epochs", "correct"),
+            ("method.maps=wass", "method.maps", "method.maps=was"),
+            ("method.mode=fats", "method.mode", "method.mode=fast"),
+            ("method.t_opt=[1,2,3]", "method.t_opt", "correct"),
+            ("method.t_opt=[1,x]", "method.t_opt[1]", "correct"),
+            ("method.schedule=3", "method.schedule", "correct"),
+            ("method.name=3", "method.name", "quotes"),
+            ("method.lr.x=1", "method.lr", "correct"),
+            ("method.epochs=???", "method.epochs", "give it"),
+            ("~method.name", "method.name", "give it"),
+            ("method._target_=toy_bench_targets.ToyMethd", "method._target_", "ToyMethod"),
+            ("method._target_=toy_bench_target.ToyMethod", "method._target_", "correct the name"),
+            ("method._target_=slime_bench.methds.Slime", "method._target_", "slime_bench.me"),
+            ("method._target_=slime_bench.error.ConfigError", "method._target_", "slime_bench.errors"),
+            ("method._target_=toy", "method._target_", "dotted"),
+            ("method._target_=toy_bench_targets.NoSchema", "method._target_", "dataclass"),
+            ("method._target_=toy_bench_targets.Nameless", "method._target_", "name"),
+            ("shots=-1", "shots", "correct"),
+            ("shots=one", "shots", "correct"),
+            ("seed=-1", "seed", "correct"),
+            ("trainer.threads=0", "trainer.threads", "correct"),
+            ("trainer.device=gpu", "trainer.device", "correct"),
+            ("metric.convention=slim", "metric.convention", "metric.convention=slime"),
+            ("logger.name=wandbb", "logger.name", "logger.name=wandb"),
+            ("data_root=null", "data_root", "correct"),
+            ("~data", "data", "data=<name>"),
+            ("~metric", "metric", "give it"),
+            ("~preset", "preset", "give it"),
+        ],
+    )
+    def test_every_mistake_names_its_key_and_a_way_out(
+        self, toy_bench: Path, override: str, path: str, hint: str
+    ) -> None:
+        error = refused(override)
+        assert error.path == path
+        assert hint in str(error.remedy)
+
+    def test_contradictions_that_a_dataclass_refuses_are_reported(self, toy_bench: Path) -> None:
+        error = refused("method.limit=1")
+        assert "method" in str(error.path) and "limit is below epochs" in str(error.found)
+
+    def test_a_module_that_breaks_while_it_is_imported(self, toy_bench: Path) -> None:
+        (toy_bench.parent / "site" / "toy_broken.py").write_text("import toy_not_installed\n")
+        error = refused("method._target_=toy_broken.Method")
+        assert error.path == "method._target_" and "toy_not_installed" in str(error.found)
+
+    def test_a_missing_group(self, toy_bench: Path) -> None:
+        cfg = OmegaConf.create({"preset": "mini", "metric": {"convention": "slime"}, "method": "???"})
+        with pytest.raises(ConfigError, match="method"):
+            schema.validate(cfg)
+
+
+class TestBuild:
+    def test_a_class_gets_its_config_and_the_arguments(self, toy_bench: Path) -> None:
+        method = schema.build(compose("method.lr=2").method, backbone="b")
+        assert type(method).__name__ == "ToyMethod"
+        assert type(method.config).__name__ == "ToyConfig" and method.config.lr == 2.0
+        assert method.arguments == {"backbone": "b"}
+        assert schema.parse(compose().method) == dataclasses.replace(method.config, lr=0.1)
+
+    def test_a_dataclass_is_its_own_object(self, toy_bench: Path) -> None:
+        cfg = compose()
+        assert schema.build(cfg.data).root == "data/mini/car"
+        with pytest.raises(ConfigError, match="data"):
+            schema.build(cfg.data, shots=1)
+
+
+class TestOwnFiles:
+    """The bench's own YAML files of the groups that have their dataclass in the schema."""
+
+    @pytest.mark.parametrize(
+        ("group", "cls"),
+        [
+            ("metric", schema.MetricConfig),
+            ("trainer", schema.TrainerConfig),
+            ("logger", schema.LoggerConfig),
+            ("launcher", schema.LauncherConfig),
+        ],
+    )
+    def test_group_files_fit_their_dataclass(self, repository: Path, group: str, cls: type) -> None:
+        files = sorted((repository / "conf" / group).glob("*.yaml"))
+        assert files
+        for file in files:
+            typed(cls, resolved(OmegaConf.load(file)), f"{group}/{file.stem}")
+
+    def test_every_convention_has_its_file(self, repository: Path) -> None:
+        assert {file.stem for file in (repository / "conf/metric").glob("*.yaml")} == set(schema.CONVENTIONS)
+
+    def test_conventions_are_those_of_the_metric(self) -> None:
+        from slime_bench.metrics import iou
+
+        assert set(iou.CONVENTIONS) == set(schema.CONVENTIONS)
+
+    def test_every_experiment_composes_to_a_valid_sweep(self, repository: Path) -> None:
+        experiments = sorted(file.stem for file in (repository / "conf/experiment").glob("*.yaml"))
+        assert {f"{preset}_{subject}" for preset in ("mini", "paper") for subject in ("car", "horse", "face")} <= set(
+            experiments
+        )
+        for name in experiments:
+            plan = bench.plan([f"experiment={name}"], sweep=True)
+            preset, _, rest = name.partition("_")
+            subject, *second = rest.split("_")
+            if preset not in ("mini", "paper"):
+                continue
+            whole = subject in ("voc2012", "coco")  # the second paper's own runs: one shot at most, its five seeds
+            shots, seeds = ((0, 1), range(5)) if whole else ((0, 1, 10) if second else (1, 10), range(3))
+            assert [(trial.shots, trial.seed) for trial in plan.trials] == [(k, s) for k in shots for s in seeds]
+            if whole:
+                continue
+            assert {trial.preset for trial in plan.trials} == {preset}
+            assert {trial.data.subject for trial in plan.trials} == {subject}

@@ -1,0 +1,360 @@
+"""COCO-Object on a twin of its raw layout: masks against other constructions, rules of overlap, supports, bad files."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.path import Path as Outline
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from tests.fixtures.twins.coco import (
+    CATEGORY_IDS,
+    FORMS,
+    POLYGON,
+    RUNS,
+    SIZE,
+    TEXT,
+    Thing,
+    alone,
+    expected_label,
+    runs_of,
+    text_of,
+    write_coco_split,
+    write_coco_twin,
+)
+
+from slime_bench.config.compose import plan
+from slime_bench.data.datasets.coco_annotations import CROWDS, OVERLAPS, Instances, Photo, Rules
+from slime_bench.data.datasets.coco_masks import decode_runs, fill_polygon, fill_truncated, polygon_area, run_lengths
+from slime_bench.errors import DataError, LabelError
+from slime_bench.config.schema import build
+
+CLASSES = ["background", "person", "bicycle", "car", "motorcycle"]
+FEW = f"data.classes=[{','.join(CLASSES)}]"
+SEVERAL = [
+    [Thing(1, (5, 5, 40, 50)), Thing(2, (20, 30, 50, 70), TEXT), Thing(3, (0, 0, 60, 80), RUNS, crowd=True)],
+    [Thing(2, (10, 10, 30, 30), RUNS), Thing(1, (0, 0, 50, 60)), Thing(4, (12, 12, 20, 20), TEXT)],
+    [],
+    [Thing(4, (0, 0, 60, 80), TEXT)],
+]
+
+
+@cache
+def composed() -> DictConfig:
+    """The file conf/data/coco_object.yaml in a whole configuration; composing it takes longer than most tests here."""
+    return OmegaConf.create(OmegaConf.to_container(plan(["data=coco_object"]).trials[0].data, resolve=True))
+
+
+def coco(root: Path, *overrides: str, shots: int = 1, seed: int = 0) -> Any:
+    changes = [f"root={root}", "min_pixels=900", *(each.removeprefix("data.") for each in overrides)]
+    return build(OmegaConf.merge(composed(), OmegaConf.from_dotlist(changes)), shots=shots, seed=seed)
+
+
+@pytest.fixture
+def twin(tmp_path: Path) -> Path:
+    """Four classes: three images of each to train on, the four of `SEVERAL` to test on."""
+    train = [alone(label, form=FORMS[label % 3]) for _ in range(3) for label in range(1, len(CLASSES))]
+    write_coco_split(tmp_path, "train2017", train, CLASSES, first=100)
+    write_coco_split(tmp_path, "val2017", SEVERAL, CLASSES)
+    return tmp_path
+
+
+# --- masks
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 14), st.integers(1, 14), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.05, 0.5, 1.0]))
+def test_run_lengths_of_any_mask(height: int, width: int, seed: int, share: float) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    runs = runs_of(mask)
+    assert run_lengths(text_of(runs)) == runs
+    assert np.array_equal(decode_runs(run_lengths(text_of(runs)), height, width), mask)
+    assert sum(runs[1::2]) == mask.sum()
+
+
+def test_run_length_text_by_hand() -> None:
+    """Five bits a character, lowest first, 32 for more, 16 for the sign; differences from the fourth number on."""
+    assert run_lengths("6") == [6] and run_lengths("0") == [0] and run_lengths("o0") == [31]  # 31 = 0b11111, 0
+    assert run_lengths("P1") == [32] and run_lengths("PP1") == [1024]
+    assert run_lengths("624") == [6, 2, 4] and run_lengths("6241") == [6, 2, 4, 3]  # 1 more than the 2
+    assert run_lengths("624O") == [6, 2, 4, 1]  # O = 0b11111 = -1
+    for text in ("P", "6\x10", "6é"):
+        with pytest.raises(ValueError, match="run-length text"):
+            run_lengths(text)
+
+
+def test_masks_go_down_the_columns() -> None:
+    mask = decode_runs([2, 3, 1], 2, 3)  # 2 zeros, 3 ones, 1 zero
+    assert mask.tolist() == [[False, True, True], [False, True, False]]
+    for counts in ([2, 3], [8, -2], [7]):
+        with pytest.raises(ValueError, match="image of 3x2"):
+            decode_runs(counts, 2, 3)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(3, 12), st.integers(0, 2**32 - 1), st.booleans())
+def test_polygons_are_the_pixels_whose_centres_lie_inside(corners: int, seed: int, star: bool) -> None:
+    """Against matplotlib's test of single points; corners may lie outside of the image."""
+    draw = np.random.default_rng(seed)
+    angle = np.sort(draw.uniform(0, 2 * np.pi, corners))
+    radius = draw.uniform(3, 45, corners) if star else 30.0
+    polygon = np.stack([33 + radius * np.cos(angle), 25 + radius * np.sin(angle)], 1).astype(np.float32)
+    label = np.full((50, 60), 7, np.uint8)
+    fill_polygon(label, polygon, 3)
+    rows, columns = np.mgrid[:50, :60] + 0.5
+    points = np.stack([columns.ravel(), rows.ravel()], 1)
+    inside = Outline(np.vstack([polygon, polygon[:1]])).contains_points(points).reshape(50, 60)
+    assert set(np.unique(label)) <= {3, 7}
+    assert ((label == 3) != inside).sum() <= 1  # a centre on an edge is on neither side
+
+
+def test_polygons_with_holes_and_lines() -> None:
+    label = np.zeros((10, 10), np.uint8)
+    ring = [0, 0, 9, 0, 9, 9, 0, 9, 0, 0, 3, 3, 3, 6, 6, 6, 6, 3, 3, 3]  # a square with a square cut out of it
+    fill_polygon(label, np.array(ring, np.float32).reshape(-1, 2), 1)
+    assert label.sum() == 81 - 9 and label[4, 4] == 0 and label[1, 1] == 1
+    before = label.copy()
+    for flat in ([1, 1, 5, 5], [], [2, 2, 6, 2, 4, 2]):
+        fill_polygon(label, np.array(flat, np.float32).reshape(-1, 2), 9)
+    assert np.array_equal(label, before)
+    assert polygon_area(np.array([[0, 0], [4, 0], [4, 3], [0, 3]], np.float32)) == 12
+
+
+def test_truncated_polygons_are_opencvs() -> None:
+    """The masks of the second paper's lists came from cv2.fillPoly with corners cut to whole pixels."""
+    cv2 = pytest.importorskip("cv2")
+    draw = np.random.default_rng(0)
+    wrong = total = 0
+    for _ in range(100):
+        angle = np.sort(draw.uniform(0, 2 * np.pi, 9))
+        radius = draw.uniform(15, 40, 9)
+        polygon = np.stack([50 + radius * np.cos(angle), 50 + radius * np.sin(angle)], 1).astype(np.float32)
+        label, expected = np.zeros((100, 100), np.uint8), np.zeros((100, 100), np.uint8)
+        fill_truncated(label, polygon, 5)
+        cv2.fillPoly(expected, [polygon.astype(np.int32)], 5)
+        wrong, total = wrong + int((label != expected).sum()), total + int((expected > 0).sum())
+    assert wrong / total < 0.005
+
+
+# --- label maps
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("crowd", CROWDS)
+def test_label_maps_of_every_rule(twin: Path, overlap: str, crowd: str) -> None:
+    data = coco(twin, FEW, f"data.overlap={overlap}", f"data.crowd={crowd}")
+    data.prepare_data()
+    split = data.split_datasets(["test"])["test"]
+    assert split.ids == sorted(split.ids) and len(split) == 4, "in order of the files' names, whatever the file's order"
+    for index, scene in enumerate(SEVERAL):
+        sample = split[index]
+        assert np.array_equal(sample.label.numpy(), expected_label(scene, SIZE, overlap, crowd)), index
+        assert sample.label.dtype == torch.int64 and sample.image.dtype == torch.uint8
+    assert data.prepared() == {"overlap": overlap, "crowd": crowd, "polygons": "all"}
+
+
+def test_rules_differ() -> None:
+    scene = SEVERAL[1]
+    assert not np.array_equal(expected_label(scene, SIZE, "later"), expected_label(scene, SIZE, "smaller"))
+
+
+def test_an_image_without_objects_is_background(twin: Path) -> None:
+    split = coco(twin, FEW).split_datasets(["test"])["test"]
+    assert not split[2].label.any() and split[2].image.any()
+
+
+def test_the_first_polygon_only(twin: Path) -> None:
+    split = coco(twin, FEW, "data.polygons=first").split_datasets(["test"])["test"]
+    label = split[0].label.numpy()
+    assert label[10, 10] == 1, "the left half, whose edge is filled too"
+    assert label[10, 40] == 3, "the second polygon of the object is not painted: the crowd shows"
+
+
+def test_the_whole_class_list_and_ids_with_gaps(tmp_path: Path) -> None:
+    """80 categories with ids up to 90 become labels 1..80."""
+    classes = coco(tmp_path).config.classes
+    assert len(classes) == 81 and CATEGORY_IDS[-1] == 90 and classes[12] == "stop sign" and CATEGORY_IDS[11] == 13
+    ids = write_coco_twin(tmp_path, classes)
+    data = coco(tmp_path, "data.batch_size=2")
+    data.prepare_data()
+    data.setup()
+    assert data.missing_classes == [] and len(data.support_ids) == 80 == data.images_per_shot
+    assert [int(sample.label.max()) for sample in data._support] == list(range(1, 81))
+    batches = list(data.test_dataloader())
+    assert [each for batch in batches for each in batch["id"]] == ids["val2017"]
+    assert int(batches[0]["label"][batches[0]["label"] != 255].max()) == 80 and len(data.fingerprint()) == 64
+
+
+# --- supports and limits
+
+
+def test_supports_of_the_authors_and_images_without_objects(tmp_path: Path) -> None:
+    scenes = [alone(1), alone(2), [], alone(3), alone(4), alone(1), [Thing(2, (0, 0, 5, 5))]]
+    write_coco_split(tmp_path, "val2017", scenes, CLASSES)
+    data = coco(tmp_path, FEW, "data.support=authors_eval", "data.max_test_images=1")
+    data.prepare_data()
+    split = data.split_datasets(["test"])["test"]
+    assert data.needed == ("test",) and data.present_splits() == ["test"]
+    chosen = [split.ids.index(each) for each in data.support_ids]
+    assert chosen[0] in (0, 5) and chosen[1:] == [1, 3, 4]
+    left = [{0: 5, 5: 0}[chosen[0]], 6]
+    assert [each for batch in data.test_dataloader() for each in batch["id"]] == [split.ids[min(left)]]
+    assert data.prepared()["test images"] == "the first 1" and data.prepared()["support"] == "authors_eval"
+    whole = coco(tmp_path, FEW, "data.support=none")
+    assert len(whole.test_dataloader()) == 7, "images without objects are queries of every other choice"
+
+
+def test_drawn_supports_need_only_the_masks_that_they_look_at(twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    usual = Instances.label
+
+    def counted(self: Instances, photo: Photo, rules: Rules) -> np.ndarray:
+        seen.append(photo.id)
+        return usual(self, photo, rules)
+
+    monkeypatch.setattr(Instances, "label", counted)
+    data = coco(twin, FEW)
+    assert len(data.support_ids) == 4 and len(set(seen)) == len(seen) == 4
+
+
+def test_the_pool_may_be_cut(twin: Path) -> None:
+    data = coco(twin, FEW, "data.max_pool_images=4")
+    assert sorted(data.support_ids) == [f"{number:012d}" for number in (100, 103, 106, 109)]
+
+
+# --- prepared label maps
+
+
+@pytest.mark.parametrize("suffix", ["", "_instanceTrainIds"])
+def test_prepared_label_maps(twin: Path, suffix: str) -> None:
+    for name, scenes, first in (("train2017", [alone(label) for label in range(1, 5)], 100), ("val2017", SEVERAL, 9)):
+        folder = twin / "maps" / name
+        folder.mkdir(parents=True)
+        for index, scene in enumerate(scenes):
+            if scene:  # as in the lists of the second paper, images without objects have none
+                label = expected_label(scene, SIZE, crowd="ignore")
+                Image.fromarray(label).save(folder / f"{first + 3 * index:012d}{suffix}.png")
+    (twin / "annotations" / "instances_val2017.json").unlink()
+    data = coco(twin, FEW, "data.label_maps='maps/{split}'")
+    data.prepare_data()
+    data.setup()
+    split = data.split_datasets(["test"])["test"]
+    assert split.ids == [f"{number:012d}" for number in (9, 12, 18)] and len(data.fingerprint()) == 64
+    assert np.array_equal(split[0].label.numpy(), expected_label(SEVERAL[0], SIZE, crowd="ignore"))
+    assert len(data.support_ids) == 4 and data.prepared() == {"label maps": "prepared"}
+    with pytest.raises(DataError, match="no label maps"):
+        coco(twin, FEW, "data.label_maps=annotations").prepare_data()
+    Image.new("L", (5, 5)).save(twin / "maps" / "val2017" / f"000000000999{suffix}.png")
+    with pytest.raises(DataError, match="without an image"):
+        coco(twin, FEW, "data.label_maps='maps/{split}'").prepare_data()
+
+
+# --- memory
+
+
+def test_label_maps_are_not_kept(tmp_path: Path) -> None:
+    scene = [Thing(1 + index % 4, (index, index, index + 20, index + 30), FORMS[index % 3]) for index in range(12)]
+    write_coco_split(tmp_path, "val2017", [scene] * 20, CLASSES, size=(200, 300))
+    instances = Instances(tmp_path / "annotations" / "instances_val2017.json", CLASSES)
+    instances.label(instances.photos[0], Rules())
+    tracemalloc.start()
+    try:
+        for photo in instances.photos * 3:
+            instances.label(photo, Rules(overlap="smaller"))
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 50_000 and peak < 3_000_000
+
+
+# --- bad files
+
+
+def fails(root: Path, *overrides: str) -> DataError:
+    with pytest.raises(DataError) as caught:
+        coco(root, FEW, *overrides).prepare_data()
+    assert caught.value.path and caught.value.found and caught.value.expected and caught.value.remedy
+    return caught.value
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert "annotations_trainval2017.zip" in str(fails(tmp_path / "none").remedy)
+
+
+NAN = float("nan")
+
+
+def shape(content: dict[str, Any], segmentation: object) -> None:
+    content["annotations"][0]["segmentation"] = segmentation
+
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize(
+    ("change", "summary", "found"),
+    [
+        (lambda each: each["annotations"][0].update(category_id=12), "unknown category", "category_id 12"),
+        (lambda each: each["annotations"][0].update(image_id=99), "unknown image", "image_id 99"),
+        (lambda each: each["categories"].append({"id": 5, "name": "motorcycles"}), "no class: motorcycles", "5 cat"),
+        (lambda each: each["categories"].append({"id": 5}), "COCO's instances", "without id or name"),
+        (lambda each: each.pop("categories"), "COCO's instances", "annotations, images"),
+        (lambda each: each["images"][0].pop("height"), "COCO's instances", "images"),
+        (lambda each: each["annotations"][0].pop("segmentation"), "COCO's instances", "annotations"),
+        (lambda each: shape(each, [[1, 2, 3, 4, 5]]), "cannot read", "reshape"),
+        (lambda each: shape(each, []), "cannot read", "segmentation"),
+        (lambda each: shape(each, [[1, 2, NAN, 4, 5, 6]]), "cannot read", "number"),
+        (lambda each: shape(each, "6"), "cannot read", "segmentation"),
+        (lambda each: shape(each, {"size": [60, 80]}), "cannot read", "counts"),
+        (lambda each: shape(each, {"size": [60, 80], "counts": [5, 7]}), "not fit", "12 p"),
+        (lambda each: shape(each, {"size": [60, 80], "counts": "6P"}), "not fit", "ends"),
+        (lambda each: shape(each, {"size": [80, 60], "counts": [4800]}), "not fit", "60x80"),
+        (lambda each: each["images"].clear() or each["annotations"].clear(), "name no image", "empty"),
+        (lambda each: each["images"].append(each["images"][0] | {"id": 1, "file_name": "0.jpg"}), "not there", "0."),
+    ],
+)  # fmt: skip
+def test_bad_annotations(twin: Path, change: Change, summary: str, found: str) -> None:
+    path = twin / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    error = fails(twin)
+    assert summary in error.summary and found in str(error.found)
+    assert "val2017" in str(error.path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"images": 3}', "[" * 100_000, "\ufeff{}"])
+def test_annotations_that_are_no_json_of_instances(twin: Path, text: str) -> None:
+    path = twin / "annotations" / "instances_val2017.json"
+    path.write_text(text, encoding="utf-8")
+    assert fails(twin).path == path
+
+
+def test_missing_annotations_and_images(twin: Path) -> None:
+    (twin / "val2017" / "000000000012.jpg").unlink()
+    assert "000000000012.jpg" in str(fails(twin).found)
+    (twin / "annotations" / "instances_val2017.json").unlink()
+    assert "not there" in fails(twin).summary
+
+
+def test_a_resized_and_a_broken_image(twin: Path) -> None:
+    path = twin / "val2017" / "000000000012.jpg"
+    Image.new("RGB", (40, 30)).save(path)
+    error = fails(twin)
+    assert isinstance(error, LabelError) and "40x30" in str(error.found) and "80x60" in str(error.expected)
+    path.write_bytes(b"<html>")
+    assert "cannot read the image" in fails(twin).summary
+
+
+def test_a_form_that_is_none() -> None:
+    assert set(FORMS) == {POLYGON, RUNS, TEXT}

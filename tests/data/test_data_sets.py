@@ -1,0 +1,295 @@
+"""The data sets of real pictures: where they lie, what is said when they are missing, the authors' zip, any folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from slime_bench.data.mini_world import render as mini_world
+from slime_bench.config.compose import plan
+from slime_bench.data.config import DataConfig, read_classes
+from slime_bench.errors import ConfigError, DataError, LabelError
+from slime_bench.config.schema import build
+
+FOLDERS = {
+    "pascal_part_car": "pascal_part/car",
+    "pascal_part_horse": "pascal_part/horse",
+    "celebamask_hq": "celebamask_hq",
+    "pascal_part_car_regan": "pascal_part/car",
+    "slime_release_car": "slime_release/car",
+    "slime_release_horse": "slime_release/horse",
+    "slime_release_face": "slime_release/celeba",
+}
+REGAN = {"wheel": (255, 255, 0), "window": (28, 230, 255), "body": (255, 52, 255), "light": (255, 74, 70)}
+REGAN |= {"plate": (0, 137, 65)}
+
+
+def data_of(*overrides: str, shots: int = 1, seed: int = 0) -> Any:
+    cfg = plan([*overrides, f"shots={shots}", f"seed={seed}"]).trials[0]
+    return build(cfg.data, shots=shots, seed=seed)
+
+
+def save(folder: Path, subject: str, split: str, count: int, *, layout: str = "folders") -> None:
+    """`count` mini-world pictures of a split in one of the layouts."""
+    for index in range(count):
+        picture, name = mini_world.render(subject, split, index), f"{split}{index}"
+        if layout == "release":
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.image).save(folder / f"{name}.png")
+            np.save(folder / f"{name}.npy", picture.label.astype(np.float64))
+            continue
+        for kind, array in (("images", picture.image), ("labels", picture.label)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / f"{name}.png")
+
+
+# --- the shipped files
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_shipped_settings_and_where_the_data_are_looked_for(name: str, tmp_path: Path) -> None:
+    data = data_of(f"data={name}", f"data_root={tmp_path}", "backbone=sd21_base")
+    config, subject = data.config, data.config.subject
+    assert config.name == name and data.root == tmp_path / FOLDERS[name]
+    assert config.classes == list(mini_world.CLASSES[subject])
+    assert config.image_size == 512 and config.resize == "opencv" and config.fit == "squash"
+    assert config.augment.rotation_degrees == {"car": 30, "horse": 30, "face": 10}[subject]
+    assert config.augment.crop_ratio == [{"car": 0.6, "horse": 0.8, "face": 0.6}[subject], 1.0]
+    assert config.augment.blur_kernels == [1, 3, 3, 5, 5] and config.augment.crop_keep == "every_class"
+    assert config.require_all_classes == "each" and config.validation == "auto"
+    assert config.val_size == (None if name.startswith("slime") else 1)
+    assert config.colours == ({key: list(rgb) for key, rgb in REGAN.items()} if name.endswith("regan") else {})
+    with pytest.raises(DataError, match=f"`{name}` is not there") as caught:
+        data.prepare_data()
+    remedy = str(caught.value.remedy)
+    assert caught.value.path == data.root and "data_root" in remedy and "SLIME_BENCH_DATA" in remedy
+    command = {"car": "make prepare-car VOC=", "horse": "make prepare-horse VOC=", "face": "make prepare-face CELEBA="}
+    unpack = f"python -m data_prep.archive <zip> --out {tmp_path / 'slime_release'}"
+    assert (unpack if name.startswith("slime") else command[data.config.subject]) in remedy
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tgz", ".ZIP"])
+def test_a_root_that_is_still_an_archive(tmp_path: Path, suffix: str) -> None:
+    archive = tmp_path / f"my car{suffix}"
+    archive.write_bytes(b"PK")
+    with pytest.raises(DataError, match="still an archive") as caught:
+        data_of("data=slime_release_car", f"data.root='{archive}'").prepare_data()
+    assert f"python -m data_prep.archive '{archive}' --out '{tmp_path / 'my car'}'" in str(caught.value.remedy)
+
+
+# --- prepared data
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pascal_part/car with a manifest, as `data_prep` writes it, but for the hashes."""
+    root = tmp_path_factory.mktemp("prepared") / "pascal_part" / "car"
+    for split, count in {"support": 4, "val": 2, "test": 2}.items():
+        save(root / split, "car", split, count)
+    manifest = {"version": 1, "subject": "car", "classes": list(mini_world.CLASSES["car"]), "files": hashes(root)}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    return root.parents[1]
+
+
+def hashes(root: Path) -> dict[str, str]:
+    from slime_bench.data.manifest import pixels_sha256
+
+    files = [file for file in sorted(root.rglob("*.png"))]
+    return {file.relative_to(root).as_posix(): pixels_sha256(np.array(Image.open(file))) for file in files}
+
+
+def test_a_prepared_data_set(prepared: Path) -> None:
+    data = data_of("data=pascal_part_car", f"data_root={prepared}", "data.image_size=64", shots=2)
+    data.prepare_data()
+    data.setup()
+    (batch,) = data.val_dataloader()
+    assert len(batch["id"]) == 1 and batch["image"].shape == (1, 3, 64, 64)
+    assert len(data.test_dataloader()) == 2
+
+
+def test_the_folder_of_another_subject_or_of_other_classes(prepared: Path, tmp_path: Path) -> None:
+    root = prepared / "pascal_part" / "car"
+    with pytest.raises(DataError, match="another subject") as caught:
+        data_of("data=pascal_part_horse", f"data.root={root}").prepare_data()
+    assert caught.value.found == "car" and "make prepare-horse" in str(caught.value.remedy)
+    with pytest.raises(ConfigError, match=r"did you mean `wheel`"):
+        data_of(
+            "data=pascal_part_car", f"data.root={root}", "data.classes=[background,body,light,plate,wheels,window]"
+        ).prepare_data()
+    # Laid out by hand, without a manifest, it is taken as it is.
+    shutil.copytree(root, tmp_path / "car", ignore=shutil.ignore_patterns("manifest.json", ".verified.json"))
+    data_of("data=pascal_part_car", f"data.root={tmp_path / 'car'}").prepare_data()
+
+
+def test_the_colours_of_the_yaml_the_builder_and_the_source_agree() -> None:
+    from data_prep.pascal_part.regan import COLOURS
+
+    cfg = plan(["data=pascal_part_car_regan"]).trials[0]
+    assert {name: tuple(rgb) for name, rgb in cfg.data.colours.items()} == COLOURS == REGAN
+
+
+def test_regans_test_set(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "data")
+    folder = tmp_path / "data" / "pascal_part" / "Car_TestSet"
+    with pytest.raises(DataError, match="no test split"):
+        data_of("data=pascal_part_car_regan", f"data_root={tmp_path / 'data'}").prepare_data()
+    classes = mini_world.CLASSES["car"]
+    table = np.array([REGAN.get(name, (0, 0, 0)) for name in classes], np.uint8)
+    labels = []
+    for index in range(2):
+        picture = mini_world.render("car", "test", 50 + index)
+        labels.append(torch.from_numpy(picture.label).long())
+        arrays = {"image_bg": picture.image, "image_no_bg": picture.image * 0, "gt_mask": table[picture.label]}
+        for kind, array in arrays.items():
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / f"{index}.png")
+
+    def regan(*overrides: str) -> Any:
+        places = ("data=pascal_part_car_regan", f"data_root={tmp_path / 'data'}", "data.image_size=128")
+        data = data_of(*places, *overrides)
+        data.prepare_data()
+        data.setup()
+        return data
+
+    data = regan()
+    for batch, label in zip(data.test_dataloader(), labels, strict=True):
+        assert torch.equal(batch["label"][0], label) and batch["image"].mean() > 0.1
+    assert data.support_ids[0].startswith("support")
+    # The same test set elsewhere, and without background; the hash of the data follows the contents alone.
+    plain = data_of("data=pascal_part_car", f"data_root={tmp_path / 'data'}").fingerprint()
+    moved = shutil.copytree(folder, tmp_path / "regan")
+    assert regan(f"data.splits.test={moved}").fingerprint() == data.fingerprint() != plain
+    black = regan("data.splits.test=../Car_TestSet/image_no_bg")
+    assert next(iter(black.test_dataloader()))["image"].max() == 0 and black.fingerprint() != data.fingerprint()
+
+
+# --- the authors' zip
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    root = tmp_path / "slime_release" / "horse"
+    for name, split, count in (("train_1", "support", 1), ("train_10", "support", 10), ("val", "val", 2)):
+        save(root / name, "horse", split, count, layout="release")
+    save(root / "test", "horse", "test", 3, layout="release")
+    return tmp_path
+
+
+def test_the_authors_zip_as_it_is(release: Path) -> None:
+    def horse(shots: int, seed: int = 0) -> Any:
+        size = ("data.image_size=128", "data.batch_size=4")
+        data = data_of("data=slime_release_horse", f"data_root={release}", *size, shots=shots, seed=seed)
+        data.prepare_data()
+        data.setup()
+        return data
+
+    one, ten = horse(1), horse(10, seed=3)
+    assert one.support_ids == ["support0"] and ten.support_ids == [f"support{index}" for index in range(10)]
+    assert [batch["id"] for batch in one.val_dataloader()] == [["support0"]]
+    assert [batch["id"] for batch in ten.val_dataloader()] == [["val0", "val1"]]
+    (test,) = ten.test_dataloader()
+    assert torch.equal(test["label"][2], torch.from_numpy(mini_world.render("horse", "test", 2).label).long())
+    before = one.fingerprint()
+    assert before == ten.fingerprint()  # one table, one data set
+    np.save(release / "slime_release" / "horse" / "train_10" / "support4.npy", np.zeros((128, 128)))
+    assert one.fingerprint() == ten.fingerprint() != before
+
+
+def test_a_number_of_shots_that_the_zip_does_not_have(release: Path) -> None:
+    with pytest.raises(DataError, match="no support split for 5 shot") as caught:
+        data_of("data=slime_release_horse", f"data_root={release}", shots=5).prepare_data()
+    assert caught.value.path == release / "slime_release" / "horse" / "train_5"
+    assert caught.value.found == "test/, train_1/, train_10/, val/"
+
+
+def test_fractions_in_a_released_mask(release: Path) -> None:
+    path = release / "slime_release" / "horse" / "test" / "test1.npy"
+    np.save(path, np.load(path) + 0.5)
+    with pytest.raises(LabelError, match="no class index") as caught:
+        data_of("data=slime_release_horse", f"data_root={release}").prepare_data()
+    assert caught.value.path == path
+
+
+# --- a user's own folder
+
+
+def test_any_folder(tmp_path: Path) -> None:
+    for name, split in (("learn", "support"), ("look", "test")):
+        save(tmp_path / "my data" / name, "car", split, 2)
+    names = tmp_path / "parts.yaml"
+    names.write_text("- background\n- hull\n- lamp\n- number\n- tyre\n- glass\n")
+    places = ("data.splits.support=learn", "data.splits.test=look", "data.validation=support", "data.image_size=128")
+    named = (f"data.root='{tmp_path / 'my data'}'", f"data.classes_file={names}", "data.name=cars")
+    data = data_of("data=folder", *named, *places, shots=2)
+    data.prepare_data()
+    data.setup()
+    assert data.classes == ("background", "hull", "lamp", "number", "tyre", "glass")
+    # What the file says is in the configuration; its place, which is no part of the trial, is not.
+    assert data.config.classes_file is None and str(names) not in str(data.config)
+    assert sorted(data.support_ids) == ["support0", "support1"] and len(data.test_dataloader()) == 2
+
+
+def test_a_folder_needs_its_place_and_its_classes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`data\.root` is missing"):
+        plan(["data=folder", "data.classes=[background,leaf]"])
+    with pytest.raises(ConfigError, match="classes are not given") as caught:
+        plan(["data=folder", f"data.root={tmp_path}"])
+    assert "data.classes_file" in str(caught.value.remedy)
+    with pytest.raises(ConfigError, match="given twice"):
+        plan(["data=pascal_part_car", "data.classes_file=parts.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[background, leaf, stem]", ["background", "leaf", "stem"]),
+        ("stem: 2\nbackground: 0\nleaf: 1\n", ["background", "leaf", "stem"]),
+        ("\ufeff- background\n- façade\n", ["background", "façade"]),
+    ],
+)
+def test_class_files(tmp_path: Path, text: str, expected: list[str]) -> None:
+    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+    assert read_classes(tmp_path / "a.yaml") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "does not list classes"),
+        ("just words", "does not list classes"),
+        ("[background, leaf", "cannot read the class file"),
+        ("background: 0\nleaf: 2\n", "not 0, 1, 2"),
+        ("background: 0\nleaf: 0\n", "not 0, 1, 2"),
+        ("background: 0\nleaf: true\n", "not 0, 1, 2"),
+        ("background: no\nleaf: 1\n", "not 0, 1, 2"),
+        ("[leaf, background]", "first class is not the background"),
+        ("[background, on]", "not a list of names"),
+        ("leaf: 0\nbackground: 1\n", "first class is not the background"),
+    ],
+)
+def test_bad_class_files(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        DataConfig("toy", "data", classes_file=str(path))
+    assert caught.value.path in (path, str(path)) and caught.value.remedy
+
+
+def test_a_missing_class_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the class file") as caught:
+        DataConfig("toy", "data", classes_file=str(tmp_path / "no.yaml"))
+    assert caught.value.found == "No such file or directory"
+
+
+def test_a_pool_that_goes_by_the_shots_needs_some(release: Path) -> None:
+    """For methods that learn nothing the pool is still looked at, without its annotation."""
+    with pytest.raises(ConfigError, match="goes by the number of shots") as caught:
+        data_of("data=slime_release_horse", f"data.root='{release}'", shots=0)
+    assert "data.splits.support=train_10" in str(caught.value.remedy)

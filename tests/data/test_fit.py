@@ -1,0 +1,318 @@
+"""Squash and pad: what every image size must keep, and the way back from score maps to the file's own pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from slime_bench.data.augment import Augmentation, augment, choose_crop, crop
+from slime_bench.data.fit import FITS, RESIZES, fit_image, fit_sample, fitted_size, resize_image, unfit
+from slime_bench.data.folder import Sample
+from slime_bench.data.labels import IGNORE, resize_label
+from slime_bench.data.opencv_resize import resize_float_like_opencv, resize_like_opencv
+from slime_bench.errors import DataError
+from slime_bench.methods.slime.losses import class_weights, cross_entropy, was_error
+from slime_bench.metrics.iou import intersection_union
+from slime_bench.seeding import generator
+
+LENGTHS = st.integers(1, 60)
+SIDES = st.integers(8, 48)
+MODES = st.sampled_from(RESIZES)
+
+
+def scene(height: int, width: int, seed: int = 0) -> Sample:
+    """A noise image, never black, with a label map of three classes."""
+    draw = torch.Generator().manual_seed(seed)
+    image = torch.randint(64, 256, (3, height, width), generator=draw, dtype=torch.uint8)
+    return Sample("a", image, torch.randint(3, (height, width), generator=draw))
+
+
+def size_or_skip(size: tuple[int, int], side: int, fit: str) -> tuple[int, int]:
+    """`fitted_size`, or an example that does not count where the picture is too long for `pad_floor8`."""
+    try:
+        return fitted_size(size, side, fit)
+    except DataError:
+        assume(False)
+        raise
+
+
+@settings(deadline=None, max_examples=200)
+@given(LENGTHS, LENGTHS, SIDES)
+def test_sizes(height: int, width: int, side: int) -> None:
+    assert fitted_size((height, width), side) == (side, side)
+    rows, columns = fitted_size((height, width), side, "pad")
+    assert max(rows, columns) == side and min(rows, columns) >= 1
+    for new, old in ((rows, height), (columns, width)):
+        assert abs(new - old * side / max(height, width)) <= 0.5 or new == 1
+    assert fitted_size((width, height), side, "pad") == (columns, rows)
+
+
+def test_sizes_by_hand() -> None:
+    assert fitted_size((375, 500), 512, "pad") == (384, 512)
+    assert fitted_size((500, 333), 512, "pad") == (512, 341)  # 340.99
+    assert fitted_size((3, 4), 6, "pad") == (5, 6)  # 4.5, halves up
+    assert fitted_size((10000, 3), 512, "pad") == (512, 1)  # 0.15, but a picture has a column
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), SIDES, MODES, st.integers(0, 100))
+def test_a_square_needs_no_padding(length: int, side: int, mode: str, seed: int) -> None:
+    sample = scene(length, length, seed)
+    padded, squashed = (fit_sample(sample, side, mode, fit) for fit in ("pad", "squash"))
+    assert torch.equal(padded.image, squashed.image) and torch.equal(padded.label, squashed.label)
+
+
+@settings(deadline=None, max_examples=100)
+@given(LENGTHS, LENGTHS, SIDES, MODES, st.integers(0, 100))
+def test_outside_the_picture_is_black_and_ignored(height: int, width: int, side: int, mode: str, seed: int) -> None:
+    sample = scene(height, width, seed)
+    fitted = fit_sample(sample, side, mode, "pad")
+    rows, columns = fitted_size((height, width), side, "pad")
+    inside = torch.zeros(side, side, dtype=torch.bool)
+    inside[:rows, :columns] = True
+    dtype = torch.float32 if mode == "opencv_float" else torch.uint8
+    assert fitted.image.shape == (3, side, side) and fitted.image.dtype == dtype
+    assert fitted.label.shape == (side, side) and fitted.label.dtype == torch.int64
+    assert torch.equal(fitted.label == IGNORE, ~inside)
+    assert torch.equal(fitted.image.amax(0) == 0, ~inside)
+    assert torch.equal(fitted.image[:, :rows, :columns], resize_image(sample.image, (rows, columns), mode))
+    assert torch.equal(fit_image(sample.image, side, mode, "pad"), fitted.image)
+
+
+@settings(deadline=None, max_examples=100)
+@given(LENGTHS, LENGTHS, SIDES, MODES, st.data())
+def test_a_class_keeps_its_share_of_the_picture(
+    height: int, width: int, side: int, mode: str, data: st.DataObject
+) -> None:
+    """A rectangle's edges may move by a pixel of the new grid, by a second one where OpenCV rounds down."""
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
+    label = torch.zeros(height, width, dtype=torch.int64)
+    label[top:bottom, left:right] = 1
+    fitted = fit_sample(Sample("a", scene(height, width).image, label), side, mode, "pad").label
+    rows, columns = fitted_size((height, width), side, "pad")
+    slack = 1 if mode == "antialias" else 2
+    expected = ((bottom - top) * rows / height, (right - left) * columns / width)
+    low, high = ([max(0.0, value + sign * slack) for value in expected] for sign in (-1, 1))
+    assert low[0] * low[1] <= int((fitted == 1).sum()) <= high[0] * high[1]
+    assert int((fitted != IGNORE).sum()) == rows * columns
+
+
+@settings(deadline=None, max_examples=60)
+@given(LENGTHS, LENGTHS, SIDES)
+def test_every_pixel_of_the_file_is_in_the_label_map_when_it_grows(height: int, width: int, side: int) -> None:
+    assume(max(height, width) <= side)
+    label = torch.arange(height * width).reshape(height, width) + 1000  # one value for each pixel; none is 255
+    fitted = fit_sample(Sample("a", scene(height, width).image, label), side, "antialias", "pad").label
+    rows, columns = fitted_size((height, width), side, "pad")
+    assert rows >= height and columns >= width
+    assert set(fitted.unique().tolist()) - {IGNORE} == set(label.flatten().tolist())
+
+
+@settings(deadline=None, max_examples=150)
+@given(LENGTHS, LENGTHS, SIDES, st.sampled_from(FITS))
+def test_the_way_back_covers_the_file_and_moves_nothing(height: int, width: int, side: int, fit: str) -> None:
+    """Maps that hold every fitted pixel's place in the file give every file's pixel its own place again."""
+    rows, columns = size_or_skip((height, width), side, fit)
+    maps = torch.full((2, side, side), torch.nan, dtype=torch.float64)  # a padded pixel that is read would show
+    maps[0, :rows, :columns] = ((torch.arange(rows).double() + 0.5) * height / rows - 0.5)[:, None]
+    maps[1, :rows, :columns] = ((torch.arange(columns).double() + 0.5) * width / columns - 0.5)[None]
+    back = unfit(maps, (height, width), fit)
+    assert back.shape == (2, height, width) and not back.isnan().any()
+    ramps = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).double()
+    for axis, (old, new) in enumerate(((height, rows), (width, columns))):
+        # Linear between the centres of the outermost fitted pixels, constant beyond them.
+        edge = 0.5 * old / new - 0.5
+        expected = ramps[axis].clamp(edge, old - 1 - edge) if edge > 0 else ramps[axis]
+        assert torch.allclose(back[axis], expected, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(LENGTHS, LENGTHS, SIDES, st.sampled_from(FITS), st.integers(0, 100))
+def test_label_maps_take_the_nearest_pixel(height: int, width: int, side: int, fit: str, seed: int) -> None:
+    prediction = torch.randint(5, (2, side, side), generator=torch.Generator().manual_seed(seed))
+    rows, columns = size_or_skip((height, width), side, fit)
+    prediction[:, rows:], prediction[:, :, columns:] = 9, 9
+    back = unfit(prediction, (height, width), fit)
+    assert back.shape == (2, height, width) and back.dtype == torch.int64 and (back < 5).all()
+    assert torch.equal(unfit(prediction[0], (height, width), fit), back[0])
+    for y, x in {(0, 0), (height - 1, width - 1), (height // 2, width // 3)}:
+        near = [
+            {i for i in range(new) if abs((i + 0.5) * old / new - (at + 0.5)) <= 0.5 * old / new + 1e-9}
+            for at, old, new in ((y, height, rows), (x, width, columns))
+        ]
+        assert int(back[0, y, x]) in {int(prediction[0, i, j]) for i in near[0] for j in near[1]}
+
+
+def test_squashed_maps_go_back_as_they_always_did() -> None:
+    maps = torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(maps[None], (23, 41), mode="bilinear", align_corners=False)[0]
+    assert torch.equal(unfit(maps, (23, 41)), expected)
+    assert torch.equal(unfit(maps, (16, 16)), maps)
+
+
+@pytest.mark.parametrize("size", [(50, 80), (80, 50), (20, 13)])
+def test_padding_against_opencv(size: tuple[int, int]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    sample = scene(*size)
+    fitted = fit_sample(sample, 64, "opencv", "pad")
+    rows, columns = fitted_size(size, 64, "pad")
+    border = (0, 64 - rows, 0, 64 - columns, cv2.BORDER_CONSTANT)
+    picture = sample.image.permute(1, 2, 0).contiguous().numpy()
+    image = cv2.copyMakeBorder(cv2.resize(picture, (columns, rows)), *border, value=(0, 0, 0))
+    assert (fitted.image.permute(1, 2, 0).numpy() == image).all()
+    labels = cv2.resize(sample.label.to(torch.uint8).numpy(), (columns, rows), interpolation=cv2.INTER_NEAREST)
+    assert (fitted.label.numpy() == cv2.copyMakeBorder(labels, *border, value=IGNORE)).all()
+
+
+# --- padded pixels in the loss and in the metric
+
+
+def test_padding_counts_neither_in_the_loss_over_labels_nor_in_iou() -> None:
+    label = fit_sample(scene(30, 50), 32, "antialias", "pad").label[None]
+    inside = label != IGNORE
+    values = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    weights = class_weights(label, 3, "foreground")
+    assert torch.equal(weights, class_weights(label[inside][None], 3, "foreground"))
+    for loss in (cross_entropy(values, label, weights), was_error(values.softmax(1), label, "mean")):
+        (gradient,) = torch.autograd.grad(loss, values, retain_graph=True)
+        assert (gradient[0, :, ~inside[0]] == 0).all() and (gradient[0, :, inside[0]] != 0).any()
+    counts = [
+        intersection_union(label.masked_fill(~inside, 0).masked_fill(~inside, guess), label, 3) for guess in range(3)
+    ]
+    for each in counts:
+        assert torch.equal(each.intersection, each.union)  # the prediction is right wherever it is judged
+        assert int(each.union.sum()) == int(inside.sum())
+
+
+# --- augmentation of padded samples
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(12, 60), st.integers(12, 60), st.floats(0.3, 0.95))
+def test_a_crop_of_a_padded_sample_keeps_classes_not_padding(seed: int, height: int, width: int, low: float) -> None:
+    label = torch.zeros(height, width, dtype=torch.int64)
+    label[height // 4 : height // 2, width // 4 : width // 2] = 1
+    padded = fit_sample(Sample("a", scene(height, width).image, label), 48, "antialias", "pad").label
+    box = choose_crop(padded, Augmentation(crop_ratio=[low, 1.0]), generator(seed, "crop"))
+    top, left, rows, columns = box
+    cut = padded[top : top + rows, left : left + columns]
+    for value in (0, 1):
+        assert int((cut == value).sum()) > 0.3 * int((padded == value).sum())
+
+
+def test_padding_does_not_enter_the_crop_rule() -> None:
+    """One pixel row of picture, 47 of padding: half of all crops lose most padding, and none is refused for it."""
+    label = torch.full((48, 48), IGNORE)
+    label[0] = 0
+    config = Augmentation(crop_ratio=[0.5, 0.5], crop_keep_fraction=0.4)
+    boxes = [choose_crop(label, config, generator(seed, "crop")) for seed in range(60)]
+    cropped = [box for box in boxes if box[2] == 24]
+    assert len(cropped) > 20  # a try succeeds once in 25, and there are 20 tries
+    assert all(box[0] == 0 for box in cropped)  # all hold the one row that shows a class
+    kept = [int((label[: box[2], box[1] : box[1] + 24] == IGNORE).sum()) / (47 * 48) for box in cropped]
+    assert max(kept) < 0.3
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.integers(20, 60), st.integers(20, 60))
+def test_augmented_padding_stays_ignored_and_black(seed: int, height: int, width: int) -> None:
+    fitted = fit_sample(scene(height, width, seed), 48, "antialias", "pad")
+    plain = Augmentation(blur_p=0, rotation_p=0, crop_keep="nothing")
+    image, label = augment(fitted.image.float() / 255, fitted.label, plain, generator(seed, "augment"))
+    assert set(label.unique().tolist()) <= {0, 1, 2, IGNORE}
+    # A crop reads the image bilinearly and the label by nearest neighbour: they may differ at the seam, which is one
+    # line of at most three pixels' width.
+    assert int(((image.amax(0) == 0) != (label == IGNORE)).sum()) <= 3 * 48
+    turned, turned_label = augment(image, label, Augmentation(rotation_p=1), generator(seed, "again"))
+    assert set(turned_label.unique().tolist()) <= {0, 1, 2, IGNORE} and turned.shape == image.shape
+
+
+def test_a_flip_moves_the_padding_along() -> None:
+    fitted = fit_sample(scene(48, 30), 48, "antialias", "pad")
+    flipped = Augmentation(flip_p=1, blur_p=0, rotation_p=0, crop_ratio=[1.0, 1.0])
+    image, label = augment(fitted.image.float() / 255, fitted.label, flipped, generator(0, "augment"))
+    assert (label[:, :18] == IGNORE).all() and (label[:, 18:] != IGNORE).all()
+    assert (image[:, :, :18] == 0).all() and (image[:, :, 18:] > 0).all()
+
+
+def test_a_crop_of_nothing_but_padding_is_possible_only_when_nothing_is_asked_for() -> None:
+    fitted = fit_sample(scene(12, 48), 48, "antialias", "pad")
+    boxes = {
+        keep: [
+            choose_crop(fitted.label, Augmentation(crop_ratio=[0.4, 0.6], crop_keep=keep), generator(seed, "crop"))
+            for seed in range(100)
+        ]
+        for keep in ("every_class", "background", "nothing")
+    }
+    empty = {
+        keep: sum(bool((crop(fitted.image.float(), fitted.label, box)[1] == IGNORE).all()) for box in found)
+        for keep, found in boxes.items()
+    }
+    assert empty["every_class"] == empty["background"] == 0 and empty["nothing"] > 10
+
+
+def test_resized_labels_follow_the_picture() -> None:
+    """The two coordinate systems of image and label agree to half a pixel of the file under both fits."""
+    for fit in FITS:
+        label = (torch.arange(50)[None] // 10).expand(30, 50) % 3
+        fitted = fit_sample(Sample("a", scene(30, 50).image, label), 64, "antialias", fit).label
+        rows, columns = fitted_size((30, 50), 64, fit)
+        assert torch.equal(fitted[:rows, :columns], resize_label(label, (rows, columns)))
+        back = unfit(F.one_hot(fitted.masked_fill(fitted == IGNORE, 0), 3).permute(2, 0, 1).float(), (30, 50), fit)
+        assert (back.argmax(0) != label).float().mean() < 0.11  # one column in ten beside each of the five edges
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 128))
+def test_sizes_of_pad_floor8(height: int, width: int, eighths: int) -> None:
+    """At most one step of 8 below the size of `pad`, never above it; the golden parity test knows the very sizes."""
+    side = 8 * eighths
+    rows, columns = size_or_skip((height, width), side, "pad_floor8")
+    for new, near in zip((rows, columns), fitted_size((height, width), side, "pad"), strict=True):
+        assert new % 8 == 0 and near - 8 <= new <= near
+    assert (rows if height >= width else columns) == side
+
+
+def test_sizes_of_pad_floor8_by_hand() -> None:
+    assert fitted_size((94, 94), 96, "pad_floor8") == (96, 88)  # int(94 * (96 / 94)) is 95
+    assert fitted_size((95, 95), 96, "pad_floor8") == (96, 96)
+    assert fitted_size((100, 100), 100, "pad_floor8") == (96, 96)
+    with pytest.raises(DataError, match="too long") as caught:
+        fit_sample(scene(7, 200), 96, "opencv_float", "pad_floor8")
+    assert caught.value.path == "a" and "200x7" in str(caught.value.found)
+
+
+def test_float_images_of_the_file_s_own_size_keep_their_type() -> None:
+    image = scene(32, 32).image
+    fitted = fit_image(image, 32, "opencv_float", "pad_floor8")
+    assert fitted.dtype == torch.float32 and torch.equal(fitted, image.float())
+
+
+@settings(max_examples=60, deadline=None)
+@given(old=st.tuples(LENGTHS, LENGTHS), new=st.tuples(LENGTHS, LENGTHS), seed=st.integers(0, 2**32 - 1))
+def test_float_images_are_opencvs(old: tuple[int, int], new: tuple[int, int], seed: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    draw = np.random.default_rng(seed)
+    for size in (old, (2 * new[0], 2 * new[1])):
+        image = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
+        found = resize_float_like_opencv(image, *new)
+        assert found.dtype == np.float32 and found.shape == (*new, 3)
+        expected = cv2.resize(image.astype(np.float32), new[::-1], interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3)  # of 255; a wrong tap is 100 times as much
+
+
+@settings(max_examples=80, deadline=None)
+@given(old=st.tuples(LENGTHS, LENGTHS), new=st.tuples(LENGTHS, LENGTHS), seed=st.integers(0, 2**32 - 1))
+def test_every_grey_level_is_opencvs(old: tuple[int, int], new: tuple[int, int], seed: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    draw = np.random.default_rng(seed)
+    for size in (old, (2 * new[0], 2 * new[1])):  # exact halving is a case of its own there
+        image = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
+        found = resize_like_opencv(image, *new)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, cv2.resize(image, new[::-1], interpolation=cv2.INTER_LINEAR))

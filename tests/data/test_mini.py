@@ -1,0 +1,242 @@
+"""The mini data sets: made on demand, made again when the world changes, never over something else."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from slime_bench.data.mini_world import render as mini_world
+from slime_bench.data.folder import FolderDataset
+from slime_bench.data.datasets.mini import MiniDataModule
+from slime_bench.data.verify import verify_splits
+from slime_bench.errors import ConfigError, DataError, StorageError
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
+SUBJECTS = ("car", "horse", "face")
+
+
+def config(subject: str, data_root: Path, **settings: Any) -> Any:
+    """The shipped YAML, checked against the dataclass."""
+    node = OmegaConf.merge({"data_root": str(data_root)}, {"data": OmegaConf.load(CONF / f"mini_{subject}.yaml")}).data
+    target = node.pop("_target_")
+    assert target == "slime_bench.data.datasets.mini.MiniDataModule"
+    values = OmegaConf.to_container(node, resolve=True)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MiniDataModule.Config), values, settings))
+
+
+def module(subject: str, data_root: Path, shots: int = 1, seed: int = 0, **settings: Any) -> MiniDataModule:
+    return MiniDataModule(config(subject, data_root, **settings), shots=shots, seed=seed)
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real car data set, rendered once."""
+    data_root = tmp_path_factory.mktemp("rendered")
+    module("car", data_root).prepare_data()
+    return data_root
+
+
+@pytest.fixture
+def data_root(rendered: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    shutil.copytree(rendered / "mini", tmp_path / "mini")
+    return tmp_path
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_shipped_settings_are_the_papers(subject: str, tmp_path: Path) -> None:
+    settings = config(subject, tmp_path)
+    assert settings.root == str(tmp_path / "mini" / subject)
+    assert settings.classes == list(mini_world.CLASSES[subject])
+    assert settings.augment.crop_ratio == [{"car": 0.6, "horse": 0.8, "face": 0.6}[subject], 1.0]
+    assert settings.augment.rotation_degrees == {"car": 30, "horse": 30, "face": 10}[subject]
+
+
+def test_rendered_data_set_is_whole(rendered: Path) -> None:
+    data = module("car", rendered, shots=10)
+    data.setup()
+    counts = {"support": 30, "val": 10, "test": 100}
+    for split, count in counts.items():
+        whole = verify_splits(data.split_datasets([split]), data.root)
+        assert whole.usable
+        report = whole.splits[split]
+        assert report.images == count and report.sizes == {"128x128": count}
+        assert min(report.images_with_class.values()) > 0
+    assert data.missing_classes == []
+    first = FolderDataset(rendered / "mini" / "car" / "support", data.classes)
+    label = first.label(first.ids.index(data.support_ids[0]))
+    assert label.unique().tolist() == list(range(6))
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (1, 3, 128, 128) and batch["label"].max() <= 5
+    # Files hold exactly what the renderer makes.
+    picture = mini_world.render("car", "test", 7)
+    sample = FolderDataset(rendered / "mini" / "car" / "test", data.classes)[7]
+    assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), picture.image)
+    assert torch.equal(sample.label, torch.from_numpy(picture.label.astype(np.int64)))
+
+
+SUPPORT = {
+    ("car", 0): [16, 8, 10, 5, 29, 23, 20, 1, 25, 15],
+    ("car", 1): [4, 27, 17, 16, 0, 6, 10, 1, 15, 7],
+    ("car", 2): [14, 2, 8, 12, 20, 16, 9, 15, 10, 18],
+    ("horse", 0): [16, 8, 10, 5, 29, 23, 20, 1, 25, 15],
+    ("horse", 1): [4, 27, 17, 16, 0, 6, 10, 1, 15, 7],
+    ("horse", 2): [2, 14, 8, 12, 20, 16, 9, 15, 10, 18],
+    ("face", 0): [8, 16, 10, 5, 29, 23, 20, 1, 25, 15],
+    ("face", 1): [4, 27, 17, 16, 0, 6, 10, 1, 15, 7],
+    ("face", 2): [8, 2, 14, 12, 20, 16, 9, 15, 10, 18],
+}
+"""Pictures of the pool that were drawn, for each subject and seed, when the published mini tables were computed."""
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_support_sets_are_those_of_the_published_tables(subject: str, rendered: Path) -> None:
+    for seed in (0, 1, 2):
+        expected = [f"{subject}-support-{index:04d}" for index in SUPPORT[subject, seed]]
+        for shots in (1, 10):
+            data = module(subject, rendered, shots=shots, seed=seed)
+            data.prepare_data()
+            assert data.support_ids == expected[:shots]
+
+
+def test_second_time_nothing_is_rendered(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mini_world, "write_dataset", lambda *_: pytest.fail("rendered again"))
+    data = module("car", data_root)
+    before = data.fingerprint()
+    data.prepare_data()
+    assert data.fingerprint() == before and capsys.readouterr().err == ""
+
+
+def test_another_version_is_rendered_again(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def write(root: Path, subject: str) -> None:
+        calls.append((root, subject))
+        manifest = json.loads((root / "manifest.json").read_text())
+        (root / "manifest.json").write_text(json.dumps({**manifest, "version": mini_world.WORLD_VERSION}))
+
+    monkeypatch.setattr(mini_world, "write_dataset", write)
+    monkeypatch.setattr(mini_world, "WORLD_VERSION", "next")
+    data = module("car", data_root)
+    data.prepare_data()
+    data.prepare_data()
+    assert calls == [(data_root / "mini" / "car", "car")]
+    assert "mini car: rendering" in capsys.readouterr().err
+
+
+def test_trials_that_start_together_render_once(
+    rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(root: Path, subject: str) -> None:
+        with (tmp_path / "calls").open("a") as calls:
+            calls.write(subject)
+        time.sleep(0.3)
+        building = root.with_name("building")  # as the real one: the folder is there when it is whole
+        shutil.copytree(rendered / "mini" / subject, building)
+        building.rename(root)
+
+    monkeypatch.setattr(mini_world, "write_dataset", write)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=module("car", tmp_path).prepare_data) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "calls").read_text() == "car"
+
+
+@pytest.mark.parametrize("fault", ["changed", "missing", "not listed", "unreadable"])
+def test_spoilt_files_are_named(data_root: Path, fault: str) -> None:
+    labels = data_root / "mini" / "car" / "test" / "labels"
+    victim = sorted(labels.iterdir())[3]
+    name = victim.name
+    if fault == "changed":
+        Image.new("L", (128, 128), 1).save(victim)
+    elif fault == "missing":
+        victim.unlink()
+    elif fault == "unreadable":
+        victim.write_bytes(b"")
+    else:
+        name = "more.png"
+        shutil.copy(victim, labels / name)
+    with pytest.raises(DataError) as caught:
+        module("car", data_root).prepare_data()
+    if fault == "unreadable":
+        assert caught.value.summary == "cannot read the label map" and caught.value.path == victim
+        assert "prepare the data again" in str(caught.value.remedy)
+        return
+    assert caught.value.found == f"{fault}: test/labels/{name}"
+    assert caught.value.path == data_root / "mini" / "car" and "delete" in str(caught.value.remedy)
+
+
+def test_a_file_changed_after_the_first_trial_is_seen(data_root: Path) -> None:
+    """The verdict is remembered by the files' sizes and times; also of the split that this trial does not read."""
+    module("car", data_root).prepare_data()
+    victim = data_root / "mini" / "car" / "val" / "labels" / "car-val-0003.png"
+    Image.new("L", (128, 128), 1).save(victim)
+    with pytest.raises(DataError, match=r"changed: val/labels/car-val-0003\.png"):
+        module("car", data_root).prepare_data()
+
+
+def test_recompressed_files_are_the_same_data(data_root: Path) -> None:
+    for file in (data_root / "mini" / "car" / "val" / "images").iterdir():
+        Image.open(file).save(file, compress_level=0)
+    module("car", data_root).prepare_data()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "mini" / "car" / "thesis.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("years of work")
+    with pytest.raises(DataError, match="not a mini data set"):
+        module("car", tmp_path).prepare_data()
+    assert precious.read_text() == "years of work"
+
+
+def test_another_subjects_folder_is_left_alone(data_root: Path) -> None:
+    with pytest.raises(DataError, match="another subject"):
+        module("horse", data_root, root=str(data_root / "mini" / "car")).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (["background", "body", "light", "plate", "wheels", "window"], r"`wheels`[\s\S]*did you mean `wheel`"),
+        (["background", "body", "light", "plate", "window", "wheel"], "differs"),
+        (["background", "body"], "differs"),
+    ],
+)  # fmt: skip
+def test_other_class_lists_are_refused(data_root: Path, classes: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        module("car", data_root, classes=classes).prepare_data()
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(root: Path, subject: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mini_world, "write_dataset", write)
+    with pytest.raises(StorageError, match="No space left") as caught:
+        module("car", tmp_path).prepare_data()
+    assert caught.value.path == tmp_path / "mini" / "car" and caught.value.remedy
+
+
+def test_data_root_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mini").write_text("")
+    with pytest.raises(StorageError):
+        module("car", tmp_path).prepare_data()

@@ -1,0 +1,520 @@
+"""slime_bench.data.verify and phash: what is wrong with a data set is found and named; a good one is remembered."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.fft import dctn
+
+from slime_bench.data.mini_world.render import render
+from slime_bench.data.counts import class_pixels
+from slime_bench.data.folder import FolderDataset
+from slime_bench.data.manifest import MANIFEST, pixels_sha256, read_manifest
+from slime_bench.data.phash import Fingerprint, Fingerprints, fingerprint, same_picture
+from slime_bench.data.verified import CACHE, Verdicts
+from slime_bench.data.verify import Duplicate, VerifyReport, ensure_verified, verified, verify_splits
+from slime_bench.errors import DataError, LabelError, SlimeBenchError
+
+CLASSES = ("background", "body", "light", "plate", "wheel", "window")
+PICTURES = {"support": 4, "val": 2, "test": 3}
+
+
+def recompressed(image: np.ndarray, quality: int) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return np.array(Image.open(buffer).convert("RGB"))
+
+
+def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def write(root: Path, split: str, key: str, image: np.ndarray, label: np.ndarray, suffix: str = ".png") -> None:
+    for kind, array, end in (("images", image, suffix), ("labels", label, ".png")):
+        path = root / split / kind / f"{key}{end}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+def write_manifest(root: Path) -> None:
+    files = {}
+    for file in sorted(root.rglob("*.png")):
+        with Image.open(file) as image:
+            files[file.relative_to(root).as_posix()] = pixels_sha256(np.asarray(image))
+    manifest = {"version": 1, "subject": "car", "classes": CLASSES, "files": files}
+    (root / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A small car data set: four support, two validation and three test pictures, without a manifest."""
+    root = tmp_path / "car"
+    for split, count in PICTURES.items():
+        for index in range(count):
+            picture = render("car", split, index)
+            write(root, split, f"{split[0]}{index}", picture.image, picture.label)
+    return root
+
+
+def splits_of(root: Path, *names: str, classes: tuple[str, ...] = CLASSES) -> dict[str, FolderDataset]:
+    return {name: FolderDataset(root / name, classes) for name in names or PICTURES}
+
+
+def look(root: Path) -> VerifyReport:
+    return verify_splits(splits_of(root), root)
+
+
+def find_duplicates(prints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
+    many = Fingerprints(len(prints) + 3)  # room for some that could not be read
+    for each in prints:
+        many.add(each)
+    return many.duplicates()
+
+
+class TestPerceptualHash:
+    subjects = st.sampled_from(["car", "horse", "face"])
+    indices = st.integers(0, 400)
+
+    @settings(max_examples=40, deadline=None)
+    @given(subject=subjects, index=indices, quality=st.integers(60, 100))
+    def test_recompressed_pictures_are_found(self, subject: str, index: int, quality: int) -> None:
+        image = render(subject, "pretrain", index).image
+        assert same_picture(fingerprint(image), fingerprint(recompressed(image, quality)))
+
+    @settings(max_examples=40, deadline=None)
+    @given(subject=subjects, index=indices, side=st.integers(64, 300))
+    def test_scaled_pictures_are_found(self, subject: str, index: int, side: int) -> None:
+        image = render(subject, "pretrain", index).image
+        assert same_picture(fingerprint(image), fingerprint(resized(image, side, side)))
+
+    @settings(max_examples=60, deadline=None)
+    @given(subject=subjects, indices=st.sets(indices, min_size=2, max_size=2))
+    def test_different_pictures_are_not(self, subject: str, indices: set[int]) -> None:
+        first, second = (fingerprint(render(subject, "pretrain", index).image) for index in sorted(indices))
+        assert not same_picture(first, second)
+
+    def test_real_photographs(self, real: Path) -> None:
+        files = sorted(real.rglob("*.jpg"))
+        assert len(files) >= 5
+        images = [np.array(Image.open(file).convert("RGB")) for file in files]
+        prints = [fingerprint(image) for image in images]
+        half = [fingerprint(resized(image, image.shape[1] // 2, image.shape[0] // 2)) for image in images]
+        assert all(same_picture(first, second) for first, second in zip(prints, half, strict=True))
+        assert find_duplicates([*prints, *half]) == [(index, index + len(files)) for index in range(len(files))]
+
+    def test_a_crop_and_a_mirror_are_other_pictures(self) -> None:
+        image = render("horse", "test", 1).image
+        assert not same_picture(fingerprint(image), fingerprint(image[:, ::-1].copy()))
+        assert not same_picture(fingerprint(image), fingerprint(image[20:, 20:].copy()))
+
+    @pytest.mark.parametrize(("height", "width"), [(128, 128), (512, 300), (20, 700), (1, 1)])
+    def test_the_hash_is_that_of_cosine_coefficients(self, height: int, width: int) -> None:
+        """Against scipy's transform, and bit by bit."""
+        image = resized(render("face", "test", 3).image, width, height)
+        found = fingerprint(image)
+        grey = np.asarray(found.thumb, float) @ [0.299, 0.587, 0.114]
+        low = np.rint(dctn(grey, norm="ortho")[:8, :8]).ravel()
+        middle = float(np.median(low[1:]))
+        bits = ["0", *("1" if value > middle else "0" for value in low[1:])]
+        assert found.bits == int("".join(bits), 2) and found.thumb.shape == (32, 32, 3)
+
+    def test_flat_pictures(self) -> None:
+        flat = [np.full((40, 50, 3), value, np.uint8) for value in (0, 3, 128, 255)]
+        red = np.zeros((40, 50, 3), np.uint8)
+        red[..., 0] = 128
+        prints = [fingerprint(each) for each in (*flat, red)]
+        assert {each.bits for each in prints} == {0}
+        assert find_duplicates(prints) == [(0, 1)]  # black and nearly black; colour counts
+
+    @settings(max_examples=15, deadline=None)
+    @given(count=st.integers(0, 600), kinds=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
+    def test_all_against_all(self, count: int, kinds: int, seed: int) -> None:
+        """Against the plain definition, over the edges of the blocks of rows."""
+        rng = np.random.default_rng(seed)
+        originals = rng.integers(0, 2**63, kinds)
+        thumbs = rng.integers(0, 256, (kinds, 32, 32, 3), dtype=np.uint8)
+        prints = []
+        for kind in rng.integers(0, kinds, count):
+            flipped = int(originals[kind])
+            for bit in rng.integers(0, 64, rng.integers(0, 6)):
+                flipped ^= 1 << int(bit)
+            prints.append(Fingerprint(flipped, thumbs[kind]))
+        expected = []
+        for j in range(count):
+            earlier = [i for i in range(j) if same_picture(prints[i], prints[j])]
+            expected += [(earlier[0], j)] if earlier else []
+        assert find_duplicates(prints) == expected
+
+    def test_many_at_once(self) -> None:
+        """As many pictures as CelebAMask-HQ has, among them a thousand of one look: seconds."""
+        rng = np.random.default_rng(0)
+        bits = rng.integers(0, 2**63, 6000)
+        thumb = np.zeros((32, 32, 3), np.uint8)
+        prints = [Fingerprint(int(each), thumb) for each in bits] + [
+            Fingerprint(5, np.full((32, 32, 3), index % 250, np.uint8)) for index in range(0, 1000)
+        ]
+        began = time.perf_counter()
+        found = find_duplicates(prints)
+        assert time.perf_counter() - began < 20  # 0.4 s measured
+        assert all(i >= 6000 for i, _ in found) and len(found) > 900
+
+
+class TestVerifySplits:
+    def test_counts(self, root: Path) -> None:
+        report = look(root)
+        assert report.usable and report.problems == [] and report.duplicates == [] and report.differences == []
+        for split, count in PICTURES.items():
+            labels = np.stack([render("car", split, index).label for index in range(count)])
+            found = report.splits[split]
+            assert found.images == count and found.sizes == {"128x128": count} and found.ignored_pixels == 0
+            for index, name in enumerate(CLASSES):
+                assert found.pixels_of_class[name] == (labels == index).sum()
+                assert found.images_with_class[name] == (labels == index).any((1, 2)).sum()
+
+    def test_ignored_pixels_sizes_and_absent_classes(self, root: Path) -> None:
+        label = np.full((40, 60), 255, np.uint8)
+        label[:10] = 1
+        write(root, "val", "odd", np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8), label)
+        shutil.rmtree(root / "test")
+        write(root, "test", "only", np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8), label)
+        report = look(root)
+        assert report.splits["val"].ignored_pixels == 30 * 60
+        assert report.splits["val"].sizes == {"128x128": 2, "60x40": 1}
+        assert report.absent == {"test": ["background", "light", "plate", "wheel", "window"]}
+        assert report.splits["test"].pixels_of_class["body"] == 600
+
+    @pytest.mark.parametrize(
+        ("spoil", "summary", "kind"),
+        [
+            (lambda image, label: image.write_bytes(image.read_bytes()[:2000]), "cannot read the image", DataError),
+            (lambda image, label: image.write_bytes(b""), "cannot read the image", DataError),
+            (lambda image, label: label.write_bytes(b""), "cannot read the label map", DataError),
+            (lambda image, label: label.write_bytes(image.read_bytes()), "the label map is a colour", LabelError),
+            (lambda image, label: Image.new("L", (64, 64)).save(label), "image and label map differ", LabelError),
+            (lambda image, label: Image.new("L", (128, 128), 6).save(label), "label outside the classes", LabelError),
+            (lambda image, label: Image.new("I;16", (128, 128)).save(image), "more than 8 bits", DataError),
+            (lambda image, label: label.write_bytes(label.read_bytes()[:-60]), "cannot read the label", DataError),
+        ],
+    )
+    def test_a_faulty_sample(self, root: Path, spoil: Callable[..., Any], summary: str, kind: type[Exception]) -> None:
+        image, label = root / "test" / "images" / "t1.png", root / "test" / "labels" / "t1.png"
+        spoil(image, label)
+        report = look(root)
+        (problem,) = report.problems
+        assert type(problem) is kind and summary in problem.summary and problem.path in (image, label)
+        assert problem.found is not None and not report.usable and report.splits["test"].images == 2
+        with pytest.raises(kind, match=summary) as caught:
+            ensure_verified(splits_of(root), root)
+        assert caught.value.path == problem.path
+
+    def test_several_faulty_samples(self, root: Path) -> None:
+        for split, key in (("support", "s1"), ("test", "t0"), ("test", "t2")):
+            (root / split / "images" / f"{key}.png").write_bytes(b"GIF89a")
+        report = look(root)
+        assert [Path(str(each.path)).stem for each in report.problems] == ["s1", "t0", "t2"]
+        with pytest.raises(DataError, match="3 of 9 samples are unusable") as caught:
+            ensure_verified(splits_of(root), root)
+        assert str(caught.value.found).count("cannot read the image") == 3
+
+    def test_duplicates(self, root: Path) -> None:
+        first, other = render("car", "support", 0), render("car", "test", 0)
+        write(root, "test", "copy", recompressed(first.image, 75), first.label, ".jpg")
+        write(root, "test", "zagain", resized(other.image, 256, 256), np.zeros((256, 256), np.uint8))
+        write(root, "val", "copy", first.image, first.label)
+        report = look(root)
+        assert report.duplicates == [
+            Duplicate("support/s0", "val/copy", False),
+            Duplicate("support/s0", "test/copy", True),
+            Duplicate("test/t0", "test/zagain", False),
+        ]
+        assert report.usable and [str(each) for each in report.leaks] == ["support/s0 = test/copy"]
+
+    def test_nothing_is_drawn(self, root: Path) -> None:
+        states = random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()  # type: ignore[index]
+        look(root)
+        assert states == (random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())  # type: ignore[index]
+
+    def test_threads_of_torch_stay_as_they_were(self, root: Path) -> None:
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            look(root)
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(before)
+
+    def test_any_object_with_pairs_will_do(self, root: Path) -> None:
+        """Label maps of another kind of file, images elsewhere, no manifest."""
+        dataset = FolderDataset(root / "test", CLASSES)
+        for pair in dataset.pairs:
+            np.save(pair.label.with_suffix(".npy"), np.asarray(Image.open(pair.label)))
+            pair.label.unlink()
+        report = verify_splits({"test": FolderDataset(root / "test", CLASSES)}, root / "elsewhere")
+        assert report.usable and report.splits["test"].images == 3
+
+    def test_progress(self, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        import slime_bench.data.progress as progress
+
+        verify_splits(splits_of(root), root, progress=True)
+        assert capsys.readouterr().err == ""  # a moment is not worth a line
+        monkeypatch.setattr(progress, "_LOGGED", 0.0)
+        verify_splits(splits_of(root), root, progress=True)
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith("verify car [########################] 9/9")
+
+
+class TestManifest:
+    @pytest.fixture(autouse=True)
+    def manifest(self, root: Path) -> None:
+        write_manifest(root)
+
+    def test_as_listed(self, root: Path) -> None:
+        for file in root.rglob("*.png"):  # another compression is the same picture
+            with Image.open(file) as image:
+                image.load()
+                image.save(file, compress_level=0)
+        (root / "test" / "images" / ".DS_Store").write_text("")
+        assert look(root).usable
+
+    @pytest.mark.parametrize("kind", ["images", "labels"])
+    def test_a_changed_pixel(self, root: Path, kind: str) -> None:
+        path = root / "val" / kind / "v1.png"
+        pixels = np.array(Image.open(path))
+        pixels[5, 7] ^= 1
+        Image.fromarray(pixels).save(path)
+        report = look(root)
+        assert report.differences == [f"changed: val/{kind}/v1.png"] and not report.usable
+        with pytest.raises(DataError, match="differs from its manifest") as caught:
+            ensure_verified(splits_of(root), root)
+        assert caught.value.found == f"changed: val/{kind}/v1.png"
+
+    def test_missing_and_not_listed(self, root: Path) -> None:
+        for kind in ("images", "labels"):
+            (root / "test" / kind / "t1.png").rename(root / "test" / kind / "more.png")
+        assert look(root).differences == [
+            "missing: test/images/t1.png, test/labels/t1.png",
+            "not listed: test/images/more.png, test/labels/more.png",
+        ]
+
+    def test_unreadable_is_said_once(self, root: Path) -> None:
+        (root / "test" / "images" / "t1.png").write_bytes(b"")
+        report = look(root)
+        assert len(report.problems) == 1 and report.differences == []
+
+    def test_only_the_splits_asked_for(self, root: Path) -> None:
+        for kind in ("images", "labels"):
+            (root / "val" / kind / "v0.png").unlink()
+        assert verify_splits(splits_of(root, "support", "test"), root).usable
+        assert len(look(root).differences) == 1
+
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", '{"version": 1}', "[" * 100_000, '{"version":1,"subject":1,"classes":1,"files":[]}']
+    )
+    def test_a_broken_manifest(self, root: Path, text: str) -> None:
+        (root / MANIFEST).write_text(text)
+        report = look(root)
+        (problem,) = report.problems
+        assert problem.path == root / MANIFEST and report.splits["test"].images == 3
+        with pytest.raises(DataError, match="manifest"):
+            read_manifest(root)
+        with pytest.raises(DataError, match="manifest"):
+            ensure_verified(splits_of(root), root)
+
+
+class Reads:
+    """Counts the samples that are decoded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        plain = FolderDataset.__getitem__
+
+        def counted(dataset: FolderDataset, index: int) -> Any:
+            self.count += 1
+            return plain(dataset, index)
+
+        monkeypatch.setattr(FolderDataset, "__getitem__", counted)
+
+    def during(self, root: Path, *names: str, **arguments: Any) -> int:
+        before = self.count
+        ensure_verified(splits_of(root, *names, **arguments), root)
+        return self.count - before
+
+
+class TestRemembered:
+    @pytest.fixture(autouse=True)
+    def user_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
+        return tmp_path / "user cache"
+
+    @pytest.fixture
+    def reads(self, monkeypatch: pytest.MonkeyPatch) -> Reads:
+        return Reads(monkeypatch)
+
+    def test_once(self, root: Path, reads: Reads, user_cache: Path) -> None:
+        assert [reads.during(root), reads.during(root)] == [9, 0]
+        assert (root / CACHE).is_file() and not user_cache.exists()
+        first, again = look(root), verified(splits_of(root), root)
+        assert again.remembered and again.splits == first.splits and again.duplicates == first.duplicates
+        assert not verified(splits_of(root), root, fresh=True).remembered
+
+    @pytest.mark.parametrize("change", ["time", "size", "new file", "lost file", "manifest", "hidden file"])
+    def test_until_a_file_changes(self, root: Path, reads: Reads, change: str) -> None:
+        reads.during(root)
+        path = root / "val" / "images" / "v1.png"
+        if change == "time":
+            os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+        elif change == "size":
+            stat = path.stat()
+            path.write_bytes(path.read_bytes() + b"\0")
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        elif change == "new file":
+            for kind in ("images", "labels"):
+                shutil.copy2(root / "val" / kind / "v1.png", root / "val" / kind / "v2.png")
+        elif change == "lost file":
+            path.unlink()
+            (root / "val" / "labels" / "v1.png").unlink()
+        elif change == "manifest":
+            write_manifest(root)
+        else:
+            (root / "val" / "images" / ".DS_Store").write_text("")
+        expected = {"new file": 10, "lost file": 8, "hidden file": 0}.get(change, 9)
+        assert reads.during(root) == expected and reads.during(root) == 0
+
+    def test_a_link_to_nowhere_hides_nothing(self, root: Path, reads: Reads) -> None:
+        for kind in ("images", "labels"):
+            (root / "val" / kind / "link.txt").symlink_to(root / "nowhere")
+        assert [reads.during(root), reads.during(root)] == [9, 0]
+        for path in (root / "val" / "images").glob("*.png"):
+            os.utime(path, ns=(1, 1))
+            assert reads.during(root) == 9
+
+    def test_by_classes_and_by_colours(self, root: Path, reads: Reads) -> None:
+        more = (*CLASSES, "door")
+        assert [reads.during(root), reads.during(root, classes=more)] == [9, 9]
+        assert [reads.during(root), reads.during(root, classes=more)] == [0, 0]
+        splits = splits_of(root)
+        for dataset in splits.values():
+            dataset.colours = {"body": [255, 0, 0]}
+        before = reads.count
+        verified(splits, root)
+        assert reads.count - before == 9
+
+    def test_a_part_of_what_is_known(self, root: Path, reads: Reads, caplog: pytest.LogCaptureFixture) -> None:
+        write(root, "test", "copy", render("car", "val", 0).image, render("car", "val", 0).label)
+        assert [reads.during(root), reads.during(root, "support", "test"), reads.during(root, "val")] == [10, 0, 0]
+        report = verified(splits_of(root, "support", "test"), root)
+        assert set(report.splits) == {"support", "test"} and report.leaks == []
+        assert len(verified(splits_of(root, "val", "test"), root).leaks) == 1
+        assert len(json.loads((root / CACHE).read_text())["verdicts"]) == 1
+
+    def test_a_whole_replaces_its_parts(self, root: Path, reads: Reads) -> None:
+        assert [reads.during(root, "support", "test"), reads.during(root), reads.during(root, "support")] == [7, 9, 0]
+        assert len(json.loads((root / CACHE).read_text())["verdicts"]) == 1
+
+    def test_few_verdicts_are_kept(self, root: Path) -> None:
+        for index in range(12):
+            verified(splits_of(root, "val", classes=(*CLASSES, f"more{index}")), root)
+        assert len(json.loads((root / CACHE).read_text())["verdicts"]) == 8
+        assert verified(splits_of(root, "val", classes=(*CLASSES, "more11")), root).remembered
+
+    def test_what_is_faulty_is_not_remembered(self, root: Path, reads: Reads) -> None:
+        path = root / "test" / "images" / "t1.png"
+        content = path.read_bytes()
+        path.write_bytes(b"")
+        for _ in range(2):
+            with pytest.raises(DataError):
+                ensure_verified(splits_of(root), root)
+        assert reads.count == 18 and not (root / CACHE).exists()
+        path.write_bytes(content)
+        ensure_verified(splits_of(root), root)
+
+    def test_a_file_that_changes_meanwhile(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain = FolderDataset.__getitem__
+
+        def changing(dataset: FolderDataset, index: int) -> Any:
+            path = dataset.pairs[index].image
+            os.utime(path, ns=(1, time.time_ns()))
+            return plain(dataset, index)
+
+        monkeypatch.setattr(FolderDataset, "__getitem__", changing)
+        ensure_verified(splits_of(root), root)
+        assert not (root / CACHE).exists()
+
+    def test_a_root_that_cannot_be_written(self, root: Path, reads: Reads, user_cache: Path) -> None:
+        (root / CACHE).mkdir()  # tests may run as root, whom no permission stops
+        assert [reads.during(root), reads.during(root)] == [9, 0]
+        assert len(list((user_cache / "slime-bench" / "verified").iterdir())) == 1
+        other = root.with_name("horse")
+        shutil.copytree(root, other)
+        assert reads.during(other) == 9  # no other folder's verdict
+
+    def test_nowhere_to_write(self, root: Path, reads: Reads, user_cache: Path) -> None:
+        (root / CACHE).mkdir()
+        user_cache.write_text("a file")
+        assert [reads.during(root), reads.during(root)] == [9, 9]
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "{", "[]", "null", '{"version": 1}', '{"version": 1, "verdicts": 3}', "[" * 100_000,
+         '{"version": 1, "verdicts": [1]}', '{"version": 1, "verdicts": [{"state": {}, "report": []}]}'],
+    )  # fmt: skip
+    def test_a_broken_cache(self, root: Path, reads: Reads, text: str) -> None:
+        (root / CACHE).write_text(text)
+        assert [reads.during(root), reads.during(root)] == [9, 0]
+
+    def test_warnings(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+        picture = render("car", "support", 0)
+        write(root, "test", "copy", picture.image, picture.label)
+        write(root, "support", "twin", picture.image, picture.label)
+        for _ in range(2):  # also when it is remembered
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                ensure_verified(splits_of(root), root)
+            messages = [each.getMessage() for each in caplog.records]
+            assert len(messages) == 2
+            assert "1 image(s) of the test split are in another split too: support/s0 = test/copy" in messages[0]
+            assert "1 image(s) appear twice: support/s0 = support/twin" in messages[1]
+
+    def test_many_files_are_quick(self, root: Path) -> None:
+        """60,000 files are checked against the cache in less than 2 s (0.5 s measured); some of them here."""
+        folders = [root / "many" / kind for kind in ("images", "labels")]
+        for folder in folders:
+            folder.mkdir(parents=True)
+            for index in range(1500):
+                os.close(os.open(folder / f"{index}.png", os.O_CREAT))
+        began = time.perf_counter()
+        state = Verdicts(root).state(folders)
+        assert time.perf_counter() - began < 2
+        (folders[0] / "77.png").write_bytes(b"x")
+        assert Verdicts(root).state(folders) != state
+
+
+def test_class_pixels_counts_no_other_label() -> None:
+    label = torch.tensor([[0, 1, 1], [255, 4, 2]])
+    assert class_pixels(label, 3).tolist() == [1, 2, 1] and class_pixels(label, 6).tolist() == [1, 2, 1, 0, 1, 0]
+
+
+def test_errors_are_listed_not_raised(root: Path) -> None:
+    """Whatever error of the bench a sample raises."""
+
+    class Odd(FolderDataset):
+        def __getitem__(self, index: int) -> Any:
+            raise SlimeBenchError("odd", path=self.pairs[index].image, found=index)
+
+    splits: Mapping[str, FolderDataset] = {"test": Odd(root / "test", CLASSES)}
+    assert [each.summary for each in verify_splits(splits, root).problems] == ["odd"] * 3

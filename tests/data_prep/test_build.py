@@ -1,0 +1,787 @@
+"""data_prep.build: whole or absent, the same bytes however it was interrupted, and an error for whatever goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_prep.build import Dropped, Job, Made, Sample, build, print_report
+from data_prep.build_files import JOURNAL, manifest_text, plain
+from data_prep.build_pool import outcomes
+from data_prep.build_worker import is_file_stem, spelling
+from slime_bench.data.folder import FolderDataset
+from slime_bench.data.manifest import MANIFEST, read_manifest
+from slime_bench.data.progress import Progress
+from slime_bench.data.verify import verify_splits
+from slime_bench.errors import ConfigError, DataError, StorageError
+from tests.fixtures import toy_build
+from tests.fixtures.toy_build import CLASSES, jobs, make, named, picture, recipe
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file below `root` with its content."""
+    return {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+
+
+def building(out: Path) -> Path:
+    return out.with_name(f".{out.name}.building")
+
+
+def calls(log: Path) -> list[str]:
+    return sorted(log.read_text().split()) if log.exists() else []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of the toy of 12 jobs, built at one go."""
+    out = tmp_path_factory.mktemp("whole") / "car"
+    make(out)
+    return tree(out)
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Path:
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    return folder
+
+
+class TestContent:
+    def test_files_and_manifest(self, tmp_path: Path) -> None:
+        out = tmp_path / "data" / "car"
+        report = make(out)
+        manifest = read_manifest(out)
+        expected: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for index in range(12):
+            if index % 7 != 6:
+                for part in range(1 if index % 3 == 0 else 2):
+                    split = ("support", "val", "test")[index % 3]
+                    expected[f"{split}/2008_{index:06d}_{part}"] = picture(10 * index + part)
+        expected["test/2008_000001_0"] = expected.pop("val/2008_000001_0")  # moved by `assign`
+        assert set(manifest["samples"]) == set(expected)
+        assert len(manifest["files"]) == 2 * len(expected)
+        for name, arrays in expected.items():
+            split, stem = name.split("/")
+            for kind, array in zip(("images", "labels"), arrays, strict=True):
+                relative = f"{split}/{kind}/{stem}.png"
+                with Image.open(out / relative) as file:
+                    assert file.format == "PNG" and file.mode == ("RGB" if kind == "images" else "L")
+                    assert np.array_equal(np.asarray(file), array)
+                assert manifest["files"][relative] == hashlib.sha256(array.tobytes()).hexdigest()
+            facts = manifest["samples"][name]
+            counts = [int((arrays[1] == label).sum()) for label in range(3)]
+            assert facts["size"] == list(arrays[1].shape) and facts["pixels"] == counts
+            assert sum(facts["pixels"]) == arrays[1].size - 1  # one pixel is 255
+            assert facts["source"] == stem[:-2] and facts["object"] == int(stem[-1]) + 1
+            assert facts["box"] == [0, 0.5, 9, 8]
+        assert manifest["dropped"] == {"overlaps another box": 3, "too small": 1}
+        assert manifest["dropped_samples"]["too small"] == ["support/2008_000006 object 1"]
+        assert manifest["settings"] == {"rule": "paper"} and manifest["sources"] == {"voc": "VOC2010"}
+        assert manifest["name"] == "toy_car" and manifest["classes"] == list(CLASSES) and manifest["faulty"] == []
+        assert str(tmp_path) not in (out / MANIFEST).read_text()
+        assert report.kept == {"support": 3, "val": 7, "test": 9} and report.dropped == manifest["dropped"]
+        assert report.made == 12 and report.resumed == 0
+        assert not building(out).exists()
+
+    def test_it_is_a_data_set_of_the_bench(self, tmp_path: Path) -> None:
+        make(tmp_path / "car")
+        splits = {name: FolderDataset(tmp_path / "car" / name, CLASSES) for name in ("support", "val", "test")}
+        report = verify_splits(splits, tmp_path / "car")
+        assert report.usable and {name: each.images for name, each in report.splits.items()} == {
+            "support": 3, "val": 7, "test": 9,
+        }  # fmt: skip
+
+    def test_split_lists(self, tmp_path: Path) -> None:
+        make(tmp_path / "car")
+        found = {file.name: file.read_text() for file in (tmp_path / "car" / "splits").iterdir()}
+        assert set(found) == {"drawn-1-seed0.txt", "first-2.txt"}
+        lines = [line.split("#")[0].strip() for line in found["first-2.txt"].splitlines()]
+        assert [line for line in lines if line] == ["2008_000000_0", "2008_000001_0"]
+
+    def test_samples_are_listed_in_the_order_of_the_jobs(self, tmp_path: Path) -> None:
+        seen: list[list[Sample]] = []
+
+        def assign(samples: list[Sample]) -> dict[str, str]:
+            seen.append(samples)
+            return {}
+
+        backwards = jobs()[::-1]
+        make(tmp_path / "car", the_jobs=backwards, assign=assign)
+        (samples,) = seen
+        assert [each.facts["source"] for each in samples] == sorted((s.facts["source"] for s in samples), reverse=True)
+        assert samples[0].facts["pixels"] and samples[0].split == "test"
+        assert list(read_manifest(tmp_path / "car")["samples"]) == [f"{each.split}/{each.id}" for each in samples]
+
+    def test_workers_change_nothing(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        report = make(tmp_path / "car", workers=2)
+        assert tree(tmp_path / "car") == whole and report.made == 12
+
+    def test_no_torch_in_the_workers(self, repository: Path) -> None:
+        code = "import sys, data_prep.build, data_prep.build_pool, data_prep.commands; print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "False"
+
+    def test_a_large_manifest_is_quick(self) -> None:
+        samples = {f"support/{index:05d}": {"source": str(index), "pixels": [index] * 10} for index in range(30_000)}
+        manifest = {"version": 1, "files": {f"{name}.png": "0" * 64 for name in samples}, "samples": samples}
+        began = time.perf_counter()
+        assert json.loads(manifest_text(manifest)) == manifest
+        assert time.perf_counter() - began < 10  # 0.5 s measured
+
+    def test_few_jobs_are_in_flight(self, tmp_path: Path) -> None:
+        taken = []
+
+        class Counted(list[Job]):
+            def __iter__(self) -> Any:
+                for job in list.__iter__(self):
+                    taken.append(job)
+                    yield job
+
+        results = outcomes(Counted(jobs(60)), toy_build.work, tmp_path, 3, workers=2)
+        for _ in range(10):
+            while next(results) is None:
+                pass
+        ahead = len(taken) - 10
+        results.close()
+        assert ahead <= 10  # three for each worker, and those that were finished in one go
+
+
+class TestResume:
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_interrupted(self, tmp_path: Path, faults: Path, whole: dict[str, bytes], workers: int) -> None:
+        out, log = tmp_path / "car", tmp_path / "log"
+        (faults / "2008_000008").write_text("interrupt" if workers == 1 else "bug")
+        with pytest.raises(KeyboardInterrupt if workers == 1 else KeyError):
+            make(out, workers=workers, log=log, faults=faults)
+        assert not out.exists() and not (building(out) / MANIFEST).exists()
+        done = [json.loads(line)["key"] for line in (building(out) / JOURNAL).read_text().splitlines()[1:]]
+        assert "2008_000008" not in done and len(done) >= (8 if workers == 1 else 1)
+        (faults / "2008_000008").unlink()
+        log.unlink()
+        report = make(out, workers=workers, log=log, faults=faults)
+        assert calls(log) == sorted({job.key for job in jobs()} - set(done))
+        assert report.resumed == len(done) and report.made == 12 - len(done)
+        assert tree(out) == whole
+
+    @settings(max_examples=25, deadline=None)
+    @given(data=st.data())
+    def test_cut_anywhere(self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+        """The journal cut at any byte, any files of the building folder lost, emptied or added: the same data set."""
+        folder = tmp_path_factory.mktemp("cut")
+        out, faults = folder / "car", folder / "faults"
+        faults.mkdir()
+        (faults / "2008_000005").write_text("interrupt")
+        with pytest.raises(KeyboardInterrupt):
+            make(out, count=6, faults=faults)
+        (faults / "2008_000005").unlink()
+        journal = building(out) / JOURNAL
+        content = journal.read_bytes()
+        journal.write_bytes(content[: data.draw(st.integers(0, len(content)), label="journal bytes")])
+        pictures = sorted(building(out).rglob("*.png"))
+        intact = pictures[0].read_bytes()
+        for file in data.draw(st.lists(st.sampled_from(pictures), unique=True, max_size=4), label="spoilt"):
+            if data.draw(st.booleans(), label="removed"):
+                file.unlink()
+            else:
+                file.write_bytes(file.read_bytes()[: data.draw(st.integers(0, file.stat().st_size - 1))])
+        if data.draw(st.booleans(), label="strays"):
+            pictures[0].with_name("stray.png").write_bytes(intact)
+            (pictures[0].parent / f".{pictures[0].name}.77.tmp").write_bytes(b"half")
+            (pictures[0].parent / "folder").mkdir()
+        make(out, count=6)
+        make(folder / "again", count=6)
+        assert tree(out) == tree(folder / "again")
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_killed(self, tmp_path: Path, repository: Path, workers: int) -> None:
+        """kill -9 in the middle: no data set, no process left; the same command then gives the same bytes."""
+        out, log = tmp_path / "car", tmp_path / "log"
+        command = [sys.executable, toy_build.__file__, str(out), str(workers), str(log)]
+        environment = os.environ | {"PYTHONPATH": str(repository)}
+        process = subprocess.Popen([*command, "0.05"], env=environment, stderr=subprocess.DEVNULL)
+        wait_for(lambda: len(calls(log)) >= 12)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        workers_then = [int(each) for each in children.read_text().split()] if children.exists() else []
+        process.kill()
+        process.wait()
+        wait_for(lambda: not any(Path(f"/proc/{each}").exists() for each in workers_then))
+        assert not out.exists() and not (building(out) / MANIFEST).exists() and building(out).is_dir()
+        log.unlink()
+        report = make(out, workers=1, count=60, log=log)
+        assert report.resumed >= 4 and len(calls(log)) == 60 - report.resumed
+        make(tmp_path / "again", count=60)
+        assert tree(out) == tree(tmp_path / "again")
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_ctrl_c(self, tmp_path: Path, repository: Path, workers: int) -> None:
+        out, log = tmp_path / "car", tmp_path / "log"
+        process = subprocess.Popen(
+            [sys.executable, toy_build.__file__, str(out), str(workers), str(log), "0.05"],
+            env=os.environ | {"PYTHONPATH": str(repository)}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            # A shell's background job ignores Ctrl-C, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        wait_for(lambda: len(calls(log)) >= 8)
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the workers too
+        _, printed = process.communicate(timeout=30)
+        assert process.returncode == 130 and time.monotonic() - began < 15
+        assert "the same command goes on" in printed and "Traceback" not in printed
+        assert not out.exists()
+        assert make(out, count=60).resumed >= 3
+
+    def test_another_recipe_starts_afresh(self, tmp_path: Path, faults: Path, whole: dict[str, bytes]) -> None:
+        (faults / "2008_000008").write_text("interrupt")
+        for changed in (
+            {"settings": {"rule": "lagm"}},
+            {"sources": {"voc": "VOC2012"}},
+            {"classes": (*CLASSES, "light")},
+            {"name": "other"},
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                make(tmp_path / "car", faults=faults, of=recipe(**changed))
+        (faults / "2008_000008").unlink()
+        assert make(tmp_path / "car").resumed == 0
+        assert tree(tmp_path / "car") == whole
+
+    def test_other_jobs(self, tmp_path: Path, faults: Path, whole: dict[str, bytes]) -> None:
+        """A picture that is no longer among the sources leaves nothing behind."""
+        out = tmp_path / "car"
+        (faults / "2008_000011").write_text("interrupt")
+        with pytest.raises(KeyboardInterrupt):
+            make(out, faults=faults, the_jobs=[Job("extra", 1), *jobs()])
+        report = make(out)
+        assert report.resumed == 11 and tree(out) == whole
+
+    def test_before_the_renaming(self, tmp_path: Path, whole: dict[str, bytes], monkeypatch: Any) -> None:
+        """With its manifest written the folder is whole: it only needs its place."""
+        import data_prep.build as module
+
+        out, log = tmp_path / "car", tmp_path / "log"
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "place", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                make(out, log=log)
+        assert (building(out) / MANIFEST).is_file() and not out.exists()
+        shutil.copytree(building(out), tmp_path / ".other.building")
+        log.unlink()
+        make(out, log=log)
+        assert calls(log) == [] and tree(out) == whole
+        # Of other jobs it is not whole, but what is finished counts.
+        report = make(tmp_path / "other", count=14)
+        assert report.resumed >= 10 and not (tmp_path / "other" / JOURNAL).exists()
+        make(tmp_path / "again", count=14)
+        assert tree(tmp_path / "other") == tree(tmp_path / "again")
+
+    def test_while_samples_move(self, tmp_path: Path, whole: dict[str, bytes], monkeypatch: Any) -> None:
+        import data_prep.build_finish as module
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_write_lists", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                make(tmp_path / "car")
+        report = make(tmp_path / "car")
+        assert report.made == 1 and tree(tmp_path / "car") == whole  # the job of the one sample that had moved
+
+    def test_two_commands_at_once(self, tmp_path: Path, repository: Path) -> None:
+        """The second waits for the first, and finds its data set."""
+        out, log = tmp_path / "car", tmp_path / "log"
+        command = [sys.executable, toy_build.__file__, str(out), "1", str(log), "0.01"]
+        both = [
+            subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(repository)}, stderr=subprocess.DEVNULL)
+            for _ in range(2)
+        ]
+        assert [process.wait(60) for process in both] == [0, 0]
+        assert calls(log) == [job.key for job in jobs(60)]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+class TestFaultySources:
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_stop(self, tmp_path: Path, faults: Path, whole: dict[str, bytes], workers: int) -> None:
+        out, log = tmp_path / "car", tmp_path / "log"
+        for key, kind in (("2008_000002", "faulty"), ("2008_000004", "locked"), ("2008_000007", "huge")):
+            (faults / key).write_text(kind)
+        with pytest.raises(DataError, match="3 of 12 source pictures are faulty") as caught:
+            make(out, workers=workers, log=log, faults=faults)
+        text = str(caught.value)
+        assert "/voc/2008_000002.jpg: cannot read the image (0 bytes)" in text
+        assert "/voc/2008_000004.mat: cannot read a source file (Permission denied)" in text
+        assert "2008_000007: a source does not fit into memory" in text
+        assert text.index("000002") < text.index("000004") < text.index("000007") and "--faulty skip" in text
+        assert not out.exists() and len(calls(log)) == 12
+        for each in faults.iterdir():
+            each.unlink()
+        log.unlink()
+        make(out, workers=workers, log=log, faults=faults)
+        assert calls(log) == ["2008_000002", "2008_000004", "2008_000007"]
+        assert tree(out) == whole
+
+    def test_many_are_counted(self, tmp_path: Path, faults: Path) -> None:
+        for job in jobs(30)[:25]:
+            (faults / job.key).write_text("faulty")
+        with pytest.raises(DataError, match="25 of 30 source pictures") as caught:
+            make(tmp_path / "car", count=30, faults=faults)
+        assert str(caught.value).count("cannot read the image") == 20 and "and 5 more" in str(caught.value)
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_skip(self, tmp_path: Path, faults: Path, workers: int, capsys: Any) -> None:
+        out = tmp_path / "car"
+        (faults / "2008_000002").write_text("faulty")
+        (faults / "2008_000009").write_text("locked")
+        with pytest.raises(DataError):
+            make(out, workers=workers, faults=faults)
+        report = make(out, workers=workers, faults=faults, faulty="skip")
+        assert report.resumed == 10 and report.made == 2
+        manifest = read_manifest(out)
+        assert manifest["faulty"] == [
+            {"source": "2008_000002", "what": "cannot read the image (2008_000002.jpg)"},
+            {"source": "2008_000009", "what": "cannot read a source file (2008_000009.mat)"},
+        ]
+        assert manifest["dropped"]["unreadable: cannot read the image"] == 1
+        assert not any("2008_000002" in name for name in manifest["files"]) and len(manifest["samples"]) == 16
+        # Nothing is to be done any more, and the report still says what is missing.
+        again = make(out, faults=faults)
+        assert again.made == 0 and len(again.faulty) == 2
+        print_report(again)
+        printed = capsys.readouterr().out
+        assert "2 faulty source(s) left out" in printed and "2008_000009: cannot read a source file" in printed
+        assert "nothing was done" in printed
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_a_full_disk(
+        self, tmp_path: Path, faults: Path, whole: dict[str, bytes], workers: int, monkeypatch: Any
+    ) -> None:
+        out = tmp_path / "car"
+        monkeypatch.setattr(Image.Image, "save", Image.Image.save)  # put back what the toy replaces
+        (faults / "2008_000008").write_text("full disk")
+        with pytest.raises(StorageError) as caught:
+            make(out, workers=workers, faults=faults)
+        assert "No space left on device" in str(caught.value) and "the same command goes on" in str(caught.value)
+        assert not out.exists()
+        if workers == 1:  # another worker is ended where it is, and what it leaves is swept by the next run
+            assert not list(building(out).rglob("*.tmp"))
+        (faults / "2008_000008").unlink()
+        monkeypatch.undo()
+        report = make(out, workers=1, faults=faults)
+        assert report.resumed >= 1 and tree(out) == whole
+
+    def test_a_full_disk_for_the_journal_and_the_manifest(
+        self, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import data_prep.build_finish as module
+        from data_prep.build_files import Journal
+
+        out = tmp_path / "car"
+
+        def refuse(*_: Any) -> None:
+            raise StorageError("The file could not be written.", path="x", found="No space left on device")
+
+        class Full:
+            def write(self, content: bytes) -> int:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            def close(self) -> None:
+                pass
+
+        start = Journal.start
+
+        def then_full(self: Journal, records: Any) -> None:
+            start(self, records)
+            self._file.close()
+            self._file = Full()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "start", then_full)
+            with pytest.raises(StorageError, match="No space left"):
+                make(out)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_atomic", refuse)
+            with pytest.raises(StorageError, match="No space left"):
+                make(out)
+        assert not out.exists()
+        assert make(out).resumed >= 10 and tree(out) == whole
+
+    def test_a_worker_that_dies(self, tmp_path: Path, faults: Path, whole: dict[str, bytes]) -> None:
+        out = tmp_path / "car"
+        (faults / "2008_000008").write_text("killed")
+        with pytest.raises(DataError, match="a worker process died") as caught:
+            make(out, workers=2, faults=faults)
+        assert "2008_000008" in str(caught.value.path) and "fewer --workers" in str(caught.value.remedy)
+        assert not out.exists()
+        (faults / "2008_000008").unlink()
+        assert make(out, workers=2, faults=faults).resumed >= 1
+        assert tree(out) == whole
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_a_bug_names_its_job(self, tmp_path: Path, faults: Path, workers: int) -> None:
+        (faults / "2008_000003").write_text("bug")
+        with pytest.raises(KeyError, match="parts") as caught:
+            make(tmp_path / "car", workers=workers, faults=faults, faulty="skip")
+        assert caught.value.__notes__ == ["while preparing 2008_000003"]
+
+
+def one(made: Any) -> Callable[[Job], Any]:
+    return lambda job: made if job.key == "2008_000001" else [Made("test", job.key, *picture(1))]
+
+
+def sample(**changed: Any) -> list[Made]:
+    image, label = picture(0)
+    return [Made(**({"split": "test", "id": "a", "image": image, "label": label} | changed))]
+
+
+class TestBadResults:
+    @pytest.mark.parametrize(
+        ("made", "error"),
+        [
+            (None, TypeError),
+            ([("test", "a")], TypeError),
+            (sample(split="train"), ValueError),
+            ([Dropped("train", "a", "b")], ValueError),
+            (sample(image=picture(0)[0].astype(np.float32)), TypeError),
+            (sample(image=picture(0)[1]), TypeError),
+            (sample(label=picture(0)[1].astype(np.int64)), TypeError),
+            (sample(label=picture(0)[1] % 3 + 3), ValueError),
+            (sample(facts={"box": object()}), TypeError),
+            (sample(facts={"score": float("nan")}), ValueError),
+        ],
+    )
+    def test_errors_of_the_program(self, tmp_path: Path, made: Any, error: type[Exception]) -> None:
+        with pytest.raises(error):
+            make(tmp_path / "car", the_work=one(made), faulty="skip", assign=None)
+        assert not (tmp_path / "car").exists()
+
+    @pytest.mark.parametrize(
+        "bad",
+        ["", ".", "..", ".hidden", "a/b", "/etc/passwd", "..\\a", "a\0b", "a\nb", " a", "a ", "#1", "a#2", "x" * 201,
+         "é" * 101, "bad\udcff", 'say "a"'],
+    )  # fmt: skip
+    def test_ids_that_are_no_file_names(self, tmp_path: Path, bad: str) -> None:
+        out = tmp_path / "car"
+        with pytest.raises(DataError) as caught:
+            make(out, the_work=one(sample(id=bad)), assign=None)
+        assert "1 of 12 source pictures are faulty" in str(caught.value)
+        assert "the name of a sample cannot be a file name" in str(caught.value)
+        report = make(out, the_work=one(sample(id=bad)), assign=None, faulty="skip")
+        assert report.kept["test"] == 11 and len(list((out / "test" / "images").iterdir())) == 11
+        assert {file.name for file in tmp_path.iterdir()} == {"car", ".car.lock"}
+
+    @settings(max_examples=30, deadline=None)
+    @given(key=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=70))
+    def test_any_id_is_refused_or_kept(self, key: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+        folder = tmp_path_factory.mktemp("ids")
+        try:
+            build(folder / "car", recipe(), [Job(f"job of {key!r}")], lambda job: sample(id=key), workers=1)
+        except DataError:
+            assert not is_file_stem(key) and not (folder / "car").exists()
+            return
+        key = unicodedata.normalize("NFC", key)
+        assert FolderDataset(folder / "car" / "test", CLASSES).ids == [key]
+        lines = (folder / "car" / "splits" / "drawn-1-seed0.txt").read_text(encoding="utf-8").split("\n")
+        assert [line.strip() for line in lines if not line.startswith("#")] == [key, ""]
+
+    @pytest.mark.parametrize("key", ["a b", "Pferd größer", "馬_01", "cafe\u0301", "2008_000008-1", "it's (1)"])
+    def test_uncommon_ids(self, tmp_path: Path, key: str) -> None:
+        one_list = recipe(splits=lambda samples: {"all": [samples[0].id]})
+        build(tmp_path / "my data é", one_list, [Job(key)], lambda job: sample(id=key))
+        splits = {"test": FolderDataset(tmp_path / "my data é" / "test", CLASSES)}
+        composed = unicodedata.normalize("NFC", key)  # one spelling in files, lists and manifest
+        assert list(read_manifest(tmp_path / "my data é")["samples"]) == [f"test/{composed}"]
+        assert splits["test"].ids == [composed] and verify_splits(splits, tmp_path / "my data é").usable
+
+    def test_sizes_that_differ(self, tmp_path: Path) -> None:
+        made = sample(label=np.zeros((3, 4), np.uint8))
+        with pytest.raises(DataError, match="image and label map differ in size"):
+            make(tmp_path / "car", the_work=one(made), assign=None)
+
+    def test_an_empty_crop(self, tmp_path: Path) -> None:
+        made = sample(image=np.zeros((0, 4, 3), np.uint8), label=np.zeros((0, 4), np.uint8))
+        with pytest.raises(DataError, match="4x0"):
+            make(tmp_path / "car", the_work=one(made), assign=None)
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("ids", [("same", "same"), ("Horse", "horse"), ("caf\u00e9", "cafe\u0301")])
+    def test_two_samples_of_one_id(self, tmp_path: Path, ids: tuple[str, str], workers: int) -> None:
+        out = tmp_path / "car"
+        the_jobs = [Job("one", ids[0]), Job("two", ids[1]), Job("three", "other")]
+        with pytest.raises(DataError, match="two samples of one id") as caught:
+            make(out, workers=workers, the_jobs=the_jobs, the_work=named, assign=None)
+        assert sorted(str(caught.value.path).split(" and ")) == ["one", "two"]
+        assert not out.exists()
+        # What the second wrote over the first is not trusted.
+        make(out, the_jobs=[the_jobs[0], the_jobs[2]], the_work=named, assign=None)
+        make(tmp_path / "again", the_jobs=[the_jobs[0], the_jobs[2]], the_work=named, assign=None)
+        assert tree(out) == tree(tmp_path / "again")
+
+    def test_two_samples_of_one_id_in_one_job(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="two samples of one id") as caught:
+            make(tmp_path / "car", the_work=one([*sample(), *sample(split="val")]), assign=None)
+        assert caught.value.path == "2008_000001" and caught.value.found == "a"
+
+    def test_nothing_kept(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="no sample of toy_car was kept") as caught:
+            make(tmp_path / "car", the_work=lambda job: [Dropped("test", job.key, "too small")])
+        assert caught.value.found == "too small: 12" and not (tmp_path / "car").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "match"),
+        [
+            ({"assign": lambda samples: {"nobody": "val"}}, "nobody"),
+            ({"assign": lambda samples: {samples[0].id: "train"}}, "train"),
+            ({"of": recipe(splits=lambda samples: {"a": ["nobody"]})}, "nobody"),
+            ({"of": recipe(splits=lambda samples: {"../a": []})}, "../a"),
+        ],
+    )
+    def test_bad_assignments(self, tmp_path: Path, arguments: dict[str, Any], match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            make(tmp_path / "car", **arguments)
+        assert not (tmp_path / "car").exists()
+
+    def test_no_job_and_one_name_twice(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="no source picture"):
+            build(tmp_path / "car", recipe(), [], toy_build.work)
+        with pytest.raises(DataError, match="two source pictures of one name") as caught:
+            build(tmp_path / "car", recipe(), [Job("a"), Job("b"), Job("a")], toy_build.work)
+        assert caught.value.found == "a" and list(tmp_path.iterdir()) == []
+
+    def test_bad_arguments(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="bad number of workers"):
+            make(tmp_path / "car", workers=-1)
+        with pytest.raises(ConfigError, match="faulty sources"):
+            make(tmp_path / "car", faulty="ignore")
+
+
+class TestPlace:
+    def test_again(self, tmp_path: Path, capsys: Any) -> None:
+        out, log = tmp_path / "car", tmp_path / "log"
+        first = make(out)
+        times = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+        again = make(out, log=log)
+        assert calls(log) == [] and {file: file.stat().st_mtime_ns for file in out.rglob("*")} == times
+        assert (again.kept, again.pixels, again.images) == (first.kept, first.pixels, first.images)
+        assert again.made == 0 and again.images_per_second == 0 and "nothing was done" in again.note
+        other = make(out, log=log, of=recipe(sources={"voc": "VOC2012"}))
+        assert "made from voc VOC2010; --force" in other.note and calls(log) == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "found", "expected"),
+        [
+            ({"of": recipe(settings={"rule": "lagm"})}, "rule paper", "rule lagm"),
+            ({"of": recipe(classes=(*CLASSES, "light"))}, "classes ['background', 'body', 'wheel']", "light"),
+            ({"of": recipe(name="toy_horse", subject="horse")}, "name toy_car; subject car", "subject horse"),
+            ({"count": 13}, "12 source pictures", "13 source pictures"),
+        ],
+    )
+    def test_another_data_set(self, tmp_path: Path, arguments: dict[str, Any], found: str, expected: str) -> None:
+        out = tmp_path / "car"
+        make(out)
+        before = tree(out)
+        with pytest.raises(DataError, match="another data set is there already") as caught:
+            make(out, **arguments)
+        assert found in str(caught.value.found) and expected in str(caught.value.expected)
+        assert "--force" in str(caught.value.remedy) and tree(out) == before
+        report = make(out, force=True, **arguments)
+        assert report.made and tree(out) != before
+        assert {file.name for file in tmp_path.iterdir()} == {"car", ".car.lock"}
+
+    def test_force_makes_the_same_again(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        make(tmp_path / "car")
+        (tmp_path / "car" / ".verified.json").write_text("{}")
+        assert make(tmp_path / "car", force=True).made == 12
+        assert tree(tmp_path / "car") == whole
+
+    def test_force_that_is_interrupted(self, tmp_path: Path, faults: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The old data set stays until the new one is whole; between the two renamings the same command mends it."""
+        out, other = tmp_path / "car", recipe(settings={"rule": "lagm"})
+        make(out)
+        before = tree(out)
+        (faults / "2008_000008").write_text("interrupt")
+        with pytest.raises(KeyboardInterrupt):
+            make(out, of=other, faults=faults, force=True)
+        assert tree(out) == before
+        (faults / "2008_000008").unlink()
+        rename = Path.rename
+
+        def second_fails(self: Path, target: Path) -> Path:
+            if self.name == ".car.building":
+                raise KeyboardInterrupt
+            return rename(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", second_fails)
+            with pytest.raises(KeyboardInterrupt):
+                make(out, of=other, force=True)
+        assert not out.exists()
+        make(out, of=other)
+        assert read_manifest(out)["settings"] == {"rule": "lagm"}
+        assert {file.name for file in tmp_path.iterdir()} == {"car", ".car.lock", "faults"}
+
+    def test_what_an_interrupted_replacement_leaves(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        make(tmp_path / "car")
+        shutil.copytree(tmp_path / "car", tmp_path / ".car.replaced")
+        make(tmp_path / "car")
+        assert {file.name for file in tmp_path.iterdir()} == {"car", ".car.lock"} and tree(tmp_path / "car") == whole
+
+    @pytest.mark.parametrize("force", [False, True])
+    def test_what_was_not_made_here_is_not_touched(self, tmp_path: Path, force: bool) -> None:
+        out = tmp_path / "car"
+        out.write_text("a file")
+        with pytest.raises(DataError, match="no data set that was prepared here") as caught:
+            make(out, force=force)
+        assert caught.value.found == "a file" and out.read_text() == "a file"
+        out.unlink()
+        out.mkdir()
+        (out / "thesis.tex").write_text("years of work")
+        with pytest.raises(DataError, match="no data set that was prepared here"):
+            make(out, force=force)
+        (out / MANIFEST).write_text("{}")
+        with pytest.raises(DataError, match="manifest is not complete"):
+            make(out, force=force)
+        (out / MANIFEST).write_text('{"version": 2, "subject": "car", "classes": [], "files": {}}')
+        with pytest.raises(DataError, match="is not touched") as caught:
+            make(out, force=force)
+        assert caught.value.found == "thesis.tex"
+        (out / "thesis.tex").unlink()
+        with pytest.raises(DataError, match=r"manifest\.json of another kind"):
+            make(out, force=force)
+        (out / MANIFEST).write_text("not JSON")
+        with pytest.raises(DataError, match="cannot read the data set's manifest"):
+            make(out, force=force)
+
+    def test_a_note_among_the_data(self, tmp_path: Path) -> None:
+        make(tmp_path / "car")
+        (tmp_path / "car" / "notes.md").write_text("mine")
+        with pytest.raises(DataError, match=r"notes\.md"):
+            make(tmp_path / "car", force=True)
+        assert (tmp_path / "car" / "notes.md").read_text() == "mine"
+
+    def test_files_that_are_gone(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        make(tmp_path / "car")
+        (tmp_path / "car" / "test" / "images" / "2008_000002_0.png").unlink()
+        with pytest.raises(DataError, match="files of the data set are missing") as caught:
+            make(tmp_path / "car")
+        assert "test/images/2008_000002_0.png" in str(caught.value.found)
+        make(tmp_path / "car", force=True)
+        assert tree(tmp_path / "car") == whole
+
+    def test_an_empty_folder_and_a_link(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        (tmp_path / "car").mkdir()
+        make(tmp_path / "car")
+        (tmp_path / "disk" / "car").mkdir(parents=True)
+        (tmp_path / "link").symlink_to(tmp_path / "disk" / "car")
+        make(tmp_path / "link")
+        (tmp_path / "dangling").symlink_to(tmp_path / "disk" / "later")
+        make(tmp_path / "dangling")
+        assert tree(tmp_path / "car") == tree(tmp_path / "disk" / "car") == tree(tmp_path / "disk" / "later") == whole
+        assert (tmp_path / "link").is_symlink()
+
+    def test_a_file_in_the_way(self, tmp_path: Path) -> None:
+        (tmp_path / "data").write_text("a file")
+        with pytest.raises(StorageError) as caught:
+            make(tmp_path / "data" / "car")
+        assert "a file stands where a folder is needed" in str(caught.value.remedy)
+
+    @pytest.mark.parametrize("step", ["mkdir", "open", "rename"])
+    def test_no_permission(self, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tests may run as root, whom no permission stops."""
+
+        def refuse(self: Path, *_: Any, **__: Any) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+        (tmp_path / "data").mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, step, refuse)
+            with pytest.raises(StorageError, match="Permission denied") as caught:
+                make(tmp_path / "data" / "car")
+        assert "mend the permissions" in str(caught.value.remedy)
+        assert make(tmp_path / "data" / "car").kept["test"] == 9
+
+
+class TestReport:
+    def test_tables(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        report = make(tmp_path / "car")
+        labels = [Image.open(file) for file in sorted((tmp_path / "car" / "test" / "labels").iterdir())]
+        wheels = [int((np.asarray(label) == 2).sum()) for label in labels]
+        counted = sum(int((np.asarray(label) != 255).sum()) for label in labels)
+        assert report.pixels["test"][2] == sum(wheels) and report.images["test"][2] == sum(each > 0 for each in wheels)
+        capsys.readouterr()
+        print_report(report)
+        lines = capsys.readouterr().out.splitlines()
+        wheel = next(line for line in lines if "wheel" in line)
+        assert f"{sum(wheels) / counted:.2%}" in wheel
+        assert any("overlaps another box" in line and "3" in line for line in lines)
+        assert any(line.startswith("12 source pictures in") for line in lines)
+
+    def test_progress_in_a_file(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        now = [100.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        line = Progress("toy", total=1000, done=400)
+        for _ in range(300):
+            now[0] += 0.1
+            line.advance()
+        line.close()
+        printed = capsys.readouterr().err.splitlines()
+        assert len(printed) in (3, 4)  # every 10 s, and the end
+        assert re.search(r"50[01]/1000  10\.0 images/s, 0:50 left", printed[0]) and "\r" not in printed[0]
+        assert "700/1000" in printed[-1]
+
+    def test_progress_on_a_terminal(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        now = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+        line = Progress("toy", total=8000)
+        for _ in range(8000):
+            now[0] += 1.0
+            line.advance()
+        line.close()
+        printed = capsys.readouterr().err
+        assert "2:13:00 left" in printed and printed.count("\n") == 1
+        assert printed.rsplit("\r", 1)[1].startswith("\x1b[Ktoy [########################] 8000/8000  1.0 images/s\n")
+
+    def test_nothing_to_say_about_a_short_pass(self, capsys: pytest.CaptureFixture[str]) -> None:
+        line = Progress("toy", total=2, final=False)
+        line.advance(2)
+        line.close()
+        assert capsys.readouterr().err == ""
+
+
+def test_plain_values() -> None:
+    values = {"box": np.array([1, 2], np.int32), "score": np.float64(0.5), "file": Path("a/b"), "pair": (1, True, None)}
+    assert plain(values) == {"box": [1, 2], "score": 0.5, "file": "a/b", "pair": [1, True, None]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [("Horse", "hORSE", True), ("\u00e9", "e\u0301", True), ("\u00c9", "e\u0301", True), ("e", "\u00e9", False)],
+)
+def test_spelling(first: str, second: str, same: bool) -> None:
+    assert (spelling(first) == spelling(second)) is same

@@ -1,0 +1,225 @@
+"""PASCAL-Part's .mat files: the real ones, those of the twin, and every way one can be wrong."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.io import loadmat, savemat
+
+import data_prep.pascal_part.mat5
+from data_prep.pascal_part.mat import read_annotation
+from slime_bench.errors import DataError
+from tests.fixtures.twins.pascal import Thing, anno, placed_label, write_mat
+
+MASK = np.zeros((5, 7), dtype=bool)
+MASK[1:4, 2:6] = True
+
+
+def save(path: Path, **variables: Any) -> Path:
+    savemat(path, variables, do_compression=True)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "2008_000001.mat"
+    objects = [("person", MASK, []), ("car", ~MASK, [("wheel_1", MASK), ("frontside", ~MASK)])]
+    write_mat(path, path.stem, objects)
+    return path
+
+
+def test_reads_objects_and_parts_in_order(file: Path) -> None:
+    person, car = read_annotation(file)
+    assert (person.name, person.parts) == ("person", ())
+    assert np.array_equal(person.mask, MASK) and person.mask.dtype == bool
+    assert car.name == "car" and np.array_equal(car.mask, ~MASK)
+    assert [part.name for part in car.parts] == ["wheel_1", "frontside"]
+    assert np.array_equal(car.parts[0].mask, MASK) and np.array_equal(car.parts[1].mask, ~MASK)
+
+
+def test_no_objects(tmp_path: Path) -> None:
+    write_mat(tmp_path / "a.mat", "a", [])
+    assert read_annotation(tmp_path / "a.mat") == ()
+
+
+def test_names_with_other_letters(tmp_path: Path) -> None:
+    path = tmp_path / "pferd-größe 馬.mat"
+    write_mat(path, path.stem, [("pferd-größe", MASK, [("schweif-ü", MASK)])])
+    (item,) = read_annotation(path)
+    assert (item.name, item.parts[0].name) == ("pferd-größe", "schweif-ü")
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float64, np.int16])
+def test_masks_of_other_types(tmp_path: Path, dtype: type) -> None:
+    record = anno("a", [("car", MASK, [])])
+    record[0, 0]["objects"][0, 0]["mask"] = MASK.astype(dtype)
+    (item,) = read_annotation(save(tmp_path / "a.mat", anno=record))
+    assert np.array_equal(item.mask, MASK)
+
+
+def test_uncompressed_and_big_endian_files(tmp_path: Path, file: Path) -> None:
+    path = tmp_path / "plain.mat"
+    savemat(path, {"note": np.arange(3), "anno": anno("a", [("car", MASK, [])])}, do_compression=False)
+    assert [item.name for item in read_annotation(path)] == ["car"]
+    content = bytearray(file.read_bytes())
+    assert content[126:128] == b"IM"
+    content[126:128] = b"MI"  # now the lengths have the wrong order
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot read"):
+        read_annotation(path)
+
+
+def structure(array: np.ndarray) -> Any:
+    """Names, types and numbers of axes of nested structs, without what differs between pictures."""
+    if array.dtype.names is None:
+        return (array.dtype.kind, array.ndim) if array.dtype.kind == "U" else (str(array.dtype), array.ndim)
+    first = array.reshape(-1)[0]
+    return [array.shape[0], array.ndim, array.dtype, *(structure(first[name]) for name in array.dtype.names)]
+
+
+def test_twin_has_the_structure_of_a_real_file(real: Path, tmp_path: Path) -> None:
+    label = placed_label(Thing("horse", (10, 10, 120, 90)), "support", 0)
+    objects = [("horse", label > 0, [("head", label == 1), ("torso", label == 2)])]
+    write_mat(tmp_path / "2008_000008.mat", "2008_000008", objects)
+    twin = loadmat(tmp_path / "2008_000008.mat")
+    original = loadmat(real / "pascal_part" / "2008_000008.mat")
+    assert structure(twin["anno"]) == structure(original["anno"])
+    assert twin["anno"].shape == original["anno"].shape == (1, 1)
+    for each in (twin, original):
+        record = each["anno"][0, 0]
+        assert record["imname"].tolist() == ["2008_000008"]
+        item = record["objects"][0, -1]
+        assert item["class"].tolist() == ["horse"] and item["class_ind"].tolist() == [[13]]
+        assert item["class_ind"].dtype == item["mask"].dtype == item["parts"][0, 0]["mask"].dtype == np.uint8
+        assert np.unique(item["mask"]).tolist() == [0, 1]
+
+
+def test_real_files(real: Path) -> None:
+    found = {key: read_annotation(real / "pascal_part" / f"{key}.mat") for key in ("2008_000008", "2008_000026")}
+    person, horse = found["2008_000008"]
+    assert (person.name, len(person.parts), horse.name, len(horse.parts)) == ("person", 14, "horse", 13)
+    assert horse.mask.shape == (442, 500) and int(horse.mask.sum()) == 38559
+    assert {part.name: int(part.mask.sum()) for part in horse.parts}["tail"] == 2595
+    assert [item.name for item in found["2008_000026"]] == ["person", "dog"]
+
+
+def refused(path: Path) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read_annotation(path)
+    assert caught.value.path == path and caught.value.remedy
+    return caught.value
+
+
+def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.mat"
+    assert refused(path).found == "nothing"
+    path.write_bytes(b"")
+    assert refused(path).found == "an empty file"
+    for content in (b"\xff\xd8\xff\xe0" + bytes(400), b"<html>" * 90, b"x", bytes(4096)):
+        path.write_bytes(content)
+        assert "no MATLAB 5 file" in str(refused(path).found)
+    path.unlink()
+    path.mkdir()
+    assert refused(path).summary == "cannot read the annotation"
+
+
+@pytest.mark.parametrize("offset", [0, 512])
+def test_matlab_7_3_is_named(tmp_path: Path, offset: int) -> None:
+    path = tmp_path / "a.mat"
+    path.write_bytes(bytes(offset) + b"\x89HDF\r\n\x1a\n" + bytes(600))
+    assert "7.3" in refused(path).summary and "-v7" in str(refused(path).remedy)
+    path.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(126) + b"IM" + bytes(600))
+    assert "HDF5" in refused(path).summary
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_no_cut_goes_unseen(file: Path, compressed: bool) -> None:
+    if not compressed:
+        savemat(file, {"anno": anno("a", [("car", MASK, [("wheel_1", MASK)])])}, do_compression=False)
+    whole = file.read_bytes()
+    for keep in range(len(whole)):
+        file.write_bytes(whole[:keep])
+        refused(file)
+
+
+def test_no_changed_byte_goes_unseen_or_unexplained(file: Path) -> None:
+    whole = file.read_bytes()
+    for place in range(124, len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        if place == 124:  # the format's minor version, which nobody needs
+            assert len(read_annotation(file)) == 2
+        else:
+            refused(file)
+
+
+def test_damaged_content_with_right_checksums(file: Path) -> None:
+    """Bytes that inflate well and mean nothing: a typed error or an annotation, and not the end of the process."""
+    whole = file.read_bytes()
+    plain = bytearray(zlib.decompress(whole[136:]))
+    generator = np.random.default_rng(0)
+    errors = 0
+    for _ in range(300):
+        changed = bytearray(plain)
+        for place in generator.integers(0, len(plain), 3):
+            changed[place] = generator.integers(0, 256)
+        packed = zlib.compress(bytes(changed))
+        file.write_bytes(whole[:128] + struct.pack("<II", 15, len(packed)) + packed)
+        try:
+            read_annotation(file)
+        except DataError:
+            errors += 1
+    assert errors > 100
+
+
+def test_absurd_sizes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = zlib.compress(bytes(50_000_000))
+    file.write_bytes(file.read_bytes()[:128] + struct.pack("<II", 15, len(packed)) + packed)
+    assert len(packed) < 100_000
+    monkeypatch.setattr(data_prep.pascal_part.mat5, "MAX_BYTES", 10_000_000)
+    assert "absurd size, more than 9 MiB" in str(refused(file).found)
+
+
+def test_other_layouts(tmp_path: Path) -> None:
+    path = tmp_path / "a.mat"
+    good = [("car", MASK, [("wheel_1", MASK)])]
+    assert "no variable `anno`" in str(refused(save(path, other=anno("a", good))).found)
+    assert "`anno`" in str(refused(save(path, anno=np.zeros((2, 2)))).found)
+    assert "has the fields imname" in str(refused(save(path, anno={"imname": "a"})).found)
+    assert "objects: " in str(refused(save(path, anno={"imname": "a", "objects": np.ones((1, 3))})).found)
+    for field, value, words in (
+        ("class", np.uint8(3), "object 1: class"),
+        ("class", "", "object 1: class"),
+        ("mask", "text", "object 1: mask is"),
+        ("mask", np.zeros((2, 2, 2)), "mask is 2x2x2"),
+        ("mask", MASK * 255, "mask holds [255]"),
+        ("mask", np.where(MASK, np.nan, 0), "mask holds [nan]"),
+        ("parts", np.ones((1, 2)), "object 1: parts"),
+    ):
+        wrong = anno("a", good)
+        wrong[0, 0]["objects"][0, 0][field] = value
+        assert words in str(refused(save(path, anno=wrong)).found), (field, words)
+    bare = np.zeros((1, 1), dtype=[("class", "O"), ("mask", "O")])
+    bare[0, 0] = ("car", MASK)
+    assert "a field `parts`" in str(refused(save(path, anno={"imname": "a", "objects": bare})).expected)
+
+
+def test_masks_of_two_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "a.mat"
+    write_mat(path, "a", [("person", MASK, []), ("car", MASK, [("wheel_2", MASK[:4])])])
+    error = refused(path)
+    assert "differ in size" in error.summary
+    assert error.found == "object 1 (person): 7x5; object 2, part wheel_2: 7x4"
+
+
+def test_inflating_by_ourselves_changes_nothing(real: Path) -> None:
+    path = real / "pascal_part" / "2008_000009.mat"
+    content = data_prep.pascal_part.mat5.plain_content(path)
+    ours, scipys = loadmat(io.BytesIO(content))["anno"][0, 0], loadmat(path)["anno"][0, 0]
+    for a, b in zip(ours["objects"][0], scipys["objects"][0], strict=True):
+        assert np.array_equal(a["mask"], b["mask"]) and a["parts"].shape == b["parts"].shape

@@ -1,0 +1,205 @@
+"""Rows of the second paper's method in the main tables: beside SLiMe, with their own shots and reservations."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from slime_bench.metrics.iou import IouCounts
+from slime_bench.report.command import main
+from slime_bench.report.method_facts import display_name, expected_shots, stated
+from slime_bench.results import identity
+from slime_bench.results.result import TrialResult, from_counts, write_result
+
+CAR = ["background", "body", "light", "plate", "wheel", "window"]
+FINGERPRINTS = {"backbone": "ab" * 32, "data": "cd" * 32}
+VLM = {"name": "infoscore", "prompts": "mini_car", "multi_prompt": False, "layers": None, "top": 2}
+VLM |= {"rank_on": "train", "rank_images": 100, "crf": {"enabled": True, "iterations": 20}}
+SLIME = {"name": "slime", "maps": "was", "lr": 0.1}
+
+
+def store(root: Path, percent: int, seed: int, shots: int, preset: str = "mini", **method: Any) -> TrialResult:
+    """A finished trial of SLiMe, or of the other method where its settings are given."""
+    settings = VLM | method if method.get("name", "infoscore") == "infoscore" and method else SLIME
+    names = {"method": settings["name"], "backbone": "mini_blip" if "crf" in settings else "mini_sd"}
+    names |= {"data": "mini_car", "preset": preset, "protocol": "infoscore_mini" if "crf" in settings else "slime_mini"}
+    if preset == "paper":
+        names |= {"data": "pascal_part_car", "backbone": "sd21_base"}
+    config: dict[str, Any] = {"preset": preset, "seed": seed, "shots": shots, "method": settings}
+    config |= {group: {"name": names[group]} for group in ("backbone", "data", "protocol")}
+    union = torch.full((2, len(CAR)), 100)
+    counts = IouCounts(union * percent // 100, union, union > 0)
+    result = from_counts(
+        counts, config=config, fingerprints=FINGERPRINTS, seed=seed, shots=shots, subject="car", classes=CAR, **names
+    )
+    folder = identity.trial_folder(root, result.data, result.method, shots, seed, result.signature)
+    write_result(folder, result)
+    return result
+
+
+def table(root: Path, *arguments: str) -> str:
+    assert main(["--outputs", str(root), "--subject", "car", *arguments], Console(file=io.StringIO())) == 0
+    return (root / "reports" / "car" / "table.md").read_text().replace("\\", "")
+
+
+def ours(page: str) -> list[list[str]]:
+    lines = [line for line in page.splitlines() if line.startswith("| **")]
+    return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def both(root: Path, zero_shot: bool = True) -> None:
+    for seed in (0, 1, 2):
+        for shots, percent in ((1, 60), (10, 66)):
+            store(root, percent + seed, seed, shots)
+        for shots, percent in ((0, 30), (1, 40), (10, 50)) if zero_shot else ((1, 40), (10, 50)):
+            store(root, percent + seed, seed, shots, name="infoscore")
+
+
+def test_rows_stand_beside_slime_by_shots(tmp_path: Path) -> None:
+    both(tmp_path)
+    page = table(tmp_path)
+    assert [(line[0], line[1], line[2], line[3], line[-2]) for line in ours(page)] == [
+        ("InfoScore zero-shot", "0", "mini_blip", "infoscore_mini", "31.0±1.0"),
+        ("slime", "1", "mini_sd", "slime_mini", "61.0±1.0"),
+        ("InfoScore 1-shot", "1", "mini_blip", "infoscore_mini", "41.0±1.0"),
+        ("slime", "10", "mini_sd", "slime_mini", "67.0±1.0"),
+        ("InfoScore 10-shot", "10", "mini_blip", "infoscore_mini", "51.0±1.0"),
+    ]
+    assert "missing trials: none (of shots 0, 1, 10; seeds 0, 1, 2)" in page
+    # Fully supervised published rows, which have no number of shots, still come first.
+    lines = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    assert lines[1].endswith("*") and lines.index("**InfoScore zero-shot**") > 1
+
+
+def test_identifiers_stay_in_the_files(tmp_path: Path) -> None:
+    both(tmp_path)
+    table(tmp_path)
+    rows = json.loads((tmp_path / "reports" / "car" / "table.json").read_text())
+    lines = list(csv.DictReader((tmp_path / "reports" / "car" / "table.csv").read_text().splitlines()))
+    for found in (rows, lines):
+        assert sorted({row["method"] for row in found if row["published"] in (False, "False")}) == [
+            "slime",
+            "infoscore",
+        ]
+    own = next(row for row in rows if row["method"] == "infoscore")
+    assert own["stated"]["crf"] == "on, 20 iterations" and own["difference"] is None
+    line = next(line for line in lines if line["method"] == "infoscore")
+    assert line["stated"] == "; ".join(f"{name} {text}" for name, text in own["stated"].items())
+    assert next(line for line in lines if line["method"] == "slime")["stated"] == ""
+
+
+def test_zero_shot_is_missed_of_the_method_that_can_do_it(tmp_path: Path) -> None:
+    both(tmp_path, zero_shot=False)
+    page = table(tmp_path)
+    assert "MISSING TRIALS (of shots 0, 1, 10; seeds 0, 1, 2): infoscore infoscore_mini 0-shot seed 0, 1, 2\n" in page
+    trials = json.loads((tmp_path / "reports" / "car" / "trials.json").read_text())
+    assert {(one["method"], one["shots"]) for one in trials["missing"]} == {("infoscore", 0)}
+    assert trials["expected"]["shots"] == [0, 1, 10]
+    assert "missing trials: none (of shots 1, 10; seeds 0, 1, 2)" in table(tmp_path, "--shots", "1,10")
+
+
+def test_slime_alone_is_never_asked_for_zero_shots(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        store(tmp_path, 60, seed, 1)
+    page = table(tmp_path)
+    assert "MISSING TRIALS (of shots 1, 10; seeds 0, 1, 2): slime slime_mini 10-shot seed 0, 1, 2\n" in page
+    assert json.loads((tmp_path / "reports" / "car" / "trials.json").read_text())["expected"]["shots"] == [1, 10]
+    assert "CRF on" not in page and "CRF off" not in page and "prompts" not in page
+
+
+def test_the_caption_states_crf_layers_and_prompts(tmp_path: Path) -> None:
+    for shots in (0, 1, 10):
+        store(tmp_path, 40, 0, shots, name="infoscore")
+    line = (
+        "- InfoScore zero-shot, InfoScore 1-shot, InfoScore 10-shot: CRF on, 20 iterations; layers the best 2 by InfoScore, "
+        "ranked on up to 100 unlabelled images of the training side; prompts mini_car, single (one word for each class)"
+    )
+    assert line in table(tmp_path).splitlines()
+
+
+def test_rows_of_other_settings_say_theirs(tmp_path: Path) -> None:
+    store(tmp_path, 40, 0, 0, name="infoscore")
+    store(tmp_path, 45, 0, 0, rank_on="test", multi_prompt=True, crf={"enabled": False, "iterations": 20})
+    page = table(tmp_path, "--variants")
+    (line,) = [line for line in page.splitlines() if "TEST IMAGES" in line]
+    assert line.startswith("- InfoScore zero-shot (") and "rank_on=test" in line
+    chosen = "layers the best 2 by InfoScore of single prompts, ranked on TEST IMAGES (transductive)"
+    assert f"CRF off; {chosen}; prompts mini_car, multi" in line
+    (other,) = [line for line in page.splitlines() if "training side" in line]
+    assert "CRF on, 20 iterations" in other and "single" in other
+
+
+def test_nothing_published_is_subtracted(tmp_path: Path) -> None:
+    """Even on the paper's own data and backbone, the published rows are another method's."""
+    for seed in (0, 1, 2):
+        store(tmp_path, 80, seed, 1, "paper")
+        store(tmp_path, 70, seed, 1, "paper", name="infoscore")
+    slime, vlm = ours(table(tmp_path))
+    assert (slime[0], slime[-2]) == ("slime", "+18.4") and (vlm[0], vlm[-2]) == ("InfoScore 1-shot", "-")
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        (
+            {"rank_on": "train", "layers": None, "top": 2, "rank_images": 7},
+            "up to 7 unlabelled images of the training side",
+        ),
+        (
+            {"rank_on": "train", "layers": None, "top": 2, "rank_images": None},
+            "all unlabelled images of the training side",
+        ),
+        (
+            {"rank_on": "test", "layers": None, "top": 1},
+            "the best 1 by InfoScore, ranked on TEST IMAGES (transductive)",
+        ),
+        ({"rank_on": "test", "layers": ["layer.3", "layer.4"]}, "named: layer.3, layer.4"),
+    ],
+)
+def test_how_layers_were_chosen(method: dict[str, Any], text: str) -> None:
+    found = stated({"method": method})
+    assert text in found["layers"] and list(found) == ["layers"]
+    if method["layers"]:
+        assert "TEST" not in found["layers"], "named layers are not ranked"
+
+
+def test_prompts_never_name_a_folder() -> None:
+    found = stated({"method": {"prompts": "/home/me/words.yaml", "multi_prompt": True}})
+    assert found == {"prompts": "words.yaml, multi (with related words)"}
+
+
+@pytest.mark.parametrize("config", [{}, {"method": "slime"}, {"method": {"name": "slime", "crf": True}}])
+def test_settings_that_say_nothing(config: dict[str, Any]) -> None:
+    assert stated(config) == {}
+
+
+def test_names_and_shots() -> None:
+    assert [display_name("infoscore", shots) for shots in (0, 1, 10)] == [
+        "InfoScore zero-shot",
+        "InfoScore 1-shot",
+        "InfoScore 10-shot",
+    ]
+    assert display_name("slime", 1) == "slime" and display_name("infoscore", None) == "infoscore"
+    assert expected_shots("slime", (0, 1, 10)) == [1, 10] == expected_shots("somebody_elses", (0, 1, 10))
+    assert expected_shots("infoscore", (0, 1, 10)) == [0, 1, 10]
+    assert expected_shots("infoscore_ranking", (0, 1, 10)) == [0]
+
+
+def test_least_shots_are_those_of_the_methods() -> None:
+    """The table in the report room, which must not import methods, and the methods' own word."""
+    from slime_bench.methods.infoscore.method import InfoScore
+    from slime_bench.methods.infoscore.ranking import STUDY_FILE, InfoScoreRanking
+    from slime_bench.methods.slime.method import Slime
+    from slime_bench.report import layer_study
+
+    for method in (Slime, InfoScore, InfoScoreRanking):
+        name = method.Config().name
+        assert min(expected_shots(name, range(5))) == method.least_shots, name
+    assert layer_study.STUDY_FILE == STUDY_FILE

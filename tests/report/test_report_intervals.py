@@ -1,0 +1,375 @@
+"""Intervals and paired differences of result files: honest sentences, every file, and nothing from spoilt counts."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from slime_bench.errors import ConfigError, ResultError
+from slime_bench.metrics import CONVENTION_RULES
+from slime_bench.metrics.iou import IouCounts
+from slime_bench.report.aggregate import collect
+from slime_bench.report.command import main
+from slime_bench.report.grid import Grid, Line
+from slime_bench.report.interval_tables import claim_lines, p_text
+from slime_bench.report.intervals import ImageBootstrap, intervals, paired
+from slime_bench.report.latex import escaped, grid_latex
+from slime_bench.report.published import load_published
+from slime_bench.report.statistics import Bounds
+from slime_bench.report.tables import csv_text, sections, subject_report, table_json
+from slime_bench.results import identity
+from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, from_counts, write_per_image, write_result
+
+CAR = ["background", "body", "light", "plate", "wheel", "window"]
+IDS = [f"car-{index:04}" for index in range(30)]
+
+
+def counts_of(quality: float, seed: int, images: int = 30, plates: int = 5) -> IouCounts:
+    """Counts of images whose IoU lies around `quality`; `plates` images have a plate. One ground truth for all."""
+    rng = np.random.default_rng(seed)
+    union = np.full((images, len(CAR)), 1000)
+    intersection = (1000 * np.clip(rng.normal(quality, 0.1, union.shape), 0, 1)).astype(np.int64)
+    present = np.ones(union.shape, dtype=bool)
+    present[plates:, CAR.index("plate")] = False
+    intersection[~present] = 0
+    union[~present] = 0
+    union[-1, CAR.index("plate")] = 10  # seen where there is none: by one convention it counts
+    return IouCounts(*(torch.from_numpy(each) for each in (intersection, union, present)))
+
+
+def store(
+    root: Path, counts: IouCounts, seed: int = 0, ids: list[str] | None = IDS, **changes: Any
+) -> tuple[TrialResult, Path]:
+    """A trial's folder with its result, and with its counts unless `ids` is None."""
+    names = {"method": "slime", "backbone": "mini_sd", "data": "mini_car", "subject": "car", "shots": 1}
+    names |= {"preset": "mini", "protocol": "slime_mini", "classes": CAR, "fingerprints": {"data": "cd"}} | changes
+    config = {name: {"name": names[name]} for name in ("method", "backbone", "data", "protocol")}
+    config |= {"preset": names["preset"], "seed": seed, "shots": names["shots"], "trainer": {"device": "cpu"}}  # type: ignore[dict-item]
+    result = from_counts(counts, config=config, seed=seed, **names)  # type: ignore[arg-type]
+    folder = identity.trial_folder(root, result.data, result.method, result.shots, seed, result.signature)
+    write_result(folder, result)
+    if ids is not None:
+        write_per_image(folder / PER_IMAGE_FILE, ids[: counts.num_images], CAR, counts)
+    return result, folder
+
+
+def report(root: Path, *arguments: str) -> str:
+    """What `slime-bench report` prints, white space as one space: captions are folded anywhere."""
+    out = io.StringIO()
+    assert main(["--outputs", str(root), "--subject", "car", *arguments], Console(file=out, width=400)) == 0
+    return " ".join(out.getvalue().split())
+
+
+@pytest.fixture
+def two_methods(tmp_path: Path) -> Path:
+    for seed in (0, 1, 2):
+        store(tmp_path, counts_of(0.6, seed), seed)
+        store(tmp_path, counts_of(0.5, 10 + seed), seed, shots=10)
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------------------ the numbers
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("convention", CONVENTION_RULES)
+def test_rows_lie_inside_their_intervals(two_methods: Path, convention: str, background: bool) -> None:
+    found = collect(two_methods)
+    made = subject_report(
+        found, "car", None, convention=convention, background=background, bootstrap=ImageBootstrap(found.folders, 300)
+    )
+    assert len(made.rows) == 2
+    for row in made.rows:
+        interval = row.interval
+        assert interval is not None and interval.images == 30 and not interval.missing
+        spans = {**{name: interval.per_class[name] for name in CAR}, "average": interval.average}
+        for name, stat in {**row.per_class, "average": row.average}.items():
+            span = spans[name]
+            assert span is not None and stat.mean is not None and span.low <= stat.mean <= span.high
+        counted = 6 if convention != "slime" else 5
+        assert interval.class_images == {name: counted if name == "plate" else 30 for name in CAR}
+    same = intervals(found.results, found.folders, convention, background, resamples=300)
+    assert same == {row.series: row.interval for row in made.rows}
+    (pair,) = made.pairs
+    assert pair.paired is not None and (pair.a.shots, pair.b.shots) == (10, 1)
+    means = [row.average.mean or 0 for row in made.rows]
+    assert pair.paired.average.mean == pytest.approx(means[1] - means[0])
+    assert pair.paired.average.agree == 3 and pair.paired.average.p == pytest.approx(2 / 301)
+    assert pair.paired.seeds == (0, 1, 2) and pair.paired.unpaired_seeds == ()
+
+
+def test_the_average_without_background_is_another(two_methods: Path) -> None:
+    found = collect(two_methods)
+    bootstrap = ImageBootstrap(found.folders, 50)
+    spans = [bootstrap.interval(found.results[:1], "slime", background).average for background in (True, False)]
+    assert spans[0] != spans[1]
+
+
+@settings(max_examples=8, deadline=None)
+@given(order=st.permutations(range(30)))
+def test_the_order_of_the_images_means_nothing(tmp_path_factory: pytest.TempPathFactory, order: list[int]) -> None:
+    counts = counts_of(0.6, 0)
+    shuffled = IouCounts(*(each[order] for each in (counts.intersection, counts.union, counts.present)))
+    found = []
+    for some, ids in ((counts, IDS), (shuffled, [IDS[index] for index in order])):
+        result, folder = store(tmp_path_factory.mktemp("runs"), some, ids=ids)
+        found.append(intervals([result], {result.signature: folder}, resamples=50))
+    assert found[0] == found[1]
+
+
+def test_a_row_paired_with_itself(two_methods: Path) -> None:
+    found = collect(two_methods)
+    some = [one for one in found.results if one.shots == 1]
+    itself = paired(some, some, found.folders, resamples=100)
+    for difference in [itself.average, *itself.per_class.values()]:
+        assert (difference.mean, difference.bounds, difference.p) == (0.0, Bounds(0.0, 0.0), 1.0)
+
+
+def test_only_seeds_of_both_are_paired(tmp_path: Path) -> None:
+    for seed in (0, 1, 3):
+        store(tmp_path, counts_of(0.6, seed), seed)
+    for seed in (1, 2, 3):
+        store(tmp_path, counts_of(0.5, seed), seed, shots=10)
+    found = collect(tmp_path)
+    a, b = ([one for one in found.results if one.shots == shots] for shots in (1, 10))
+    pair = paired(a, b, found.folders, resamples=20)
+    assert (pair.seeds, pair.unpaired_seeds) == ((1, 3), (0, 2))
+    gaps = [100 * ((x.average or 0) - (y.average or 0)) for x in a for y in b if x.seed == y.seed]
+    assert pair.average.mean == pytest.approx(np.mean(gaps)) and pair.average.std == pytest.approx(np.std(gaps, ddof=1))
+    with pytest.raises(ResultError, match="no seed in common"):
+        paired(a[:1], b, found.folders)
+
+
+@pytest.mark.parametrize("what", ["images", "ground truth"])
+def test_other_images_are_not_paired(tmp_path: Path, what: str) -> None:
+    ids = [f"other-{index}" for index in range(30)] if what == "images" else IDS
+    a, _ = store(tmp_path, counts_of(0.6, 0))
+    b, _ = store(tmp_path, counts_of(0.5, 1, plates=5 if what == "images" else 6), ids=ids, shots=10)
+    found = collect(tmp_path)
+    with pytest.raises(ResultError, match="same images"):
+        paired([a], [b], found.folders)
+    text = report(tmp_path, "--intervals", "--resamples", "20")
+    assert "95 % intervals of the IoU" in text and "paired differences of the average" not in text
+    made = subject_report(found, "car", None, bootstrap=ImageBootstrap(found.folders, 20))
+    assert [pair.reason for pair in made.pairs] == [
+        "These trials were not tested on the same images with the same ground truth"
+    ]
+
+
+def test_options_that_cannot_be(two_methods: Path) -> None:
+    found = collect(two_methods)
+    with pytest.raises(ConfigError, match="resamples"):
+        intervals(found.results, found.folders, resamples=0)
+    for call in (lambda: intervals(found.results, found.folders, "mean"), lambda: paired([], [], {}, "mean")):
+        with pytest.raises(ConfigError, match="convention"):
+            call()
+    assert main(["--outputs", str(two_methods), "--intervals", "--resamples", "0"]) == 2
+    assert main(["--outputs", str(two_methods), "--ranking", "--intervals"]) == 2
+    assert main(["--outputs", str(two_methods), "--ranking", "--resamples", "10"]) == 2
+    for text in ("many", "20001"):
+        with pytest.raises(SystemExit):
+            main(["--outputs", str(two_methods), "--resamples", text])
+
+
+# ------------------------------------------------------------------------------------------------ counts that do not do
+
+
+def test_results_without_counts_say_so(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        store(tmp_path, counts_of(0.6, seed), seed, ids=IDS if seed else None)
+    store(tmp_path, counts_of(0.5, 5), shots=10)
+    text = report(tmp_path, "--intervals", "--resamples", "20")
+    assert f"no interval over test images: slime 1-shot: there is no {PER_IMAGE_FILE} beside the result" in text
+    folder = tmp_path / "reports" / "car"
+    rows = {row["shots"]: row["interval"] for row in json.loads((folder / "table.json").read_text()) if row["series"]}
+    assert rows[1]["missing"] and rows[1]["average"] is None and rows[10]["average"]["low"] > 0
+    (line,) = [line for line in csv.DictReader((folder / "table.csv").open()) if line["seeds"] == "0 1"]
+    assert line["average_low"] == "" and "per_image" in line["interval_missing"] and line["average_mean"]
+    (pair,) = json.loads((folder / "pairs.json").read_text())
+    # Seed 0, which both have, lacks its counts.
+    assert pair["paired"] is None and "there is no" in pair["reason"]
+
+
+def spoil(kind: str, path: Path) -> None:
+    counts = counts_of(0.6, 0)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-50])
+    elif kind == "of another trial":
+        write_per_image(path, IDS, CAR, counts_of(0.7, 9))
+    elif kind == "fewer images":
+        write_per_image(
+            path, IDS[:29], CAR, IouCounts(counts.intersection[:29], counts.union[:29], counts.present[:29])
+        )
+    elif kind == "other classes":
+        write_per_image(path, IDS, [*CAR[:-1], "door"], counts)
+    elif kind == "one pixel more":
+        counts.intersection[3, 1] += 1
+        write_per_image(path, IDS, CAR, counts)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "of another trial", "fewer images", "other classes", "one pixel more"])
+def test_spoilt_counts_are_not_used(tmp_path: Path, kind: str) -> None:
+    result, folder = store(tmp_path, counts_of(0.6, 0))
+    whole = intervals([result], {result.signature: folder}, resamples=20)[result.series]
+    assert not whole.missing
+    spoil(kind, folder / PER_IMAGE_FILE)
+    spoilt = intervals([result], {result.signature: folder}, resamples=20)[result.series]
+    assert spoilt.average is None and spoilt.missing and str(tmp_path) not in spoilt.missing
+    assert "no interval over test images: slime 1-shot" in report(tmp_path)
+    with pytest.raises(ResultError) as caught:
+        paired([result], [result], {result.signature: folder})
+    assert caught.value.path == folder / PER_IMAGE_FILE
+
+
+def test_a_class_that_no_image_has(tmp_path: Path) -> None:
+    counts = counts_of(0.6, 0, plates=0)
+    counts.union[:, CAR.index("plate")] = 0
+    result, folder = store(tmp_path, counts)
+    found = intervals([result], {result.signature: folder}, resamples=20)[result.series]
+    assert found.per_class["plate"] is None and found.class_images["plate"] == 0 and found.average is not None
+    text = report(tmp_path, "--intervals")
+    assert "intervals that are too short" not in text
+
+
+# ------------------------------------------------------------------------------------------------ the files
+
+
+def test_the_same_files_give_the_same_bytes(two_methods: Path) -> None:
+    folder = two_methods / "reports" / "car"
+    written = []
+    for _ in range(2):
+        report(two_methods)
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0] == written[1]
+    assert {"table.md", "table.csv", "table.json", "table.tex", "pairs.csv", "pairs.json"} <= set(written[0])
+
+
+def test_intervals_stand_in_every_file_and_on_the_console_only_if_asked(two_methods: Path) -> None:
+    plain = report(two_methods)
+    assert "n = 3 seeds are too few for a claim" in plain and "(--intervals prints them)" in plain
+    assert "resamples of the test images" not in plain
+    text = report(two_methods, "--intervals")
+    folder = two_methods / "reports" / "car"
+    row = next(row for row in json.loads((folder / "table.json").read_text()) if row["shots"] == 10 and row["series"])
+    average = row["interval"]["average"]
+    span = f"{average['low']:.1f} to {average['high']:.1f}"
+    page, tex = (folder / "table.md").read_text(), (folder / "table.tex").read_text()
+    assert span in text and span in page and span in tex
+    lines = {
+        line["shots"]: line for line in csv.DictReader((folder / "table.csv").open()) if line["published"] == "False"
+    }
+    assert float(lines["10"]["average_low"]) == average["low"] and lines["10"]["interval_images"] == "30"
+    assert float(lines["10"]["plate_high"]) == row["interval"]["per_class"]["plate"]["high"]
+    assert "plate (5)" in page and "plate (5)" in text
+
+    (pair,) = json.loads((folder / "pairs.json").read_text())
+    found = pair["paired"]["average"]
+    (line,) = csv.DictReader((folder / "pairs.csv").open())
+    assert float(line["average_mean"]) == found["mean"] and float(line["average_low"]) == found["bounds"]["low"]
+    assert (line["a"], line["b"], line["n"], line["seeds"], line["average_agree"]) == (
+        "slime 10-shot", "slime 1-shot", "3", "0 1 2", "3"
+    )  # fmt: skip
+    for words in ("A − B", "3 of 3", f"{found['bounds']['low']:.1f} to {found['bounds']['high']:.1f}", "≤ 0.001"):
+        assert words in page and words in text
+    assert "of the number of pairs" not in page
+
+
+def test_no_resamples_no_intervals(two_methods: Path) -> None:
+    text = report(two_methods, "--resamples", "0")
+    assert "interval" not in text.replace(str(two_methods), "") and "too few for a claim" in text
+    rows = json.loads((two_methods / "reports" / "car" / "table.json").read_text())
+    assert all(row["interval"] is None for row in rows)
+
+
+def test_differences_to_published_rows_are_tested_where_they_may(tmp_path: Path) -> None:
+    names = {"data": "pascal_part_car", "backbone": "sd21_base", "preset": "paper", "prepared": {"test": "regan"}}
+    for seed in (0, 1):
+        store(tmp_path, counts_of(0.6, seed), seed, **names)
+    store(tmp_path, counts_of(0.6, 0), 0, shots=10, **names)
+    found, published = collect(tmp_path), load_published("car")
+    assert published is not None
+    made = subject_report(found, "car", published, bootstrap=ImageBootstrap(found.folders, 20))
+    by_shots = {row["shots"]: row for row in json.loads(table_json(made)) if row["series"]}
+    theirs = published.main_row("slime", 1)
+    assert theirs is not None and theirs.average.mean is not None and theirs.average.std is not None
+    import scipy.stats
+
+    values = [100 * (one.average or 0) for one in found.results if one.shots == 1]
+    oracle = scipy.stats.ttest_ind_from_stats(
+        np.mean(values), np.std(values, ddof=1), 2, theirs.average.mean, theirs.average.std, 3, equal_var=False
+    )
+    assert by_shots[1]["welch"] == {
+        "statistic": pytest.approx(oracle.statistic), "p": pytest.approx(oracle.pvalue)
+    }  # fmt: skip
+    assert by_shots[10]["welch"] is None  # one seed
+    assert by_shots[10]["difference"]["average"] is not None
+    lines = {
+        line["shots"]: line for line in csv.DictReader(io.StringIO(csv_text(made))) if line["published"] == "False"
+    }
+    assert float(lines["1"]["welch_p"]) == pytest.approx(oracle.pvalue) and lines["10"]["welch_p"] == ""
+    assert float(lines["10"]["average_minus_published"]) == by_shots[10]["difference"]["average"]
+    (section,) = sections(made)
+    (line,) = [line for line in section.caption if "Welch" in line]
+    assert "slime 1-shot (n = 2)" in line and "10-shot" not in line
+    # Without a published deviation there is a difference and no test.
+    rows = [
+        dataclasses.replace(row, average=dataclasses.replace(row.average, std=None)) if row.key == "slime" else row
+        for row in published.rows
+    ]
+    made = subject_report(found, "car", dataclasses.replace(published, rows=rows))
+    by_shots = {row["shots"]: row for row in json.loads(table_json(made)) if row["series"]}
+    assert by_shots[1]["welch"] is None and by_shots[1]["difference"]["average"] is not None
+
+
+# ------------------------------------------------------------------------------------------------ sentences and LaTeX
+
+
+def test_sentences_for_too_few() -> None:
+    assert claim_lines([("a", 4, 20), ("b", 5, None)]) == []
+    (line,) = claim_lines([("a", 3, 100), ("b", 4, 100)])
+    assert line.startswith("n = 3 seeds (a) are too few for a claim")
+    (line,) = claim_lines([("a", 1, None), ("b", 3, None)])
+    assert line.startswith("n = 1, 3 seeds are too few for a claim")
+    (line,) = claim_lines([("a", 4, 19)])
+    assert line.startswith("19 test images are too few for a claim: below 20")
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(2 / 2001, "≤ 0.001"), (0.0423, "0.042"), (0.996, "1"), (1.0, "1"), (0.5, "0.5"), (None, "-")]
+)
+def test_p_in_words(p: float | None, text: str) -> None:
+    assert p_text(p, 2000) == text
+
+
+def test_latex_has_the_cells_of_the_table_and_booktabs() -> None:
+    grid = Grid(
+        "car: 95 % & more", ["method", "avg", "Δ"],
+        [Line(["slime_a {x}", "79.6±0.4", "-1.2"], True), Line(["[5,20]", "1", "-"], False)], ["seen 2026-11-21: a_b"],
+    )  # fmt: skip
+    text = grid_latex(grid)
+    assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
+    assert r"{}\textbf{slime\_a \{x\}} & 79.6\ensuremath{\pm}0.4 & \ensuremath{-}1.2 \\" in text
+    assert r"{}[5,20] & 1 & - \\" in text and r"\begin{tabular}{lrr}" in text
+    assert r"\caption{car: 95 \% \& more}" in text and r"seen 2026-11-21: a\_b" in text
+
+
+@settings(deadline=None)
+@given(st.text(alphabet='ab12 \\{}$&%#_^~<>|"±Δ−-', max_size=30))
+def test_latex_obeys_nothing_in_a_cell(text: str) -> None:
+    """After our own commands are taken out, no sign is left that LaTeX would obey, and braces are in balance."""
+    made = escaped(text)
+    rest = re.sub(r"\\[&%$#_{}]", "", made)
+    rest = re.sub(r"\\text[a-z]+\{\}|\\ensuremath\{(\\[a-zA-Z]+|-)\}", "", rest)
+    assert not re.search(r"[\\{}$&%#_^~]", rest)

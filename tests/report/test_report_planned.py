@@ -1,0 +1,269 @@
+"""A report on exactly the trials of a sweep's command, and the small parts of the page that need no browser."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from rich.console import Console
+
+from slime_bench.errors import ConfigError, ResultError
+from slime_bench.report import planned as module
+from slime_bench.report.aggregate import collect
+from slime_bench.report.command import run_planned
+from slime_bench.report.page.curves import mean_curve, thinned
+from slime_bench.report.page.numbers import encoded, series_numbers, without_counts
+from slime_bench.report.page.pictures import class_colours, gallery, outline, paint
+from slime_bench.report.page.problems import of_states
+from slime_bench.report.page.render import script_json
+from slime_bench.report.page.svg import Series, line_chart, nice_ticks, number
+from slime_bench.report.page.tables import leading
+from slime_bench.report.planned import Planned, planned
+from slime_bench.sweep.status import State
+from tests.fixtures.toy_results import make
+
+# ----------------------------------------------------------------------------------------------------- a sweep's trials
+
+
+def values_of(shots: int, seed: int, method: str = "slime") -> dict[str, Any]:
+    return {
+        "preset": "mini",
+        "shots": shots,
+        "seed": seed,
+        "method": {"name": method},
+        "backbone": {"name": "mini_sd"},
+        "protocol": {"name": "slime_mini"},
+        "data": {"name": "mini_car", "subject": "car"},
+    }
+
+
+def sweep(root: Path, *states: State, overrides: tuple[str, ...] = ("experiment=mini_car",)) -> Planned:
+    trials = [(values_of(each.shots, each.seed, each.method), each) for each in states]
+    return Planned(list(overrides), "", list(overrides), root, "slime", True, trials)
+
+
+def state(seed: int, name: str, folder: Path | None = None, detail: str = "", shots: int = 1, **more: str) -> State:
+    where = None if folder is None else str(folder)
+    return State(f"shots={shots} seed={seed}", "slime", "mini_car", shots, seed, name, detail, where, **more)
+
+
+def folder_of(root: Path, seed: int, shots: int = 1) -> Path:
+    (found,) = (root / "runs" / "mini_car" / "slime" / f"{shots}-shot").glob(f"seed{seed}-*")
+    return found
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """Three trials, one of which the sweep does not ask for."""
+    for seed in range(3):
+        make(tmp_path, seed, keeps=frozenset({"counts"}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.000105, "1.05e-4"), (-0.000123, "-1.23e-4"), (9e-5, "9e-5"), (0.1, "0.1"), (0.0, "0"), (12_345_678, "1.23e7")],
+)
+def test_the_text_of_a_tick_fits_beside_its_axis(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_only_the_sweeps_own_trials_are_reported(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = folder_of(outputs, 0).with_name(f"seed4-{'a' * 16}")
+    found = sweep(
+        outputs,
+        *(state(seed, "done", folder_of(outputs, seed)) for seed in (0, 1)),
+        state(3, "failed", killed.with_name(f"seed3-{'b' * 16}"), "DataError: no such picture"),
+        state(4, "killed", killed, "pid 7 on here"),
+        state(5, "missing"),
+    )
+    monkeypatch.setattr("slime_bench.report.command.planned", lambda *_: found)
+    out = Console(file=io.StringIO(), width=200)
+    (report,) = run_planned(["experiment=mini_car"], console=out, resamples=50)  # type: ignore[misc]
+    (row,) = report.rows
+    assert row.seeds == (0, 1) and report.expected_seeds == (0, 1, 3, 4, 5)
+    assert [(one.shots, one.seed) for one in report.missing] == [(1, 3), (1, 4), (1, 5)]
+    assert [one.summary for one in report.failed] == ["DataError: no such picture"]
+    folder = outputs / "reports" / "mini_car"
+    assert (folder / "table.md").is_file() and str(folder / "report.html") in out.file.getvalue()  # type: ignore[attr-defined]
+    text = (folder / "report.html").read_text()
+    assert "Not done: 3 of 5 trials" in text and "slime-bench --multirun experiment=mini_car" in text
+    order = [
+        text.index(words) for words in ("DataError: no such picture", "pid 7 on here", ">missing<", 'id="results"')
+    ]
+    assert order == sorted(order)
+    assert f"runs/mini_car/slime/1-shot/seed4-{'a' * 16}" in text and str(outputs) not in text
+
+
+def test_nothing_finished_is_a_typed_error(outputs: Path) -> None:
+    found = sweep(outputs, state(7, "missing"), state(8, "running"))
+    with pytest.raises(ResultError) as caught:
+        found.of(collect(outputs))
+    assert "1 missing, 1 running" in str(caught.value) and "slime-bench --multirun experiment=mini_car" in str(
+        caught.value
+    )
+
+
+def test_trials_with_a_report_of_their_own(outputs: Path) -> None:
+    trial = dataclasses.replace(state(0, "missing"), method="infoscore_ranking")
+    with pytest.raises(ConfigError, match="report --ranking experiment=infoscore_ranking"):
+        sweep(outputs, trial, overrides=("experiment=infoscore_ranking",)).of(collect(outputs))
+
+
+def test_folders_are_named_after_the_overrides(tmp_path: Path) -> None:
+    def name(*overrides: str) -> str:
+        return sweep(tmp_path, overrides=overrides).name
+
+    assert name("experiment=mini_car", f"output_root={tmp_path}") == "mini_car"
+    assert name("experiment=table2", "preset=paper") == "table2_preset=paper"
+    assert name() == "default"
+    odd = [name("experiment=mini_car", text) for text in ("a/b=1", "a b=1", "a_b=1", "../..=1", "x=" + "y" * 300)]
+    assert len(set(odd)) == len(odd) and all(
+        "/" not in each and ".." not in each[:2] and len(each) < 120 for each in odd
+    )
+
+
+def test_composed_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real composition; how far each trial is comes from tests/e2e/test_sweep_status.py's subject."""
+    asked = []
+
+    def answer(_: Any, cfg: Any, name: str) -> State:
+        asked.append((cfg.output_root, cfg.shots, cfg.seed))
+        return State(name, cfg.method.name, cfg.data.name, cfg.shots, cfg.seed, "missing")
+
+    monkeypatch.setattr("slime_bench.sweep.status.Sweep.state", answer)
+    found = planned(["experiment=mini_car", "seed=0,1"], tmp_path)
+    assert asked == [(str(tmp_path), shots, seed) for shots in (1, 10) for seed in (0, 1)]
+    assert found.outputs == tmp_path and found.ablation == "" and found.convention == "slime"
+    assert [each.trial for each in found.problems().items][:1] == ["slime on mini_car, 1-shot, seed 0"]
+
+
+def test_an_ablation_among_the_overrides() -> None:
+    assert module._ablation(["experiment=mini_car", "ablation=lr"]) == ("lr", ["experiment=mini_car"])
+    assert module._ablation(["ablation=null", "seed=1"]) == ("", ["seed=1"])
+    for texts in (["ablation=lr,was"], ["ablation=lr", "+ablation=was"]):
+        with pytest.raises(ConfigError, match="one ablation"):
+            module._ablation(texts)
+
+
+def test_what_is_done_is_no_problem(tmp_path: Path) -> None:
+    found = of_states([state(0, "done", note="taken by its configuration alone")], "slime-bench --multirun", tmp_path)
+    assert found.items == [] and found.expected == 1 and found.notes == ["taken by its configuration alone"]
+
+
+# ---------------------------------------------------------------------------------------------------- parts of the page
+
+
+def decoded(text: str, cells: int) -> list[tuple[int, int, bool]]:
+    """Another reading of `encoded`, as its description says it."""
+    numbers, value, shift = [], 0, 0
+    for byte in base64.b64decode(text):
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            numbers.append(value)
+            value = shift = 0
+    stream, found = iter(numbers), []
+    for _ in range(cells):
+        word = next(stream)
+        found.append((next(stream) if word > 1 else 0, word // 2, bool(word % 2)))
+    assert next(stream, None) is None
+    return found
+
+
+@given(st.data())
+def test_counts_survive_their_encoding(data: st.DataObject) -> None:
+    shape = (data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5)))
+    union = data.draw(arrays(np.int64, shape, elements=st.integers(0, 2**40)))
+    inside = union // data.draw(st.integers(1, 300))
+    present = data.draw(arrays(np.bool_, shape))
+    cells = list(zip(inside.ravel().tolist(), union.ravel().tolist(), present.ravel().tolist(), strict=True))
+    assert decoded(encoded(inside, union, present), union.size) == cells
+
+
+def test_trials_that_a_page_cannot_hold_bring_their_results(outputs: Path) -> None:
+    found = collect(outputs)
+    (entry,) = series_numbers(found.results, found.folders, most=12 * 6 * 2).values()
+    assert [trial["counts"] is None for trial in entry["trials"]] == [False, False, True]
+    for trial, result in zip(entry["trials"], found.results, strict=True):
+        assert trial["stored"]["dataset"] == list(result.under("dataset").per_class.values())
+    (sentence,) = without_counts({"one": entry})
+    assert sentence.startswith("1 trial(s)") and "too many images" in sentence
+
+
+@given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_json_in_a_script_element_stays_in_it(value: Any) -> None:
+    text = script_json({"value": [value, "</script><!--<script>\u2028"]})
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text)["value"][0] == value
+
+
+def test_pictures_of_later_seeds_are_left_out_first(tmp_path: Path) -> None:
+    for shots in (1, 10):
+        for seed in range(2):
+            make(tmp_path, seed, shots, keeps=frozenset({"pictures"}))
+    found = collect(tmp_path)
+    rows = list(dict.fromkeys((one.series, f"{one.shots}-shot") for one in found.results))
+    whole = gallery(rows, found.results, found.folders)
+    assert whole is not None and [(one["label"], one["seed"]) for one in whole["trials"]] == [
+        ("1-shot", 0), ("1-shot", 1), ("10-shot", 0), ("10-shot", 1),
+    ]  # fmt: skip
+    one_trial = sum(len(base64.b64decode(each.partition(",")[2])) for each in whole["pictures"].values()) // 4
+    small = gallery(rows, found.results, found.folders, most=one_trial * 3 // 2)
+    assert small is not None and small["leftOut"] == 2
+    assert [(one["label"], one["seed"]) for one in small["trials"]] == [("1-shot", 0), ("10-shot", 0)]
+
+
+def test_colours_of_classes() -> None:
+    colours = class_colours(21)
+    assert len(set(colours)) == 21 and class_colours(3) == colours[:3]
+    labels = np.array([[0, 2], [255, 1]])
+    assert paint(labels, 3).tolist() == [[list(colours[0]), list(colours[2])], [[150] * 3, list(colours[1])]]
+
+
+def test_an_outline_is_inside_its_region_and_closed() -> None:
+    region = np.zeros((7, 7), dtype=bool)
+    region[1:6, 2:6] = True
+    line = outline(region)
+    assert line.sum() == 2 * 5 + 2 * 4 - 4 and not (line & ~region).any() and not line[2:5, 3:5].any()
+    assert not outline(np.ones((4, 4), dtype=bool)).any()
+
+
+def test_curves_are_thinned_by_means() -> None:
+    steps = list(range(1000))
+    few, values = thinned((steps, [float(step) for step in steps]), 100)
+    assert len(few) == 100 and values[0] == 4.5 and sum(values) / 100 == pytest.approx(499.5)
+    assert thinned(([1, 2], [3.0, 4.0])) == ([1, 2], [3.0, 4.0])
+    assert mean_curve([([0, 1, 2], [1.0, 2.0, 3.0]), ([1, 2, 3], [4.0, 5.0, 6.0])]) == ([1, 2], [3.0, 4.0])
+
+
+def test_a_chart_names_and_escapes_what_it_shows() -> None:
+    line = Series("<b>", [0, 1, 2], [1.0, 1000.0, float("nan")], 0)
+    text = str(line_chart("loss<script>", "loss & more", [line], "step"))
+    assert "(log)" in text and "<script>" not in text and "<b>" not in text and "loss &amp; more, logarithmic" in text
+    assert 'role="img"' in text and "nan" not in text.partition("</desc>")[2]
+    flat = str(line_chart("lr", "lr", [Series("a", [0, 1], [0.1, 0.1 + 1e-17], 0)], "step"))
+    assert 'points="46,80 312,80"' in flat
+    assert str(line_chart("x", "x", [Series("a", [0], [float("nan")], 0)], "step")) == ""
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.09, 0.11), (-3, 250), (1e-6, 2e-6), (5, 5)])
+def test_ticks_are_few_and_inside(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert 1 <= len(ticks) <= 6 and all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("51.9±2.0", 51.9), ("+2.7 to +3.9", 2.7), ("≤ 0.001", 0.001), ("-", None)]
+)
+def test_what_a_cell_is_sorted_by(text: str, value: float | None) -> None:
+    assert leading(text) == value

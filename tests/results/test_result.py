@@ -1,0 +1,385 @@
+"""Result files: exact round trip, strict reading, and writing that leaves nothing half done."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import errno
+import json
+import logging
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slime_bench.errors import ConfigError, ResultError, StorageError
+from slime_bench.metrics.iou import CONVENTIONS, IouCounts, intersection_union, mean_iou
+from slime_bench.results import result as results
+from slime_bench.results.identity import signature
+from slime_bench.results.result import (
+    TrialResult,
+    find_finished,
+    from_counts,
+    parse_result,
+    read_per_image,
+    read_result,
+    to_bytes,
+    write_per_image,
+    write_result,
+)
+from slime_bench.storage import write_atomic
+
+CLASSES = ["background", "body", "neck+torso"]
+FINGERPRINTS = {"backbone": "ab" * 32, "data": "cd" * 32}
+CONFIG: dict[str, Any] = {
+    "preset": "mini",
+    "shots": 1,
+    "seed": 0,
+    "data_root": "/a/path",
+    "method": {"name": "slime", "lr": 0.1, "hub_token": "canary"},
+    "metric": {"convention": "slime", "background": True},
+}
+
+
+def counts_of(seed: int = 0, images: int = 6, classes: int = 3) -> IouCounts:
+    maps = torch.randint(0, classes, (2, images, 5, 5), generator=torch.Generator().manual_seed(seed))
+    return intersection_union(maps[0], maps[1], classes)
+
+
+def result_of(counts: IouCounts | None = None, **changes: Any) -> TrialResult:
+    fields: dict[str, Any] = {
+        "config": CONFIG,
+        "fingerprints": FINGERPRINTS,
+        "method": "slime",
+        "backbone": "mini_sd",
+        "data": "mini_car",
+        "subject": "car",
+        "shots": 1,
+        "seed": 0,
+        "preset": "mini",
+        "protocol": "slime_code",
+        "classes": CLASSES,
+        "support_ids": ["support-003"],
+        "validation": {"epoch": 7, "score": 0.1 + 0.2},
+    }
+    return from_counts(counts or counts_of(), **(fields | changes))
+
+
+def edited(**changes: Any) -> bytes:
+    fields = json.loads(to_bytes(result_of()))
+    return json.dumps(fields | changes).encode()
+
+
+def edited_convention(part: str, value: Any) -> bytes:
+    fields = json.loads(to_bytes(result_of()))
+    fields["conventions"]["dataset"][part] = value
+    return json.dumps(fields).encode()
+
+
+def test_all_conventions_are_filled_in() -> None:
+    counts = counts_of()
+    result = result_of(counts, convention="dataset")
+    for name, reduce in CONVENTIONS.items():
+        assert list(result.conventions[name]["per_class"].values()) == reduce(counts).tolist()
+        assert result.conventions[name]["average"] == mean_iou(reduce(counts))
+    assert result.per_class == result.conventions["dataset"]["per_class"]
+    assert result.signature == signature(CONFIG, FINGERPRINTS)
+    assert result.num_test_images == 6
+    text = to_bytes(result).decode()
+    assert "canary" not in text and "/a/path" not in text
+
+
+def test_undefined_classes_are_null_and_left_out_of_the_average() -> None:
+    target = torch.tensor([[[0, 1, 1, 0]]])
+    result = result_of(intersection_union(torch.tensor([[[0, 1, 0, 0]]]), target, 3))
+    assert result.undefined_classes == ["neck+torso"]
+    assert result.per_class == {"background": 2 / 3, "body": 0.5, "neck+torso": None}
+    assert result.average == pytest.approx((2 / 3 + 0.5) / 2)
+    assert b'"neck+torso": null' in to_bytes(result)
+
+
+def test_nothing_defined_at_all() -> None:
+    zeros = torch.zeros(1, 3, dtype=torch.int64)
+    result = result_of(IouCounts(zeros, zeros, zeros.bool()))
+    assert result.average is None and result.undefined_classes == CLASSES
+    assert parse_result(to_bytes(result), "x") == result
+
+
+def test_average_without_background() -> None:
+    result = result_of(background=False)
+    parts = [result.per_class[name] for name in CLASSES[1:]]
+    assert result.average == pytest.approx(sum(parts) / 2)
+    assert parse_result(to_bytes(result), "x") == result
+
+
+def test_restated_under_another_convention_as_if_run_with_it() -> None:
+    metric = {"convention": "dataset", "background": False}
+    direct = result_of(config=CONFIG | {"metric": metric}, convention="dataset", background=False)
+    assert result_of().under("dataset", background=False) == direct
+    assert direct.under("slime") == result_of()
+    with pytest.raises(ResultError, match="nope"):
+        direct.under("nope")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 5), st.sampled_from(list(CONVENTIONS)), st.booleans())
+def test_round_trip_is_exact(seed: int, images: int, classes: int, convention: str, background: bool) -> None:
+    names = [f"class {index}" for index in range(classes)]
+    counts = counts_of(seed, images, classes)
+    result = result_of(counts, classes=names, convention=convention, background=background)
+    content = to_bytes(result)
+    assert parse_result(content, "x") == result
+    assert to_bytes(parse_result(content, "x")) == content
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda leaf: st.lists(leaf, max_size=3) | st.dictionaries(st.text(), leaf, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_any_validation_record_survives(record: Any) -> None:
+    result = result_of(validation={"record": record})
+    assert parse_result(to_bytes(result), "x").validation == {"record": record}
+
+
+def test_results_of_before_prepared_data_are_read() -> None:
+    content = json.loads(to_bytes(result_of()))
+    assert content.pop("prepared") == {}
+    assert parse_result(json.dumps(content).encode(), "x") == result_of()
+
+
+@pytest.mark.parametrize("value", [[], {"rule": 1}, {"rule": ""}, "paper"])
+def test_what_data_were_prepared_with_is_text(value: Any) -> None:
+    content = json.loads(to_bytes(result_of())) | {"prepared": value}
+    with pytest.raises(ResultError, match="prepared"):
+        parse_result(json.dumps(content).encode(), "x")
+
+
+def test_same_trial_same_bytes(tmp_path: Path) -> None:
+    one = write_result(tmp_path / "a", result_of(config=dict(reversed(CONFIG.items())) | {"data_root": "elsewhere"}))
+    two = write_result(tmp_path / "b", result_of())
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["JSON"]),
+        (b"{", ["JSON"]),
+        (b"\xff\xfe", ["JSON"]),
+        (b"[1]", ["object"]),
+        (to_bytes(result_of())[:-40], ["JSON"]),
+        (to_bytes(result_of()).replace(b'"seed": 0,\n  "series"', b'"seed": 0, "seed": 1,\n  "series"'), ["twice"]),
+        (edited(average=float("nan")), ["NaN"]),
+        (edited(validation={"score": float("-inf")}), ["-Infinity"]),
+        (edited(validation={"score": 0}).replace(b'"score": 0', b'"score": 1e999'), ["`validation`", "finite"]),
+        (edited(schema_version=2), ["schema_version 2", "schema_version 1"]),
+        (edited(schema_version=True), ["another version"]),
+        (edited(extra=1), ["unknown ['extra']"]),
+        (
+            json.dumps({k: v for k, v in json.loads(to_bytes(result_of())).items() if k != "seed"}).encode(),
+            ["['seed']"],
+        ),
+        (edited(seed="0"), ["`seed`", "'0'", "whole number"]),
+        (edited(seed=True), ["`seed`", "True"]),
+        (edited(shots=-1), ["`shots`"]),
+        (edited(shots=1.0), ["`shots`"]),
+        (edited(num_test_images=0), ["`num_test_images`"]),
+        (edited(signature="xyz"), ["`signature`", "16 hexadecimal"]),
+        (edited(method=""), ["`method`"]),
+        (edited(convention="iou"), ["`convention`", "present_or_predicted"]),
+        (edited(convention="dataset"), ["`per_class`", "convention dataset"]),
+        (edited(classes=["background", "body"]), ["per_class"]),
+        (edited(classes=["a", "a", "b"]), ["`classes`"]),
+        (edited(per_class={"background": 1.5}), ["`per_class`", "0..1"]),
+        (edited(average=0.5), ["`average`", "0.5", "the mean of per_class"]),
+        (edited(average=None), ["`average`", "the mean of per_class"]),
+        (edited_convention("average", 0.5), ["`conventions.dataset.average`"]),
+        (edited_convention("extra", 0.5), ["`conventions`"]),
+        (edited(conventions={}), ["`conventions`"]),
+        (edited(undefined_classes=["body"]), ["`undefined_classes`"]),
+        (edited(support_ids=[1]), ["`support_ids`"]),
+        (edited(config=[]), ["`config`"]),
+        (edited(fingerprints={"data": 1}), ["`fingerprints`"]),
+    ],
+)
+def test_what_does_not_hold_is_refused(tmp_path: Path, content: bytes, words: list[str]) -> None:
+    path = tmp_path / "result.json"
+    path.write_bytes(content)
+    with pytest.raises(ResultError) as caught:
+        read_result(path)
+    message = str(caught.value)
+    assert all(word in message for word in [*words, str(path), "what to do"]), message
+
+
+def test_every_field_is_checked() -> None:
+    assert set(results._CHECKS) == {each.name for each in dataclasses.fields(TrialResult)}
+    for name in results._CHECKS:
+        wrong = 1 if name in ("validation", "config") else {"no": ["such value"]}
+        with pytest.raises(ResultError):
+            parse_result(edited(**{name: wrong}), "x")
+
+
+def test_nothing_unreadable_is_handed_out() -> None:
+    with pytest.raises(ResultError, match="2"):
+        result_of(classes=["background", "body"])
+    with pytest.raises(ResultError):
+        result_of(validation={"score": float("nan")})
+    with pytest.raises(ResultError):
+        result_of(validation={"score": object()})
+    with pytest.raises(ResultError, match="surrogates"):
+        result_of(support_ids=["\ud800"])
+    with pytest.raises(ResultError, match="seed"):
+        result_of(seed=-1)
+    with pytest.raises(ConfigError, match=r"metric\.convention"):
+        result_of(convention="slim")
+
+
+def test_find_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = result_of()
+    assert find_finished(tmp_path, result.signature) is None
+    path = write_result(tmp_path, result)
+    assert find_finished(tmp_path, result.signature) == result
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert find_finished(tmp_path, "0" * 16) is None
+        path.write_bytes(path.read_bytes()[:100])
+        assert find_finished(tmp_path, result.signature) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "runs again" in caplog.text and str(path) in caplog.text
+
+
+def test_missing_file_is_a_result_error(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="cannot be read"):
+        read_result(tmp_path / "result.json")
+
+
+def test_write_atomic_replaces_and_makes_folders(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [each.name for each in path.parent.iterdir()] == ["file"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask  # readable as any other file of the user
+
+
+@pytest.mark.parametrize("name", ["a" * 250, "写" * 80, "ä" * 126])
+def test_a_name_that_is_almost_too_long(tmp_path: Path, name: str) -> None:
+    write_atomic(tmp_path / name, b"one")
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, view: write(descriptor, bytes(view[:3])))
+    write_atomic(tmp_path / "file", b"0123456789")
+    assert (tmp_path / "file").read_bytes() == b"0123456789"
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "Free space"), (errno.EACCES, "writable"), (errno.EIO, "output_root")]
+)
+def test_failing_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, remedy: str) -> None:
+    """A full disk at any step: a typed error with the remedy, the old file whole, no temporary file."""
+    path = tmp_path / "result.json"
+    old = write_result(tmp_path, result_of(seed=3)).read_bytes()
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(StorageError) as caught:
+            write_result(tmp_path, result_of())
+    assert all(word in str(caught.value) for word in (str(path), remedy, os.strerror(number)))
+    assert path.read_bytes() == old
+    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "file", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_where_a_folder_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("in the way")
+    with pytest.raises(StorageError, match="move it away"):
+        write_atomic(tmp_path / "runs" / "result.json", b"x")
+    assert (tmp_path / "runs").read_text() == "in the way"
+
+
+def test_per_image_round_trip(tmp_path: Path) -> None:
+    counts, ids = counts_of(images=4), ["b", "a", "d", "c"]
+    write_per_image(tmp_path / "one.parquet", ids, CLASSES, counts)
+    write_per_image(tmp_path / "two.parquet", ids, CLASSES, counts)
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+    found_ids, found_classes, found = read_per_image(tmp_path / "one.parquet")
+    assert (found_ids, found_classes) == (ids, CLASSES)
+    for name in ("intersection", "union", "present"):
+        assert torch.equal(getattr(found, name), getattr(counts, name))
+    assert result_of(found) == result_of(counts)
+
+
+def test_per_image_is_a_plain_long_table(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    counts = counts_of(images=2)
+    write_per_image(tmp_path / "t.parquet", ["a", "b"], CLASSES, counts)
+    frame = pandas.read_parquet(tmp_path / "t.parquet")
+    assert list(frame.columns) == ["image_id", "class", "intersection", "union", "present"]
+    assert list(frame["image_id"]) == ["a"] * 3 + ["b"] * 3 and list(frame["class"]) == CLASSES * 2
+    row = frame[(frame["image_id"] == "b") & (frame["class"] == "body")].iloc[0]
+    assert (row["intersection"], row["union"]) == (counts.intersection[1, 1].item(), counts.union[1, 1].item())
+
+
+def test_per_image_errors(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path, counts = tmp_path / "t.parquet", counts_of(images=2)
+    with pytest.raises(ResultError, match="1 ids"):
+        write_per_image(path, ["a"], CLASSES, counts)
+    with pytest.raises(ResultError, match="unique"):
+        write_per_image(path, ["a", "a"], CLASSES, counts)
+    with pytest.raises(ResultError, match="cannot be read"):
+        read_per_image(path)
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(ResultError, match="cannot be read"):
+        read_per_image(path)
+    write_per_image(path, ["a", "b"], CLASSES, counts)
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.drop_columns(["union"]), path)
+    with pytest.raises(ResultError, match="other columns"):
+        read_per_image(path)
+    texts = table.set_column(3, "union", pyarrow.array(["1"] * 6))
+    pyarrow.parquet.write_table(texts, path)
+    with pytest.raises(ResultError, match="'union': 'string'"):
+        read_per_image(path)
+    gaps = table.set_column(3, "union", pyarrow.array([1, 2, 3, None, 5, 6], pyarrow.int64()))
+    pyarrow.parquet.write_table(gaps, path)
+    with pytest.raises(ResultError, match="gaps"):
+        read_per_image(path)
+    pyarrow.parquet.write_table(table.slice(0, 5), path)
+    with pytest.raises(ResultError, match="every class once"):
+        read_per_image(path)
+
+
+def test_inputs_are_not_changed() -> None:
+    config = copy.deepcopy(CONFIG)
+    result_of(config=config)
+    assert config == CONFIG

@@ -1,0 +1,228 @@
+"""The launchers: every trial gets its outcome, whatever becomes of its process, and Ctrl-C leaves none behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from slime_bench.errors import ConfigError
+from slime_bench.sweep import launchers, pool, with_submitit
+from slime_bench.sweep import outcome as states
+from slime_bench.sweep.launchers import Runner
+from slime_bench.sweep.outcome import Outcome, read_records
+from tests.fixtures.twins import slurm
+from tests.fixtures.twins.standin import StandIn, is_alive, runs, tasks, times_run
+
+EVERYWHERE = ("joblib", "submitit_local", "submitit_slurm", "ray")
+Start = Callable[..., tuple[StandIn, Runner]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """`start(launcher, **job)` -> the job and the launcher's runner of it."""
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repository), str(repository / "tests"), before]))
+    slurm.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "sweep").mkdir()
+
+    def make(name: str, jobs: int = 2, **settings: object) -> tuple[StandIn, Runner]:
+        if name == "ray" and importlib.util.find_spec("ray") is None:
+            pytest.skip("ray is not installed")
+        options = {"num_cpus": 1} if name == "ray" else {}
+        launcher = OmegaConf.create({"name": name, "keep_going": True, "jobs": jobs, "options": options})
+        job = StandIn(tmp_path / "sweep", recorded=True, **settings)  # type: ignore[arg-type]
+        runner = launchers.runner(launcher, job)
+        if isinstance(runner, pool.Pool):
+            monkeypatch.setattr(runner, "pause", 0.05)
+        if isinstance(runner, with_submitit.SubmititPool):
+            monkeypatch.setattr(runner, "_sight", 1.0)
+        return job, runner
+
+    return make
+
+
+def statuses(outcomes: list[Outcome]) -> dict[int, str]:
+    found = {each.index: each.status for each in outcomes}
+    assert len(found) == len(outcomes), "a trial has two outcomes"
+    return found
+
+
+class TestOutcomes:
+    @pytest.mark.parametrize("name", EVERYWHERE)
+    def test_a_process_that_dies_takes_no_other_trial_along(self, start: Start, name: str) -> None:
+        job, runner = start(name)
+        outcomes = list(runner.run(tasks(["ok", "die", "fail", "ok", "ok"])))
+        assert statuses(outcomes) == {
+            0: states.DONE, 1: states.DIED, 2: states.FAILED, 3: states.DONE, 4: states.DONE,
+        }  # fmt: skip
+        (dead,) = (each for each in outcomes if each.index == 1)
+        assert dead.exit_code == 1 and "without a word" in dead.summary
+        if name.startswith("submitit"):
+            assert dead.log is not None and Path(dead.log).is_file()
+        counted = times_run(job.folder)
+        assert set(counted) == set(range(5)) and (name == "joblib" or set(counted.values()) == {1})
+        assert {each[1] for each in runs(job.folder)}.isdisjoint({str(os.getpid())})
+
+    def test_joblib_with_one_process_at_a_time(self, start: Start) -> None:
+        job, runner = start("joblib", jobs=1)
+        assert statuses(list(runner.run(tasks(["die", "ok", "ok"])))) == {
+            0: states.DIED, 1: states.DONE, 2: states.DONE,
+        }  # fmt: skip
+        assert set(times_run(job.folder).values()) == {1}
+
+    def test_joblib_where_no_record_can_be_written(self, start: Start) -> None:
+        """Then nobody knows which trials were running when a process died: each that is left is run alone."""
+        job, runner = start("joblib")
+        job.recorded = False
+        assert statuses(list(runner.run(tasks(["ok", "die", "ok"])))) == {
+            0: states.DONE, 1: states.DIED, 2: states.DONE,
+        }  # fmt: skip
+
+    def test_an_earlier_record_is_not_taken_for_the_new_outcome(self, start: Start) -> None:
+        job, runner = start("submitit_local")
+        job._record(Outcome(0, "die", states.BUSY))
+        assert statuses(list(runner.run(tasks(["die"])))) == {0: states.DIED}
+
+    def test_in_this_process(self, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+        job, runner = start("sequential", names=("ok", "fail", "ok"))
+        assert statuses(list(runner.run(tasks(["ok", "fail", "ok"])))) == {
+            0: states.DONE, 1: states.FAILED, 2: states.DONE,
+        }  # fmt: skip
+        text = capsys.readouterr().err
+        assert "[2/3] fail\nerror: it failed\n  where: here" in text
+        assert {index: each.status for index, each in read_records(job.folder).items()} == {
+            index: each.status for index, each in job.outcomes.items()
+        }
+
+    @pytest.mark.parametrize("name", ["sequential", "submitit_local"])
+    def test_the_rest_is_left_out_where_the_first_failure_ends_the_sweep(self, start: Start, name: str) -> None:
+        job, runner = start(name, jobs=1, keep_going=False)
+        assert statuses(list(runner.run(tasks(["ok", "fail", "ok"])))) == {
+            0: states.DONE, 1: states.FAILED, 2: states.LEFT_OUT,
+        }  # fmt: skip
+        assert set(times_run(job.folder)) == {0, 1}
+
+
+class TestWorkers:
+    @pytest.mark.parametrize("name", ["joblib", "submitit_local"])
+    def test_they_have_the_folder_and_the_gpus_of_this_process(
+        self, start: Start, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """submitit's own local jobs see no GPU at all."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+        job, runner = start(name)
+        list(runner.run(tasks(["ok"])))
+        assert [line[2:] for line in runs(job.folder)] == [["3", str(tmp_path)]]
+
+    def test_slurm_gets_one_array_and_the_options(self, start: Start, tmp_path: Path) -> None:
+        job, _ = start("sequential")
+        options = OmegaConf.create({"timeout_min": 30, "slurm_partition": "gpu", "slurm_qos": None})
+        launcher = OmegaConf.create({"name": "submitit_slurm", "keep_going": True, "jobs": 3, "options": options})
+        runner = launchers.runner(launcher, job)
+        runner.pause, runner._sight = 0.05, 1.0  # type: ignore[attr-defined]
+        assert len(list(runner.run(tasks(["ok"] * 4)))) == 4
+        script = (tmp_path / "bin/jobs/script").read_text()
+        assert "--array=0-3%3" in script and "--partition=gpu" in script and "--time=30" in script
+        assert "qos" not in script
+
+    def test_a_job_that_slurm_stops_comes_again_with_the_same_trial(self, start: Start) -> None:
+        job, _ = start("sequential")
+        (task,) = tasks(["ok"])
+        again = with_submitit.Submitted(job, task).checkpoint()
+        assert again.result().status == states.DONE
+
+    def test_a_job_crosses_the_border_without_the_outcomes_of_others(self, start: Start) -> None:
+        job, runner = start("sequential")
+        list(runner.run(tasks(["ok"])))
+        copy = pickle.loads(pickle.dumps(job))
+        assert copy.away and not job.away and copy.outcomes == {} and job.outcomes
+
+
+@pytest.fixture
+def listens_to_ctrl_c() -> Iterator[None]:
+    """A background job of a shell is started deaf to it, and so are the processes that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
+class TestInterruption:
+    @pytest.mark.parametrize("name", EVERYWHERE)
+    def test_ctrl_c_ends_the_workers_too(self, start: Start, name: str) -> None:
+        job, runner = start(name)
+
+        def interrupt() -> None:
+            until = time.monotonic() + 60
+            while len(runs(job.folder)) < 2 and time.monotonic() < until:
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            list(runner.run(tasks(["sleep", "sleep", "ok"])))
+        thread.join()
+        processes = [int(line[1]) for line in runs(job.folder)]
+        until = time.monotonic() + 10
+        while any(map(is_alive, processes)) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert len(processes) >= 2 and not any(map(is_alive, processes))
+
+    def test_who_stops_listening_stops_the_trials(self, start: Start) -> None:
+        job, runner = start("submitit_local")
+        outcomes = runner.run(tasks(["ok", "sleep"]))
+        assert next(outcomes).index == 0
+        outcomes.close()  # type: ignore[attr-defined]
+        assert not any(is_alive(int(line[1])) for line in runs(job.folder))
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("name", "library", "extra"),
+        [("joblib", "joblib", "launchers"), ("submitit_slurm", "submitit", "launchers"), ("ray", "ray", "ray")],
+    )
+    def test_a_library_that_is_not_installed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, library: str, extra: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, library, None)
+        launcher = OmegaConf.create({"name": name, "keep_going": True, "jobs": 2, "options": {}})
+        with pytest.raises(ConfigError, match=rf"pip install 'slime-bench\[{extra}\]'"):
+            launchers.runner(launcher, StandIn(tmp_path))
+
+    @pytest.mark.parametrize("options", [{"slurm_partitoin": "gpu"}, {"timeout_min": "long"}, {"gpus": 1}])
+    def test_options_that_submitit_does_not_know(self, start: Start, tmp_path: Path, options: dict[str, str]) -> None:
+        start("sequential")  # puts SLURM's commands into the path
+        launcher = OmegaConf.create({"name": "submitit_slurm", "keep_going": True, "jobs": 2, "options": options})
+        with pytest.raises(ConfigError, match=r"launcher\.options"):
+            launchers.runner(launcher, StandIn(tmp_path))
+
+    def test_a_cluster_that_refuses_the_jobs(self, start: Start) -> None:
+        job, _ = start("sequential")
+        options = {"slurm_partition": "closed"}
+        launcher = OmegaConf.create({"name": "submitit_slurm", "keep_going": True, "jobs": 2, "options": options})
+        with pytest.raises(ConfigError, match="invalid partition specified"):
+            list(launchers.runner(launcher, job).run(tasks(["ok", "ok"])))
+
+    def test_no_slurm_on_this_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        launcher = OmegaConf.create({"name": "submitit_slurm", "keep_going": True, "jobs": 2, "options": {}})
+        with pytest.raises(ConfigError, match="slurm cluster"):
+            launchers.runner(launcher, StandIn(tmp_path))
+
+    def test_one_command_has_one_launcher(self) -> None:
+        one, other = ({"launcher": {"name": name, "jobs": 2}} for name in ("joblib", "sequential"))
+        with pytest.raises(ConfigError, match="joblib and sequential"):
+            launchers.launcher_of([OmegaConf.create(one), OmegaConf.create(other)])

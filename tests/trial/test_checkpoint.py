@@ -1,0 +1,206 @@
+"""The file of a checkpoint: any state comes back as it was; any other file is ignored with a warning."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from slime_bench.trial import checkpoint
+
+HERE = {"signature": "0123456789abcdef", "code": "c" * 64, "torch": "2.13.0"}
+STATE = {"learned": {"weight": torch.arange(6.0).reshape(2, 3)}, "step": 7, "betas": (0.9, 0.999)}
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool)
+TENSORS = st.builds(
+    lambda shape, dtype, seed: torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype),
+    st.lists(st.integers(0, 3), max_size=3),
+    st.sampled_from(DTYPES),
+    st.integers(0, 9),
+)
+STATES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | TENSORS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.integers() | st.text(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal in type, order and every bit."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other) and (not isinstance(one, float) or math.copysign(1, one) == math.copysign(1, other))
+
+
+@settings(max_examples=30, deadline=None)
+@given(STATES)
+def test_a_state_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, state: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "round-trip"
+    checkpoint.write(path, state, HERE)
+    assert same(checkpoint.read(path, HERE), state)
+
+
+def test_tensors_may_share_memory_and_need_not_be_contiguous(tmp_path: Path) -> None:
+    weight = torch.arange(12.0).reshape(3, 4)
+    state = {
+        "all": weight,
+        "again": weight,
+        "row": weight[1],
+        "turned": weight.T,
+        "parameter": torch.nn.Parameter(weight),
+    }
+    checkpoint.write(tmp_path / "c", state, HERE)
+    found = checkpoint.read(tmp_path / "c", HERE)
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("value", [np.int64(3), {1, 2}, {None: 1}, {True: 1}, b"bytes", print])
+def test_other_values_are_refused_with_their_place(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(TypeError, match=r"state\['a'\]\[1\]"):
+        checkpoint.write(tmp_path / "c", {"a": [0, value]}, HERE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_in_the_file_is_code(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path / "c", STATE, HERE)
+    with safe_open(tmp_path / "c", "pt") as file:
+        (text,) = file.metadata().values()
+    assert json.loads(text)["origin"] == HERE and b"pickle" not in (tmp_path / "c").read_bytes()
+
+
+def test_size_is_that_of_the_tensors() -> None:
+    state = {"a": [torch.zeros(3), (torch.zeros(2, 2, dtype=torch.bfloat16), "text")], "b": None}
+    assert checkpoint.size(state) == 3 * 4 + 4 * 2
+
+
+def test_no_file_is_no_reason_for_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert checkpoint.read(tmp_path / "c", HERE) is None and caplog.text == ""
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def other_state(content: bytes) -> bytes:
+    return content.replace(b'\\\\\\"step\\\\\\", 7', b'\\\\\\"step\\\\\\", 8')
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "one byte short": lambda content: content[:-1],
+    "one byte more": lambda content: content + b"\0",
+    "one bit of a number": flipped,
+    "another count of steps": other_state,
+    "text": lambda content: b"no checkpoint at all",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    path = tmp_path / "c"
+    checkpoint.write(path, STATE, HERE)
+    content = path.read_bytes()
+    assert DAMAGE[name](content) != content
+    path.write_bytes(DAMAGE[name](content))
+    assert checkpoint.read(path, HERE) is None
+    assert "starts anew" in caplog.text and "damaged" in caplog.text and str(path) in caplog.text
+
+
+def test_any_truncation_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    checkpoint.write(path, STATE, HERE)
+    content = path.read_bytes()
+    for length in range(0, len(content), 11):
+        path.write_bytes(content[:length])
+        assert checkpoint.read(path, HERE) is None
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {}, {"checkpoint": "{"}, {"checkpoint": "[]"}, {"checkpoint": "{}"}, {"checkpoint": '{"format": 1}'}],
+)
+def test_foreign_safetensors_are_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, metadata: dict[str, str] | None
+) -> None:
+    save_file({"embeddings": torch.zeros(2)}, tmp_path / "c", metadata=metadata)
+    assert checkpoint.read(tmp_path / "c", HERE) is None and "starts anew" in caplog.text
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_checkpoint_of_other_origin_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    checkpoint.write(tmp_path / "c", STATE, {**HERE, name: "another"})
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.read(tmp_path / "c", HERE) is None
+    assert f"{name} another (here {HERE[name][:6]}" in caplog.text
+    assert [other for other in HERE if f"{other} " in caplog.text.rpartition("found:")[2]] == [name]
+
+
+def test_a_checkpoint_of_another_layout_is_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.write(tmp_path / "c", STATE, HERE)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    assert checkpoint.read(tmp_path / "c", HERE) is None and "format 1 (here 2)" in caplog.text
+
+
+def test_a_file_says_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c"
+    assert not checkpoint.is_of(path, HERE)
+    checkpoint.write(path, STATE, HERE)
+    assert checkpoint.is_of(path, HERE)
+    assert not any(checkpoint.is_of(path, {**HERE, name: "another"}) for name in HERE)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+        assert not checkpoint.is_of(path, HERE)
+    path.write_bytes(b"no checkpoint at all")
+    assert not checkpoint.is_of(path, HERE)
+    save_file({"embeddings": torch.zeros(2)}, path)
+    assert not checkpoint.is_of(path, HERE)
+
+
+def test_origin_names_trial_code_and_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = checkpoint.origin("0123456789abcdef")
+    assert here == checkpoint.origin("0123456789abcdef") and here["torch"] == torch.__version__
+    assert checkpoint.origin("fedcba9876543210") == {**here, "signature": "fedcba9876543210"}
+    # Code outside the package counts where a part of the trial lies there; the bench's own always does.
+    module = tmp_path / "own_method.py"
+    hashes = []
+    for text in ("class Method: pass\n", "class Method: pass  # changed\n"):
+        module.write_text(text)
+        checkpoint.code_hash.cache_clear()
+        hashes.append(checkpoint.code_hash(frozenset({module})))
+    assert len({*hashes, here["code"]}) == 3
+    assert checkpoint.code_hash(frozenset({Path(checkpoint.__file__)})) == here["code"]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import own_method  # type: ignore[import-not-found]
+
+    assert checkpoint.origin("0123456789abcdef", own_method.Method, int)["code"] == hashes[1]
+
+
+def test_discard(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path / checkpoint.FILE, STATE, HERE)
+    checkpoint.discard(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    checkpoint.discard(tmp_path)
