@@ -27,10 +27,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slime_bench.config.schema import LAUNCHERS, validate
+from slime_bench.config.secrets import is_secret
 from slime_bench.config.typed import nearest
 from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
-from slime_bench.results.identity import is_secret
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
@@ -38,8 +38,6 @@ SUBCOMMANDS = ("report", "status", "compare", "segment", "verify", "embeddings",
 _SECRET = re.compile(r"(?i)api_?key|secret|passw|_token$")
 _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 _stamp = ""
-DEFAULT_TRIAL = "the default trial"
-"""Name of a command's only trial that has no overrides."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ def _jobs(overrides: list[str], base: DictConfig) -> list[list[str]]:
 
 def _names(jobs: list[list[str]]) -> tuple[str, ...]:
     shared = set.intersection(*(set(job) for job in jobs)) if len(jobs) > 1 else set()
-    return tuple(" ".join(each for each in job if each not in shared) or DEFAULT_TRIAL for job in jobs)
+    return tuple(" ".join(each for each in job if each not in shared) or "the default trial" for job in jobs)
 
 
 def _parse(overrides: list[str]) -> list[Override]:

@@ -181,7 +181,7 @@ def build(node: DictConfig, /, **arguments: Any) -> Any:
     path = _path_of(node)
     target, config = _parse_node(resolved(node), path)
     if target is not type(config):
-        return target(config=config, **arguments)
+        return implementation_of(target)(config=config, **arguments)
     if arguments:
         raise ConfigError(
             f"`{path}` takes no further arguments", path=path, found=", ".join(arguments), expected="values in the YAML"
@@ -231,6 +231,12 @@ def load_target(target: str, path: str = TARGET) -> type[Any]:
         expected=f"a class of the module {module_name}",
         remedy=f"did you mean `{module_name}.{close[0]}`?" if close else "correct the name",
     )
+
+
+def implementation_of(target: type[Any]) -> type[Any]:
+    """The class that computes what the class `target` of a `_target_` stands for; see `slime_bench.config.parts`."""
+    name: str | None = getattr(target, "implementation", None)
+    return target if name is None else load_target(name)
 
 
 def config_class(target: type, path: str = TARGET) -> type:

@@ -23,7 +23,7 @@ from slime_bench.report.usual import plain
 from slime_bench.results.identity import parse_trial_folder
 
 if TYPE_CHECKING:
-    from slime_bench.sweep.status import State
+    from slime_bench.results.status import TrialStatus
 
 FOLDERS = ("output_root", "data_root")
 _DONE = "done"
@@ -47,7 +47,7 @@ class Planned:
     outputs: Path
     convention: str
     background: bool
-    trials: list[tuple[dict[str, Any], State]]
+    trials: list[tuple[dict[str, Any], TrialStatus]]
 
     @property
     def told(self) -> list[str]:
@@ -164,7 +164,7 @@ def planned(overrides: Sequence[str], outputs: Path | None = None, extra_dir: st
     )
 
 
-def unfinished(report: AblationReport, outputs: Path) -> dict[tuple[str, int], State]:
+def unfinished(report: AblationReport, outputs: Path) -> dict[tuple[str, int], TrialStatus]:
     """Label of a setting and seed -> how far the trial is, for those of an ablation that have no result."""
     from omegaconf import DictConfig, OmegaConf
 
@@ -196,7 +196,7 @@ def _ablation(overrides: Sequence[str]) -> tuple[str, list[str]]:
     return (names[0] if names else ""), [text for text in overrides if text not in named]
 
 
-def _missing(values: dict[str, Any], state: State) -> MissingTrial:
+def _missing(values: dict[str, Any], state: TrialStatus) -> MissingTrial:
     return MissingTrial(
         method=state.method,
         backbone=values["backbone"]["name"],
@@ -209,6 +209,6 @@ def _missing(values: dict[str, Any], state: State) -> MissingTrial:
     )
 
 
-def _signature(state: State) -> str:
+def _signature(state: TrialStatus) -> str:
     trial = parse_trial_folder(Path(state.folder)) if state.folder else None
     return trial["signature"] if trial else ""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Final
 
+from slime_bench.config.secrets import redact
 from slime_bench.errors import ConfigError
 
 RESULTS_VERSION: Final = 1
@@ -66,20 +67,6 @@ STANDS_IN: Final[dict[str, str]] = {
 NAMES_OF_FILES: Final = (("method", "prompts"),)
 """Group and key of paths of which only the last part is kept; the fingerprint of what lies there decides."""
 
-REDACTED: Final = "<redacted>"
-_SECRET_KEYS: Final = (
-    "api_key",
-    "apikey",
-    "*_api_key",
-    "access_key",
-    "*_access_key",
-    "token",
-    "*_token",
-    "secret*",
-    "*_secret",
-    "passw*",
-    "*_passw*",
-)
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _TRIAL: Final = re.compile(r"seed(\d+)-([0-9a-f]{16})")
 _SHOTS: Final = re.compile(r"(\d+)-shot")
@@ -159,29 +146,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{path}.")
         else:
             yield path, value
-
-
-def redact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `config` whose secrets are replaced by `<redacted>`.
-
-    Only text under a key such as `api_key`, `hub_token`, `secret` or `password` is a secret: `token_gate: 0.2`,
-    `num_tokens` or `key_layers` belong to methods and stay.
-    """
-
-    def clean(value: Any, secret: bool) -> Any:
-        if isinstance(value, Mapping):
-            return {key: clean(item, secret or is_secret(str(key))) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(item, secret) for item in value]
-        return REDACTED if secret and isinstance(value, str) and value else value
-
-    return {key: clean(value, is_secret(str(key))) for key, value in config.items()}
-
-
-def is_secret(key: str) -> bool:
-    """Whether text under this configuration key (its last segment) has to be kept out of every file."""
-    name = key.rsplit(".", 1)[-1].lower().replace("-", "_")
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _SECRET_KEYS)
 
 
 def trial_folder(

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 from slime_bench.errors import ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.results import identity
-from slime_bench.results.identity import redact as redact
 from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slime_bench.config.secrets import redact
 from slime_bench.errors import ResultError
 from slime_bench.storage import ordered, write_atomic
 
@@ -59,10 +60,8 @@ def write_state(
     """
     from safetensors.torch import save
 
-    from slime_bench.results import identity
-
     facts = {"classes": list(classes), "seed": config["seed"], "colours": list(colours), "fit": fit}
-    facts |= {name: identity.redact(config[name]) for name in NODES}
+    facts |= {name: redact(config[name]) for name in NODES}
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
     write_atomic(path, ordered(save(tensors, metadata=metadata)))

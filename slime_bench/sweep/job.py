@@ -64,7 +64,7 @@ class Job:
         """Hydra's task function."""
         from hydra.core.hydra_config import HydraConfig
 
-        from slime_bench.config.compose import DEFAULT_TRIAL
+        from slime_bench.results.status import DEFAULT_TRIAL
 
         node = HydraConfig.get()
         index = 0 if OmegaConf.is_missing(node.job, "num") else int(node.job.num)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -12,54 +12,28 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from slime_bench import lock
-from slime_bench.config.compose import DEFAULT_TRIAL
 from slime_bench.config.schema import build, load_target, parse
+from slime_bench.config.secrets import redact
 from slime_bench.errors import DataError, ResultError, SlimeBenchError
 from slime_bench.results import identity
 from slime_bench.results import result as results
+from slime_bench.results.status import (
+    DONE,
+    FAILED,
+    KILLED,
+    MISSING,
+    OOM,
+    RUNNING,
+    STATES,
+    UNKNOWN,
+    UNREADABLE,
+    TrialStatus,
+)
 from slime_bench.trial.device import pick_device
 from slime_bench.trial.failure import ERROR_FILE
 from slime_bench.trial.spec import identify, is_misplaced, nameless_folder
 
-RUNNING: Final = "running"
-DONE: Final = "done"
-FAILED: Final = "failed"
-OOM: Final = "oom"
-KILLED: Final = "killed"
-UNREADABLE: Final = "unreadable"
-MISSING: Final = "missing"
-UNKNOWN: Final = "unknown"
-STATES: Final = (RUNNING, DONE, FAILED, OOM, KILLED, UNREADABLE, MISSING, UNKNOWN)
-"""Of several folders that may be a trial's, the one whose state comes first here is taken."""
-
 _DEVICES: Final = ("cpu", "cuda")
-
-
-@dataclass(frozen=True)
-class State:
-    """How far one trial is.
-
-    Attributes:
-        name: what sets it apart from the sweep's others.
-        state: one of `STATES`. detail: the score, the process, or why it failed, in one line.
-        folder: of the trial, if there is one. note: a reservation.
-    """
-
-    name: str
-    method: str
-    data: str
-    shots: int
-    seed: int
-    state: str
-    detail: str = ""
-    folder: str | None = None
-    note: str = ""
-
-    @property
-    def variant(self) -> str:
-        """What the name says besides shots and seed; empty for the default trial."""
-        words = [word for word in self.name.split() if word.partition("=")[0] not in ("shots", "seed")]
-        return "" if self.name == DEFAULT_TRIAL else " ".join(words)
 
 
 class Sweep:
@@ -68,13 +42,13 @@ class Sweep:
     def __init__(self) -> None:
         self._prints: dict[str, str | SlimeBenchError] = {}
 
-    def state(self, cfg: DictConfig, name: str) -> State:
+    def state(self, cfg: DictConfig, name: str) -> TrialStatus:
         """How far the trial of a validated configuration is. `auto` may mean another device where it was run."""
-        blank = State(name, cfg.method.name, cfg.data.name, cfg.shots, cfg.seed, MISSING)
+        blank = TrialStatus(name, cfg.method.name, cfg.data.name, cfg.shots, cfg.seed, MISSING)
         found = [self._on(cfg, device, blank) for device in _devices(cfg.trainer.device)]
         return min(found, key=lambda each: STATES.index(each.state))  # of equals the first, which is this machine's
 
-    def _on(self, cfg: DictConfig, device: str, blank: State) -> State:
+    def _on(self, cfg: DictConfig, device: str, blank: TrialStatus) -> TrialStatus:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, {"trainer": {"device": device}}))
         try:
             data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
@@ -105,7 +79,7 @@ class Sweep:
             found[name] = value
         return found
 
-    def _unidentified(self, cfg: DictConfig, blank: State, problem: SlimeBenchError) -> State:
+    def _unidentified(self, cfg: DictConfig, blank: TrialStatus, problem: SlimeBenchError) -> TrialStatus:
         """What the folders tell of a trial whose data or weights are not here."""
         nameless = nameless_folder(cfg)
         note = f"taken for this trial by its configuration alone: {problem.summary}"
@@ -115,7 +89,7 @@ class Sweep:
         return best if best.state != MISSING else replace(blank, state=UNKNOWN, detail=_line(problem))
 
 
-def of_folder(folder: Path, blank: State) -> State:
+def of_folder(folder: Path, blank: TrialStatus) -> TrialStatus:
     """How far the trial with this folder is."""
     here = replace(blank, folder=str(folder))
     holder = lock.holder(folder)
@@ -173,7 +147,7 @@ def _look_alikes(cfg: DictConfig, folder: Path) -> list[Path]:
 
 
 def _decides(config: dict[str, Any]) -> str:
-    return identity.canonical_json(identity.redact(identity.deciding(config)))
+    return identity.canonical_json(redact(identity.deciding(config)))
 
 
 def _error(path: Path) -> tuple[str, str]:

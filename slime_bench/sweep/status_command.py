@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from slime_bench.sweep.status import State
+    from slime_bench.results.status import TrialStatus
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def table(states: Sequence[State]) -> list[str]:
+def table(states: Sequence[TrialStatus]) -> list[str]:
     """The lines of the table, the counts first."""
     from slime_bench.sweep.status import STATES
 
@@ -58,8 +58,8 @@ def table(states: Sequence[State]) -> list[str]:
     return lines + [f"note: {note}" for note in dict.fromkeys(each.note for each in states if each.note)]
 
 
-def _cells(state: State) -> tuple[str, ...]:
-    from slime_bench.config.compose import DEFAULT_TRIAL
+def _cells(state: TrialStatus) -> tuple[str, ...]:
+    from slime_bench.results.status import DEFAULT_TRIAL
 
     more = DEFAULT_TRIAL if state.name == DEFAULT_TRIAL else state.variant
     return state.state, state.method, state.data, f"{state.shots}-shot", f"seed {state.seed}", more

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from slime_bench.config.secrets import redact
 from slime_bench.errors import ConfigError, StorageError
 from slime_bench.lock import held
-from slime_bench.results import identity
 from slime_bench.results import result as results
 from slime_bench.results.confusion import CONFUSION_FILE, write_confusion
 from slime_bench.results.curves import CURVES_FILE, write_curves
@@ -231,7 +231,7 @@ def _prepare(folder: Path, plain: Any) -> None:
     (folder / ERROR_FILE).unlink(missing_ok=True)
     if not plain["force"]:  # it is there and not valid; a valid one is only ever replaced, should the new run fail
         (folder / results.RESULT_FILE).unlink(missing_ok=True)
-    settings = without_home(identity.redact(plain))
+    settings = without_home(redact(plain))
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(settings, sort_keys=True).encode())
 
 
@@ -241,7 +241,7 @@ def save_state(path: Path, learned: Mapping[str, torch.Tensor], config: Any, cla
 
     groups = ("method", "protocol", "backbone", "data")
     facts = {"classes": json.dumps(list(classes)), "seed": str(config["seed"])}
-    facts |= {name: json.dumps(identity.redact(config[name]), sort_keys=True) for name in groups}
+    facts |= {name: json.dumps(redact(config[name]), sort_keys=True) for name in groups}
     tensors = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
     write_atomic(path, ordered(save(tensors, metadata=facts)))
 

@@ -401,10 +401,10 @@ def raw_protocol(name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("_target_", "name")}
 
 
-KINDS: dict[str, type] = {"slime": SlimeProtocol, "is": InfoScoreProtocol}
+KINDS: dict[str, type] = {"slime": SlimeProtocol, "infoscore": InfoScoreProtocol}
 BUNDLES = {
     "slime": ("slime_paper", "slime_code", "slime_mini"),
-    "is": ("infoscore_paper", "infoscore_code", "infoscore_mini"),
+    "infoscore": ("infoscore_paper", "infoscore_code", "infoscore_mini"),
 }
 
 

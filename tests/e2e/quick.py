@@ -13,11 +13,12 @@ from slime_bench.config.compose import Plan
 from slime_bench.metrics.iou import IouCounts
 from slime_bench.results import result as results
 from slime_bench.results.result import TrialResult
+from slime_bench.results.status import TrialStatus
 from slime_bench.sweep.control import wait_for_others
 from slime_bench.sweep.job import Job, Task
 from slime_bench.sweep.launchers import InProcess
 from slime_bench.sweep.outcome import Outcome
-from slime_bench.sweep.status import State, Sweep
+from slime_bench.sweep.status import Sweep
 from slime_bench.sweep.telling import summarise
 from slime_bench.trial import runner as trial
 from slime_bench.trial.spec import Known
@@ -86,7 +87,7 @@ class Direct:
         summarise(outcomes, self.plan.names)
         return outcomes
 
-    def states(self, **values: Any) -> list[State]:
+    def states(self, **values: Any) -> list[TrialStatus]:
         """What `slime-bench status` says of them."""
         sweep = Sweep()
         return [sweep.state(task.cfg, task.name) for task in self.trials(**values)]

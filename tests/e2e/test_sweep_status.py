@@ -103,7 +103,7 @@ class TestStates:
         folder = tmp_path / "runs/a/b/1-shot/seed0-0123456789abcdef"
         folder.mkdir(parents=True)
         (folder / "error.json").write_text(facts)
-        blank = status_module.State("", "b", "a", 1, 0, status_module.MISSING)
+        blank = status_module.TrialStatus("", "b", "a", 1, 0, status_module.MISSING)
         found = status_module.of_folder(folder, blank)
         assert (found.state, found.detail) == (state, detail)
 

@@ -28,7 +28,7 @@ from slime_bench.report.page.render import script_json
 from slime_bench.report.page.svg import Series, line_chart, nice_ticks, number
 from slime_bench.report.page.tables import leading
 from slime_bench.report.planned import Planned, planned
-from slime_bench.sweep.status import State
+from slime_bench.results.status import TrialStatus
 from tests.fixtures.toy_results import make
 
 # ----------------------------------------------------------------------------------------------------- a sweep's trials
@@ -46,14 +46,16 @@ def values_of(shots: int, seed: int, method: str = "slime") -> dict[str, Any]:
     }
 
 
-def sweep(root: Path, *states: State, overrides: tuple[str, ...] = ("experiment=mini_car",)) -> Planned:
+def sweep(root: Path, *states: TrialStatus, overrides: tuple[str, ...] = ("experiment=mini_car",)) -> Planned:
     trials = [(values_of(each.shots, each.seed, each.method), each) for each in states]
     return Planned(list(overrides), "", list(overrides), root, "slime", True, trials)
 
 
-def state(seed: int, name: str, folder: Path | None = None, detail: str = "", shots: int = 1, **more: str) -> State:
+def state(
+    seed: int, name: str, folder: Path | None = None, detail: str = "", shots: int = 1, **more: str
+) -> TrialStatus:
     where = None if folder is None else str(folder)
-    return State(f"shots={shots} seed={seed}", "slime", "mini_car", shots, seed, name, detail, where, **more)
+    return TrialStatus(f"shots={shots} seed={seed}", "slime", "mini_car", shots, seed, name, detail, where, **more)
 
 
 def folder_of(root: Path, seed: int, shots: int = 1) -> Path:
@@ -136,9 +138,9 @@ def test_composed_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The real composition; how far each trial is comes from tests/e2e/test_sweep_status.py's subject."""
     asked = []
 
-    def answer(_: Any, cfg: Any, name: str) -> State:
+    def answer(_: Any, cfg: Any, name: str) -> TrialStatus:
         asked.append((cfg.output_root, cfg.shots, cfg.seed))
-        return State(name, cfg.method.name, cfg.data.name, cfg.shots, cfg.seed, "missing")
+        return TrialStatus(name, cfg.method.name, cfg.data.name, cfg.shots, cfg.seed, "missing")
 
     monkeypatch.setattr("slime_bench.sweep.status.Sweep.state", answer)
     found = planned(["experiment=mini_car", "seed=0,1"], tmp_path)

@@ -13,14 +13,14 @@ from slime_bench.report.page.view import Problem, Problems
 from slime_bench.report.tables import SubjectReport
 
 if TYPE_CHECKING:
-    from slime_bench.sweep.status import State
+    from slime_bench.results.status import TrialStatus
 
 _DONE = "done"
 _MADE = ("car", "horse", "face")
 """Subjects with a target of the Makefile."""
 
 
-def of_states(states: Sequence[State], command: str, root: Path) -> Problems:
+def of_states(states: Sequence[TrialStatus], command: str, root: Path) -> Problems:
     """Of a sweep whose trials are known exactly."""
     items = [
         Problem(
@@ -66,7 +66,7 @@ def found_problems(report: SubjectReport, root: Path) -> Problems:
     return Problems(items, None, command, notes)
 
 
-def ablation_problems(report: AblationReport, root: Path, states: Mapping[tuple[str, int], State]) -> Problems:
+def ablation_problems(report: AblationReport, root: Path, states: Mapping[tuple[str, int], TrialStatus]) -> Problems:
     """Of an ablation: seeds of its settings without a result.
 
     Args:
