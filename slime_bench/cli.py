@@ -10,22 +10,19 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime_bench.console import FULL_ERROR, environment, exit_code, is_interrupt, quieten, show, typed
 
 if TYPE_CHECKING:
-    from slime_bench.config.compose import Plan
-    from slime_bench.sweep.job import Job
-    from slime_bench.sweep.outcome import Outcome
+    from slime_bench.sweep.launcher import Command
 
 INTERRUPTED = 130
 SUBCOMMANDS = {
     "report": "slime_bench.report.command",
-    "status": "slime_bench.sweep.status_command",
+    "status": "slime_bench.sweep.status",
     "compare": "slime_bench.report.compare.command",
     "segment": "slime_bench.segment",
     "verify": "slime_bench.data.verify_command",
@@ -94,61 +91,27 @@ def _trials(arguments: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
     from slime_bench.config import compose
-    from slime_bench.sweep.job import Job
+    from slime_bench.sweep import launcher
 
     compose.refuse_secrets(arguments)
     args = get_args_parser().parse_args(arguments)
     compose.new_stamp()
-    if args.help or args.hydra_help or args.info is not None or args.shell_completion or args.experimental_rerun:
-        job = Job(Path(), tracebacks=os.environ.get(FULL_ERROR))
-        _by_hydra(arguments, job)
-        return _worst(job.outcomes.values())
-    plan = compose.plan(args.overrides, sweep=args.multirun, extra_dir=args.config_dir)
-    added = [each for each in plan.overrides if each not in args.overrides]
-    replaced = {each.lstrip("+") for each in added}
-    wanted = [each for each in arguments if each not in replaced] + added
+    if args.cfg is not None:
+        compose.plan(
+            args.overrides, sweep=args.multirun, extra_dir=args.config_dir
+        )  # Hydra prints what is not valid, too
+    launcher.register()
+    command = launcher.Command(os.environ.get(FULL_ERROR))
     try:
-        if args.cfg is not None:
-            _by_hydra(wanted, Job(Path()))
-            return 0
-        return _run(plan, wanted)
+        compose.with_additions(arguments, lambda texts: _by_hydra(texts, command))
     finally:
-        _remove_if_empty(str(plan.folder), str(plan.folder.parent))
+        command.tidy()
+    codes = [each.exit_code for each in command.results]
+    return 1 if len(codes) > 1 and any(codes) else max(codes, default=0)
 
 
-def _run(plan: Plan, arguments: list[str]) -> int:
-    """Run the trials of a command, say what became of them, and return the exit code."""
-    from slime_bench.sweep import control, launchers
-    from slime_bench.sweep.job import Job, Task
-    from slime_bench.sweep.telling import summarise
-    from slime_bench.trial.batching import Batches, most
-
-    launcher = launchers.launcher_of(plan.trials)
-    elsewhere = launcher.name != launchers.SEQUENTIAL or plan.hydra_launcher != "BasicLauncher"
-    job = Job(
-        plan.folder.absolute(),
-        plan.names,
-        recorded=elsewhere or len(plan.trials) > 1,
-        keep_going=bool(launcher.keep_going),
-        tracebacks=os.environ.get(FULL_ERROR),
-    )
-    limit = most(launcher.trials_per_batch)
-    if not elsewhere:
-        job.batches = Batches(plan.trials, limit)
-    runner = launchers.runner(launcher, job)
-    tasks = {index: Task(index, *each) for index, each in enumerate(zip(plan.names, plan.trials, strict=True))}
-    if launcher.name != launchers.SEQUENTIAL:
-        outcomes = control.launch(runner, tasks.values(), job, plan.overrides)
-    else:
-        _by_hydra(arguments, job)
-        outcomes = control.collected(job) if elsewhere else job.outcomes
-    outcomes = control.wait_for_others(outcomes, tasks, runner)
-    summarise(outcomes, plan.names)
-    return _worst(outcomes.values())
-
-
-def _by_hydra(arguments: list[str], job: Job) -> None:
-    """Hydra's own entry point: it calls `job` for each trial, in this process but for the plugins of others."""
+def _by_hydra(arguments: list[str], command: Command) -> None:
+    """Hydra's own entry point; it runs a sweep by this bench's launcher, and calls `command` for a single trial."""
     import hydra
 
     from slime_bench.config import compose
@@ -159,12 +122,7 @@ def _by_hydra(arguments: list[str], job: Job) -> None:
     )
     # With the flag Hydra raises its errors, instead of printing them and exiting.
     with _as_process(arguments), environment({FULL_ERROR: "1"}), compose.translated():
-        entry(job)()
-
-
-def _worst(outcomes: Iterable[Outcome]) -> int:
-    codes = [each.exit_code for each in outcomes]
-    return 1 if len(codes) > 1 and any(codes) else max(codes, default=0)
+        entry(command)()
 
 
 def _interrupted() -> int:
@@ -192,14 +150,6 @@ def _as_process(arguments: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = saved
-
-
-def _remove_if_empty(*folders: str) -> None:
-    for folder in folders:
-        try:
-            os.rmdir(folder)
-        except OSError:
-            return
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ Made by `python -m data_prep.pretrain.mini_blip`; every figure here was measured
 folder. It is a test and teaching model: it knows cars, horses and faces of the procedural world
 (version {card["world_version"]}) and nothing else.
 
-- Data: rendered on the fly by `slime_bench/data/mini_world`, split `pretrain`, which shares no picture with support, val
+- Data: rendered on the fly by the mini world, split `pretrain`, which shares no picture with support, val
   or test. Whole pictures, cut-outs, and mosaics of 4, 16 or 64 of them, with true and false captions. Whether a part
   is in a view (at least 40 pixels of it) comes from the renderer, which also tells where a part is to cut around;
   where in a view it lies was never told, and no mask entered a loss.

@@ -1,7 +1,7 @@
 """Watch a mini Stable Diffusion while it trains: 1-shot SLiMe on validation pictures, and how sharp self-attention is.
 
     python -m data_prep.pretrain.probe_mini_sd --weights slime_bench/assets/mini_sd --subject car
-    python -m data_prep.pretrain.probe_mini_sd --work outputs/pretrain/mini_sd   the newest checkpoint of a running training
+    python -m data_prep.pretrain.probe_mini_sd --work outputs/pretrain/mini_sd   the newest checkpoint
 
 Settings of the `mini` preset are chosen with this, on validation pictures; the test split is never touched.
 """
@@ -23,7 +23,7 @@ from data_prep.pretrain.models import build_scheduler, build_text_encoder, build
 from data_prep.pretrain.unet import Denoiser
 from data_prep.pretrain.vae import measure_vae
 from slime_bench.attention.maps import perplexity
-from slime_bench.config.schema import build, validate
+from slime_bench.config.schema import validate
 from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.data.folder import FolderDataset
 from slime_bench.data.mini_world.render import vocabulary
@@ -74,10 +74,10 @@ def probe(overrides: Sequence[str], pictures: FolderDataset | None = None) -> di
     """Fit once, then score `was` and `cross` maps on the validation pictures."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = validate(compose("config", overrides=list(overrides)))
-    data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
+    data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
-    method = build(
-        cfg.method, protocol=build(cfg.protocol), backbone=build(cfg.backbone), classes=data.classes, seed=cfg.seed
+    method = cfg.build(
+        "method", protocol=cfg.build("protocol"), backbone=cfg.build("backbone"), classes=data.classes, seed=cfg.seed
     )
     fit(method, data)
     pictures = pictures or FolderDataset(Path(cfg.data.root) / "val", data.classes)
@@ -93,7 +93,7 @@ def self_perplexity(overrides: Sequence[str], t: int) -> list[float]:
     """Mean perplexity of each self layer on validation pictures at timestep `t`; uniform: the number of keys."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = validate(compose("config", overrides=list(overrides)))
-    backbone = build(cfg.backbone)
+    backbone = cfg.build("backbone")
     pictures = FolderDataset(Path(cfg.data.root) / "val", list(cfg.data.classes))
     images = torch.stack([pictures[index].image.float() / 255 for index in range(len(pictures))])
     latents = backbone.encode(images, None)

@@ -217,7 +217,7 @@ Made by `python -m data_prep.pretrain.mini_sd`; every figure here was measured b
 folder. It is a test and teaching model: it knows cars, horses and faces of the procedural world
 (version {card["world_version"]}) and nothing else.
 
-- Data: rendered on the fly by `slime_bench/data/mini_world`, split `pretrain`, which shares no picture with support, val
+- Data: rendered on the fly by the mini world, split `pretrain`, which shares no picture with support, val
   or test. It was trained on pictures and captions only; no mask was ever shown to it.
 - Parameters: {", ".join(f"{k} {v:,}" for k, v in card["parameters"].items())}; fp16 safetensors.
 - Hardware: {card["hardware"]}.

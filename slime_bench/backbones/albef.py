@@ -16,6 +16,7 @@ from torch import nn
 from slime_bench.backbones.blip import BlipBackbone
 from slime_bench.backbones.blip_files import CONFIG, read_json, unreadable
 from slime_bench.backbones.blip_load import read_config
+from slime_bench.config.parts import located
 
 KIND: Final = "albef"
 """What `config.json` of a converted folder calls its model."""
@@ -41,7 +42,7 @@ class AlbefBackbone(BlipBackbone):
         hub id of such a one; its own pixel statistics are CLIP's."""
 
         name: str = "albef"
-        weights: str = "albef"
+        weights: str = field(default="albef", metadata=located("backbone"))
         image_size: int = field(default=384, metadata={"min": 1})
         statistics: str = field(default="own", metadata={"choices": ("imagenet", "own")})
 

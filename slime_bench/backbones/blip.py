@@ -25,6 +25,7 @@ from slime_bench.backbones.blip_modules import BlipModules
 from slime_bench.backbones.load import DTYPES
 from slime_bench.backbones.locate import check_hashes
 from slime_bench.backbones.vlm import IMAGENET, VlmFacts, patch_grid
+from slime_bench.config.parts import NO_NUMBERS, located
 
 
 class BlipBackbone(BlipModules):
@@ -51,8 +52,8 @@ class BlipBackbone(BlipModules):
         """
 
         name: str = "mini_blip"
-        weights: str = "mini_blip"
-        revision: str | None = None
+        weights: str = field(default="mini_blip", metadata=located("backbone"))
+        revision: str | None = field(default=None, metadata=NO_NUMBERS)
         image_size: int = field(default=128, metadata={"min": 1})
         dtype: str = field(default="fp32", metadata={"choices": tuple(DTYPES)})
         statistics: str = field(default="imagenet", metadata={"choices": ("imagenet", "own")})

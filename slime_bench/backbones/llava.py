@@ -51,6 +51,7 @@ from slime_bench.backbones.vlm import (
     patch_grid,
     too_long,
 )
+from slime_bench.config.parts import NO_NUMBERS, located
 from slime_bench.errors import BackboneError
 
 _TUNED = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -81,12 +82,12 @@ class LlavaBackbone(VlmBackbone):
         """
 
         name: str = "llava15_7b"
-        weights: str = "llava-hf/llava-1.5-7b-hf"
-        revision: str | None = None
+        weights: str = field(default="llava-hf/llava-1.5-7b-hf", metadata=located("backbone"))
+        revision: str | None = field(default=None, metadata=NO_NUMBERS)
         image_size: int = field(default=336, metadata={"min": 1})
         dtype: str = field(default="bf16", metadata={"choices": tuple(DTYPES)})
         templates: Templates = field(default_factory=Templates)
-        prompts_per_call: int = field(default=8, metadata={"min": 1})
+        prompts_per_call: int = field(default=8, metadata={"min": 1, **NO_NUMBERS})
 
     _mean: Tensor
     _std: Tensor

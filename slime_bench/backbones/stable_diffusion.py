@@ -32,6 +32,7 @@ from slime_bench.backbones.heap import keep_freed_memory
 from slime_bench.backbones.load import DTYPES, load_parts
 from slime_bench.backbones.locate import check_hashes, fingerprint, source
 from slime_bench.backbones.memory import images_within, training_images
+from slime_bench.config.parts import NO_NUMBERS, located
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,18 @@ class StableDiffusionBackbone(nn.Module):
         """
 
         name: str = "mini_sd"
-        weights: str = "mini_sd"
-        revision: str | None = None
-        single_file_config: str | None = None
+        weights: str = field(default="mini_sd", metadata=located("backbone"))
+        revision: str | None = field(default=None, metadata=NO_NUMBERS)
+        single_file_config: str | None = field(default=None, metadata=NO_NUMBERS)
         image_size: int = field(default=128, metadata={"min": 8})
         dtype: str = field(default="fp32", metadata={"choices": tuple(DTYPES)})
-        layer_groups: dict[str, list[str]] = field(default_factory=dict)
+        layer_groups: dict[str, list[str]] = field(default_factory=dict, metadata=NO_NUMBERS)
         cross_layers: list[str] = field(default_factory=list)
         self_layers: list[str] = field(default_factory=list)
-        memory_gb: float = field(default=4.0, metadata={"min": 0.0})
-        encoder_cache_mb: float = field(default=256.0, metadata={"min": 0.0})
-        checkpoint_activations: bool = False
-        compile: bool = False
+        memory_gb: float = field(default=4.0, metadata={"min": 0.0, **NO_NUMBERS})
+        encoder_cache_mb: float = field(default=256.0, metadata={"min": 0.0, **NO_NUMBERS})
+        checkpoint_activations: bool = field(default=False, metadata=NO_NUMBERS)
+        compile: bool = field(default=False, metadata=NO_NUMBERS)
 
     alphas_cumprod: torch.Tensor
 

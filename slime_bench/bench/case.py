@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from slime_bench.bench.architecture import WIDTHS
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import build, parse
 from slime_bench.data.augment import Augmentation, augment
 from slime_bench.errors import ConfigError
 from slime_bench.methods.slime.method import Slime
@@ -93,8 +92,8 @@ def make_method(case: Case, precision: str, seed: int = 0, overrides: Sequence[s
         settings += [f"method.patch_size={patch}", f"method.patches_per_side={case.patches}"]
     cfg = plan([*settings, *case.overrides, *overrides]).trials[0]
     # With random weights hardly a class passes the gate; what does not pass costs the authors' way nothing to merge.
-    protocol = replace(build(cfg.protocol), token_gate=0.0)
-    method = Slime(parse(cfg.method), protocol, build(cfg.backbone), case.names, seed)
+    protocol = replace(cfg.build("protocol"), token_gate=0.0)
+    method = Slime(cfg.method, protocol, cfg.build("backbone"), case.names, seed)
     for parameter in method.parameters():  # read from the mapped file now, or they would count as the step's
         parameter.data = parameter.data.clone()
     return method.to(case.device)

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from slime_bench.bench import output
 from slime_bench.bench.arguments import command, make_folder
 from slime_bench.bench.harness import interleave, ratio, spread
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import build, parse
+from slime_bench.config.schema import TrialConfig
 from slime_bench.methods.infoscore.method import InfoScore
 
 PROGRAM = "slime_bench.bench.vlm_passes"
@@ -42,12 +41,12 @@ class Stream:
         return self.batches
 
 
-def made(cfg: DictConfig, backbone: Any, classes: Sequence[str], **settings: Any) -> InfoScore:
-    config = parse(cfg.method)
+def made(cfg: TrialConfig, backbone: Any, classes: Sequence[str], **settings: Any) -> InfoScore:
+    config = cfg.method
     for name, value in {"rank_on": "test", **settings}.items():
         setattr(config, name, value)
     config.crf.enabled = False  # the same work in both ways
-    return InfoScore(config, build(cfg.protocol), backbone, classes, cfg.seed)
+    return InfoScore(config, cfg.build("protocol"), backbone, classes, cfg.seed)
 
 
 def segment(method: InfoScore, data: Stream) -> torch.Tensor:
@@ -76,12 +75,12 @@ def plain(make: Callable[..., InfoScore], data: Stream) -> tuple[list[torch.Tens
     return found, forwarded
 
 
-def compare(cfg: DictConfig, rounds: int = ROUNDS) -> dict[str, Any]:
+def compare(cfg: TrialConfig, rounds: int = ROUNDS) -> dict[str, Any]:
     """Passes per image, images per second and their ratio; `differing`: share of pixels whose label differs."""
-    data = build(cfg.data, shots=0, seed=cfg.seed)
+    data = cfg.build("data", shots=0, seed=cfg.seed)
     data.prepare_data()
     data.setup("test")
-    stream, backbone = Stream(list(data.test_dataloader())), build(cfg.backbone)
+    stream, backbone = Stream(list(data.test_dataloader())), cfg.build("backbone")
 
     def make(**settings: Any) -> InfoScore:
         return made(cfg, backbone, data.classes, **settings)

@@ -1,7 +1,7 @@
-"""Composition of all trials of a command before the first one starts, with Hydra's errors in the bench's own words.
+"""From overrides to typed trials, all of them before the first one starts; Hydra's errors in the bench's own words.
 
-Hydra composes the trials of a sweep itself when it runs them. Doing it here first, with the schema, means that a typing
-error in the last trial is found before the first has computed for hours.
+A command that runs trials enters by `hydra.main`, and this bench's Hydra launcher (`slime_bench.sweep.launcher`) is
+given all of them at once; a command that only asks which trials there are (`status`, `report`) calls `plan`.
 """
 
 from __future__ import annotations
@@ -9,35 +9,41 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from slime_bench.config.schema import LAUNCHERS, validate
+from slime_bench.config.read import nearest
+from slime_bench.config.schema import DEFAULT_TRIAL, LAUNCHERS, TrialConfig, validate
 from slime_bench.config.secrets import is_secret
-from slime_bench.config.typed import nearest
 from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
 
-CONFIG_NAME = "config"
-VERSION_BASE = "1.3"
-SUBCOMMANDS = ("report", "status", "compare", "segment", "verify", "embeddings", "help")
+CONFIG_NAME: Final = "config"
+VERSION_BASE: Final = "1.3"
+SUBCOMMANDS: Final = ("report", "status", "compare", "segment", "verify", "embeddings", "help")
+LAUNCHER: Final = "hydra_plugins.slime_bench.SweepLauncher"
+"""Hydra takes plugins of the namespace `hydra_plugins` alone; see `slime_bench.sweep.launcher`."""
+
+
 _SECRET = re.compile(r"(?i)api_?key|secret|passw|_token$")
 _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 _stamp = ""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,18 +51,12 @@ class Plan:
     """What a command line asks for.
 
     Attributes:
-        overrides: as they go to Hydra.
-        trials: one validated configuration for each trial, in the order in which they run.
+        trials: one configuration for each trial, in the order in which they run.
         names: of the trials: the overrides that set each apart from the others.
-        folder: folder of this command, which Hydra makes.
-        hydra_launcher: the class that Hydra launches jobs with; its own is `BasicLauncher`.
     """
 
-    overrides: list[str]
-    trials: list[DictConfig]
+    trials: list[TrialConfig]
     names: tuple[str, ...]
-    folder: Path
-    hydra_launcher: str
 
 
 def new_stamp() -> str:
@@ -64,9 +64,6 @@ def new_stamp() -> str:
     global _stamp
     _stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{uuid.uuid4().hex[:8]}"
     return _stamp
-
-
-OmegaConf.register_new_resolver("slime_bench.stamp", lambda: _stamp or new_stamp(), replace=True)
 
 
 def pick(key: str, options: Mapping[str, Any]) -> Any:
@@ -77,12 +74,9 @@ def pick(key: str, options: Mapping[str, Any]) -> Any:
     return options.get(key, "???")
 
 
+OmegaConf.register_new_resolver("slime_bench.stamp", lambda: _stamp or new_stamp(), replace=True)
 OmegaConf.register_new_resolver("slime_bench.pick", pick, replace=True)
-
-
-ABLATED = "slime"
-"""The method whose settings the files of conf/ablation vary."""
-_TABLE = re.compile(r"table\d+")
+ConfigStore.instance().store("slime_bench", {"_target_": LAUNCHER}, group="hydra/launcher", provider="slime-bench")
 
 
 def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None = None) -> Plan:
@@ -98,43 +92,56 @@ def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None
             or whatever `validate` raises.
     """
     refuse_secrets(overrides)
-    with _hydra():
-        return _plan(list(overrides), sweep, extra_dir)
-
-
-def _plan(overrides: list[str], sweep: bool, extra_dir: str | None) -> Plan:
     search = _search_path(extra_dir)
-    final = _settle(_parse(overrides), sweep, search)
-    parsed = _parse(final)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        return with_additions(overrides, lambda texts: _plan(texts, sweep, search))
+
+
+def _plan(overrides: list[str], sweep: bool, search: list[str]) -> Plan:
+    parsed = _parse(overrides)
+    if not sweep:
+        cfg = _composed([*overrides, *search], with_hydra=True)
+        if cfg.hydra.mode != RunMode.MULTIRUN:
+            return Plan([validate(without_hydra(cfg))], names([overrides]))
     # Hydra, too, leaves the swept keys out where it looks for the sweep's own settings.
-    fixed = [text for text, each in zip(final, parsed, strict=True) if not (sweep and each.is_sweep_override())]
-    whole = _composed(fixed, search, with_hydra=True)
-    base = whole.hydra
-    sweep = sweep or base.mode == RunMode.MULTIRUN
-    _check_papers(parsed, whole)
-    jobs = _jobs(final, base) if sweep else [final]
-    trials = [validate(_composed(job, search)) for job in jobs]
-    with translated():
-        folder = Path(base.sweep.dir if sweep else base.run.dir)
-    return Plan(final, trials, _names(jobs), folder, str(base.launcher._target_).rpartition(".")[2])
+    fixed = [text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()]
+    jobs = _jobs(overrides, _composed([*fixed, *search], with_hydra=True).hydra)
+    return Plan([validate(_composed([*job, *search])) for job in jobs], names(jobs))
 
 
-def _check_papers(parsed: list[Override], cfg: DictConfig) -> None:
-    """The files of conf/ablation, and the experiments called after SLiMe's tables, set keys that other methods lack, or
-    have under the same name for something else."""
-    if cfg.method.get("name") == ABLATED:
-        return
-    for each in parsed:
-        ablation = each.key_or_group == "ablation" and each.value() is not None
-        table = each.key_or_group == "experiment" and _TABLE.fullmatch(str(each.value())) is not None
-        if ablation or table:
-            raise ConfigError(
-                f"the {'ablations' if ablation else 'numbered tables'} are those of SLiMe", path=each.key_or_group,
-                found=f"{each.input_line} with method {cfg.method.get('name')}", expected=f"the method {ABLATED}",
-                remedy="choose an experiment of it, e.g. experiment=mini_car, or sweep a key: method.top=1,2,3"
-                if ablation
-                else "choose preset=mini or preset=paper, or another method's experiment: experiment=mini_car_infoscore",
-            )  # fmt: skip
+def with_additions(overrides: Sequence[str], attempt: Callable[[list[str]], T]) -> T:
+    """What `attempt` makes of the overrides, with `++` before each key that no YAML file lists.
+
+    Hydra would refuse such a key, but it may be a field that has a default. The schema decides, and where there is no
+    such field it names the nearest one.
+    """
+    texts = list(overrides)
+    while True:
+        try:
+            return attempt(texts)
+        except ConfigError as error:
+            unknown = _UNKNOWN_KEY.match(str(error.__cause__))
+            key = unknown["key"] if unknown else "hydra"
+            places = [index for index, text in enumerate(texts) if text.startswith(f"{key}=")]
+            if not places or key.partition(".")[0].partition("/")[0] == "hydra":
+                raise
+            for index in places:
+                texts[index] = f"++{texts[index]}"
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """The configuration of a trial alone."""
+    with open_dict(cfg):
+        cfg.pop("hydra", None)
+    return cfg
+
+
+def names(jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """What sets each trial apart from a command's others: its overrides that not all of them have."""
+    shown = [[each.lstrip("+") for each in job] for job in jobs]
+    shared = set.intersection(*map(set, shown)) if len(shown) > 1 else set()
+    return tuple(" ".join(each for each in job if each not in shared) or DEFAULT_TRIAL for job in shown)
 
 
 def _search_path(extra_dir: str | None) -> list[str]:
@@ -148,35 +155,6 @@ def _search_path(extra_dir: str | None) -> list[str]:
     return [f"hydra.searchpath=[{folder.as_uri()}]"]
 
 
-def _settle(parsed: list[Override], sweep: bool, search: list[str]) -> list[str]:
-    """The overrides as text, with `++` before a key that no YAML file lists.
-
-    Hydra would refuse such a key, but it may be a field that has a default. The schema decides, and where there is no
-    such field it names the nearest one.
-    """
-    texts = [each.input_line or "" for each in parsed]
-    samples = [_sample(each) if sweep else text for text, each in zip(texts, parsed, strict=True)]
-    while True:
-        try:
-            _composed(samples, search)
-            return texts
-        except ConfigError as error:
-            unknown = _UNKNOWN_KEY.match(str(error.__cause__))
-            key = unknown["key"] if unknown else "hydra"
-            places = [index for index, text in enumerate(samples) if text.startswith(f"{key}=")]
-            if not places or key.partition(".")[0].partition("/")[0] == "hydra":
-                raise
-            for index in places:
-                texts[index], samples[index] = f"++{texts[index]}", f"++{samples[index]}"
-
-
-def _sample(override: Override) -> str:
-    """The override with the first of its values, where it has several."""
-    if not (override.is_sweep_override() and override.is_discrete_sweep()):
-        return override.input_line or ""
-    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
-
-
 def _jobs(overrides: list[str], base: DictConfig) -> list[list[str]]:
     if not str(base.sweeper._target_).endswith(".BasicSweeper"):
         return [overrides]  # another sweeper knows its own jobs
@@ -185,26 +163,14 @@ def _jobs(overrides: list[str], base: DictConfig) -> list[list[str]]:
     return list(BasicSweeper.split_arguments(_parse([*parameters, *overrides]), None)[0])
 
 
-def _names(jobs: list[list[str]]) -> tuple[str, ...]:
-    shared = set.intersection(*(set(job) for job in jobs)) if len(jobs) > 1 else set()
-    return tuple(" ".join(each for each in job if each not in shared) or "the default trial" for job in jobs)
-
-
 def _parse(overrides: list[str]) -> list[Override]:
     with translated():
         return list(OverridesParser.create().parse_overrides(overrides))
 
 
-def _composed(overrides: Sequence[str], search: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+def _composed(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     with translated():
-        return compose(CONFIG_NAME, [*overrides, *search], return_hydra_config=with_hydra)
-
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        yield
+        return compose(CONFIG_NAME, list(overrides), return_hydra_config=with_hydra)
 
 
 def refuse_secrets(overrides: Sequence[str]) -> None:

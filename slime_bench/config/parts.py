@@ -1,9 +1,9 @@
 """What is known of a part of a trial (method, backbone, data set, protocol) before anything heavy is imported.
 
-A configuration names the class of each part in its key `_target_`. Where that class computes, importing it takes seconds;
-`slime-bench status` must not wait for that. So a part may come in two classes: a light one, which `_target_` names, with
-everything that is known without loading (its `Config`, its declared facts, its checks), and its subclass that computes,
-which the light one names in `implementation`. A part of one's own may well be one class.
+A configuration names the class of each part in its key `_target_`. Where that class computes, importing it takes
+seconds; `slime-bench status` must not wait for that. So a part may come in two classes: a light one, which `_target_`
+names, with everything that is known without loading (its `Config`, its declared facts, its checks), and its subclass
+that computes, which the light one names in `implementation`. A part of one's own may well be one class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FILE_NAME: Final[dict[str, Any]] = {"identity": "file name"}
 
 
 def located(fingerprint: str) -> dict[str, Any]:
-    """Metadata of a field that says where something lies: the content hash called `fingerprint` decides in its place."""
+    """Metadata of a field that says where something lies: the content hash called `fingerprint` decides instead."""
     return {"identity": False, "fingerprint": fingerprint}
 
 

@@ -14,33 +14,44 @@ import importlib.util
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Annotated, Any, Final, Literal, get_args
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
 
-from slime_bench.config.typed import MISSING, check_names, convert, join, nearest, plain, resolved, typed
+from slime_bench.config.parts import NO_NUMBERS
+from slime_bench.config.read import MISSING, join, nearest, plain, read, unknown_key
 from slime_bench.errors import ConfigError
 
-TARGET = "_target_"
-TARGET_GROUPS = ("method", "backbone", "data", "protocol")
-CONVENTIONS = ("slime", "dataset", "present_or_predicted")
-LAUNCHERS = ("sequential", "joblib", "submitit_local", "submitit_slurm", "ray")
+DEFAULT_TRIAL: Final = "the default trial"
+"""Name of a command's only trial that has no overrides."""
+TARGET: Final = "_target_"
+PARTS: Final = ("method", "backbone", "data", "protocol")
+"""The groups with a `_target_`: the parts that a trial is made of."""
+Convention = Literal["slime", "dataset", "present_or_predicted"]
+CONVENTIONS: Final[tuple[str, ...]] = get_args(Convention)
+Launcher = Literal["sequential", "joblib", "submitit_local", "submitit_slurm", "ray"]
+LAUNCHERS: Final[tuple[str, ...]] = get_args(Launcher)
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 
 
-@dataclass
+@dataclass(frozen=True)
 class MetricConfig:
-    """How counts become a table's numbers.
+    """How counts become a table's numbers: a reduction of the stored counts, of which every result holds all.
 
     Args:
         convention: rule of `slime_bench.metrics.iou`; there is no default, as it changes published numbers.
         background: whether class 0 counts in the average over classes.
     """
 
-    convention: str = field(metadata={"choices": CONVENTIONS})
+    convention: Convention
     background: bool = True
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainerConfig:
     """Where and how a trial computes.
 
@@ -55,16 +66,16 @@ class TrainerConfig:
             are written where they would take more than 2 % of the time. 0 for none.
     """
 
-    device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
-    precision: str = field(default="fp32", metadata={"choices": ("fp32", "bf16", "fp16")})
-    devices: int = field(default=1, metadata={"min": 1})
-    threads: int | None = field(default=None, metadata={"min": 1})
-    progress: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    devices: Positive = field(default=1, metadata=NO_NUMBERS)
+    threads: Positive | None = field(default=None, metadata=NO_NUMBERS)
+    progress: bool = field(default=True, metadata=NO_NUMBERS)
     deterministic: bool = True
-    checkpoint_every: int = field(default=10, metadata={"min": 0})
+    checkpoint_every: Natural = field(default=10, metadata=NO_NUMBERS)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoggerConfig:
     """Where a trial's curve and result are mirrored to; results are files whatever is chosen here.
 
@@ -76,14 +87,14 @@ class LoggerConfig:
         finish_timeout: seconds to wait for the last upload; what is left can be sent with `wandb sync`.
     """
 
-    name: str = field(default="none", metadata={"choices": ("none", "csv", "wandb")})
+    name: Literal["none", "csv", "wandb"] = "none"
     project: str = "slime-bench"
-    mode: str | None = field(default=None, metadata={"choices": ("online", "offline", "disabled")})
-    timeout: float = field(default=30.0, metadata={"min": 1})
-    finish_timeout: float = field(default=300.0, metadata={"min": 1})
+    mode: Literal["online", "offline", "disabled"] | None = None
+    timeout: Annotated[float, Field(ge=1)] = 30.0
+    finish_timeout: Annotated[float, Field(ge=1)] = 300.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class LauncherConfig:
     """How the trials of a sweep are run.
 
@@ -96,16 +107,16 @@ class LauncherConfig:
             learning rate differ: `auto` is as many as pay and fit the memory, 1 none.
     """
 
-    name: str = field(default="sequential", metadata={"choices": LAUNCHERS})
+    name: Launcher = "sequential"
     keep_going: bool = True
-    jobs: int = field(default=2, metadata={"min": 1})
+    jobs: Positive = 2
     options: dict[str, Any] = field(default_factory=dict)
-    trials_per_batch: int | str = "auto"
+    trials_per_batch: Positive | Literal["auto"] = "auto"
 
 
-@dataclass
+@dataclass(frozen=True)
 class RootConfig:
-    """The keys of conf/config.yaml that are not groups with a `_target_`.
+    """The keys of conf/config.yaml that are not parts.
 
     Args:
         preset: name of the preset, set by the preset's own file.
@@ -116,77 +127,152 @@ class RootConfig:
         seed: of the trial; 0 is a seed.
         force: compute a finished trial again.
         save_maps: test images whose maps are kept for the qualitative figure.
+        ablates: the method whose settings the chosen ablation or table varies; set by its file, null without one.
     """
 
     preset: str
-    metric: MetricConfig
+    metric: MetricConfig = field(metadata=NO_NUMBERS)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
-    launcher: LauncherConfig = field(default_factory=LauncherConfig)
-    data_root: str = "data"
-    output_root: str = "outputs"
-    shots: int = field(default=1, metadata={"min": 0})
-    seed: int = field(default=0, metadata={"min": 0, "max": 2**63 - 1})
-    force: bool = False
-    per_preset: dict[str, Any] = field(default_factory=dict)
-    save_maps: int = field(default=4, metadata={"min": 0})
+    logger: LoggerConfig = field(default_factory=LoggerConfig, metadata=NO_NUMBERS)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig, metadata=NO_NUMBERS)
+    data_root: str = field(default="data", metadata=NO_NUMBERS)
+    output_root: str = field(default="outputs", metadata=NO_NUMBERS)
+    shots: Natural = 1
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    force: bool = field(default=False, metadata=NO_NUMBERS)
+    # What it holds stands where it is used.
+    per_preset: dict[str, Any] = field(default_factory=dict, metadata=NO_NUMBERS)
+    save_maps: Natural = field(default=4, metadata=NO_NUMBERS)
+    ablates: str | None = field(default=None, metadata=NO_NUMBERS)
 
 
-def validate(cfg: DictConfig) -> DictConfig:
-    """The configuration with every key checked and every default filled in.
+@dataclass(frozen=True)
+class TrialConfig(RootConfig):
+    """The configuration of one trial, checked and complete.
+
+    Attributes:
+        method, backbone, data, protocol: the settings of the parts, each of the part's own dataclass.
+        parts: by group, the class that its `_target_` names; a light one, see `slime_bench.config.parts`.
+    """
+
+    method: Any = None
+    backbone: Any = None
+    data: Any = None
+    protocol: Any = None
+    parts: Mapping[str, type[Any]] = field(default_factory=dict, repr=False, metadata=NO_NUMBERS)
+
+    def build(self, group: str, **arguments: Any) -> Any:
+        """The object that a part stands for: its class called as `cls(config=<its settings>, **arguments)`, or the
+        settings themselves where they are the part.
+
+        Raises:
+            ConfigError: the class cannot be loaded; further arguments for a dataclass.
+        """
+        return build_part(self.parts[group], getattr(self, group), group, **arguments)
+
+    def replace(self, **values: Any) -> TrialConfig:
+        """The same with other values. A group's value may be a mapping of its keys that change."""
+        changes = {
+            key: dataclasses.replace(getattr(self, key), **value)
+            if isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(self, key))
+            else value
+            for key, value in values.items()
+        }
+        return dataclasses.replace(self, **changes)
+
+    @cached_property
+    def plain(self) -> dict[str, Any]:
+        """Everything as plain values, with the names of the parts' classes."""
+        values = {each.name: plain(getattr(self, each.name)) for each in dataclasses.fields(RootConfig)}
+        for group in PARTS:
+            part = self.parts[group]
+            name = f"{part.__module__}.{part.__qualname__}"
+            values[group] = {TARGET: name, **plain(getattr(self, group))}
+        return values
+
+
+def validate(cfg: DictConfig) -> TrialConfig:
+    """The checked configuration of a trial, with every default filled in and every interpolation followed.
 
     Args:
         cfg: as Hydra composes it, without the `hydra` node.
-
-    Returns:
-        A new configuration in struct mode: a key that is not there raises instead of giving None. Interpolations were
-        followed for the check but are kept, so that no environment variable is written into a file by accident.
 
     Raises:
         ConfigError: an unknown, missing or ill-typed key, a `_target_` that cannot be imported, or values that
             contradict each other; the message names the key, what was found, what is expected and the nearest name.
     """
     values = resolved(cfg)
-    root_names = [each.name for each in dataclasses.fields(RootConfig)]
-    check_names(values, [*root_names, *TARGET_GROUPS], elsewhere=_dotted(values))
-    root = typed(RootConfig, {key: value for key, value in values.items() if key not in TARGET_GROUPS})
-    checked = plain(root)
-    for group in TARGET_GROUPS:
-        checked[group] = _checked_node(values.get(group, MISSING), group)
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    result = OmegaConf.create(_keep_interpolations(raw, checked))
-    assert isinstance(result, DictConfig)
-    OmegaConf.set_struct(result, True)
-    return result
+    names = [each.name for each in dataclasses.fields(RootConfig)]
+    for key in values:
+        if key not in (*names, *PARTS):
+            raise unknown_key(key, [*names, *PARTS], _dotted(values))
+    root = read(RootConfig, {key: value for key, value in values.items() if key not in PARTS})
+    if root.ablates is not None:
+        _check_ablated(root.ablates, values.get("method"))
+    found = {group: read_part(values.get(group), group, values) for group in PARTS}
+    return TrialConfig(
+        **{name: getattr(root, name) for name in names},
+        **{group: config for group, (_, config) in found.items()},
+        parts={group: part for group, (part, _) in found.items()},
+    )
 
 
-def parse(node: DictConfig) -> Any:
-    """The dataclass instance that a node with a `_target_` stands for.
+def _check_ablated(ablates: str, method: Any) -> None:
+    """The files of an ablation set keys that other methods lack, or have under the same name for something else."""
+    name = method.get("name") if isinstance(method, Mapping) else None
+    if name != ablates:
+        raise ConfigError(
+            f"the chosen ablation or table is one of the method {ablates}", path="method", found=name, expected=ablates,
+            remedy="choose a preset or an experiment of that method, e.g. experiment=mini_car, or sweep a key of "
+            "this one: --multirun method.<key>=<value>,<value>",
+        )  # fmt: skip
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """An OmegaConf node as plain dict, list and scalars with its interpolations followed; `???` stays.
+
+    Raises:
+        ConfigError: an interpolation that leads nowhere, e.g. an environment variable that is not set.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        path = str(error.full_key or error.key or "")
+        raise ConfigError(
+            f"the value of `{path}` cannot be looked up",
+            path=path,
+            found=str(error).split("\n", 1)[0],
+            expected="an interpolation of existing keys, or a variable that is set",
+            remedy=f"give the value itself: {path}=<value>",
+        ) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def read_part(values: Any, path: str, everything: Any = None) -> tuple[type[Any], Any]:
+    """The class that a node with a `_target_` names, and the settings of the node.
+
+    Args:
+        values: plain. path: of the node. everything: the whole configuration, for suggestions.
 
     Raises:
         ConfigError: as `validate`.
     """
-    return _parse_node(resolved(node), _path_of(node))[1]
-
-
-def build(node: DictConfig, /, **arguments: Any) -> Any:
-    """The object that a node with a `_target_` stands for.
-
-    A target with an attribute `Config` is called as `target(config=<its Config>, **arguments)`; a target that is a
-    dataclass becomes the instance itself and takes no further arguments.
-
-    Raises:
-        ConfigError: as `validate`; also further arguments for a dataclass.
-    """
-    path = _path_of(node)
-    target, config = _parse_node(resolved(node), path)
-    if target is not type(config):
-        return implementation_of(target)(config=config, **arguments)
-    if arguments:
+    if values is None or values == MISSING or not isinstance(values, Mapping):
         raise ConfigError(
-            f"`{path}` takes no further arguments", path=path, found=", ".join(arguments), expected="values in the YAML"
-        )
-    return config
+            f"nothing is chosen for `{path}`", path=path, found="null" if values is None else values,
+            expected=f"a mapping with `{TARGET}`", remedy=f"choose a file of the group: {path}=<name>",
+        )  # fmt: skip
+    here, name = join(path, TARGET), values.get(TARGET, MISSING)
+    if not isinstance(name, str) or name == MISSING:
+        raise ConfigError(
+            f"`{here}` is missing", path=here, found=f"the keys {', '.join(values) or '(none)'}",
+            expected="package.module.Class",
+            remedy=f"name the class that `{path}` stands for in its YAML file",
+        )  # fmt: skip
+    target = load_target(name, here)
+    rest = {key: value for key, value in values.items() if key != TARGET}
+    return target, read(config_class(target, here), rest, path, _dotted(everything))
 
 
 def load_target(target: str, path: str = TARGET) -> type[Any]:
@@ -233,6 +319,21 @@ def load_target(target: str, path: str = TARGET) -> type[Any]:
     )
 
 
+def build_part(part: type[Any], config: Any, path: str, /, **arguments: Any) -> Any:
+    """The object that a part stands for, of its class and its settings; `path` names it in errors.
+
+    Raises:
+        ConfigError: see `TrialConfig.build`.
+    """
+    if part is not type(config):
+        return implementation_of(part)(config=config, **arguments)
+    if arguments:
+        raise ConfigError(
+            f"`{path}` takes no further arguments", path=path, found=", ".join(arguments), expected="values in the YAML"
+        )
+    return config
+
+
 def implementation_of(target: type[Any]) -> type[Any]:
     """The class that computes what the class `target` of a `_target_` stands for; see `slime_bench.config.parts`."""
     name: str | None = getattr(target, "implementation", None)
@@ -265,39 +366,6 @@ def config_class(target: type, path: str = TARGET) -> type:
     return described
 
 
-def _parse_node(values: Any, path: str) -> tuple[type, Any]:
-    if values is None or values == MISSING or not isinstance(values, Mapping):
-        raise ConfigError(
-            f"nothing is chosen for `{path}`",
-            path=path,
-            found="null" if values is None else values,
-            expected=f"a mapping with `{TARGET}`",
-            remedy=f"choose a file of the group: {path}=<name>",
-        )
-    here = join(path, TARGET)
-    name = values.get(TARGET, MISSING)
-    if name == MISSING:
-        raise ConfigError(
-            f"`{here}` is missing",
-            path=here,
-            found=f"the keys {', '.join(values) or '(none)'}",
-            expected="package.module.Class",
-            remedy=f"name the class that `{path}` stands for in its YAML file",
-        )
-    target = load_target(convert(name, str, here), here)
-    rest = {key: value for key, value in values.items() if key != TARGET}
-    return target, typed(config_class(target, here), rest, path)
-
-
-def _checked_node(values: Any, path: str) -> dict[str, Any]:
-    _, config = _parse_node(values, path)
-    return {TARGET: str(values[TARGET]), **plain(config)}
-
-
-def _path_of(node: DictConfig) -> str:
-    return str(node._get_full_key(None)) or "config"
-
-
 def _broken_import(error: Exception, module: str, path: str) -> ConfigError:
     return ConfigError(
         f"`{path}` names a module that cannot be imported",
@@ -328,15 +396,3 @@ def _dotted(values: Any, path: str = "") -> Iterator[str]:
             if path:
                 yield join(path, key)
             yield from _dotted(value, join(path, key))
-
-
-def _keep_interpolations(raw: Any, checked: Any) -> Any:
-    """`checked`, but with the text of `raw` wherever that is an interpolation."""
-    if isinstance(raw, str) and "${" in raw:
-        return raw
-    if isinstance(raw, dict) and isinstance(checked, dict):
-        keyed = {str(key): value for key, value in raw.items()}
-        return {key: _keep_interpolations(keyed.get(key), value) for key, value in checked.items()}
-    if isinstance(raw, list) and isinstance(checked, list) and len(raw) == len(checked):
-        return [_keep_interpolations(*pair) for pair in zip(raw, checked, strict=True)]
-    return checked

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from slime_bench.config.parts import NO_NUMBERS, located
 from slime_bench.data.augment import Augmentation
 from slime_bench.data.fit import FITS, RESIZES
 from slime_bench.data.labels import validate_classes, validate_colours
@@ -73,18 +74,18 @@ class DataConfig:
     """
 
     name: str
-    root: str
+    root: str = field(metadata=located("data"))
     classes: list[str] = field(default_factory=list)
     classes_file: str | None = None
     subject: str = "any"
-    splits: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict, metadata=located("data"))
     colours: dict[str, list[int]] = field(default_factory=dict)
     image_size: int = 512
     fit: str = "squash"
     resize: str = "antialias"
-    batch_size: int = 10
+    batch_size: int = field(default=10, metadata=NO_NUMBERS)
     train_batch_size: int = 1
-    num_workers: int | None = None
+    num_workers: int | None = field(default=None, metadata=NO_NUMBERS)
     passes_per_epoch: int = 1
     augment: Augmentation = field(default_factory=Augmentation)
     support: str = DRAWN

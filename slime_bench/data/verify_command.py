@@ -46,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _data_of(overrides: Sequence[str]) -> tuple[str, Any]:
     """Name and data module that the overrides describe."""
     from slime_bench.config.compose import plan
-    from slime_bench.config.schema import build
 
     trials = plan(list(overrides), sweep=True).trials
     if len(trials) != 1:
@@ -55,12 +54,12 @@ def _data_of(overrides: Sequence[str]) -> tuple[str, Any]:
             remedy="give one value for each key",
         )  # fmt: skip
     cfg = trials[0]
-    data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
+    data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
     if not all(
         hasattr(data, each) for each in ("root", "needed", "present_splits", "split_datasets", "check_manifest")
     ):
         raise ConfigError(
-            "this kind of data set cannot be verified", path="data._target_", found=cfg.data["_target_"],
+            "this kind of data set cannot be verified", path="data._target_", found=cfg.plain["data"]["_target_"],
             expected="a data module of folders, as slime_bench.data.datamodule.SegmentationDataModule",
             remedy="choose another data set, or derive its class from SegmentationDataModule",
         )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 from slime_bench.errors import ConfigError
 from slime_bench.report.aggregate import shortened
 from slime_bench.report.usual import plain
-from slime_bench.results.identity import canonical_json, deciding, flatten
+from slime_bench.results.identity import canonical_json, flatten
 
 _NOT_A_SETTING = ("seed", "metric")
 _GROUPS = ("method", "backbone", "protocol")
@@ -102,7 +102,7 @@ def _default_of(overrides: Sequence[str], trial: Mapping[str, Any], extra_dir: s
 
 def _values(trial: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what decides a trial's numbers, without the seed; layers by their group's name."""
-    values = {key: value for key, value in flatten(deciding(trial)) if key.partition(".")[0] not in _NOT_A_SETTING}
+    values = {key: value for key, value in flatten(trial["decided"]) if key.partition(".")[0] not in _NOT_A_SETTING}
     groups = trial.get("backbone", {}).get("layer_groups") or {}
     for key in _LAYERS:
         for group, layers in groups.items():

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from slime_bench.errors import ConfigError
 from slime_bench.report.aggregate import Collected, FailedTrial
 from slime_bench.results import identity
 from slime_bench.results.identity import canonical_json
@@ -63,13 +62,11 @@ def _names(config: Config) -> tuple[Any, ...]:
 
 def signature_on(config: Config, witness: TrialResult) -> str | None:
     """The signature that the trial has on the device, weights and data of `witness`; None where these do not do."""
-    trainer = config.get("trainer", {})
-    if trainer.get("device") == _AUTO:
+    decided = config["decided"]
+    trainer = decided["trainer"]
+    if trainer["device"] == _AUTO:
         trainer = {**trainer, "device": witness.config.get("trainer", {}).get("device", _AUTO)}
-    try:
-        return identity.signature({**config, "trainer": trainer}, witness.fingerprints)
-    except ConfigError:  # the trial starts from a file, the witness did not
-        return None
+    return identity.signature_of({**decided, "trainer": trainer}, witness.fingerprints)
 
 
 def _world(result: TrialResult) -> str:

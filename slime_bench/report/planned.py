@@ -139,8 +139,6 @@ def planned(overrides: Sequence[str], outputs: Path | None = None, extra_dir: st
     Raises:
         ConfigError: see `compose.plan`.
     """
-    from omegaconf import DictConfig, OmegaConf
-
     from slime_bench.config.compose import plan
     from slime_bench.sweep.status import Sweep
 
@@ -150,9 +148,8 @@ def planned(overrides: Sequence[str], outputs: Path | None = None, extra_dir: st
     trials = []
     sweep = Sweep()
     for cfg, name in zip(found.trials if not ablation else [], found.names, strict=False):
-        there = cfg if outputs is None else OmegaConf.merge(cfg, {"output_root": str(outputs)})
-        assert isinstance(there, DictConfig)
-        trials.append((plain(there), sweep.state(there, name)))
+        there = cfg if outputs is None else cfg.replace(output_root=str(outputs))
+        trials.append((plain(there), sweep.status(there, name)))
     return Planned(
         overrides=list(overrides),
         ablation=ablation,
@@ -166,17 +163,18 @@ def planned(overrides: Sequence[str], outputs: Path | None = None, extra_dir: st
 
 def unfinished(report: AblationReport, outputs: Path) -> dict[tuple[str, int], TrialStatus]:
     """Label of a setting and seed -> how far the trial is, for those of an ablation that have no result."""
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
+    from slime_bench.config.schema import validate
     from slime_bench.sweep.status import Sweep
 
     sweep = Sweep()
     found = {}
     for each in report.measured:
         for seed in each.missing if each.setting.in_grid else []:
-            cfg = OmegaConf.create({**each.setting.trials[seed], "output_root": str(outputs)})
-            assert isinstance(cfg, DictConfig)
-            found[each.setting.label, seed] = sweep.state(cfg, each.setting.label)
+            values = {key: value for key, value in each.setting.trials[seed].items() if key != "decided"}
+            cfg = validate(OmegaConf.create({**values, "output_root": str(outputs)}))
+            found[each.setting.label, seed] = sweep.status(cfg, each.setting.label)
     return found
 
 

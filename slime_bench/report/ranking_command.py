@@ -20,7 +20,7 @@ from slime_bench.report.ranking_files import report_lines, write_ranking
 from slime_bench.report.ranking_plots import ensembles_figure, layers_figure
 from slime_bench.report.ranking_table import RankingReport, place, ranking_grids
 from slime_bench.report.usual import default_settings, plain
-from slime_bench.results.identity import canonical_json, deciding
+from slime_bench.results.identity import canonical_json
 from slime_bench.results.result import RESULT_FILE, TrialResult
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _matching(planned: Sequence[Mapping[str, Any]], overrides: Sequence[str], co
     asked = _Asked([], {}, command=shlex.join(["slime-bench", "--multirun", *portable]))
     settings: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for trial in planned:
-        values = {key: value for key, value in deciding(trial).items() if key not in _NOT_A_SETTING}
+        values = {key: value for key, value in trial["decided"].items() if key not in _NOT_A_SETTING}
         settings[canonical_json(values)].append(trial)
     candidates = ranking_results(collected)
     for trials in settings.values():

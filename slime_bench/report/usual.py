@@ -9,23 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from slime_bench.errors import ConfigError
 from slime_bench.report.aggregate import Family, Usual, family, settings
-from slime_bench.results.identity import canonical_json, recorded
+from slime_bench.results.identity import canonical_json, deciding, recorded
 from slime_bench.results.result import TrialResult
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from slime_bench.config.schema import TrialConfig
 
 _LOG = logging.getLogger(__name__)
 _OF_THE_MACHINE = "trainer.device"
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A validated configuration as plain values, interpolations followed."""
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+def plain(cfg: TrialConfig) -> dict[str, Any]:
+    """A configuration as plain values, and under `decided` what of it decides the trial's numbers."""
+    return {**cfg.plain, "decided": deciding(cfg)}
 
 
 def default_settings(results: Sequence[TrialResult], extra_dir: str | None = None) -> Usual:
@@ -56,6 +52,6 @@ def _composed(names: Family, extra_dir: str | None) -> dict[str, str] | None:
         except ConfigError as error:
             _LOG.debug("no default settings for %s: %s", chosen, error.summary)
         else:
-            values = settings(recorded(plain(cfg)))
+            values = settings(recorded(cfg))
             return {key: text for key, text in values.items() if key != _OF_THE_MACHINE}
     return None

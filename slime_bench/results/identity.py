@@ -1,141 +1,121 @@
-"""Identity of a trial: the hash of what decides its numbers, and the folder that carries it."""
+"""Identity of a trial: the hash of what decides its numbers, and the folder that carries it.
+
+Which keys cannot change a trial's counts, each says itself, in the metadata of its own field
+(`slime_bench.config.parts.NO_NUMBERS` and its like).
+"""
 
 from __future__ import annotations
 
-import fnmatch
+import dataclasses
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Final
 
+from slime_bench.config.read import plain
+from slime_bench.config.schema import PARTS, TrialConfig
 from slime_bench.config.secrets import redact
 from slime_bench.errors import ConfigError
 
 RESULTS_VERSION: Final = 1
 """Raise it when a change of the code changes the numbers of an unchanged configuration: finished trials run again."""
 
-EXCLUDED: Final[tuple[str, ...]] = (
-    # where things lie, and how a run is started and shown
-    "data_root",
-    "output_root",
-    "force",
-    "save_maps",
-    "per_preset",  # what it holds stands where it is used
-    "logger",
-    "launcher",
-    "hydra",
-    "trainer.progress",
-    "trainer.devices",
-    "trainer.threads",
-    "trainer.checkpoint_every",
-    # how the test images are fed: results do not depend on it by design
-    "data.batch_size",
-    "data.num_workers",
-    # locations; the fingerprint of what lies there decides (see `STANDS_IN`)
-    "data.root",
-    "data.splits",
-    "data.label_maps",
-    "backbone.weights",
-    "backbone.revision",
-    "backbone.single_file_config",
-    "method.start.path",
-    # how much the backbone is given at once, and what is kept
-    "backbone.memory_gb",
-    "backbone.encoder_cache_mb",
-    "backbone.checkpoint_activations",
-    "backbone.compile",
-    "backbone.prompts_per_call",
-    "method.keep_gb",
-    "backbone.layer_groups",  # names to choose from; the chosen ones stand in `backbone.cross_layers`
-    # a reduction of the stored counts: every result file holds all conventions
-    "metric",
-)
-"""Dotted keys, with everything below them, that cannot change the counts of a trial. `*` stands for one segment."""
-
-STANDS_IN: Final[dict[str, str]] = {
-    "data.root": "data",
-    "data.splits": "data",
-    "data.label_maps": "data",
-    "backbone.weights": "backbone",
-    "method.start.path": "start",
-}
-"""For an excluded location, the fingerprint that has to stand in for it."""
-
-NAMES_OF_FILES: Final = (("method", "prompts"),)
-"""Group and key of paths of which only the last part is kept; the fingerprint of what lies there decides."""
-
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _TRIAL: Final = re.compile(r"seed(\d+)-([0-9a-f]{16})")
 _SHOTS: Final = re.compile(r"(\d+)-shot")
 
 
-def signature(config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> str:
+def signature(cfg: TrialConfig, fingerprints: Mapping[str, str]) -> str:
     """16 hexadecimal digits of the SHA-256 of the canonical JSON of everything that decides a trial's numbers.
 
     Args:
-        config: the resolved configuration as plain mappings, sequences and scalars.
         fingerprints: content hashes of what the configuration only points to, e.g. `backbone` (weights) and `data`
             (manifest).
 
     Raises:
-        ConfigError: a value that JSON cannot hold, or a location without its fingerprint.
+        ConfigError: a location without its fingerprint.
     """
-    flat = dict(flatten(config))
-    for location, name in STANDS_IN.items():
-        if flat.get(location) is not None and not fingerprints.get(name):
+    for path, name in _locations(cfg):
+        if not fingerprints.get(name):
             raise ConfigError(
-                f"The trial cannot be identified: `{location}` is a location, and nothing says what lies there.",
-                path=location,
+                f"The trial cannot be identified: `{path}` is a location, and nothing says what lies there.",
+                path=path,
                 found=f"fingerprints of {sorted(fingerprints) or 'nothing'}",
                 expected=f"a fingerprint called {name!r}",
                 remedy="Let the data module and the backbone hand their fingerprints to the trial.",
             )
-    decided = {
-        "config": deciding(config),
-        "fingerprints": dict(fingerprints),
-        "results_version": RESULTS_VERSION,
-    }
-    return hashlib.sha256(canonical_json(decided).encode()).hexdigest()[:16]
+    return signature_of(deciding(cfg), fingerprints)
 
 
-def series(config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> str:
+def series(cfg: TrialConfig, fingerprints: Mapping[str, str]) -> str:
     """The signature without the seed: trials of one series differ in their seed alone and may be averaged."""
-    return signature({key: value for key, value in config.items() if key != "seed"}, fingerprints)
+    return signature_of({key: value for key, value in deciding(cfg).items() if key != "seed"}, fingerprints)
 
 
-def deciding(config: Mapping[str, Any], keep: Sequence[str] = ()) -> dict[str, Any]:
-    """The part of `config` that can change a trial's numbers, as plain JSON values.
-
-    Args:
-        keep: patterns of `EXCLUDED` to keep nevertheless.
-    """
-    patterns = [pattern.split(".") for pattern in EXCLUDED if pattern not in keep]
-    plain: dict[str, Any] = _without(_plain(config, ()), patterns, ())
-    for group, key in NAMES_OF_FILES:
-        settings = plain.get(group)
-        if isinstance(settings, dict) and isinstance(settings.get(key), str):
-            plain[group] = {**settings, key: PurePath(settings[key]).name}
-    return plain
+def signature_of(decided: Mapping[str, Any], fingerprints: Mapping[str, str]) -> str:
+    """As `signature`, of the part of a configuration that `deciding` gives."""
+    whole = {"config": decided, "fingerprints": dict(fingerprints), "results_version": RESULTS_VERSION}
+    return hashlib.sha256(canonical_json(whole).encode()).hexdigest()[:16]
 
 
-def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(cfg: TrialConfig) -> dict[str, Any]:
+    """The part of a configuration that can change a trial's numbers, as plain JSON values."""
+    found = deciding_of(cfg)
+    for group in PARTS:
+        found[group] = {"_target_": cfg.plain[group]["_target_"], **found[group]}
+    return found
+
+
+def recorded(cfg: TrialConfig) -> dict[str, Any]:
     """What a result file says of its configuration: what decides the numbers and the metric, secrets redacted.
 
     No path and no fact of the machine is in it, so that the same trial writes the same bytes everywhere. Redaction
     comes after hashing: a method's own key that merely looks like a secret still tells two trials apart.
     """
-    return redact(deciding(config, keep=("metric",)))
+    return redact({**deciding(cfg), "metric": plain(cfg.metric)})
+
+
+def deciding_of(config: Any) -> dict[str, Any]:
+    """The values of a dataclass that can change a trial's numbers, as its fields' metadata say."""
+    found = {}
+    for each in dataclasses.fields(config):
+        value, kind = getattr(config, each.name), each.metadata.get("identity")
+        if not each.init or kind is False:
+            continue
+        if kind == "file name":
+            value = None if value is None else PurePath(str(value)).name
+        found[each.name] = deciding_of(value) if dataclasses.is_dataclass(value) else plain(value)
+    return found
+
+
+def _locations(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys that say where something lies, and the names of the fingerprints that stand in for them."""
+    for each in dataclasses.fields(config):
+        value, here = getattr(config, each.name), f"{path}{each.name}"
+        if "fingerprint" in each.metadata and value is not None:
+            yield here, each.metadata["fingerprint"]
+        if dataclasses.is_dataclass(value):
+            yield from _locations(value, f"{here}.")
 
 
 def canonical_json(value: Any) -> str:
     """JSON in which equal values have equal text: sorted keys, no spaces, whole floats as integers.
 
     `1` and `1.0` are the same number to every method, and only the schema decides which of them is written.
+
+    Raises:
+        ConfigError: a value that JSON has no fixed text for.
     """
-    return json.dumps(_whole(_plain(value, ())), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(_whole(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "The configuration holds a value that cannot be recorded.", found=str(error),
+            expected="text, finite number, true, false, null, list or mapping",
+            remedy="Give paths as text, and let every field be one of these.",
+        ) from error  # fmt: skip
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -189,45 +169,9 @@ def parse_trial_folder(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _without(value: Any, patterns: Sequence[Sequence[str]], path: tuple[str, ...]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _without(item, patterns, (*path, key))
-        for key, item in value.items()
-        if not any(_matches((*path, key), pattern) for pattern in patterns)
-    }
-
-
-def _matches(path: tuple[str, ...], pattern: Sequence[str]) -> bool:
-    return len(path) == len(pattern) and all(
-        fnmatch.fnmatchcase(part, wanted) for part, wanted in zip(path, pattern, strict=True)
-    )
-
-
-def _plain(value: Any, path: tuple[str, ...]) -> Any:
-    """`value` as dict, list and scalars of JSON; everything else would make the hash depend on a `repr`."""
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise ConfigError("A configuration key is not text.", path=".".join(path) or "(root)", found=repr(key))
-        return {key: _plain(item, (*path, key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, (*path, str(index))) for index, item in enumerate(value)]
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise ConfigError(
-        "The configuration holds a value that cannot be recorded.",
-        path=".".join(path) or "(root)",
-        found=f"{value!r} ({type(value).__name__})",
-        expected="text, finite number, true, false, null, list or mapping",
-        remedy="Resolve the configuration to plain values first; give paths as text.",
-    )
-
-
 def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _whole(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_whole(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,25 +1,26 @@
 """Result files: the only proof that a trial finished.
 
-`result.json` is written last and atomically, is the same bytes for the same trial, and is read strictly: what does
-not hold what it declares is no result. `per_image.parquet` beside it keeps the counts that every convention is reduced
+A result is written here: `result.json`, last and atomically, the same bytes for the same trial.
 from.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import logging
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from slime_bench.errors import ResultError, SlimeBenchError
-from slime_bench.metrics import CONVENTION_RULES
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from slime_bench.errors import ResultError
 from slime_bench.results import identity
 from slime_bench.storage import write_atomic
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 RESULT_FILE: Final = "result.json"
 PER_IMAGE_FILE: Final = "per_image.parquet"
-_SIGNATURE: Final = re.compile(r"[0-9a-f]{16}")
 _PER_IMAGE_COLUMNS: Final = {
     "image_id": "string",
     "class": "string",
@@ -41,6 +41,18 @@ _PER_IMAGE_COLUMNS: Final = {
     "present": "bool",
 }
 _LOG = logging.getLogger(__name__)
+
+
+_STRICT: Final = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Iou = Annotated[float, Field(ge=0, le=1)] | None
+
+
+class Table(TypedDict):
+    """IoU in 0..1 by class name, None where undefined, and their plain mean."""
+
+    per_class: dict[str, Iou]
+    average: Iou
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class TrialResult:
         classes: class names, background first.
         per_class: IoU in 0..1 per class name, None where undefined.
         average: plain mean over the defined classes, None when there is none.
-        conventions: for every convention `{"per_class": {name: IoU | None}, "average": IoU | None}`.
+        conventions: the table of every convention.
         undefined_classes: classes without an IoU under `convention`.
         num_test_images: images behind the numbers.
         support_ids: ids of the support images, in their order.
@@ -66,32 +78,36 @@ class TrialResult:
         fingerprints: content hashes of weights, data and whatever else the configuration only points to.
         prepared: the named choices with which the data set was prepared, e.g. {"rule": "paper"}, as its manifest has
             them; empty for data without. The fingerprint of the data stands for them in the signature.
+        facts: what tables say of the method, as its class declares it: see `MethodDescription.facts`.
     """
 
+    __pydantic_config__ = _STRICT
+
     schema_version: int
-    signature: str
-    series: str
+    signature: Hash
+    series: Hash
     method: str
     backbone: str
     data: str
     subject: str
-    shots: int
-    seed: int
+    shots: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]
     preset: str
     protocol: str
     convention: str
     background_in_average: bool
-    classes: list[str]
-    per_class: dict[str, float | None]
-    average: float | None
-    conventions: dict[str, dict[str, Any]]
+    classes: Annotated[list[str], Field(min_length=1)]
+    per_class: dict[str, Iou]
+    average: Iou
+    conventions: dict[str, Table]
     undefined_classes: list[str]
-    num_test_images: int
+    num_test_images: Annotated[int, Field(ge=1)]
     support_ids: list[str]
     validation: dict[str, Any]
     config: dict[str, Any]
     fingerprints: dict[str, str]
     prepared: dict[str, str] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def under(self, convention: str, background: bool = True) -> TrialResult:
         """The same trial stated under another convention, without running anything."""
@@ -99,7 +115,7 @@ class TrialResult:
             raise ResultError(
                 "Unknown metric convention.", found=convention, expected=" or ".join(sorted(self.conventions))
             )
-        tables = {
+        tables: dict[str, Table] = {
             name: {"per_class": part["per_class"], "average": average_of(part["per_class"], self.classes, background)}
             for name, part in self.conventions.items()
         }
@@ -136,10 +152,14 @@ def from_counts(
     support_ids: Sequence[str] = (),
     validation: Mapping[str, Any] | None = None,
     prepared: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    signature: str | None = None,
+    series: str | None = None,
 ) -> TrialResult:
     """A result from the counts [N,K] of the test images, under all conventions.
 
-    `config` is the resolved configuration as plain values; the signature is taken from it and from `fingerprints`.
+    Args:
+        config: see `identity.recorded`. signature, series: by default those of `config` and `fingerprints`.
 
     Raises:
         ResultError: counts of another number of classes, or a field that may not stand in a result file.
@@ -155,16 +175,18 @@ def from_counts(
             expected=f"{len(names)}: {', '.join(names)}",
         )
     reduction(convention)
-    tables: dict[str, dict[str, Any]] = {}
+    tables: dict[str, Table] = {}
     for name, reduce in CONVENTIONS.items():
         values = [None if math.isnan(value) else value for value in reduce(counts).tolist()]
         per_class = dict(zip(names, values, strict=True))
         tables[name] = {"per_class": per_class, "average": average_of(per_class, names, background)}
     chosen: dict[str, float | None] = tables[convention]["per_class"]
-    result = TrialResult(
+    decided = {key: value for key, value in config.items() if key != "metric"}
+    unseeded = {key: value for key, value in decided.items() if key != "seed"}
+    return TrialResult(
         schema_version=SCHEMA_VERSION,
-        signature=identity.signature(config, fingerprints),
-        series=identity.series(config, fingerprints),
+        signature=signature or identity.signature_of(decided, fingerprints),
+        series=series or identity.signature_of(unseeded, fingerprints),
         method=method,
         backbone=backbone,
         data=data,
@@ -183,12 +205,11 @@ def from_counts(
         num_test_images=counts.num_images,
         support_ids=list(support_ids),
         validation=dict(validation or {}),
-        config=identity.recorded(config),
+        config=dict(config),
         fingerprints=dict(fingerprints),
         prepared=dict(prepared or {}),
+        facts=dict(facts or {}),
     )
-    # What this function hands out can be read back: a mistake shows here and not at the next report.
-    return parse_result(to_bytes(result), "(result about to be written)")
 
 
 def average_of(per_class: Mapping[str, float | None], classes: Sequence[str], background: bool = True) -> float | None:
@@ -353,167 +374,33 @@ def parse_result(content: bytes, path: str | Path) -> TrialResult:
     """The result in `content`; `path` only names it in errors.
 
     Raises:
-        ResultError: not JSON, an unknown, missing or ill-typed field, or fields that contradict each other.
+        ResultError: not JSON, another version's file, or an unknown, missing or ill-typed field.
     """
-
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is no number of a result file")
-
     try:
-        fields = json.loads(content.decode(), parse_constant=no_constant, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise ResultError("The result file is not valid JSON.", path=path, found=str(error), remedy=_RERUN) from error
-    if not isinstance(fields, dict):
-        raise _wrong(path, "(whole file)", type(fields).__name__, "an object")
-    version = fields.get("schema_version")
-    if version != SCHEMA_VERSION or isinstance(version, bool):
+        fields = json.loads(content)
+        version = fields["schema_version"] if isinstance(fields, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ResultError(
+                "The result file was written by another version of slime-bench.",
+                path=path,
+                found=f"schema_version {version!r}",
+                expected=f"schema_version {SCHEMA_VERSION}",
+                remedy="Run the trial again with this version, or read the file with the version that wrote it.",
+            )
+        return _adapter().validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
         raise ResultError(
-            "The result file was written by another version of slime-bench.",
-            path=path,
-            found=f"schema_version {version!r}",
-            expected=f"schema_version {SCHEMA_VERSION}",
-            remedy="Run the trial again with this version, or read the file with the version that wrote it.",
-        )
-    fields.setdefault("prepared", {})  # results of before there were prepared data sets lack it
-    unknown, missing = sorted(set(fields) - set(_CHECKS)), sorted(set(_CHECKS) - set(fields))
-    if unknown or missing:
-        raise _wrong(path, "fields", f"unknown {unknown}, missing {missing}", "the fields of TrialResult")
-    for name, (check, expected) in _CHECKS.items():
-        if not check(fields[name]):
-            raise _wrong(path, name, _short(fields[name]), expected)
-    result = TrialResult(**fields)
-    _check_consistency(result, path)
-    return result
+            f"The result file does not hold what it declares, in `{'.'.join(map(str, first['loc']))}`.",
+            path=path, found=first["input"], expected=first["msg"], remedy=_RERUN,
+        ) from error  # fmt: skip
+    except (ValueError, KeyError, RecursionError) as error:
+        raise ResultError("The result file is not valid JSON.", path=path, found=str(error), remedy=_RERUN) from error
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[TrialResult]:
+    return TypeAdapter(TrialResult)
 
 
 _RERUN: Final = "Delete the trial's folder and run the trial again."
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_iou(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_text(item) for item in value) and len(set(value)) == len(value)
-
-
-def _is_ious(value: Any) -> bool:
-    return isinstance(value, dict) and all(_is_iou(item) for item in value.values())
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_is_finite(item) for item in value.values())
-    if isinstance(value, list):
-        return all(_is_finite(item) for item in value)
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _is_record(value: Any) -> bool:
-    return isinstance(value, dict) and _is_finite(value)
-
-
-def _is_conventions(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) == set(CONVENTION_RULES)
-        and all(isinstance(part, dict) and set(part) == {"per_class", "average"} for part in value.values())
-        and all(_is_ious(part["per_class"]) and _is_iou(part["average"]) for part in value.values())
-    )
-
-
-def _is_signature(value: Any) -> bool:
-    return isinstance(value, str) and _SIGNATURE.fullmatch(value) is not None
-
-
-_TEXT: Final[tuple[Callable[[Any], bool], str]] = (_is_text, "text")
-_COUNT: Final[tuple[Callable[[Any], bool], str]] = (_is_count, "a whole number of 0 or more")
-_HASH: Final[tuple[Callable[[Any], bool], str]] = (_is_signature, "16 hexadecimal digits")
-_CHECKS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
-    "schema_version": _COUNT,
-    "signature": _HASH,
-    "series": _HASH,
-    "method": _TEXT,
-    "backbone": _TEXT,
-    "data": _TEXT,
-    "subject": _TEXT,
-    "shots": _COUNT,
-    "seed": _COUNT,
-    "preset": _TEXT,
-    "protocol": _TEXT,
-    "convention": (lambda value: isinstance(value, str) and value in CONVENTION_RULES, " or ".join(CONVENTION_RULES)),
-    "background_in_average": (lambda value: isinstance(value, bool), "true or false"),
-    "classes": (lambda value: _is_texts(value) and len(value) > 0, "distinct class names"),
-    "per_class": (_is_ious, "a number in 0..1 or null per class"),
-    "average": (_is_iou, "a number in 0..1 or null"),
-    "conventions": (_is_conventions, f"per_class and average for each of {', '.join(CONVENTION_RULES)}"),
-    "undefined_classes": (_is_texts, "distinct class names"),
-    "num_test_images": (lambda value: _is_count(value) and value > 0, "a whole number above 0"),
-    # By the second paper's choice an image may stand for two classes, and then comes twice.
-    "support_ids": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "image ids"),
-    "validation": (_is_record, "an object of finite values"),
-    "config": (_is_record, "an object of finite values"),
-    "prepared": (
-        lambda value: isinstance(value, dict) and all(_is_text(item) for item in value.values()),
-        "text for each choice",
-    ),
-    "fingerprints": (
-        lambda value: isinstance(value, dict) and all(_is_text(item) for item in value.values()),
-        "text per name",
-    ),
-}
-
-
-def _check_consistency(result: TrialResult, path: str | Path) -> None:
-    for name, part in result.conventions.items():
-        where = f"conventions.{name}"
-        if set(part["per_class"]) != set(result.classes):
-            found = sorted(part["per_class"])
-            raise _wrong(path, f"{where}.per_class", found, f"the classes {sorted(result.classes)}")
-        mean = average_of(part["per_class"], result.classes, result.background_in_average)
-        if not _same(part["average"], mean):
-            raise _wrong(path, f"{where}.average", part["average"], f"{mean}, the mean of per_class")
-    chosen = result.conventions[result.convention]
-    if result.per_class != chosen["per_class"]:
-        raise _wrong(path, "per_class", result.per_class, f"the values of convention {result.convention}")
-    if not _same(result.average, chosen["average"]):
-        raise _wrong(path, "average", result.average, f"{chosen['average']}, the mean of per_class")
-    undefined = [name for name in result.classes if result.per_class[name] is None]
-    if result.undefined_classes != undefined:
-        raise _wrong(path, "undefined_classes", result.undefined_classes, undefined)
-
-
-def _same(left: float | None, right: float | None) -> bool:
-    if left is None or right is None:
-        return left is right
-    return math.isclose(left, right, rel_tol=0.0, abs_tol=1e-12)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("an object names a key twice")
-    return fields
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _wrong(path: str | Path, field: str, found: object, expected: object) -> SlimeBenchError:
-    return ResultError(
-        f"The result file does not hold what it declares, in `{field}`.",
-        path=path,
-        found=found,
-        expected=expected,
-        remedy=_RERUN,
-    )

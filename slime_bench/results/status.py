@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-DEFAULT_TRIAL: Final = "the default trial"
-"""Name of a command's only trial that has no overrides."""
+from slime_bench.config.schema import DEFAULT_TRIAL
 
 RUNNING: Final = "running"
 DONE: Final = "done"

@@ -10,10 +10,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import BackboneError, ConfigError, ResultError
 from slime_bench.methods.slime.embeddings import STATE_NAME, read_authors_folder, read_embeddings, write_authors_folder
 
@@ -79,7 +78,6 @@ def import_folder(folder: Path, out: Path, overrides: Sequence[str], *, force: b
             another method, several trials, or one whose classes or backbone do not fit. StorageError: a full disk.
     """
     from slime_bench.config.compose import plan
-    from slime_bench.config.schema import build
     from slime_bench.trial.runner import save_state
 
     embeddings = read_authors_folder(folder)
@@ -95,18 +93,17 @@ def import_folder(folder: Path, out: Path, overrides: Sequence[str], *, force: b
             remedy="give one value for each key",
         )  # fmt: skip
     cfg = trials[0]
-    classes = list(build(cfg.data, shots=cfg.shots, seed=cfg.seed).classes)
+    classes = list(cfg.build("data", shots=cfg.shots, seed=cfg.seed).classes)
     _check_fit(cfg, classes, tuple(embeddings.shape), folder)
-    save_state(out, {STATE_NAME: embeddings}, cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)), classes)
+    save_state(out, {STATE_NAME: embeddings}, cfg.plain, classes)
     return classes
 
 
-def _check_fit(cfg: DictConfig, classes: Sequence[str], shape: tuple[int, ...], folder: Path) -> None:
+def _check_fit(cfg: TrialConfig, classes: Sequence[str], shape: tuple[int, ...], folder: Path) -> None:
     """Refuse embeddings [K-1,D] of another method, class list or backbone, and settings that `segment` would refuse."""
-    from slime_bench.config.schema import load_target, parse
     from slime_bench.methods.slime.method import Slime
 
-    method = load_target(cfg.method["_target_"])
+    method = cfg.parts["method"]
     if not issubclass(method, Slime):
         raise ConfigError(
             "these embeddings are not this method's", path="method", found=cfg.method.name, expected="slime",
@@ -128,15 +125,15 @@ def _check_fit(cfg: DictConfig, classes: Sequence[str], shape: tuple[int, ...], 
             expected=f"{facts.text_width}, the width of the text encoder of {cfg.backbone.name}",
             remedy="choose the backbone that they were optimised with, e.g. backbone=sd21_base (1024) or sd15 (768)",
         )  # fmt: skip
-    method.check(parse(cfg.method), facts, classes, cfg.data.image_size)
+    method.check(cfg.method, facts, classes, cfg.data.image_size)
 
 
-def _backbone_facts(cfg: DictConfig) -> Any:
+def _backbone_facts(cfg: TrialConfig) -> Any:
     """What can be known of the backbone without its weights; None where it is not here, which a line then says."""
     from slime_bench.trial.spec import backbone_facts
 
     try:
-        return backbone_facts(cfg.backbone)
+        return backbone_facts(cfg)
     except BackboneError as error:
         if str(error.path).startswith("backbone."):  # a setting, which is wrong wherever the weights may be
             raise

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import build, load_target, parse, validate
+from slime_bench.config.schema import TrialConfig, validate
 from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.errors import ConfigError
 from slime_bench.results import identity
@@ -48,7 +49,7 @@ def configuration(
     seed: int | None = None,
     device: str = "auto",
     weights: str | None = None,
-) -> DictConfig:
+) -> TrialConfig:
     """The configuration of a trial on the annotated images.
 
     The preset's data set lends size, fit and augmentation. Pictures of any size are shrunk with `antialias` unless
@@ -68,7 +69,7 @@ def configuration(
         )  # fmt: skip
     chosen = [] if any(each.startswith("preset=") for each in overrides) and preset is None else [preset or "mini"]
     (cfg,) = plan([*(f"preset={name}" for name in chosen), "data.resize=antialias", *overrides]).trials
-    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    plain = copy.deepcopy(cfg.plain)
     plain["data"] = {
         **{name: plain["data"][name] for name in _KEPT if name in plain["data"]},
         "_target_": f"{SegmentationDataModule.__module__}.{SegmentationDataModule.__qualname__}",
@@ -85,7 +86,7 @@ def configuration(
     plain["trainer"]["device"] = pick_device(device if device != "auto" else cfg.trainer.device)
     check_precision(plain["trainer"]["precision"], plain["trainer"]["device"])
     made = validate(OmegaConf.create(plain))
-    check_method(made, load_target(made.method["_target_"]))
+    check_method(made)
     return made
 
 
@@ -95,7 +96,7 @@ def _validation(chosen: str, shots: int) -> str:
     return "none"
 
 
-def signature(cfg: DictConfig, support: Support) -> str:
+def signature(cfg: TrialConfig, support: Support) -> str:
     """What decides the embeddings: configuration, annotated images, backbone.
 
     Raises:
@@ -103,13 +104,13 @@ def signature(cfg: DictConfig, support: Support) -> str:
     """
     fingerprints = {
         "data": support.fingerprint(),
-        "backbone": load_target(cfg.backbone["_target_"]).content_hash_of(parse(cfg.backbone)),
-        **load_target(cfg.method["_target_"]).fingerprints(parse(cfg.method)),
+        "backbone": cfg.parts["backbone"].content_hash_of(cfg.backbone),
+        **cfg.parts["method"].fingerprints(cfg.method),
     }
-    return identity.signature(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)), fingerprints)
+    return identity.signature(cfg, fingerprints)
 
 
-def fit(cfg: DictConfig, support: Support, folder: Path, lines: Lines) -> Any:
+def fit(cfg: TrialConfig, support: Support, folder: Path, lines: Lines) -> Any:
     """The method with optimised embeddings, on the CPU.
 
     Args:
@@ -118,16 +119,16 @@ def fit(cfg: DictConfig, support: Support, folder: Path, lines: Lines) -> Any:
     Raises:
         SlimeBenchError: settings that do not fit the backbone, a missing backbone, too little memory.
     """
-    method_class, classes = load_target(cfg.method["_target_"]), support.classes.names
-    method_class.check(parse(cfg.method), backbone_facts(cfg.backbone), classes, cfg.data.image_size)
+    classes = support.classes.names
+    cfg.parts["method"].check(cfg.method, backbone_facts(cfg), classes, cfg.data.image_size)
     with tempfile.TemporaryDirectory(prefix="slime-bench-") as root, memory_errors(), closed_logger(cfg):
         support.write(Path(root))
-        cfg = cast(DictConfig, OmegaConf.merge(cfg, {"data": {"root": root}, "trainer": {"progress": False}}))
-        data = SupportData(parse(cfg.data), shots=cfg.shots, seed=cfg.seed)
+        cfg = cfg.replace(data={"root": root}, trainer={"progress": False})
+        data = SupportData(cfg.data, shots=cfg.shots, seed=cfg.seed)
         data.setup("fit")  # mistakes in the data come before the backbone is loaded
         lines.note("backbone", f"{cfg.backbone.name} on {cfg.trainer.device}")
-        method = build(
-            cfg.method, protocol=build(cfg.protocol), backbone=build(cfg.backbone), classes=classes, seed=cfg.seed
+        method = cfg.build(
+            "method", protocol=cfg.build("protocol"), backbone=cfg.build("backbone"), classes=classes, seed=cfg.seed
         )
         with fitting.threads(cfg.trainer.threads, cfg.trainer.deterministic):
             trainer, _ = trial.make_trainer(cfg, data, method, folder, "")
@@ -139,14 +140,14 @@ def fit(cfg: DictConfig, support: Support, folder: Path, lines: Lines) -> Any:
     return method
 
 
-def check_method(cfg: DictConfig, method_class: Any) -> None:
+def check_method(cfg: TrialConfig) -> None:
     """Refuse a method whose learned state alone segments nothing, and parts that do not go together.
 
     Raises:
         ConfigError: such a method, or a backbone or protocol of another.
     """
-    check_parts(cfg, method_class, load_target(cfg.backbone["_target_"]))
-    refuse_dependent(method_class, cfg.method.name)
+    check_parts(cfg)
+    refuse_dependent(cfg.parts["method"], cfg.method.name)
 
 
 def refuse_dependent(method_class: Any, name: str) -> None:
@@ -166,15 +167,14 @@ def refuse_dependent(method_class: Any, name: str) -> None:
         )
 
 
-def save(path: Path, method: Any, cfg: DictConfig, support: Support, fit_signature: str) -> None:
+def save(path: Path, method: Any, cfg: TrialConfig, support: Support, fit_signature: str) -> None:
     """Write the embeddings, with all that segmenting with them needs.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     classes = support.classes
-    write_state(path, method.learned_state(), plain, classes.names, classes.colours, fit_signature)
+    write_state(path, method.learned_state(), cfg.plain, classes.names, classes.colours, fit_signature)
 
 
 @contextmanager

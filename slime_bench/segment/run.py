@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from slime_bench.config.schema import build, load_target, parse
-from slime_bench.config.typed import typed
+from slime_bench.config.read import read
+from slime_bench.config.schema import build_part, read_part
 from slime_bench.data.datamodule import DataConfig
 from slime_bench.data.fit import fit_image, unfit
 from slime_bench.data.folder import read_image
@@ -40,11 +40,11 @@ class Recipe:
     """All that decides a label map besides the image and the learnt tensors.
 
     Attributes:
-        nodes: method, protocol and backbone. data: how images are read. classes: K names. colours: K.
-        seed: of the noise.
+        parts: class and settings of method, protocol and backbone. data: how images are read. classes: K names.
+        colours: K. seed: of the noise.
     """
 
-    nodes: DictConfig
+    parts: dict[str, tuple[type[Any], Any]]
     data: DataConfig
     classes: tuple[str, ...]
     colours: tuple[RGB, ...]
@@ -56,15 +56,14 @@ class Recipe:
         Raises:
             BackboneError: the weights are not there.
         """
-        plain: Any = OmegaConf.to_container(self.nodes, resolve=True)
         said = {
-            **{name: plain[name] for name in NODES if name != "data"},
+            **{name: [part.__qualname__, identity.deciding_of(config)] for name, (part, config) in self.parts.items()},
             "data": {name: getattr(self.data, name) for name in _READING[1:]},
             "classes": list(self.classes),
             "seed": self.seed,
         }
-        backbone = load_target(self.nodes.backbone["_target_"]).content_hash_of(parse(self.nodes.backbone))
-        text = identity.canonical_json({"settings": identity.deciding(said), "backbone": backbone})
+        part, config = self.parts["backbone"]
+        text = identity.canonical_json({"settings": said, "backbone": part.content_hash_of(config)})
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -74,11 +73,12 @@ def recipe(facts: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: an override of something else, or a value that cannot be.
     """
-    known = tuple(f"{name}." for name in NODES if name != "data")
+    groups = [name for name in NODES if name != "data"]
+    allowed = tuple(f"{name}." for name in groups)
     keys = [f"data.{name}" for name in _READING]
     for each in overrides:
         key, sign, _ = each.partition("=")
-        if not sign or not (key.startswith(known) or key in keys):
+        if not sign or not (key.startswith(allowed) or key in keys):
             raise ConfigError(
                 "this cannot be changed where embeddings are reused", path=key, found=each,
                 expected=f"keys of method, protocol or backbone, {', '.join(keys)}",
@@ -87,11 +87,12 @@ def recipe(facts: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     nodes: Any = OmegaConf.create({name: facts[name] for name in NODES})
     nodes = OmegaConf.merge(nodes, OmegaConf.from_dotlist(list(overrides)))
     # A trial's data module may be any subclass, and its files are not needed: how images are read is all.
+    parts = {name: read_part(OmegaConf.to_container(nodes[name], resolve=True), name) for name in groups}
     reading = {name: nodes.data[name] for name in _READING if name in nodes.data}
     classes = tuple(facts["classes"])
-    data = typed(DataConfig, {"name": "segment", "root": "images", "classes": list(classes), **reading}, "data")
+    data = read(DataConfig, {"name": "segment", "root": "images", "classes": list(classes), **reading}, "data")
     colours = tuple((one[0], one[1], one[2]) for one in facts.get("colours", palette(len(classes)).tolist()))
-    return Recipe(nodes, data, classes, colours, int(facts["seed"]))
+    return Recipe(parts, data, classes, colours, int(facts["seed"]))
 
 
 def load_method(made: Recipe, tensors: Mapping[str, torch.Tensor], device: str) -> Any:
@@ -101,16 +102,19 @@ def load_method(made: Recipe, tensors: Mapping[str, torch.Tensor], device: str) 
         SlimeBenchError: a missing backbone, tensors that are not this method's and backbone's, half precision for the
             CPU.
     """
-    refuse_dependent(load_target(made.nodes.method["_target_"]), made.nodes.method.name)
-    if device == "cpu" and made.nodes.backbone.get("dtype") == "fp16":
+    part, config = made.parts["method"]
+    refuse_dependent(part, config.name)
+    if device == "cpu" and getattr(made.parts["backbone"][1], "dtype", None) == "fp16":
         raise DeviceError(
             "half precision needs CUDA", path="backbone.dtype", found="embeddings learnt in fp16, and the CPU",
             expected="fp32 or bf16 on the CPU", remedy="add backbone.dtype=fp32; label maps will differ a little",
         )  # fmt: skip
-    method = build(
-        made.nodes.method,
-        protocol=build(made.nodes.protocol),
-        backbone=build(made.nodes.backbone),
+    built = {name: build_part(*made.parts[name], name) for name in ("protocol", "backbone")}
+    method = build_part(
+        part,
+        config,
+        "method",
+        **built,
         classes=made.classes,
         seed=made.seed,
     )

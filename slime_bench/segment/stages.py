@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from omegaconf import OmegaConf
 from PIL import Image
 
 from slime_bench.data.folder import read_image
@@ -80,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     _write_embeddings(args, learned, made, earlier, support is not None)
     method = learned.method
     if method is None and remaining(files, args.out, earlier):
-        lines.note("backbone", f"{made.nodes.backbone.name} on {learned.device}")
+        lines.note("backbone", f"{made.parts['backbone'][1].name} on {learned.device}")
         method = load_method(made, learned.tensors, learned.device)
     with learning.memory_errors(), fitting.threads(None, True):
         outcome = segment_images(method, made, files, args.out, earlier, lines, learned.device)
@@ -122,7 +121,7 @@ def _learn(args: argparse.Namespace, support: Support, lines: Lines) -> Learned:
         if signature_of(path) == wanted:
             lines.note("fit", f"not repeated: {path} is of these annotated images and settings")
             tensors, facts = read_state(path)
-            facts["backbone"] = OmegaConf.to_container(cfg.backbone, resolve=True)  # its weights may have moved since
+            facts["backbone"] = cfg.plain["backbone"]  # its weights may have moved since
             return Learned(tensors, facts, path, device)
         raise ResultError(
             "there are other embeddings already", path=path, found="embeddings of other annotated images or settings",

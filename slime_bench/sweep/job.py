@@ -12,25 +12,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from slime_bench.config.schema import TrialConfig
 from slime_bench.console import FULL_ERROR, assign, environment, exit_code, is_interrupt, quieten, text_of, typed
 from slime_bench.errors import GpuMemoryError, SlimeBenchError
 from slime_bench.lock import BusyError
-from slime_bench.sweep import outcome as states
-from slime_bench.sweep.outcome import Outcome, read_records, write_record
-from slime_bench.sweep.telling import announce, tell
+from slime_bench.sweep import job_result as states
+from slime_bench.sweep.job_result import JobResult, read_records, write_record
+from slime_bench.sweep.summary import announce, tell
+from slime_bench.sweep.trials import Trials
+from slime_bench.trial import runner
+from slime_bench.trial.spec import TrialSpec
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A trial to run: its place in the command's order, its name among the others, and its configuration."""
+    """A trial to run: its place in the command's order, its name among the others, and its configuration.
+
+    Attributes:
+        again: whether it is run once more, after another process was found to compute it.
+    """
 
     index: int
     name: str
-    cfg: DictConfig
+    cfg: TrialConfig
+    again: bool = False
 
 
 @dataclass
@@ -45,8 +52,8 @@ class Job:
         tracebacks: the user's own value of HYDRA_FULL_ERROR, which Hydra's entry point overrides.
         cwd: the folder that relative paths start from. environment: variables that a worker has to have; None removes.
         away: whether this is a copy in a worker, which has nobody to talk to.
-        outcomes: of the trials that this very process ran, by index.
-        batches: which trials are fitted in one batch; None for none.
+        results: of the trials that this very process ran, by index.
+        trials: those of the command, which know what is fitted in one batch; None in a worker.
     """
 
     folder: Path
@@ -57,25 +64,14 @@ class Job:
     cwd: str = field(default_factory=os.getcwd)
     environment: dict[str, str | None] = field(default_factory=dict)
     away: bool = False
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
-    batches: Any = None
-
-    def __call__(self, cfg: DictConfig) -> None:
-        """Hydra's task function."""
-        from hydra.core.hydra_config import HydraConfig
-
-        from slime_bench.results.status import DEFAULT_TRIAL
-
-        node = HydraConfig.get()
-        index = 0 if OmegaConf.is_missing(node.job, "num") else int(node.job.num)
-        given = " ".join(node.overrides.task) or DEFAULT_TRIAL
-        self.run(Task(index, self.names[index] if index < len(self.names) else given, cfg))
+    results: dict[int, JobResult] = field(default_factory=dict)
+    trials: Trials | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "away": True, "outcomes": {}, "batches": None}
+        return {**self.__dict__, "away": True, "results": {}, "trials": None}
 
-    def run(self, task: Task) -> Outcome:
-        """Run the trial; its failure, of whatever kind, is part of the outcome.
+    def run(self, task: Task) -> JobResult:
+        """Run the trial; its failure, of whatever kind, is part of the result.
 
         Raises:
             KeyboardInterrupt: the trial was interrupted.
@@ -83,9 +79,9 @@ class Job:
         if self.away:
             self._settle_in()
         if not self.keep_going and self._has_failed():
-            result = Outcome(task.index, task.name, states.LEFT_OUT)
+            result = JobResult(task.index, task.name, states.LEFT_OUT)
         else:
-            self._record(Outcome(task.index, task.name, states.STARTED))
+            self._record(JobResult(task.index, task.name, states.STARTED))
             if not self.away:
                 announce(task.index, task.name, len(self.names))
             began = time.monotonic()
@@ -93,20 +89,14 @@ class Job:
                 result = self._tried(task)
             result = replace(result, seconds=round(time.monotonic() - began, 2))
             if not self.away:
-                tell(result, self.outcomes.values())
-        self.outcomes[task.index] = result
+                tell(result, self.results.values())
+        self.results[task.index] = result
         self._record(result)
         return result
 
-    def _tried(self, task: Task) -> Outcome:
-        from slime_bench.config.schema import validate
-        from slime_bench.trial import runner as trial
-
+    def _tried(self, task: Task) -> JobResult:
         try:
-            cfg = validate(task.cfg)
-            if self.away and sys.stderr.isatty():  # several trials would redraw one line
-                cfg.trainer.progress = False
-            finished = trial.run(cfg, None if self.batches is None else self.batches.fitted(task.index))
+            finished = runner.run(*self._ready(task))
         except BusyError as error:
             who = error.holder or "another process"
             return replace(_blank(task, states.BUSY), message=f"{who}, computes it now", folder=str(error.folder))
@@ -116,25 +106,33 @@ class Job:
             raise
         except Exception as error:
             return _failure(task, typed(error), self.tracebacks == "1")
-        average = finished.result.average
         return replace(
             _blank(task, states.SKIPPED if finished.reused else states.DONE),
-            score="" if average is None else f"mIoU {100 * average:.1f}",
+            average=finished.result.average,
             folder=str(finished.folder),
-            made_by=finished.made_by,
+            code=finished.code,
         )
 
+    def _ready(self, task: Task) -> tuple[TrialSpec, dict[str, Any] | None]:
+        """The trial's spec, and its state where it was fitted in one batch with others."""
+        if self.trials is None or task.again:
+            cfg = task.cfg
+            if self.away and sys.stderr.isatty():  # several trials would redraw one line
+                cfg = cfg.replace(trainer={"progress": False})
+            return runner.spec_of(cfg), None
+        return self.trials.spec(task.index), self.trials.fitted(task.index)
+
     def _has_failed(self) -> bool:
-        seen = [*self.outcomes.values(), *(read_records(self.folder).values() if self.recorded else ())]
+        seen = [*self.results.values(), *(read_records(self.folder).values() if self.recorded else ())]
         return any(each.status in states.BAD for each in seen)
 
-    def _record(self, result: Outcome) -> None:
+    def _record(self, result: JobResult) -> None:
         if not self.recorded:
             return
         try:
             write_record(self.folder, result)
-        except SlimeBenchError as error:  # a full disk takes the record, not the trial; the outcome is also returned
-            _log.warning("the outcome could not be recorded: %s", error.summary)
+        except SlimeBenchError as error:  # a full disk takes the record, not the trial; the result is also returned
+            _log.warning("the result could not be recorded: %s", error.summary)
 
     def _settle_in(self) -> None:
         """Make a worker's process like the one that started it."""
@@ -144,11 +142,11 @@ class Job:
         logging.getLogger("slime_bench").setLevel(logging.WARNING)
 
 
-def _blank(task: Task, status: str) -> Outcome:
-    return Outcome(task.index, task.name, status)
+def _blank(task: Task, status: str) -> JobResult:
+    return JobResult(task.index, task.name, status)
 
 
-def _failure(task: Task, error: Exception, with_traceback: bool) -> Outcome:
+def _failure(task: Task, error: Exception, with_traceback: bool) -> JobResult:
     log: Path | None = getattr(error, "recorded_in", None)
     return replace(
         _blank(task, states.OOM if isinstance(error, GpuMemoryError) else states.FAILED),

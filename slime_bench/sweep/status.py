@@ -1,34 +1,28 @@
-"""How far a sweep is: what the trials' folders say, without running, loading or writing anything."""
+"""`slime-bench status`: which trials of a sweep are done, running, failed or missing, for the overrides of the sweep.
+
+Nothing is run, loaded or written. Other states: `oom` (the GPU has too little memory), `killed` (its process was; the
+same command goes on with it), `unreadable` (its result is damaged, or another trial's; it runs again), `unknown` (data
+or weights are not here, and no finished trial says that it was this one).
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final, cast
-
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from typing import Any, Final
 
 from slime_bench import lock
-from slime_bench.config.schema import build, load_target, parse
-from slime_bench.config.secrets import redact
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import DEFAULT_TRIAL, TrialConfig
 from slime_bench.errors import DataError, ResultError, SlimeBenchError
 from slime_bench.results import identity
-from slime_bench.results import result as results
-from slime_bench.results.status import (
-    DONE,
-    FAILED,
-    KILLED,
-    MISSING,
-    OOM,
-    RUNNING,
-    STATES,
-    UNKNOWN,
-    UNREADABLE,
-    TrialStatus,
-)
+from slime_bench.results import status as states
+from slime_bench.results.result import RESULT_FILE, read_result
+from slime_bench.results.status import STATES, TrialStatus
 from slime_bench.trial.device import pick_device
 from slime_bench.trial.failure import ERROR_FILE
 from slime_bench.trial.spec import identify, is_misplaced, nameless_folder
@@ -36,82 +30,106 @@ from slime_bench.trial.spec import identify, is_misplaced, nameless_folder
 _DEVICES: Final = ("cpu", "cuda")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table and return 0.
+
+    Raises:
+        ConfigError: overrides that make no trial.
+    """
+    parser = argparse.ArgumentParser(
+        prog="slime-bench status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for the sweep, e.g. experiment=mini_car")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--config-dir", help="a further folder of configuration files, as it was given to the sweep")
+    args = parser.parse_intermixed_args(argv)
+    planned, sweep = plan(args.overrides, sweep=True, extra_dir=args.config_dir), Sweep()
+    found = [sweep.status(cfg, name) for cfg, name in zip(planned.trials, planned.names, strict=True)]
+    if args.json:
+        count = Counter(each.state for each in found)
+        print(json.dumps({"trials": [asdict(each) for each in found], "count": dict(count)}, indent=1, sort_keys=True))
+    else:
+        print("\n".join(table(found)))
+    return 0
+
+
 class Sweep:
-    """Looks at the trials of one command; what they share is looked at once."""
+    """Looks at the trials of one command; the files of data and weights that they share are read once."""
 
     def __init__(self) -> None:
         self._prints: dict[str, str | SlimeBenchError] = {}
 
-    def state(self, cfg: DictConfig, name: str) -> TrialStatus:
-        """How far the trial of a validated configuration is. `auto` may mean another device where it was run."""
-        blank = TrialStatus(name, cfg.method.name, cfg.data.name, cfg.shots, cfg.seed, MISSING)
-        found = [self._on(cfg, device, blank) for device in _devices(cfg.trainer.device)]
+    def status(self, cfg: TrialConfig, name: str) -> TrialStatus:
+        """How far the trial of a configuration is. `auto` may mean another device where it was run."""
+        blank = TrialStatus(name, cfg.method.name, cfg.data.name, cfg.shots, cfg.seed, states.MISSING)
+        found = [self._on(cfg.replace(trainer={"device": each}), blank) for each in _devices(cfg.trainer.device)]
         return min(found, key=lambda each: STATES.index(each.state))  # of equals the first, which is this machine's
 
-    def _on(self, cfg: DictConfig, device: str, blank: TrialStatus) -> TrialStatus:
-        cfg = cast(DictConfig, OmegaConf.merge(cfg, {"trainer": {"device": device}}))
+    def _on(self, cfg: TrialConfig, blank: TrialStatus) -> TrialStatus:
+        data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
         try:
-            data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
-            known = identify(cfg, data, self._fingerprints(cfg, data))
+            backbone = cfg.parts["backbone"]
+            prints = {
+                "data": self._print([cfg.plain["data"], cfg.shots], lambda: _data_print(cfg, data)),
+                "backbone": self._print(cfg.plain["backbone"], lambda: backbone.content_hash_of(cfg.backbone)),
+            }
+            return of_folder(identify(cfg, data, prints).folder, blank)
         except SlimeBenchError as problem:
-            return self._unidentified(cfg, blank, problem)
-        return of_folder(known.folder, blank)
+            nameless = nameless_folder(cfg)
+            found = [of_folder(nameless, blank), *_by_configuration(cfg, nameless.parent, blank, problem)]
+            best = min(found, key=lambda each: STATES.index(each.state))
+            unknown = replace(blank, state=states.UNKNOWN, detail=_line(problem))
+            return unknown if best.state == states.MISSING else best
 
-    def _fingerprints(self, cfg: DictConfig, data: Any) -> dict[str, str]:
-        """Content hashes of data and backbone; files are read once for all trials that share them."""
-        values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-        node = cfg.backbone
-        makers = {
-            "data": lambda: _data_print(cfg, data),
-            "backbone": lambda: load_target(node["_target_"]).content_hash_of(parse(node)),
-        }
-        found = {}
-        for name, make in makers.items():
-            key = identity.canonical_json([name, values[name], cfg.shots if name == "data" else 0])
-            if key not in self._prints:
-                try:
-                    self._prints[key] = make()
-                except SlimeBenchError as error:
-                    self._prints[key] = error
-            value = self._prints[key]
-            if isinstance(value, SlimeBenchError):
-                raise value
-            found[name] = value
+    def _print(self, settings: Any, make: Callable[[], str]) -> str:
+        key = identity.canonical_json(settings)
+        if key not in self._prints:
+            try:
+                self._prints[key] = make()
+            except SlimeBenchError as error:
+                self._prints[key] = error
+        found = self._prints[key]
+        if isinstance(found, SlimeBenchError):
+            raise found
         return found
-
-    def _unidentified(self, cfg: DictConfig, blank: TrialStatus, problem: SlimeBenchError) -> TrialStatus:
-        """What the folders tell of a trial whose data or weights are not here."""
-        nameless = nameless_folder(cfg)
-        note = f"taken for this trial by its configuration alone: {problem.summary}"
-        found = [of_folder(nameless, blank)]
-        found += [replace(of_folder(folder, blank), note=note) for folder in _look_alikes(cfg, nameless)]
-        best = min(found, key=lambda each: STATES.index(each.state))
-        return best if best.state != MISSING else replace(blank, state=UNKNOWN, detail=_line(problem))
 
 
 def of_folder(folder: Path, blank: TrialStatus) -> TrialStatus:
     """How far the trial with this folder is."""
     here = replace(blank, folder=str(folder))
-    holder = lock.holder(folder)
-    if holder is not None:
-        return replace(here, state=RUNNING, detail=str(holder))
-    path = folder / results.RESULT_FILE
-    if path.exists():
+    if (holder := lock.holder(folder)) is not None:
+        return replace(here, state=states.RUNNING, detail=str(holder))
+    if (folder / RESULT_FILE).exists():
         try:
-            result = results.read_result(path)
+            result = read_result(folder / RESULT_FILE)
         except ResultError as error:
-            return replace(here, state=UNREADABLE, detail=_line(error))
+            return replace(here, state=states.UNREADABLE, detail=_line(error))
         if is_misplaced(result, folder):
-            return replace(here, state=UNREADABLE, detail="the result of another trial")
+            return replace(here, state=states.UNREADABLE, detail="the result of another trial")
         average = result.average
-        return replace(here, state=DONE, detail="" if average is None else f"mIoU {100 * average:.1f}")
+        return replace(here, state=states.DONE, detail="" if average is None else f"mIoU {100 * average:.1f}")
     if (folder / ERROR_FILE).exists():
-        kind, detail = _error(folder / ERROR_FILE)
-        return replace(here, state=kind, detail=detail)
-    killed = lock.left_by(folder)
-    if killed is not None:
-        return replace(here, state=KILLED, detail=str(killed))
+        return _failed(folder / ERROR_FILE, here)
+    if (killed := lock.left_by(folder)) is not None:
+        return replace(here, state=states.KILLED, detail=str(killed))
     return replace(blank, folder=str(folder) if folder.exists() else None)
+
+
+def table(found: Sequence[TrialStatus]) -> list[str]:
+    """The lines of the table, the counts first."""
+    count = Counter(each.state for each in found)
+    counts = ", ".join(f"{count[name]} {name}" for name in STATES if count[name])
+    widths = [max(len(text) for text in column) for column in zip(*map(_cells, found), strict=True)]
+    lines = [f"{len(found)} trial{'s' if len(found) > 1 else ''}: {counts}"]
+    for each in found:
+        cells = "  ".join(text.ljust(width) for text, width in zip(_cells(each), widths, strict=True))
+        lines.append(f"  {cells}  {each.detail}".rstrip())
+    return lines + [f"note: {note}" for note in dict.fromkeys(each.note for each in found if each.note)]
+
+
+def _cells(status: TrialStatus) -> tuple[str, ...]:
+    more = DEFAULT_TRIAL if status.name == DEFAULT_TRIAL else status.variant
+    return status.state, status.method, status.data, f"{status.shots}-shot", f"seed {status.seed}", more
 
 
 def _devices(name: str) -> Sequence[str]:
@@ -121,45 +139,37 @@ def _devices(name: str) -> Sequence[str]:
     return [here, *(other for other in _DEVICES if other != here)]
 
 
-def _data_print(cfg: DictConfig, data: Any) -> str:
+def _data_print(cfg: TrialConfig, data: Any) -> str:
     if hasattr(data, "present_splits"):  # a trial would make the data, or stop; a hash of nothing would name no trial
         absent = [name for name in data.needed if name not in data.present_splits()]
         if absent:
             raise DataError(
-                f"the data set `{cfg.data.name}` is not there", path=cfg.data.get("root"),
+                f"the data set `{cfg.data.name}` is not there", path=getattr(cfg.data, "root", None),
                 found=f"no {', '.join(absent)} split", remedy=data.how_to_get(),
             )  # fmt: skip
     return str(data.fingerprint())
 
 
-def _look_alikes(cfg: DictConfig, folder: Path) -> list[Path]:
-    """Folders of the same names, shots and seed whose configuration decides the same."""
-    wanted = _decides(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
-    found = []
-    for path in sorted(folder.parent.glob(f"seed{cfg.seed}-*/config.yaml")):
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if isinstance(config, dict) and _decides(config) == wanted:
-                found.append(path.parent)
-        except (OSError, ValueError, yaml.YAMLError, SlimeBenchError):
-            continue
-    return found
+def _by_configuration(
+    cfg: TrialConfig, folder: Path, blank: TrialStatus, problem: SlimeBenchError
+) -> Iterator[TrialStatus]:
+    """Finished trials of this configuration, where data or weights are not here to say which of them is meant."""
+    note = f"taken for this trial by its configuration alone: {problem.summary}"
+    wanted = identity.canonical_json({**identity.recorded(cfg), "metric": None})
+    for path in sorted(folder.glob(f"seed{cfg.seed}-*/{RESULT_FILE}")):
+        found = of_folder(path.parent, blank)
+        if found.state == states.DONE:
+            config = {**read_result(path).config, "metric": None}
+            if identity.canonical_json(config) == wanted:
+                yield replace(found, note=note)
 
 
-def _decides(config: dict[str, Any]) -> str:
-    return identity.canonical_json(redact(identity.deciding(config)))
-
-
-def _error(path: Path) -> tuple[str, str]:
-    try:
-        facts: Any = json.loads(path.read_text(encoding="utf-8"))
-        kind, summary = facts.get("type"), str(facts.get("summary") or facts.get("message") or "")
-    except (OSError, ValueError, AttributeError):
-        return FAILED, f"{path.name} does not say why"
-    if facts.get("status") == "interrupted":
-        return KILLED, "interrupted"
-    detail = ": ".join(part for part in (kind, summary.partition("\n")[0]) if part)
-    return (OOM if facts.get("status") == "oom" else FAILED), detail
+def _failed(path: Path, here: TrialStatus) -> TrialStatus:
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if facts["status"] == "interrupted":
+        return replace(here, state=states.KILLED, detail="interrupted")
+    state = states.OOM if facts["status"] == "oom" else states.FAILED
+    return replace(here, state=state, detail=f"{facts['type']}: {facts['summary'].partition(chr(10))[0]}")
 
 
 def _line(error: SlimeBenchError) -> str:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from slime_bench.config.schema import TrialConfig
 
 if TYPE_CHECKING:
     from slime_bench.results.result import TrialResult
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _session: ContextVar[Session | None] = ContextVar("session", default=None)
 
 
-def make_logger(cfg: DictConfig, folder: Path) -> Any:
+def make_logger(cfg: TrialConfig, folder: Path) -> Any:
     """Lightning's logger for `cfg.logger.name`; False for `none`, and for W&B where `closed_logger` has no run open."""
     if cfg.logger.name == "csv":
         from lightning.pytorch.loggers import CSVLogger
@@ -39,16 +39,15 @@ def make_logger(cfg: DictConfig, folder: Path) -> Any:
 
 @contextmanager
 def closed_logger(
-    cfg: DictConfig,
+    cfg: TrialConfig,
     folder: Path | None = None,
-    plain: Mapping[str, Any] | None = None,
     fingerprints: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """A block that computes a trial: its W&B run is opened before and ended after it, with the block's exit code.
 
     Args:
         folder: of the trial; None for something that is no trial, which has no W&B run.
-        plain, fingerprints: the trial's resolved configuration and content hashes, see `identity.signature`.
+        fingerprints: content hashes, see `identity.signature`.
 
     Raises:
         ConfigError: a W&B run is active already, on which the trial's curve would be drawn, or WANDB_MODE is no mode.
@@ -57,13 +56,13 @@ def closed_logger(
     if cfg.logger.name != "wandb":
         yield
         return
-    if folder is None or plain is None:
+    if folder is None:
         _log.warning("W&B mirrors trials, and this is none: nothing is logged.")
         yield
         return
     from slime_bench.tracking import session
 
-    opened = session.opened(cfg.logger, folder, plain, fingerprints or {})
+    opened = session.opened(cfg, folder, fingerprints or {})
     token, code = _session.set(opened), 0
     try:
         yield
@@ -83,9 +82,7 @@ def log_result(folder: Path, result: TrialResult) -> None:
         session.log_result(folder, result)
 
 
-def mirror_finished(
-    cfg: DictConfig, folder: Path, plain: Mapping[str, Any], fingerprints: Mapping[str, str], result: TrialResult
-) -> None:
+def mirror_finished(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str], result: TrialResult) -> None:
     """Log a trial that was finished before, from its files and so without its curve, unless W&B has it already.
 
     A trial may have finished without W&B, or W&B may have failed. A sweep of W&B's own waits for a result of each run
@@ -97,5 +94,5 @@ def mirror_finished(
 
     if record.is_complete(folder) and not session.in_sweep():
         return
-    with closed_logger(cfg, folder, plain, fingerprints):
+    with closed_logger(cfg, folder, fingerprints):
         log_result(folder, result)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from slime_bench.config.schema import TrialConfig
 from slime_bench.results.identity import recorded, series, signature
 
 _LONGEST_TAG: Final = 64
@@ -30,15 +31,15 @@ class RunFacts:
     config: dict[str, Any]
 
 
-def run_facts(plain: Mapping[str, Any], fingerprints: Mapping[str, str], attempt: int = 1) -> RunFacts:
-    """Of the trial with the resolved configuration `plain`.
+def run_facts(cfg: TrialConfig, fingerprints: Mapping[str, str], attempt: int = 1) -> RunFacts:
+    """Of a trial.
 
     Args:
         fingerprints: content hashes, see `identity.signature`.
         attempt: 1, and one more each time that a finished trial is computed anew: its curve would otherwise be drawn
             over the old one.
     """
-    own, shared = signature(plain, fingerprints), series(plain, fingerprints)
+    own, shared, plain = signature(cfg, fingerprints), series(cfg, fingerprints), cfg.plain
     method, data, backbone = (plain[group]["name"] for group in ("method", "data", "backbone"))
     shots = f"{plain['shots']}-shot"
     tags = [
@@ -51,5 +52,5 @@ def run_facts(plain: Mapping[str, Any], fingerprints: Mapping[str, str], attempt
         group=f"{method}-{data}-{shots}"[: _LONGEST_NAME - len(shared) - 1] + f"-{shared}",
         job_type=method[:_LONGEST_TAG],
         tags=tuple(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags if tag)),
-        config={**recorded(plain), "signature": own, "series": shared, "fingerprints": dict(fingerprints)},
+        config={**recorded(cfg), "signature": own, "series": shared, "fingerprints": dict(fingerprints)},
     )

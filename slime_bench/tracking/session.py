@@ -18,8 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from omegaconf import DictConfig
-
+from slime_bench.config.schema import LoggerConfig, TrialConfig
 from slime_bench.errors import ConfigError, SlimeBenchError
 from slime_bench.tracking import finals, keys, record
 from slime_bench.tracking.facts import RunFacts, run_facts
@@ -41,18 +40,16 @@ _said: set[str] = set()  # what this process has told the user already
 _unreachable = False  # once is enough: the next trial of a sweep would wait for as long
 
 
-def opened(
-    config: DictConfig, folder: Path, plain: Mapping[str, Any], fingerprints: Mapping[str, str]
-) -> Session | None:
+def opened(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -> Session | None:
     """The session of the trial in `folder`, its run started; None where W&B is disabled or cannot be started.
 
     Args:
-        config: the group `logger`. plain, fingerprints: see `run_facts`.
+        fingerprints: see `run_facts`.
 
     Raises:
         ConfigError: a run is active already, or WANDB_MODE is no mode.
     """
-    wanted = asked_for(config.mode, os.environ)
+    wanted = asked_for(cfg.logger.mode, os.environ)
     if wanted == DISABLED:
         return None
     try:
@@ -67,12 +64,12 @@ def opened(
             remedy="end it with wandb.finish() before the trial, or use logger=none",
         )  # fmt: skip
     logging.getLogger("wandb").setLevel(logging.CRITICAL + 1)  # its file in the run's folder would hold full paths
-    facts = run_facts(plain, fingerprints, record.attempt(folder, bool(plain.get("force"))))
+    facts = run_facts(cfg, fingerprints, record.attempt(folder, cfg.force))
     with environment(folder):
         mode = wanted or _settled(wandb, folder)
         if mode == DISABLED:
             return None
-        session = Session(wandb, config, facts, folder)
+        session = Session(wandb, cfg.logger, facts, folder)
         return session if session.start(mode) else None
 
 
@@ -90,7 +87,7 @@ def in_sweep() -> bool:
 class Session:
     """A trial's run in W&B. After the first error of W&B's the others are not tried any more."""
 
-    def __init__(self, wandb: Any, config: DictConfig, facts: RunFacts, folder: Path) -> None:
+    def __init__(self, wandb: Any, config: LoggerConfig, facts: RunFacts, folder: Path) -> None:
         self.facts = facts
         self._wandb, self._config, self._folder = wandb, config, folder
         self._run: Any = None

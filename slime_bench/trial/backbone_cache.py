@@ -1,46 +1,44 @@
-"""The backbone of the last trial, kept for the next trial of the same process, which need not load it again."""
+"""The backbone cache: the last trial's backbone, for the next trial of the same process that has the same one."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from omegaconf import DictConfig
-
-from slime_bench.config.schema import build
+from slime_bench.config.schema import TrialConfig
 from slime_bench.results.identity import canonical_json
 
-_kept: tuple[str, Any] | None = None
+_cached: tuple[str, Any] | None = None
 
 
 @contextmanager
-def kept(node: DictConfig, settings: Mapping[str, Any], content: str, device: str) -> Iterator[Any]:
-    """The backbone that `node` describes: the one kept from the last trial, if it is the same, or a new one.
+def cached_backbone(cfg: TrialConfig, content: str) -> Iterator[Any]:
+    """The backbone of a trial: the one cached from the last trial, if it is the same, or a new one.
 
-    It is kept for the next trial when the block succeeds, and dropped when it fails, as it may then be in any state. At
-    most one is kept; its memory is free before another is loaded.
+    It is cached for the next trial when the block succeeds, and dropped when it fails, as it may then be in any state.
+    At most one is cached; its memory is free before another is loaded.
 
     Args:
-        settings: the node's, resolved. content: hash of its weights. device: that the trial computes on.
+        content: hash of its weights.
     """
-    global _kept
-    key = canonical_json([dict(settings), content, device])
-    if _kept is None or _kept[0] != key:
-        drop()  # also where none is kept: a failed trial's may still lie about
-    backbone = _kept[1] if _kept is not None else build(node)
-    _kept = None  # it belongs to the block until that has succeeded
+    global _cached
+    key = canonical_json([cfg.plain["backbone"], content, cfg.trainer.device])
+    if _cached is None or _cached[0] != key:
+        drop()  # also where none is cached: a failed trial's may still lie about
+    backbone = _cached[1] if _cached is not None else cfg.build("backbone")
+    _cached = None  # it belongs to the block until that has succeeded
     yield backbone
-    _kept = (key, backbone)
+    _cached = (key, backbone)
 
 
 def drop() -> None:
-    """Free the memory of the kept backbone."""
+    """Free the memory of the cached backbone."""
     import torch
 
-    global _kept
-    _kept = None
+    global _cached
+    _cached = None
     gc.collect()  # a trainer and its module hold each other
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

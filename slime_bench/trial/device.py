@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+import functools
+import importlib.util
+import re
+from pathlib import Path
 
 from slime_bench.errors import DeviceError
 
@@ -14,8 +17,10 @@ def pick_device(name: str) -> str:
         DeviceError: CUDA was asked for and there is none.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+        return "cuda" if has_cuda() else "cpu"
+    if name == "cuda" and not has_cuda():
+        import torch
+
         raise DeviceError(
             "CUDA was asked for and there is none",
             path="trainer.device",
@@ -24,6 +29,18 @@ def pick_device(name: str) -> str:
             remedy="use trainer=cpu, or install a CUDA build of torch",
         )
     return name
+
+
+@functools.cache
+def has_cuda() -> bool:
+    """Whether torch can compute on a GPU; it is only imported (which takes seconds) where its build could."""
+    spec = importlib.util.find_spec("torch")
+    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    if version and version.is_file() and re.search(r"^cuda\b.*= None$", version.read_text(), re.MULTILINE):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def check_precision(name: str, device: str) -> None:
@@ -48,7 +65,11 @@ def check_devices(count: int, device: str) -> None:
     Raises:
         DeviceError: `count` GPUs were asked for and there are fewer.
     """
-    if device == "cuda" and count > torch.cuda.device_count():
+    if device != "cuda" or count == 1:
+        return
+    import torch
+
+    if count > torch.cuda.device_count():
         raise DeviceError(
             "more GPUs were asked for than there are",
             path="trainer.devices",

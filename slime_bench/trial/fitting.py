@@ -10,51 +10,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
-from slime_bench.config.schema import TARGET_GROUPS, build, load_target
-from slime_bench.trial import backbone_cache as warm
+from slime_bench.config.schema import PARTS, TrialConfig, implementation_of
 from slime_bench.trial import checkpoint
-from slime_bench.trial.spec import Known
+from slime_bench.trial.backbone_cache import cached_backbone
+from slime_bench.trial.spec import TrialSpec
 
 # The backbone's weights have the precision themselves (`backbone.dtype`); maps, losses and embeddings are float32 in
 # any case. Only fp16 needs more: without the scaling of the loss, which comes with it here, small gradients become 0.
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "32-true", "fp16": "16-mixed"}
 
 
-def backbone_of(known: Known) -> AbstractContextManager[Any]:
+def backbone_of(spec: TrialSpec) -> AbstractContextManager[Any]:
     """The trial's backbone, which may be the one of the trial before."""
-    node, settings = known.cfg.backbone, known.plain["backbone"]
-    return warm.kept(node, settings, known.fingerprints["backbone"], known.cfg.trainer.device)
+    return cached_backbone(spec.cfg, spec.fingerprints["backbone"])
 
 
-def method_of(known: Known, backbone: Any, keep_maps: int = 0) -> Any:
+def method_of(spec: TrialSpec, backbone: Any, keep_maps: int = 0) -> Any:
     """The trial's method, with its protocol, on a loaded backbone."""
-    cfg = known.cfg
-    return build(
-        cfg.method,
-        protocol=build(cfg.protocol),
+    cfg = spec.cfg
+    return cfg.build(
+        "method",
+        protocol=cfg.build("protocol"),
         backbone=backbone,
-        classes=known.data.classes,
+        classes=spec.data.classes,
         seed=cfg.seed,
         keep_maps=keep_maps,
     )
 
 
-def made_by(known: Known) -> dict[str, str]:
+def origin_of(spec: TrialSpec) -> dict[str, str]:
     """The `checkpoint.origin` of the trial."""
-    parts = [load_target(known.cfg[group]["_target_"]) for group in TARGET_GROUPS]
-    return checkpoint.origin(known.signature, *parts)
+    parts = [implementation_of(spec.cfg.parts[group]) for group in PARTS]
+    return checkpoint.origin(spec.signature, *parts)
 
 
-def steps_of(cfg: DictConfig, data: Any, method: Any) -> int:
+def steps_of(cfg: TrialConfig, data: Any, method: Any) -> int:
     """Steps of the trial's optimisation; 0 for a method that learns nothing."""
     steps = int(method.epochs) * math.ceil(len(data.support_ids) / (method.support_group or cfg.data.train_batch_size))
     return min(steps, method.max_steps or steps)
 
 
 def lightning_trainer(
-    cfg: DictConfig, method: Any, steps: int, folder: Path, callbacks: Sequence[Any], logger: Any = False
+    cfg: TrialConfig, method: Any, steps: int, folder: Path, callbacks: Sequence[Any], logger: Any = False
 ) -> Any:
     """Lightning's trainer for the fit and the test of `method`.
 
@@ -74,7 +72,7 @@ def lightning_trainer(
     )
 
 
-def trainer_settings(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def trainer_settings(cfg: TrialConfig, folder: Path) -> dict[str, Any]:
     """What fit and test have in common."""
     return {
         "accelerator": cfg.trainer.device if cfg.trainer.device == "cpu" else "gpu",

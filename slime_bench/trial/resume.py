@@ -39,21 +39,21 @@ class Checkpoints(Callback):
     interrupted.
 
     Args:
-        folder: of the trial. made_by: see `checkpoint.origin`. every: steps between two checkpoints, at least 1.
+        folder: of the trial. origin: see `checkpoint.origin`. every: steps between two checkpoints, at least 1.
         began: when this process began with the trial, as `time.monotonic()`.
         name: of the checkpoint's file; beside `checkpoint.FILE`, a single trial's, the curve so far is written.
 
     Attributes:
         seconds: that earlier processes had spent on the trial when they wrote the checkpoint that is resumed.
-        together: signatures of the trials that were fitted in one batch with it, itself among them; empty for none.
+        batch: signatures of the trials that were fitted in one batch with it, itself among them; empty for none.
     """
 
     def __init__(
-        self, folder: Path, made_by: Mapping[str, str], every: int, began: float, name: str = checkpoint.FILE
+        self, folder: Path, origin: Mapping[str, str], every: int, began: float, name: str = checkpoint.FILE
     ) -> None:
-        self.path, self.made_by, self.every = folder / name, dict(made_by), every
+        self.path, self.origin, self.every = folder / name, dict(origin), every
         self.seconds = 0.0
-        self.together: list[str] = []
+        self.batch: list[str] = []
         self._began = began
         self._found: dict[str, Any] | None = None
         self._curve: list[dict[str, str]] = []
@@ -64,7 +64,7 @@ class Checkpoints(Callback):
 
     def find(self, method: Any) -> int | None:
         """Look for a checkpoint that `method`, ready to be fitted, can go on from; the number of its steps, or None."""
-        return self.take(checkpoint.read(self.path, self.made_by), method)
+        return self.take(checkpoint.read(self.path, self.origin), method)
 
     def take(self, found: dict[str, Any] | None, method: Any) -> int | None:
         """Go on from a state that `finished_state` or a checkpoint gives; see `find`."""
@@ -80,7 +80,7 @@ class Checkpoints(Callback):
                 "The trial starts anew: the checkpoint %s holds other tensors than the method learns.", self.path
             )
             return None
-        self._found, self.seconds, self.together = found, float(found["seconds"]), list(found.get("together", []))
+        self._found, self.seconds, self.batch = found, float(found["seconds"]), list(found.get("batch", []))
         steps = found["loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
         self._curve = [] if found.get("unlogged") else _rows(self.path.parent / _CURVE, steps)
         return int(found["step"])
@@ -128,12 +128,12 @@ class Checkpoints(Callback):
         self._write(trainer, pl_module, finished=True)
 
     def _state(self, trainer: lightning.Trainer, method: Any, finished: bool = False) -> dict[str, Any]:
-        return _fit_state(trainer, method, self.seconds + time.monotonic() - self._began, self.together, finished)
+        return _fit_state(trainer, method, self.seconds + time.monotonic() - self._began, self.batch, finished)
 
     def _write(self, trainer: lightning.Trainer, method: Any, finished: bool = False) -> None:
         began = time.monotonic()
         try:
-            checkpoint.write(self.path, self._state(trainer, method, finished), self.made_by)
+            checkpoint.write(self.path, self._state(trainer, method, finished), self.origin)
             self._write_curves(method)
         except (StorageError, TypeError) as error:  # a full disk, or somebody else's state: the trial may yet finish
             if not self._warned:
@@ -148,25 +148,25 @@ class Checkpoints(Callback):
             write_curves(self.path.with_name(CURVES_FILE), method.curve.points())
 
 
-def finished_state(trainer: lightning.Trainer, method: Any, seconds: float, together: list[str]) -> dict[str, Any]:
+def finished_state(trainer: lightning.Trainer, method: Any, seconds: float, batch: list[str]) -> dict[str, Any]:
     """The state of a trial whose fit has ended in a batch with others, for `Checkpoints.take` of its own run.
 
     Args:
-        trainer: of the batch. method: the trial's own. seconds: its part of the time. together: signatures of all.
+        trainer: of the batch. method: the trial's own. seconds: its part of the time. batch: signatures of all.
     """
     # No logger has seen the curve yet.
-    return {**_fit_state(trainer, method, seconds, together, finished=True), "unlogged": True}
+    return {**_fit_state(trainer, method, seconds, batch, finished=True), "unlogged": True}
 
 
 def _fit_state(
-    trainer: lightning.Trainer, method: Any, seconds: float, together: list[str], finished: bool
+    trainer: lightning.Trainer, method: Any, seconds: float, batch: list[str], finished: bool
 ) -> dict[str, Any]:
     """What a checkpoint holds; after the last step nothing is needed of what leads from one step to the next."""
     return {
         "finished": finished,
         "step": trainer.global_step,
         "seconds": seconds,
-        "together": together,
+        "batch": batch,
         "method": method.training_state(),
         "curve": method.curve.state(),
         "loop": trainer.fit_loop.state_dict(),

@@ -1,4 +1,4 @@
-"""One configuration with one seed -> one TrialResult, in files.
+"""A trial runs here: one configuration with one seed -> one TrialResult, in files.
 
 A finished trial with the same signature is returned as it is. `result.json` is written last and atomically: it alone
 proves that the trial finished.
@@ -12,34 +12,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
+from slime_bench.config.schema import TrialConfig
 from slime_bench.config.secrets import redact
 from slime_bench.errors import ConfigError, StorageError
 from slime_bench.lock import held
-from slime_bench.results import result as results
-from slime_bench.results.confusion import CONFUSION_FILE, write_confusion
-from slime_bench.results.curves import CURVES_FILE, write_curves
+from slime_bench.results import identity, result
 from slime_bench.results.environment import ENVIRONMENT_FILE, environment, reset_peaks, without_home
 from slime_bench.results.result import TrialResult
 from slime_bench.storage import ordered, remove_temporary, write_atomic
 from slime_bench.tracking import closed_logger, log_result, mirror_finished
-from slime_bench.trial import checkpoint
 from slime_bench.trial.failure import ERROR_FILE, forget_failure, recorded_failure
-from slime_bench.trial.fitting import (
-    backbone_of,
-    lightning_trainer,
-    made_by,
-    method_of,
-    steps_of,
-    threads,
-    trainer_settings,
-)
 from slime_bench.trial.spec import (
-    Known,
+    TrialSpec,
     check,
     identify,
     is_misplaced,
@@ -50,90 +38,103 @@ from slime_bench.trial.spec import (
     stamp,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Finished:
+class TrialEnd:
     """How `run` ended.
 
     Attributes:
         result: under the configured convention. folder: of the trial.
-        reused: whether the trial was finished before. made_by: then, the code that made it, if it was not this one.
+        reused: whether the trial was finished before. code: then, the code that made it, if it was not this one.
     """
 
     result: TrialResult
     folder: Path
     reused: bool = False
-    made_by: str | None = None
+    code: str | None = None
 
 
-def run(cfg: DictConfig, fitted: dict[str, Any] | None = None) -> Finished:
-    """Run the trial that a validated configuration describes, or return its finished result.
+def spec_of(cfg: TrialConfig) -> TrialSpec:
+    """The spec of the trial that a configuration describes; its data are made where they can be, and checked.
+
+    Raises:
+        SlimeBenchError: any mistake that the user can mend. One of data or weights is left in the folder.
+    """
+    cfg = on_device(cfg)
+    with recorded_failure(nameless_folder(cfg), but=(ConfigError, KeyboardInterrupt)):
+        spec = identify(cfg, prepared_data(cfg))
+    forget_failure(nameless_folder(cfg))
+    return spec
+
+
+def run(spec: TrialSpec, fitted: dict[str, Any] | None = None) -> TrialEnd:
+    """Run a trial, or return its finished result.
 
     Args:
-        fitted: the trial's state after a fit in one batch with others (`slime_bench.trial.batching`); it is only tested.
+        fitted: the trial's state after a fit in one batch with others (`trial.batching`): it is only tested.
 
     Raises:
         SlimeBenchError: any mistake that the user can mend; finished trials are untouched.
         BusyError: another process computes this trial now.
     """
-    cfg = on_device(cfg)
-    with recorded_failure(nameless_folder(cfg), but=(ConfigError, KeyboardInterrupt)):
-        known = identify(cfg, prepared_data(cfg))
-    forget_failure(nameless_folder(cfg))
-    seen = stamp(known.folder)
-    if not cfg.force and (finished := _finished(known)) is not None:
+    seen = stamp(spec.folder)
+    if not spec.cfg.force and (finished := _finished(spec)) is not None:
         return finished
-    check(known)  # a mistake of the command, which leaves no trace
-    with held(known.folder):
-        if stamp(known.folder) != seen and (finished := _finished(known)) is not None:  # by another process, just now
+    check(spec)  # a mistake of the command, which leaves no trace
+    with held(spec.folder):
+        if stamp(spec.folder) != seen and (finished := _finished(spec)) is not None:  # by another process, just now
             return finished
-        return Finished(_computed(known, fitted), known.folder)
+        return TrialEnd(_computed(spec, fitted), spec.folder)
 
 
-def _finished(known: Known) -> Finished | None:
+def _finished(spec: TrialSpec) -> TrialEnd | None:
     """The trial's valid result, if it has one."""
-    found = results.find_finished(known.folder, known.signature)
+    found = result.find_finished(spec.folder, spec.signature)
     if found is None:
         return None
-    if is_misplaced(found, known.folder):
-        _log.warning("This trial runs again: the result in %s belongs to another folder.", known.folder)
+    if is_misplaced(found, spec.folder):
+        _log.warning("This trial runs again: the result in %s belongs to another folder.", spec.folder)
         return None
-    result = found.under(known.cfg.metric.convention, known.cfg.metric.background)
-    _log.info("%s  already finished: mIoU %s  %s", known.title, _percent(result.average), known.folder)
-    mirror_finished(known.cfg, known.folder, known.plain, known.fingerprints, result)
-    return Finished(result, known.folder, reused=True, made_by=other_code(known.folder))
+    stated = found.under(spec.cfg.metric.convention, spec.cfg.metric.background)
+    _log.info("%s  already finished: mIoU %s  %s", spec.title, _percent(stated.average), spec.folder)
+    mirror_finished(spec.cfg, spec.folder, spec.fingerprints, stated)
+    return TrialEnd(stated, spec.folder, reused=True, code=other_code(spec.folder))
 
 
-def _computed(known: Known, fitted: dict[str, Any] | None) -> TrialResult:
-    cfg, folder = known.cfg, known.folder
-    _prepare(folder, known.plain)
-    logged = closed_logger(cfg, folder, known.plain, known.fingerprints)
-    with logged, recorded_failure(folder), threads(cfg.trainer.threads, cfg.trainer.deterministic):
-        return _compute(known, fitted)
-
-
-def _compute(known: Known, fitted: dict[str, Any] | None) -> TrialResult:
+def _computed(spec: TrialSpec, fitted: dict[str, Any] | None) -> TrialResult:
     """Fit, test, write."""
-    cfg, data = known.cfg, known.data
-    began = time.monotonic()
-    reset_peaks(cfg.trainer.device)
-    data.setup()  # mistakes in the data come before the backbone is loaded
-    with backbone_of(known) as backbone:
-        method = method_of(known, backbone, keep_maps=cfg.save_maps)
-        try:
-            return _fit_and_test(known, fitted, method, began)
-        finally:
-            method.restore()
+    from slime_bench.trial.fitting import backbone_of, method_of, threads
+
+    cfg, folder = spec.cfg, spec.folder
+    _prepare(folder, cfg)
+    logged = closed_logger(cfg, folder, spec.fingerprints)
+    with logged, recorded_failure(folder), threads(cfg.trainer.threads, cfg.trainer.deterministic):
+        began = time.monotonic()
+        reset_peaks(cfg.trainer.device)
+        spec.data.setup()  # mistakes in the data come before the backbone is loaded
+        with backbone_of(spec) as backbone:
+            method = method_of(spec, backbone, keep_maps=cfg.save_maps)
+            try:
+                return _fit_and_test(spec, fitted, method, began)
+            finally:
+                method.restore()
 
 
-def _fit_and_test(known: Known, fitted: dict[str, Any] | None, method: Any, began: float) -> TrialResult:
-    cfg, plain, data, folder = known.cfg, known.plain, known.data, known.folder
+def _fit_and_test(spec: TrialSpec, fitted: dict[str, Any] | None, method: Any, began: float) -> TrialResult:
+    from slime_bench.results.confusion import CONFUSION_FILE, write_confusion
+    from slime_bench.results.curves import CURVES_FILE, write_curves
+    from slime_bench.trial import checkpoint
+
+    cfg, data, folder = spec.cfg, spec.data, spec.folder
     method.prepare(data, cfg.trainer.device)
     data.support_group = method.support_group
-    keeper = _checkpoints(known, fitted, method, began)
-    trainer, progress = make_trainer(cfg, data, method, folder, known.title, keeper)
+    keeper = _checkpoints(spec, fitted, method, began)
+    trainer, progress = make_trainer(cfg, data, method, folder, spec.title, keeper)
     if method.epochs > 0:
         trainer.fit(method, data)
         method.use_best_state()
@@ -141,10 +142,12 @@ def _fit_and_test(known: Known, fitted: dict[str, Any] | None, method: Any, bega
     tested = time.monotonic()
     _test(cfg, trainer, method, data, folder)
     counts = method.test_metric.counts()
-    result = results.from_counts(
+    found = result.from_counts(
         counts,
-        config=plain,
-        fingerprints=known.fingerprints,
+        config=identity.recorded(cfg),
+        signature=spec.signature,
+        series=identity.series(cfg, spec.fingerprints),
+        fingerprints=spec.fingerprints,
         method=cfg.method.name,
         backbone=cfg.backbone.name,
         data=cfg.data.name,
@@ -160,56 +163,60 @@ def _fit_and_test(known: Known, fitted: dict[str, Any] | None, method: Any, bega
         prepared=data.prepared(),
         validation={"score": method.best_score, "epoch": method.best_epoch} if method.best_epoch is not None else {},
     )
-    save_state(folder / "state.safetensors", method.learned_state(), plain, data.classes)
-    results.write_per_image(folder / "per_image.parquet", method.test_ids, data.classes, counts)
+    save_state(folder / "state.safetensors", method.learned_state(), cfg.plain, data.classes)
+    result.write_per_image(folder / "per_image.parquet", method.test_ids, data.classes, counts)
     write_confusion(folder / CONFUSION_FILE, data.classes, method.test_metric.confusion.cpu().numpy())
     _write_qualitative(folder, method)
     for name, content in method.extra_files().items():
         write_atomic(folder / name, content)
-    before, together = (0.0, []) if keeper is None else (keeper.seconds, keeper.together)
+    before, batch = (0.0, []) if keeper is None else (keeper.seconds, keeper.batch)
     # `before`: what killed processes have spent on it, or its part of a fit with others
     seconds = {"fit": round(before + tested - began, 2), "test": round(time.monotonic() - tested, 2)}
-    facts = environment(cfg.trainer.device, seconds, known.fingerprints) | {"together": together}
+    facts = environment(cfg.trainer.device, seconds, spec.fingerprints) | {"batch": batch}
     write_atomic(folder / ENVIRONMENT_FILE, _json(facts))
-    results.write_result(folder, result)
+    result.write_result(folder, found)
     checkpoint.discard(folder)
-    log_result(folder, result)
+    log_result(folder, found)
     if progress is not None:
-        progress.finish(f"mIoU {_percent(result.average)}")
-    return result
+        progress.finish(f"mIoU {_percent(found.average)}")
+    return found
 
 
-def _test(cfg: DictConfig, trainer: Any, method: Any, data: Any, folder: Path) -> None:
+def _test(cfg: TrialConfig, trainer: Any, method: Any, data: Any, folder: Path) -> None:
     """Test on as many devices as the trial is given, and as there are batches for."""
     devices = min(cfg.trainer.devices, len(data.test_dataloader()))
     if devices < 2:
         trainer.test(method, data, verbose=False)
         return
+    from slime_bench.trial.fitting import trainer_settings
     from slime_bench.trial.sharding import test_on
 
     test_on(devices, method, data, trainer_settings(cfg, folder))
 
 
-def _checkpoints(known: Known, fitted: dict[str, Any] | None, method: Any, began: float) -> Any:
+def _checkpoints(spec: TrialSpec, fitted: dict[str, Any] | None, method: Any, began: float) -> Any:
     """The callback that resumes an interrupted fit and keeps it resumable; None where there is nothing to fit."""
+    from slime_bench.trial import checkpoint
+    from slime_bench.trial.fitting import origin_of
     from slime_bench.trial.resume import Checkpoints
 
-    every = known.cfg.trainer.checkpoint_every
-    if known.cfg.force:
-        checkpoint.discard(known.folder)
+    every = spec.cfg.trainer.checkpoint_every
+    if spec.cfg.force:
+        checkpoint.discard(spec.folder)
     if method.epochs == 0 or (every == 0 and fitted is None):
         return None
-    keeper = Checkpoints(known.folder, made_by(known), every, began)
+    keeper = Checkpoints(spec.folder, origin_of(spec), every, began)
     step = keeper.find(method) if fitted is None else keeper.take(fitted, method)
     if step is not None and fitted is None:
-        _log.info("%s  goes on after step %d of its optimisation", known.title, step)
+        _log.info("%s  goes on after step %d of its optimisation", spec.title, step)
     return keeper
 
 
 def make_trainer(
-    cfg: DictConfig, data: Any, method: Any, folder: Path, title: str, checkpoints: Any = None
+    cfg: TrialConfig, data: Any, method: Any, folder: Path, title: str, checkpoints: Any = None
 ) -> tuple[Any, Any]:
     from slime_bench.tracking import make_logger
+    from slime_bench.trial.fitting import lightning_trainer, steps_of
     from slime_bench.trial.progress import ProgressLine
 
     steps = steps_of(cfg, data, method)
@@ -218,7 +225,7 @@ def make_trainer(
     return trainer, progress
 
 
-def _prepare(folder: Path, plain: Any) -> None:
+def _prepare(folder: Path, cfg: TrialConfig) -> None:
     """Make the trial's folder, which this process holds, fit for a new run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,10 +236,10 @@ def _prepare(folder: Path, plain: Any) -> None:
         ) from error  # fmt: skip
     remove_temporary(folder)
     (folder / ERROR_FILE).unlink(missing_ok=True)
-    if not plain["force"]:  # it is there and not valid; a valid one is only ever replaced, should the new run fail
-        (folder / results.RESULT_FILE).unlink(missing_ok=True)
-    settings = without_home(redact(plain))
-    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(settings, sort_keys=True).encode())
+    if not cfg.force:  # it is there and not valid; a valid one is only ever replaced, should the new run fail
+        (folder / result.RESULT_FILE).unlink(missing_ok=True)
+    settings = without_home(redact(cfg.plain))
+    write_atomic(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).encode())
 
 
 def save_state(path: Path, learned: Mapping[str, torch.Tensor], config: Any, classes: Any) -> None:

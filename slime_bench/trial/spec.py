@@ -1,4 +1,4 @@
-"""What tells one trial from every other, found out before anything is loaded or computed."""
+"""A trial spec: what tells one trial from every other, found out before anything is loaded or computed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from slime_bench.config.schema import build, load_target, parse
+from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import ConfigError
 from slime_bench.results import identity
 from slime_bench.results.environment import git_state, read_environment, version
@@ -19,17 +17,16 @@ from slime_bench.trial.device import check_devices, check_precision, pick_device
 
 
 @dataclass(frozen=True)
-class Known:
+class TrialSpec:
     """A trial that can be told from every other one: its configuration and what that only points to.
 
     Attributes:
-        cfg: with the device that it computes on. plain: the same, resolved, as plain values.
-        data: the data module, not set up. fingerprints: content hashes, see `identity.signature`.
+        cfg: with the device that it computes on.
+        data: the data set, not set up. fingerprints: content hashes, see `identity.signature`.
         folder: of the trial; it need not be there.
     """
 
-    cfg: DictConfig
-    plain: dict[str, Any]
+    cfg: TrialConfig
     data: Any
     fingerprints: dict[str, str]
     signature: str
@@ -40,7 +37,7 @@ class Known:
         return f"{self.cfg.method.name} {self.cfg.data.name} {self.cfg.shots}-shot seed {self.cfg.seed}"
 
 
-def on_device(cfg: DictConfig) -> DictConfig:
+def on_device(cfg: TrialConfig) -> TrialConfig:
     """`cfg` with the device that `auto` means here, so that both are one trial; its parts go together.
 
     Raises:
@@ -49,65 +46,65 @@ def on_device(cfg: DictConfig) -> DictConfig:
     device = pick_device(cfg.trainer.device)
     check_precision(cfg.trainer.precision, device)
     check_devices(cfg.trainer.devices, device)
-    check_parts(cfg, load_target(cfg.method["_target_"]), load_target(cfg.backbone["_target_"]))
-    return cast(DictConfig, OmegaConf.merge(cfg, {"trainer": {"device": device}}))
+    check_parts(cfg)
+    return cfg.replace(trainer={"device": device})
 
 
-def prepared_data(cfg: DictConfig) -> Any:
-    """The data module of a trial, its data made where they can be, and checked.
+def prepared_data(cfg: TrialConfig) -> Any:
+    """The data set of a trial, made where it can be, and checked.
 
     Raises:
         DataError: data that are not there, or cannot be used.
     """
-    data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
+    data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
     return data
 
 
-def identify(cfg: DictConfig, data: Any, fingerprints: Mapping[str, str] | None = None) -> Known:
+def identify(cfg: TrialConfig, data: Any, fingerprints: Mapping[str, str] | None = None) -> TrialSpec:
     """What tells the trial of `on_device(cfg)` from every other one; no weights are loaded.
 
     Args:
-        data: its data module. fingerprints: of data and backbone, where they are known already.
+        data: its data set. fingerprints: of data and backbone, where they are there already.
 
     Raises:
         DataError, BackboneError: what the configuration points to is not there. ConfigError: see `signature`.
     """
     if fingerprints is None:
-        backbone = load_target(cfg.backbone["_target_"])
-        fingerprints = {"data": data.fingerprint(), "backbone": backbone.content_hash_of(parse(cfg.backbone))}
-    fingerprints = {**fingerprints, **load_target(cfg.method["_target_"]).fingerprints(parse(cfg.method))}
-    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    signature = identity.signature(plain, fingerprints)
-    folder = identity.trial_folder(cfg.output_root, cfg.data.name, cfg.method.name, cfg.shots, cfg.seed, signature)
-    return Known(cfg, plain, data, fingerprints, signature, folder)
+        fingerprints = {
+            "data": data.fingerprint(),
+            "backbone": cfg.parts["backbone"].content_hash_of(cfg.backbone),
+        }
+    fingerprints = {**fingerprints, **cfg.parts["method"].fingerprints(cfg.method)}
+    signature = identity.signature(cfg, fingerprints)
+    return TrialSpec(cfg, data, fingerprints, signature, _folder(cfg, signature))
 
 
-def nameless_folder(cfg: DictConfig) -> Path:
-    """Where a trial's failure is recorded as long as its data or weights, and so its own folder, are not known.
+def nameless_folder(cfg: TrialConfig) -> Path:
+    """Where a trial's failure is recorded as long as its data or weights, and so its own folder, are not there.
 
     A mistake in the command itself leaves nothing there: the right command is another trial, and would not remove it.
     """
-    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    text = identity.canonical_json(identity.deciding(plain))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return identity.trial_folder(cfg.output_root, cfg.data.name, cfg.method.name, cfg.shots, cfg.seed, digest)
+    return _folder(cfg, hashlib.sha256(identity.canonical_json(identity.deciding(cfg)).encode()).hexdigest()[:16])
 
 
-def check_parts(cfg: DictConfig, method: Any, backbone: type) -> None:
+def _folder(cfg: TrialConfig, signature: str) -> Path:
+    return identity.trial_folder(cfg.output_root, cfg.data.name, cfg.method.name, cfg.shots, cfg.seed, signature)
+
+
+def check_parts(cfg: TrialConfig) -> None:
     """Refuse parts that do not go together: a method reads one kind of backbone under one kind of protocol.
 
     Raises:
         ConfigError: a backbone or protocol of another method's, or fewer shots than the method needs.
     """
-    for group, expected, found in (
-        ("backbone", method.Backbone, backbone),
-        ("protocol", method.Protocol, load_target(cfg.protocol["_target_"])),
-    ):
+    method = cfg.parts["method"]
+    for group, expected in (("backbone", method.Backbone), ("protocol", method.Protocol)):
+        found = cfg.parts[group]
         if not issubclass(found, expected):
             raise ConfigError(
                 f"the method {cfg.method.name} cannot use this {group}", path=group,
-                found=f"{cfg[group].name} ({found.__name__})", expected=f"a {expected.__name__}",
+                found=f"{getattr(cfg, group).name} ({found.__name__})", expected=f"a {expected.__name__}",
                 remedy="choose a preset, which goes with its method: preset=mini (SLiMe), preset=mini_infoscore "
                 "(attention of a vision-language model), or paper, paper_infoscore",
             )  # fmt: skip
@@ -118,24 +115,24 @@ def check_parts(cfg: DictConfig, method: Any, backbone: type) -> None:
         )  # fmt: skip
 
 
-def check(known: Known) -> None:
-    """Refuse what is known to go wrong, before any weights are loaded.
+def check(spec: TrialSpec) -> None:
+    """Refuse what is bound to go wrong, before any weights are loaded.
 
     Raises:
-        SlimeBenchError: see `SegmentationMethod.check`.
+        SlimeBenchError: see `SegmentationMethod.check`; what the backbone's class tells of it before it is loaded.
     """
-    cfg, method = known.cfg, load_target(known.cfg.method["_target_"])
-    method.check(parse(cfg.method), backbone_facts(cfg.backbone), known.data.classes, cfg.data.image_size, cfg.shots)
+    cfg = spec.cfg
+    cfg.parts["method"].check(cfg.method, backbone_facts(cfg), spec.data.classes, cfg.data.image_size, cfg.shots)
 
 
-def backbone_facts(node: DictConfig) -> Any:
-    """What the class of a backbone node tells of it before it is loaded; None where it has no `describe`.
+def backbone_facts(cfg: TrialConfig) -> Any:
+    """What the class of the backbone tells of it before it is loaded; None where it has no `describe`.
 
     Raises:
         BackboneError: what it names is missing or cannot work.
     """
-    describe = getattr(load_target(node["_target_"]), "describe", None)
-    return describe(parse(node)) if describe is not None else None
+    describe = getattr(cfg.parts["backbone"], "describe", None)
+    return None if describe is None else describe(cfg.backbone)
 
 
 def stamp(folder: Path) -> tuple[int, int] | None:
@@ -160,5 +157,5 @@ def other_code(folder: Path) -> str | None:
     commit = git.get("commit") if isinstance(git, dict) else None
     if commit and here.get("commit"):
         return None if commit == here["commit"] else f"commit {str(commit)[:12]}"
-    made_by = facts.get("slime_bench")
-    return f"version {made_by}" if made_by and made_by != version("slime-bench") else None
+    installed = facts.get("slime_bench")
+    return f"version {installed}" if installed and installed != version("slime-bench") else None

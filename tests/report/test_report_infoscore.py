@@ -118,8 +118,9 @@ def test_the_caption_states_crf_layers_and_prompts(tmp_path: Path) -> None:
     for shots in (0, 1, 10):
         store(tmp_path, 40, 0, shots, name="infoscore")
     line = (
-        "- InfoScore zero-shot, InfoScore 1-shot, InfoScore 10-shot: CRF on, 20 iterations; layers the best 2 by InfoScore, "
-        "ranked on up to 100 unlabelled images of the training side; prompts mini_car, single (one word for each class)"
+        "- InfoScore zero-shot, InfoScore 1-shot, InfoScore 10-shot: CRF on, 20 iterations; "
+        "layers the best 2 by InfoScore, ranked on up to 100 unlabelled images of the training side; "
+        "prompts mini_car, single (one word for each class)"
     )
     assert line in table(tmp_path).splitlines()
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slime_bench.config.parts import located
 from slime_bench.data.datasets.coco_annotations import ALL, CLASS, CROWDS, LATER, OVERLAPS, POLYGONS, Instances, Photo, Rules
 from slime_bench.data.config import SUPPORT, TEST
 from slime_bench.data.folder import FolderDataset, Sample, read_image
@@ -47,7 +48,7 @@ class CocoConfig(SceneConfig):
             to whole pixels and its edge filled.
     """
 
-    label_maps: str | None = None
+    label_maps: str | None = field(default=None, metadata=located("data"))
     overlap: str = field(default=LATER, metadata={"choices": OVERLAPS})
     crowd: str = field(default=CLASS, metadata={"choices": CROWDS})
     polygons: str = field(default=ALL, metadata={"choices": POLYGONS})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from slime_bench.backbones.vlm import VlmFacts, chosen_layers
+from slime_bench.config.parts import FILE_NAME, NO_NUMBERS
 from slime_bench.errors import ConfigError
 from slime_bench.refine.crf import CrfConfig
 
@@ -37,7 +38,7 @@ class InfoScoreConfig:
 
     name: str = "infoscore"
     mode: str = field(default="auto", metadata={"choices": ("auto", ZERO_SHOT, ONE_SHOT)})
-    prompts: str = "car"
+    prompts: str = field(default="car", metadata=FILE_NAME)
     multi_prompt: bool = False
     layers: list[str] | None = None
     top: int = field(default=2, metadata={"min": 1})
@@ -50,7 +51,7 @@ class InfoScoreConfig:
     group: int = field(default=2, metadata={"min": 1})
     background_weight: float = field(default=0.5, metadata={"min": 0})
     crf: CrfConfig = field(default_factory=CrfConfig)
-    keep_gb: float = field(default=2.0, metadata={"min": 0})
+    keep_gb: float = field(default=2.0, metadata={"min": 0, **NO_NUMBERS})
 
 
 def check_mode(config: InfoScoreConfig, shots: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from slime_bench.config.parts import located
 from slime_bench.errors import ConfigError
 from slime_bench.methods.slime.inference import patch_boxes
 
@@ -38,7 +39,7 @@ class Start:
 
     kind: str = field(default="words", metadata={"choices": START_KINDS})
     word: str = "part"
-    path: str | None = None
+    path: str | None = field(default=None, metadata=located("start"))
 
 
 @dataclass

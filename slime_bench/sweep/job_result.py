@@ -1,4 +1,4 @@
-"""What became of a trial, and the file that says so: any process can read it, whoever ran the trial."""
+"""What became of a trial of a sweep, and the file that says so: any process can read it, whoever ran the trial."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from slime_bench.storage import write_atomic
 
@@ -28,7 +28,7 @@ _RECORDS: Final = "jobs"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """What became of one trial of a command.
 
     Attributes:
@@ -37,8 +37,9 @@ class Outcome:
         message: of a failure, as a person reads it; its first line is the summary.
         exit_code: that the failure asks for: 2 a mistake that the user can mend, 1 anything else, 0 none.
         seconds: that the trial took.
-        score: the result in short. folder: the trial's. log: the file with the whole story of a failure.
-        made_by: the code that made a finished result, if it was not this one.
+        average: IoU in [0,1] of a finished trial, None without any. folder: the trial's.
+        log: the file with the whole story of a failure.
+        code: what made a finished result, if it was not this code.
         traceback: of a failure, where the user asked for it.
     """
 
@@ -48,10 +49,10 @@ class Outcome:
     message: str = ""
     exit_code: int = 0
     seconds: float = 0.0
-    score: str = ""
+    average: float | None = None
     folder: str | None = None
     log: str | None = None
-    made_by: str | None = None
+    code: str | None = None
     traceback: str | None = None
 
     @property
@@ -63,24 +64,24 @@ class Outcome:
         return self.status in FINISHED
 
 
-def died(index: int, name: str, what: str, log: str | None = None) -> Outcome:
-    """The outcome of a trial whose process ended without a word."""
+def died(index: int, name: str, what: str, log: str | None = None) -> JobResult:
+    """The result of a trial whose process ended without a word."""
     text = f"its process ended without a word: {what}\n  what to do: repeat the command; it runs what is missing"
-    return Outcome(index, name, DIED, message=text, exit_code=1, log=log)
+    return JobResult(index, name, DIED, message=text, exit_code=1, log=log)
 
 
-def write_record(folder: Path, outcome: Outcome) -> None:
+def write_record(folder: Path, result: JobResult) -> None:
     """Write `<folder>/jobs/<index>.json`, in place of an earlier one of the same trial.
 
     Raises:
         StorageError: see `write_atomic`.
     """
-    text = json.dumps(dataclasses.asdict(outcome), indent=1, sort_keys=True)
-    write_atomic(_record(folder, outcome.index), f"{text}\n".encode())
+    text = json.dumps(dataclasses.asdict(result), indent=1, sort_keys=True)
+    write_atomic(_record(folder, result.index), f"{text}\n".encode())
 
 
-def read_records(folder: Path) -> dict[int, Outcome]:
-    """The outcomes that have been written below `folder`, by index; what is no record is passed over."""
+def read_records(folder: Path) -> dict[int, JobResult]:
+    """The results that have been written below `folder`, by index; what is no record is passed over."""
     return {each.index: each for each in _records(folder)}
 
 
@@ -95,13 +96,6 @@ def _record(folder: Path, index: int) -> Path:
     return folder / _RECORDS / f"{index:04d}.json"
 
 
-def _records(folder: Path) -> Iterator[Outcome]:
-    kinds = {"index": int, "name": str, "status": str, "message": str, "exit_code": int}
+def _records(folder: Path) -> Iterator[JobResult]:
     for path in sorted((folder / _RECORDS).glob("[0-9]*.json")):
-        try:
-            values: Any = json.loads(path.read_text(encoding="utf-8"))
-            outcome = Outcome(**values)
-        except (OSError, ValueError, TypeError):
-            continue
-        if all(isinstance(values.get(name), kind) for name, kind in kinds.items()):
-            yield outcome
+        yield JobResult(**json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,255 @@
+"""Engines that start trials in processes of their own (submitit, Ray), and look at each of them until it has ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slime_bench.errors import ConfigError
+from slime_bench.sweep import job_result as states
+from slime_bench.sweep.job import Job, Task
+from slime_bench.sweep.job_result import JobResult, died, forget_records, read_records
+
+_A_WEEK = 7 * 24 * 60  # minutes
+
+
+class Pool(ABC):
+    """What a launcher has to be able to do with a `Job`. A handle is whatever it knows a started trial by.
+
+    Attributes:
+        at_once: trials that may run at the same time; None leaves that to the cluster.
+        pause: seconds between two looks at the running trials.
+        grace: seconds that trials are given to end by themselves, before they are interrupted.
+        patience: seconds that interrupted trials are given to end.
+    """
+
+    at_once: int | None = None
+    pause: float = 0.2
+    grace: float = 0.0
+    patience: float = 0.0
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    @abstractmethod
+    def start(self, tasks: Sequence[Task]) -> list[Any]:
+        """Start the trials and return a handle for each."""
+
+    @abstractmethod
+    def ended(self, handle: Any) -> bool:
+        """Whether the trial's process has ended, however it did."""
+
+    @abstractmethod
+    def result(self, handle: Any, task: Task) -> JobResult:
+        """What became of a trial that has ended; `died` where its process ended without a word."""
+
+    @abstractmethod
+    def cancel(self, handle: Any) -> None:
+        """Interrupt a trial that has not ended."""
+
+    def close(self) -> None:  # noqa: B027 - most launchers hold nothing
+        """Let go of everything, when no trial is running any more."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[JobResult]:
+        """The results, as the trials end. Where the caller stops early, or is interrupted, so are the trials."""
+        waiting, running = deque(tasks), list[tuple[Any, Task]]()
+        try:
+            while waiting or running:
+                free = len(waiting) if self.at_once is None else self.at_once - len(running)
+                batch = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                if batch:
+                    forget_records(self.job.folder, [task.index for task in batch])
+                    running += zip(self.start(batch), batch, strict=True)
+                ended = [pair for pair in running if self.ended(pair[0])]
+                running = [pair for pair in running if pair not in ended]
+                for handle, task in ended:
+                    yield self.result(handle, task)
+                if not ended:
+                    time.sleep(self.pause)
+        finally:
+            self._end([handle for handle, _ in running])
+            self.close()
+
+    def _end(self, handles: list[Any]) -> None:
+        # Ctrl-C at a terminal reaches the trials as well: then they are ending by themselves, and a second interruption
+        # would only hinder them.
+        for handle in self._not_ended(handles, self.grace):
+            self.cancel(handle)
+        self._not_ended(handles, self.patience)
+
+    def _not_ended(self, handles: list[Any], seconds: float) -> list[Any]:
+        """Those of the trials that have not ended after so many seconds."""
+        until = time.monotonic() + seconds
+        left = [handle for handle in handles if not self.ended(handle)]
+        while left and time.monotonic() < until:
+            time.sleep(self.pause)
+            left = [handle for handle in left if not self.ended(handle)]
+        return left
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Let processes that are started meanwhile write to a file instead of this process's output."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = {stream: os.dup(stream) for stream in (1, 2)}
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        for stream in saved:
+            os.dup2(file, stream)
+        yield
+    finally:
+        os.close(file)
+        for stream, copy in saved.items():
+            os.dup2(copy, stream)
+            os.close(copy)
+
+
+@dataclass
+class Submitted:
+    """What submitit pickles: one trial. A job that SLURM stops for its time or for another's sake comes again, and goes
+    on from its trial's checkpoint."""
+
+    job: Job
+    task: Task
+
+    def __call__(self) -> JobResult:
+        return self.job.run(self.task)
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before it puts the job into the queue again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class SubmititPool(Pool):
+    """Trials as jobs of SLURM, or as processes of this machine that SLURM's jobs are tried out with, through submitit.
+
+    Args:
+        cluster: `slurm`, or `local` for this machine.
+        at_once: trials at the same time.
+        options: parameters of submitit's executor, e.g. timeout_min, gpus_per_node, slurm_partition; null is left out.
+
+    Raises:
+        ConfigError: options that submitit does not know, or no SLURM on this machine.
+    """
+
+    def __init__(self, job: Job, cluster: str, at_once: int, options: Mapping[str, Any]) -> None:
+        import submitit
+
+        super().__init__(job)
+        given = {name: value for name, value in options.items() if value is not None}
+        # Seconds that a file of a job that has ended may take to be seen here: network drives are slow to tell.
+        self._sight = 1.0 if cluster == "local" else 30.0
+        if cluster == "local":
+            self.at_once, self.grace, self.patience = at_once, 3.0, 5.0
+            # Its own limit is two minutes; and it hides all GPUs but those that it is asked for, which `job` mends.
+            given = {"timeout_min": _A_WEEK, **given}
+            job.environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+        else:
+            self.pause = 2.0
+            given = {"slurm_array_parallelism": at_once, **given}
+        try:
+            self._executor = submitit.AutoExecutor(job.folder / "submitit" / "%j", cluster=cluster)
+            self._executor.update_parameters(name="slime-bench", **given)
+        except (RuntimeError, ValueError, TypeError, NameError, AssertionError) as error:
+            raise ConfigError(
+                f"submitit refuses to start jobs: {error}", path="launcher.options", found=given or "none",
+                expected="parameters of submitit.AutoExecutor, on a machine that has `sbatch` for SLURM",
+                remedy="correct launcher.options, or choose launcher=submitit_local or launcher=joblib",
+            ) from error  # fmt: skip
+
+    def start(self, tasks: Sequence[Task]) -> list[Any]:
+        # submitit's own process for each local job would show a traceback here when it is interrupted.
+        log = self.job.folder / "submitit" / "controllers.txt"
+        try:
+            with _output_to(log), self._executor.batch():
+                return [self._executor.submit(Submitted(self.job, task)) for task in tasks]
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            raise ConfigError(
+                "the cluster did not take the jobs", path="launcher.options", found=str(error).strip(),
+                expected="options that `sbatch` takes here", remedy=f"correct launcher.options; {log} may say more",
+            ) from error  # fmt: skip
+
+    def ended(self, handle: Any) -> bool:
+        return bool(handle.done())
+
+    def result(self, handle: Any, task: Task) -> JobResult:
+        """From the trial's own record, as long as there is one: for a job that died submitit has none, and waits."""
+        log, until = str(handle.paths.stderr), time.monotonic() + self._sight
+        while True:
+            found = read_records(self.job.folder).get(task.index)
+            if found is not None and found.status != states.STARTED:
+                return found
+            if handle.paths.result_pickle.exists():
+                error = handle.exception()
+                last = str(error).strip().splitlines()[-1] if error else ""
+                return died(task.index, task.name, last, log) if error else handle.result()
+            if time.monotonic() > until:
+                return died(task.index, task.name, f"job {handle.job_id} {handle.state}", log)
+            time.sleep(self.pause)
+
+    def cancel(self, handle: Any) -> None:
+        handle.cancel(check=False)
+
+
+class RayPool(Pool):
+    """Trials on a Ray cluster, or on a Ray of this machine.
+
+    Args:
+        at_once: trials at the same time.
+        options: `address` of a cluster, null for a Ray of this machine that ends with the sweep; everything else is a
+            parameter of ray.remote for each trial, e.g. num_cpus, num_gpus.
+    """
+
+    pause = 0.5
+
+    def __init__(self, job: Job, at_once: int, options: Mapping[str, Any]) -> None:
+        super().__init__(job)
+        self.at_once = at_once
+        self._address = options.get("address")
+        self._each = {name: value for name, value in options.items() if name != "address" and value is not None}
+
+    def start(self, tasks: Sequence[Task]) -> list[Any]:
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(address=self._address, include_dashboard=False, log_to_driver=False)
+        # A trial that died is run again by the next command, and not at once, when it may kill the next worker as well.
+        run = ray.remote(**{"max_retries": 0, **self._each})(Job.run)
+        job = ray.put(self.job)
+        return [run.remote(job, task) for task in tasks]
+
+    def ended(self, handle: Any) -> bool:
+        import ray
+
+        return bool(ray.wait([handle], timeout=0)[0])
+
+    def result(self, handle: Any, task: Task) -> JobResult:
+        import ray
+
+        try:
+            return ray.get(handle)
+        except ray.exceptions.RayError as error:
+            return died(task.index, task.name, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+
+    def cancel(self, handle: Any) -> None:
+        import ray
+
+        ray.cancel(handle, force=True)
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
