@@ -165,22 +165,24 @@ TOY = '''
 """A second researcher's own method, backbone, data set and protocol, in one file outside the bench."""
 from __future__ import annotations
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 
 @dataclass
 class Schedule:
-    epochs: int = field(default=3, metadata={"min": 1})
+    epochs: Annotated[int, Field(ge=1)] = 3
     warmup: float = 0.0
 
 
 @dataclass
 class ToyConfig:
     name: str
-    epochs: int = field(metadata={"min": 1})
+    epochs: Annotated[int, Field(ge=1)]
     lr: float = 0.1
-    t_opt: list[int] = field(default_factory=lambda: [5, 100], metadata={"min": 0, "length": 2})
-    maps: str = field(default="was", metadata={"choices": ("was", "cross")})
+    t_opt: Annotated[list[int], Field(min_length=2, max_length=2)] = field(default_factory=lambda: [5, 100])
+    maps: Literal["was", "cross"] = "was"
     mode: Literal["fast", "exact"] = "fast"
     unlisted: int = 7
     limit: int | None = None

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from pydantic import Field
 
 from slime_bench.config import compose as bench
 from slime_bench.config import schema
-from slime_bench.config.typed import convert, nearest, plain, resolved, typed
+from slime_bench.config.read import nearest, plain, read
+from slime_bench.config.schema import TrialConfig, resolved
 from slime_bench.errors import ConfigError
 
 
-def compose(*overrides: str) -> DictConfig:
+def compose(*overrides: str) -> TrialConfig:
     (trial,) = bench.plan(list(overrides)).trials
     return trial
 
@@ -58,6 +59,15 @@ class Sample:
     place: Path = Path("here")
 
 
+@dataclass
+class Bounded:
+    least: list[Annotated[int, Field(ge=0)]]
+    most: Annotated[int, Field(le=3)]
+    choice: Literal[1, 2]
+    optional: Annotated[int, Field(ge=1)] | None
+    two: Annotated[list[int], Field(min_length=2, max_length=2)]
+
+
 SAMPLES = st.builds(
     Sample,
     count=st.integers(),
@@ -85,7 +95,7 @@ class TestTyped:
             "mode": 3,
             "place": "there/x",
         }
-        sample = typed(Sample, values)
+        sample = read(Sample, values)
         assert sample == Sample(
             2, 1.0, "a", False, None, "x", [1, 2], (3, 4.0), {"a": 1.0}, Inner(4), [Inner(5), Inner(1)], Colour.BGR, 3,
             Path("there/x"),
@@ -121,60 +131,44 @@ class TestTyped:
     )
     def test_wrong_types_are_refused_by_name(self, name: str, value: object, expected: str) -> None:
         with pytest.raises(ConfigError) as caught:
-            typed(Sample, {"count": 1, name: value}, "group")
+            read(Sample, {"count": 1, name: value}, "group")
         assert str(caught.value.path).startswith(f"group.{name}")
         assert expected in str(caught.value.expected)
 
     def test_items_are_named_by_their_place(self) -> None:
         with pytest.raises(ConfigError, match=r"group\.inners\[1\]\.depth"):
-            typed(Sample, {"count": 1, "inners": [{}, {"depth": "x"}]}, "group")
+            read(Sample, {"count": 1, "inners": [{}, {"depth": "x"}]}, "group")
 
     @pytest.mark.parametrize(
-        ("metadata", "good", "bad"),
+        ("name", "value", "expected"),
         [
-            ({"min": 0}, 0, -1),
-            ({"max": 3}, 3, 4),
-            ({"choices": (1, 2)}, 2, 3),
+            ("least", -1, "at least 0"),
+            ("least", [0, -1], "at least 0"),
+            ("most", 4, "at most 3"),
+            ("choice", 3, "one of 1, 2"),
+            ("optional", 0, "at least 1"),
+            ("two", [1, 2, 3], "list of 2"),
+            ("two", [1], "list of 2"),
         ],
     )
-    def test_bounds_hold_for_values_and_items(self, metadata: dict[str, Any], good: int, bad: int) -> None:
-        assert convert(good, int, "k", metadata) == good
-        assert convert([good, good], list[int], "k", metadata) == [good, good]
-        assert convert(good, int | None, "k", metadata) == good
-        for value, hint in ((bad, int), ([good, bad], list[int]), (bad, int | None)):
-            with pytest.raises(ConfigError):
-                convert(value, hint, "k", metadata)
-
-    def test_length(self) -> None:
-        assert convert([1, 2], list[int], "k", {"length": 2}) == [1, 2]
-        with pytest.raises(ConfigError, match="list of 2"):
-            convert([1, 2, 3], list[int], "k", {"length": 2})
-
-    def test_environment_text_becomes_a_number_where_one_is_meant(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("TOY_COUNT", "12")
-        node = OmegaConf.create({"count": "${oc.env:TOY_COUNT}", "label": "${oc.env:TOY_COUNT}"})
-        sample = typed(Sample, resolved(node))
-        assert (sample.count, sample.label) == (12, "12")
-        assert type(sample.label) is str
-        monkeypatch.setenv("TOY_COUNT", "many")
-        with pytest.raises(ConfigError, match="count"):
-            typed(Sample, resolved(node))
+    def test_bounds_hold_for_values_and_items(self, name: str, value: Any, expected: str) -> None:
+        good = {"least": [0, 5], "most": 3, "choice": 2, "optional": None, "two": [1, 2]}
+        assert plain(read(Bounded, good)) == good
+        with pytest.raises(ConfigError) as caught:
+            read(Bounded, {**good, name: [value] if name == "least" and isinstance(value, int) else value})
+        assert str(caught.value.path).startswith(name) and expected in str(caught.value.expected)
 
     def test_unset_variable_names_the_key(self) -> None:
         with pytest.raises(ConfigError) as caught:
             resolved(OmegaConf.create({"a": {"b": "${oc.env:SLIME_BENCH_NOT_SET}"}}))
         assert caught.value.path == "a.b"
 
-    def test_a_misspelt_choice_gets_a_suggestion(self) -> None:
-        with pytest.raises(ConfigError, match="did you mean k=cross"):
-            convert("corss", str, "k", {"choices": ("was", "cross")})
-
     @given(SAMPLES)
     def test_plain_and_typed_are_inverse(self, sample: Sample) -> None:
         values = plain(sample)
         # "???" is OmegaConf's word for a missing value, and so cannot be a value.
         if sample.label != "???":
-            assert typed(Sample, values) == sample
+            assert read(Sample, values) == sample
 
     def test_nearest_prefers_a_key_that_only_lacks_its_group(self) -> None:
         assert nearest("lr", ["ls", "method.lr", "lx"])[0] == "method.lr"
@@ -186,7 +180,7 @@ class TestValidate:
     def test_defaults_are_filled_in_and_presets_and_command_line_win_in_order(self, toy_bench: Path) -> None:
         cfg = compose()
         assert (cfg.method.epochs, cfg.method.lr, cfg.method.unlisted) == (4, 0.1, 7)
-        assert cfg.method.schedule == {"epochs": 2, "warmup": 0.0}
+        assert (cfg.method.schedule.epochs, cfg.method.schedule.warmup) == (2, 0.0)
         assert (cfg.preset, cfg.shots, cfg.seed, cfg.force) == ("mini", 1, 0, False)
         assert compose("preset=paper").backbone.name == "sd21"
         assert compose("preset=paper", "backbone=mini_sd").backbone.name == "mini_sd"
@@ -198,20 +192,21 @@ class TestValidate:
         assert compose("method.unlisted=8").method.unlisted == 8
         assert compose("method.weights={wheel: 2}").method.weights == {"wheel": 2.0}
 
-    def test_interpolations_are_kept_but_followed(self, toy_bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("SLIME_BENCH_DATA", "elsewhere")
-        cfg = compose()
-        raw = OmegaConf.to_container(cfg, resolve=False)
-        assert isinstance(raw, dict)
-        assert raw["data"]["root"] == "${data_root}/mini/car"
-        assert cfg.data.root == "elsewhere/mini/car"
+    def test_interpolations_are_followed(self, toy_bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SLIME_BENCH_DATA", "2024")
+        assert compose().data.root == "2024/mini/car"
+        monkeypatch.setenv("TOY_COUNT", "12")
+        assert compose("method.epochs='${oc.decode:${oc.env:TOY_COUNT}}'").method.epochs == 12
+        error = refused("method.epochs=${oc.env:TOY_COUNT}")
+        assert error.path == "method.epochs" and error.expected == "whole number"
 
     def test_equal_numbers_are_written_equally(self, toy_bench: Path) -> None:
-        assert OmegaConf.to_yaml(compose("method.lr=1")) == OmegaConf.to_yaml(compose("method.lr=1.0"))
+        assert compose("method.lr=1").plain == compose("method.lr=1.0").plain
+        assert type(compose("method.lr=1").method.lr) is float
 
     def test_validating_twice_changes_nothing(self, toy_bench: Path) -> None:
         cfg = compose("method.lr=1")
-        assert schema.validate(cfg) == cfg
+        assert schema.validate(OmegaConf.create(cfg.plain)) == cfg
 
     def test_the_result_knows_no_other_keys(self, toy_bench: Path) -> None:
         with pytest.raises(AttributeError):
@@ -282,17 +277,38 @@ class TestValidate:
 
 class TestBuild:
     def test_a_class_gets_its_config_and_the_arguments(self, toy_bench: Path) -> None:
-        method = schema.build(compose("method.lr=2").method, backbone="b")
-        assert type(method).__name__ == "ToyMethod"
+        cfg = compose("method.lr=2")
+        method = cfg.build("method", backbone="b")
+        assert type(method).__name__ == "ToyMethod" and type(method) is cfg.parts["method"]
         assert type(method.config).__name__ == "ToyConfig" and method.config.lr == 2.0
         assert method.arguments == {"backbone": "b"}
-        assert schema.parse(compose().method) == dataclasses.replace(method.config, lr=0.1)
 
     def test_a_dataclass_is_its_own_object(self, toy_bench: Path) -> None:
         cfg = compose()
-        assert schema.build(cfg.data).root == "data/mini/car"
+        assert cfg.build("data") is cfg.data and cfg.data.root == "data/mini/car"
         with pytest.raises(ConfigError, match="data"):
-            schema.build(cfg.data, shots=1)
+            cfg.build("data", shots=1)
+
+    def test_a_light_class_names_the_one_that_computes(self, toy_bench: Path) -> None:
+        (toy_bench.parent / "site" / "toy_light.py").write_text(
+            "from toy_bench_targets import ToyConfig\n\nclass Light:\n    Config = ToyConfig\n"
+            "    implementation = 'toy_heavy.Heavy'\n"
+        )
+        (toy_bench.parent / "site" / "toy_heavy.py").write_text(
+            "from toy_light import Light\n\nclass Heavy(Light):\n    def __init__(self, config):\n"
+            "        self.config = config\n"
+        )
+        import sys
+
+        cfg = compose("method._target_=toy_light.Light")
+        assert cfg.parts["method"].__name__ == "Light" and "toy_heavy" not in sys.modules
+        assert type(cfg.build("method")).__name__ == "Heavy"
+
+    def test_other_values_are_another_configuration(self, toy_bench: Path) -> None:
+        cfg = compose("seed=3")
+        other = cfg.replace(force=True, trainer={"device": "cpu"})
+        assert (other.force, other.trainer.device, other.seed) == (True, "cpu", 3)
+        assert (cfg.force, cfg.trainer.device) == (False, "auto") and other.plain["trainer"]["device"] == "cpu"
 
 
 class TestOwnFiles:
@@ -311,7 +327,7 @@ class TestOwnFiles:
         files = sorted((repository / "conf" / group).glob("*.yaml"))
         assert files
         for file in files:
-            typed(cls, resolved(OmegaConf.load(file)), f"{group}/{file.stem}")
+            read(cls, resolved(OmegaConf.load(file)), f"{group}/{file.stem}")
 
     def test_every_convention_has_its_file(self, repository: Path) -> None:
         assert {file.stem for file in (repository / "conf/metric").glob("*.yaml")} == set(schema.CONVENTIONS)

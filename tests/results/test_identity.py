@@ -2,164 +2,194 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from slime_bench.config.compose import plan
+from slime_bench.config.parts import FILE_NAME, NO_NUMBERS, located
+from slime_bench.config.schema import PARTS, TrialConfig, validate
+from slime_bench.config.secrets import redact
 from slime_bench.errors import ConfigError
 from slime_bench.results import identity
 from slime_bench.results.identity import (
-    EXCLUDED,
     canonical_json,
     deciding,
     flatten,
     parse_trial_folder,
     recorded,
-    redact,
     series,
     signature,
+    signature_of,
     trial_folder,
 )
 
-FINGERPRINTS = {"backbone": "ab" * 32, "data": "cd" * 32}
-CONFIG: dict[str, Any] = {
-    "preset": "mini",
-    "shots": 1,
-    "seed": 0,
-    "data_root": "data",
-    "output_root": "outputs",
-    "force": False,
-    "save_maps": 4,
-    "method": {"name": "slime", "lr": 0.1, "t_opt": [5, 100], "maps": "was", "token_gate": 0.2},
-    "backbone": {"name": "mini_sd", "weights": "mini_sd", "revision": None, "cross_layers": ["up.1", "up.2"]},
-    "data": {
-        "name": "mini_car",
-        "root": "data/mini/car",
-        "batch_size": 10,
-        "num_workers": 0,
-        "augment": {"flip_p": 0.5},
-    },
-    "protocol": {"name": "slime_code", "colour": "rgb"},
-    "metric": {"convention": "slime", "background": True},
-    "trainer": {"device": "cpu", "precision": "fp32", "threads": None, "progress": True, "checkpoint_every": 10},
-    "logger": {"name": "none"},
-    "launcher": {"name": "sequential"},
-    "hydra": {"job": {"num": 3}},
-}
+FINGERPRINTS = {"backbone": "ab" * 32, "data": "cd" * 32, "start": "ef" * 32}
+EXCLUDED = {
+    # what cannot change a number, whoever declares it; everything else counts
+    "data_root", "output_root", "force", "save_maps", "per_preset", "ablates", "logger", "launcher", "metric",
+    "trainer.progress", "trainer.threads", "trainer.checkpoint_every", "data.root", "data.splits", "data.batch_size",
+    "data.num_workers", "backbone.weights", "backbone.revision", "backbone.single_file_config", "backbone.memory_gb",
+    "backbone.encoder_cache_mb", "backbone.layer_groups", "method.start.path",
+}  # fmt: skip
 
 
-def shuffled(value: Any, random: Any) -> Any:
-    if isinstance(value, dict):
-        keys = list(value)
-        random.shuffle(keys)
-        return {key: shuffled(value[key], random) for key in keys}
-    return copy.deepcopy(value)
+@pytest.fixture(scope="module")
+def cfg() -> TrialConfig:
+    return plan(["preset=mini", "seed=0", "trainer=cpu"]).trials[0]
 
 
-def leaves() -> list[tuple[str, Any]]:
-    return list(flatten(CONFIG))
+def other(value: Any) -> Any:
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}x" if isinstance(value, str) else value
+
+
+def leaves(config: Any, path: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if dataclasses.is_dataclass(value):
+            found += leaves(value, f"{path}{each.name}.")
+        elif each.name != "parts":
+            found.append((f"{path}{each.name}", value))
+    return found
+
+
+def changed(config: Any, key: str, value: Any) -> Any:
+    """`config` with another value at a dotted key; nothing is checked."""
+    name, _, rest = key.partition(".")
+    copy = dataclasses.replace(config)
+    object.__setattr__(copy, name, changed(getattr(config, name), rest, value) if rest else value)
+    return copy
 
 
 def excluded(key: str) -> bool:
-    return any(key == pattern or key.startswith(f"{pattern}.") for pattern in EXCLUDED)
-
-
-def changed(key: str, value: Any) -> dict[str, Any]:
-    config = copy.deepcopy(CONFIG)
-    *parents, last = key.split(".")
-    node = config
-    for parent in parents:
-        node = node[parent]
-    node[last] = value
-    return config
+    return any(key == each or key.startswith(f"{each}.") for each in EXCLUDED)
 
 
 def test_form_and_stability(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = signature(CONFIG, FINGERPRINTS)
-    assert len(found) == 16 and set(found) <= set("0123456789abcdef")
-    assert found == signature(copy.deepcopy(CONFIG), dict(reversed(FINGERPRINTS.items())))
-    # The hash of a fixed configuration is part of the format: a change would orphan every finished trial. It is the
-    # first half of `sha256sum` of
-    # {"config":{"method":{"lr":0.1,"name":"x"},"seed":0},"fingerprints":{},"results_version":1}
+    # The hash of fixed settings is part of the format: a change would orphan every finished trial. It is the first half
+    # of `sha256sum` of {"config":{"method":{"lr":0.1,"name":"x"},"seed":0},"fingerprints":{},"results_version":1}
     monkeypatch.setattr(identity, "RESULTS_VERSION", 1)
-    assert signature({"method": {"name": "x", "lr": 0.1}, "seed": 0}, {}) == "4a91f53f84b0f08f"
+    assert signature_of({"method": {"name": "x", "lr": 0.1}, "seed": 0}, {}) == "4a91f53f84b0f08f"
+    assert signature_of({"seed": 0, "method": {"lr": 0.1, "name": "x"}}, {}) == "4a91f53f84b0f08f"
 
 
-@given(st.randoms(use_true_random=False))
-@settings(max_examples=20, deadline=None)
-def test_order_of_keys_does_not_matter(random: Any) -> None:
-    assert signature(shuffled(CONFIG, random), FINGERPRINTS) == signature(CONFIG, FINGERPRINTS)
+def test_every_key_is_either_excluded_or_counts(cfg: TrialConfig) -> None:
+    base, seen = signature(cfg, FINGERPRINTS), set()
+    for key, value in leaves(cfg):
+        if other(value) == value and value is not None:
+            continue  # lists and mappings
+        found = signature(changed(cfg, key, "something" if value is None else other(value)), FINGERPRINTS)
+        assert (found == base) is excluded(key), key
+        seen.add(key)
+    assert len(seen) > 40
 
 
-@pytest.mark.parametrize("key", [key for key, _ in leaves()])
-def test_every_key_is_either_excluded_or_counts(key: str) -> None:
-    other = signature(changed(key, "something else"), FINGERPRINTS)
-    assert (other == signature(CONFIG, FINGERPRINTS)) is excluded(key)
+def test_order_in_lists_classes_and_fingerprints_count(cfg: TrialConfig) -> None:
+    base = signature(cfg, FINGERPRINTS)
+    layers = list(reversed(cfg.backbone.cross_layers))
+    assert signature(changed(cfg, "backbone.cross_layers", layers), FINGERPRINTS) != base
+    for name in ("backbone", "data", "extra"):
+        assert signature(cfg, {**FINGERPRINTS, name: "00"}) != base
+    assert signature(cfg, dict(reversed(FINGERPRINTS.items()))) == base
+
+    class Another(cfg.parts["method"]):  # type: ignore[misc, name-defined]
+        pass
+
+    assert signature(cfg.replace(parts={**cfg.parts, "method": Another}), FINGERPRINTS) != base
 
 
-@pytest.mark.parametrize("key", ["method.new", "trainer.new", "new", "data.augment.root", "method.force"])
-def test_new_keys_count(key: str) -> None:
-    """Exclusion is by whole dotted key: a method's own `force` or `root` further down is not a location."""
-    assert signature(changed(key, 1), FINGERPRINTS) != signature(CONFIG, FINGERPRINTS)
-
-
-def test_order_in_lists_and_fingerprints_count() -> None:
-    base = signature(CONFIG, FINGERPRINTS)
-    assert signature(changed("backbone.cross_layers", ["up.2", "up.1"]), FINGERPRINTS) != base
-    assert signature(CONFIG, {**FINGERPRINTS, "backbone": "00"}) != base
-    assert signature(CONFIG, {**FINGERPRINTS, "data": "00"}) != base
-    assert signature(CONFIG, {**FINGERPRINTS, "extra": "00"}) != base
-
-
-def test_version_of_the_results_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = signature(CONFIG, FINGERPRINTS)
+def test_version_of_the_results_counts(cfg: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = signature(cfg, FINGERPRINTS)
     monkeypatch.setattr(identity, "RESULTS_VERSION", identity.RESULTS_VERSION + 1)
-    assert signature(CONFIG, FINGERPRINTS) != base
+    assert signature(cfg, FINGERPRINTS) != base
 
 
-def test_series_is_the_trial_without_its_seed() -> None:
-    assert series(CONFIG, FINGERPRINTS) == series(changed("seed", 7), FINGERPRINTS)
-    assert series(CONFIG, FINGERPRINTS) != series(changed("method.lr", 1.0), FINGERPRINTS)
-    assert series(CONFIG, FINGERPRINTS) != signature(CONFIG, FINGERPRINTS)
+def test_series_is_the_trial_without_its_seed(cfg: TrialConfig) -> None:
+    assert series(cfg, FINGERPRINTS) == series(cfg.replace(seed=7), FINGERPRINTS)
+    assert series(cfg, FINGERPRINTS) != series(changed(cfg, "method.lr", 1.0), FINGERPRINTS)
+    assert series(cfg, FINGERPRINTS) != signature(cfg, FINGERPRINTS)
+
+
+def test_a_configuration_read_back_is_the_same_trial(cfg: TrialConfig) -> None:
+    again = validate(OmegaConf.create(json.loads(json.dumps(cfg.plain))))
+    assert signature(again, FINGERPRINTS) == signature(cfg, FINGERPRINTS)
 
 
 def test_whole_numbers_of_either_type_are_equal_but_truth_is_not_one() -> None:
-    assert signature(changed("method.lr", 1), FINGERPRINTS) == signature(changed("method.lr", 1.0), FINGERPRINTS)
-    assert signature(changed("method.lr", 1), FINGERPRINTS) != signature(changed("method.lr", True), FINGERPRINTS)
-    assert signature(changed("method.lr", 1), FINGERPRINTS) != signature(changed("method.lr", "1"), FINGERPRINTS)
     assert canonical_json({"b": (1.0, 0.1), "a": None}) == '{"a":null,"b":[1,0.1]}'
+    assert canonical_json({"a": True}) != canonical_json({"a": 1}) != canonical_json({"a": "1"})
 
 
-def test_location_needs_a_fingerprint() -> None:
+def test_location_needs_a_fingerprint(cfg: TrialConfig) -> None:
     for name, key in (("backbone", "backbone.weights"), ("data", "data.root")):
-        without = {other: value for other, value in FINGERPRINTS.items() if other != name}
+        without = {each: value for each, value in FINGERPRINTS.items() if each != name}
         with pytest.raises(ConfigError) as caught:
-            signature(CONFIG, without)
+            signature(cfg, without)
         assert key in str(caught.value) and name in str(caught.value)
-        assert signature(changed(key, None), without)
+    started = changed(cfg, "method.start.path", "folder")
+    with pytest.raises(ConfigError, match=r"method\.start\.path"):
+        signature(started, {name: FINGERPRINTS[name] for name in ("backbone", "data")})
 
 
-@pytest.mark.parametrize("value", [Path("x"), float("nan"), float("inf"), {1: 2}, {"a": {3, 4}}, b"x"])
+@pytest.mark.parametrize("value", [Path("x"), float("nan"), float("inf"), {"a": {3, 4}}, b"x"])
 def test_values_that_have_no_fixed_text_are_refused(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"method\.lr"):
-        signature(changed("method.lr", value), FINGERPRINTS)
+    with pytest.raises(ConfigError, match="cannot be recorded"):
+        canonical_json({"key": value})
 
 
-def test_record_has_no_path_and_no_secret_but_the_metric() -> None:
-    config = changed("method.hub_token", "canary-1")
-    config["logger"] = {"api_key": "canary-2"}
-    config["backbone"]["weights"] = "/somewhere/weights"
-    text = json.dumps(recorded(config))
-    assert "canary" not in text and "/somewhere" not in text and "data/mini" not in text
-    assert recorded(config)["metric"] == CONFIG["metric"]
-    assert "metric" not in deciding(config)
+def test_each_part_says_itself_what_cannot_change_a_number(cfg: TrialConfig) -> None:
+    @dataclass
+    class Inner:
+        speed: int = field(default=1, metadata=NO_NUMBERS)
+        size: int = 1
+
+    @dataclass
+    class Own:
+        name: str = "own"
+        words: str = field(default="folder/words.yaml", metadata=FILE_NAME)
+        place: str = field(default="here", metadata=located("own"))
+        inner: Inner = field(default_factory=Inner)
+
+    own = cfg.replace(method=Own())
+    assert deciding(own)["method"] == {
+        "_target_": cfg.plain["method"]["_target_"], "name": "own", "words": "words.yaml", "inner": {"size": 1},
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"method\.place"):
+        signature(own, FINGERPRINTS)
+    assert signature(own, {**FINGERPRINTS, "own": "1"}) == signature(
+        own.replace(method=Own(words="words.yaml", place="there")), {**FINGERPRINTS, "own": "1"}
+    )
+
+
+def test_record_has_no_path_and_no_secret_but_the_metric(cfg: TrialConfig) -> None:
+    @dataclass
+    class Own:
+        name: str = "own"
+        hub_token: str = "canary-1"
+
+    own = changed(changed(cfg.replace(method=Own()), "backbone.weights", "/somewhere/weights"), "output_root", "/o")
+    text = json.dumps(recorded(own))
+    assert "canary" not in text and "/somewhere" not in text and "/o" not in text and cfg.data.root not in text
+    assert recorded(cfg)["metric"] == {"convention": "slime", "background": True} and "metric" not in deciding(cfg)
+    assert set(PARTS) <= set(recorded(cfg))
     # Hidden in the record, but still told apart.
-    assert signature(config, FINGERPRINTS) != signature(changed("method.hub_token", "other"), FINGERPRINTS)
+    other_token = own.replace(method=Own(hub_token="other"))
+    assert signature(own, FINGERPRINTS) != signature(other_token, FINGERPRINTS)
+
+
+def test_flatten_gives_dotted_keys() -> None:
+    assert dict(flatten({"a": {"b": 1, "c": {}}, "d": [{"e": 2}]})) == {"a.b": 1, "a.c": {}, "d": [{"e": 2}]}
 
 
 def test_redaction_keeps_the_keys_of_methods() -> None:

@@ -1,4 +1,4 @@
-"""The backbone that is kept from trial to trial: the same one or a new one, never two, and none after a failure."""
+"""The backbone cache: the same one or a new one, never two, and none after a failure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
-from slime_bench.trial import backbone_cache as warm
+from slime_bench.config.schema import MetricConfig, TrainerConfig, TrialConfig
+from slime_bench.trial import backbone_cache
 
 
 @dataclass
@@ -33,19 +33,23 @@ class Backbone:
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    warm.drop()
+    backbone_cache.drop()
     Backbone.made = []
     yield
-    warm.drop()
+    backbone_cache.drop()
 
 
 def use(size: int = 1, content: str = "abc", device: str = "cpu") -> Backbone:
-    with warm.kept(node(size), OmegaConf.to_container(node(size)), content, device) as backbone:  # type: ignore[arg-type]
+    with backbone_cache.cached_backbone(trial(size, device), content) as backbone:
         return backbone
 
 
-def node(size: int = 1) -> DictConfig:
-    return OmegaConf.create({"_target_": f"{__name__}.Backbone", "name": "toy", "size": size})
+def trial(size: int = 1, device: str = "cpu") -> TrialConfig:
+    parts = {"backbone": Backbone, "method": Settings, "data": Settings, "protocol": Settings}
+    rest = {name: Settings(name) for name in ("method", "data", "protocol")}
+    return TrialConfig(
+        "mini", MetricConfig("slime"), TrainerConfig(device), backbone=Settings("toy", size), parts=parts, **rest
+    )
 
 
 def test_the_same_one_again() -> None:
@@ -61,13 +65,13 @@ def test_another_one_where_anything_differs_and_the_first_is_gone_by_then(other:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_none_is_kept_from_a_trial_that_failed(error: type[BaseException]) -> None:
-    with pytest.raises(error), warm.kept(node(), {}, "abc", "cpu"):
+def test_none_is_cached_from_a_trial_that_failed(error: type[BaseException]) -> None:
+    with pytest.raises(error), backbone_cache.cached_backbone(trial(), "abc"):
         raise error
     assert use().alive_before == 0 and len(Backbone.made) == 2
 
 
 def test_drop_frees_it() -> None:
     use()
-    warm.drop()
+    backbone_cache.drop()
     assert Backbone.made[0]() is None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import io
 import logging
 import math
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from slime_bench.trial import checkpoint
 
@@ -82,11 +81,23 @@ def test_other_values_are_refused_with_their_place(tmp_path: Path, value: Any) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_in_the_file_is_code(tmp_path: Path) -> None:
-    checkpoint.write(tmp_path / "c", STATE, HERE)
-    with safe_open(tmp_path / "c", "pt") as file:
-        (text,) = file.metadata().values()
-    assert json.loads(text)["origin"] == HERE and b"pickle" not in (tmp_path / "c").read_bytes()
+class Trap:
+    """An object that would make a file where it is unpickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.place.touch, ()
+
+
+def test_nothing_in_the_file_is_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    buffer = io.BytesIO()
+    torch.save({"origin": HERE, "state": Trap(tmp_path / "sprung")}, buffer)
+    content = buffer.getvalue()
+    (tmp_path / "c").write_bytes(zlib.crc32(content).to_bytes(4, "big") + content)
+    assert checkpoint.read(tmp_path / "c", HERE) is None and "damaged" in caplog.text
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_size_is_that_of_the_tensors() -> None:
@@ -102,17 +113,12 @@ def flipped(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
-def other_state(content: bytes) -> bytes:
-    return content.replace(b'\\\\\\"step\\\\\\", 7', b'\\\\\\"step\\\\\\", 8')
-
-
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
     "half": lambda content: content[: len(content) // 2],
     "one byte short": lambda content: content[:-1],
     "one byte more": lambda content: content + b"\0",
-    "one bit of a number": flipped,
-    "another count of steps": other_state,
+    "one bit": flipped,
     "text": lambda content: b"no checkpoint at all",
 }
 
@@ -137,17 +143,6 @@ def test_any_truncation_is_seen(tmp_path: Path) -> None:
         assert checkpoint.read(path, HERE) is None
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [None, {}, {"checkpoint": "{"}, {"checkpoint": "[]"}, {"checkpoint": "{}"}, {"checkpoint": '{"format": 1}'}],
-)
-def test_foreign_safetensors_are_ignored(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, metadata: dict[str, str] | None
-) -> None:
-    save_file({"embeddings": torch.zeros(2)}, tmp_path / "c", metadata=metadata)
-    assert checkpoint.read(tmp_path / "c", HERE) is None and "starts anew" in caplog.text
-
-
 @pytest.mark.parametrize("name", HERE)
 def test_a_checkpoint_of_other_origin_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
     checkpoint.write(tmp_path / "c", STATE, {**HERE, name: "another"})
@@ -157,26 +152,13 @@ def test_a_checkpoint_of_other_origin_is_ignored(tmp_path: Path, caplog: pytest.
     assert [other for other in HERE if f"{other} " in caplog.text.rpartition("found:")[2]] == [name]
 
 
-def test_a_checkpoint_of_another_layout_is_ignored(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint.write(tmp_path / "c", STATE, HERE)
-    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
-    assert checkpoint.read(tmp_path / "c", HERE) is None and "format 1 (here 2)" in caplog.text
-
-
-def test_a_file_says_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_says_whose_it_is(tmp_path: Path) -> None:
     path = tmp_path / "c"
     assert not checkpoint.is_of(path, HERE)
     checkpoint.write(path, STATE, HERE)
     assert checkpoint.is_of(path, HERE)
     assert not any(checkpoint.is_of(path, {**HERE, name: "another"}) for name in HERE)
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
-        assert not checkpoint.is_of(path, HERE)
     path.write_bytes(b"no checkpoint at all")
-    assert not checkpoint.is_of(path, HERE)
-    save_file({"embeddings": torch.zeros(2)}, path)
     assert not checkpoint.is_of(path, HERE)
 
 

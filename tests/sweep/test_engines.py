@@ -1,4 +1,4 @@
-"""The launchers: every trial gets its outcome, whatever becomes of its process, and Ctrl-C leaves none behind."""
+"""The launchers: every trial gets its result, whatever becomes of its process, and Ctrl-C leaves none behind."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import LauncherConfig
 from slime_bench.errors import ConfigError
-from slime_bench.sweep import launchers, pool, with_submitit
-from slime_bench.sweep import outcome as states
-from slime_bench.sweep.launchers import Runner
-from slime_bench.sweep.outcome import Outcome, read_records
+from slime_bench.sweep import job_result as states
+from slime_bench.sweep.engines import Engine, engine, launcher_of
+from slime_bench.sweep.job_result import JobResult, read_records
+from slime_bench.sweep.pools import Pool, SubmititPool, Submitted
 from tests.fixtures.twins import slurm
 from tests.fixtures.twins.standin import StandIn, is_alive, runs, tasks, times_run
 
 EVERYWHERE = ("joblib", "submitit_local", "submitit_slurm", "ray")
-Start = Callable[..., tuple[StandIn, Runner]]
+Start = Callable[..., tuple[StandIn, Engine]]
 
 
 @pytest.fixture
@@ -36,37 +37,37 @@ def start(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "sweep").mkdir()
 
-    def make(name: str, jobs: int = 2, **settings: object) -> tuple[StandIn, Runner]:
+    def make(name: str, jobs: int = 2, **settings: object) -> tuple[StandIn, Engine]:
         if name == "ray" and importlib.util.find_spec("ray") is None:
             pytest.skip("ray is not installed")
         options = {"num_cpus": 1} if name == "ray" else {}
-        launcher = OmegaConf.create({"name": name, "keep_going": True, "jobs": jobs, "options": options})
+        launcher = LauncherConfig(name=name, jobs=jobs, options=options)
         job = StandIn(tmp_path / "sweep", recorded=True, **settings)  # type: ignore[arg-type]
-        runner = launchers.runner(launcher, job)
-        if isinstance(runner, pool.Pool):
+        runner = engine(launcher, job)
+        if isinstance(runner, Pool):
             monkeypatch.setattr(runner, "pause", 0.05)
-        if isinstance(runner, with_submitit.SubmititPool):
+        if isinstance(runner, SubmititPool):
             monkeypatch.setattr(runner, "_sight", 1.0)
         return job, runner
 
     return make
 
 
-def statuses(outcomes: list[Outcome]) -> dict[int, str]:
-    found = {each.index: each.status for each in outcomes}
-    assert len(found) == len(outcomes), "a trial has two outcomes"
+def statuses(results: list[JobResult]) -> dict[int, str]:
+    found = {each.index: each.status for each in results}
+    assert len(found) == len(results), "a trial has two results"
     return found
 
 
-class TestOutcomes:
+class TestResults:
     @pytest.mark.parametrize("name", EVERYWHERE)
     def test_a_process_that_dies_takes_no_other_trial_along(self, start: Start, name: str) -> None:
         job, runner = start(name)
-        outcomes = list(runner.run(tasks(["ok", "die", "fail", "ok", "ok"])))
-        assert statuses(outcomes) == {
+        results = list(runner.run(tasks(["ok", "die", "fail", "ok", "ok"])))
+        assert statuses(results) == {
             0: states.DONE, 1: states.DIED, 2: states.FAILED, 3: states.DONE, 4: states.DONE,
         }  # fmt: skip
-        (dead,) = (each for each in outcomes if each.index == 1)
+        (dead,) = (each for each in results if each.index == 1)
         assert dead.exit_code == 1 and "without a word" in dead.summary
         if name.startswith("submitit"):
             assert dead.log is not None and Path(dead.log).is_file()
@@ -91,7 +92,7 @@ class TestOutcomes:
 
     def test_an_earlier_record_is_not_taken_for_the_new_outcome(self, start: Start) -> None:
         job, runner = start("submitit_local")
-        job._record(Outcome(0, "die", states.BUSY))
+        job._record(JobResult(0, "die", states.BUSY))
         assert statuses(list(runner.run(tasks(["die"])))) == {0: states.DIED}
 
     def test_in_this_process(self, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +103,7 @@ class TestOutcomes:
         text = capsys.readouterr().err
         assert "[2/3] fail\nerror: it failed\n  where: here" in text
         assert {index: each.status for index, each in read_records(job.folder).items()} == {
-            index: each.status for index, each in job.outcomes.items()
+            index: each.status for index, each in job.results.items()
         }
 
     @pytest.mark.parametrize("name", ["sequential", "submitit_local"])
@@ -128,9 +129,9 @@ class TestWorkers:
 
     def test_slurm_gets_one_array_and_the_options(self, start: Start, tmp_path: Path) -> None:
         job, _ = start("sequential")
-        options = OmegaConf.create({"timeout_min": 30, "slurm_partition": "gpu", "slurm_qos": None})
-        launcher = OmegaConf.create({"name": "submitit_slurm", "keep_going": True, "jobs": 3, "options": options})
-        runner = launchers.runner(launcher, job)
+        options = {"timeout_min": 30, "slurm_partition": "gpu", "slurm_qos": None}
+        launcher = LauncherConfig(name="submitit_slurm", jobs=3, options=options)
+        runner = engine(launcher, job)
         runner.pause, runner._sight = 0.05, 1.0  # type: ignore[attr-defined]
         assert len(list(runner.run(tasks(["ok"] * 4)))) == 4
         script = (tmp_path / "bin/jobs/script").read_text()
@@ -140,14 +141,14 @@ class TestWorkers:
     def test_a_job_that_slurm_stops_comes_again_with_the_same_trial(self, start: Start) -> None:
         job, _ = start("sequential")
         (task,) = tasks(["ok"])
-        again = with_submitit.Submitted(job, task).checkpoint()
+        again = Submitted(job, task).checkpoint()
         assert again.result().status == states.DONE
 
-    def test_a_job_crosses_the_border_without_the_outcomes_of_others(self, start: Start) -> None:
+    def test_a_job_crosses_the_border_without_the_results_of_others(self, start: Start) -> None:
         job, runner = start("sequential")
         list(runner.run(tasks(["ok"])))
         copy = pickle.loads(pickle.dumps(job))
-        assert copy.away and not job.away and copy.outcomes == {} and job.outcomes
+        assert copy.away and not job.away and copy.results == {} and job.results
 
 
 @pytest.fixture
@@ -183,9 +184,9 @@ class TestInterruption:
 
     def test_who_stops_listening_stops_the_trials(self, start: Start) -> None:
         job, runner = start("submitit_local")
-        outcomes = runner.run(tasks(["ok", "sleep"]))
-        assert next(outcomes).index == 0
-        outcomes.close()  # type: ignore[attr-defined]
+        results = runner.run(tasks(["ok", "sleep"]))
+        assert next(results).index == 0
+        results.close()  # type: ignore[attr-defined]
         assert not any(is_alive(int(line[1])) for line in runs(job.folder))
 
 
@@ -198,31 +199,31 @@ class TestMistakes:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, library: str, extra: str
     ) -> None:
         monkeypatch.setitem(sys.modules, library, None)
-        launcher = OmegaConf.create({"name": name, "keep_going": True, "jobs": 2, "options": {}})
+        launcher = LauncherConfig(name=name, jobs=2, options={})
         with pytest.raises(ConfigError, match=rf"pip install 'slime-bench\[{extra}\]'"):
-            launchers.runner(launcher, StandIn(tmp_path))
+            engine(launcher, StandIn(tmp_path))
 
     @pytest.mark.parametrize("options", [{"slurm_partitoin": "gpu"}, {"timeout_min": "long"}, {"gpus": 1}])
     def test_options_that_submitit_does_not_know(self, start: Start, tmp_path: Path, options: dict[str, str]) -> None:
         start("sequential")  # puts SLURM's commands into the path
-        launcher = OmegaConf.create({"name": "submitit_slurm", "keep_going": True, "jobs": 2, "options": options})
+        launcher = LauncherConfig(name="submitit_slurm", jobs=2, options=options)
         with pytest.raises(ConfigError, match=r"launcher\.options"):
-            launchers.runner(launcher, StandIn(tmp_path))
+            engine(launcher, StandIn(tmp_path))
 
     def test_a_cluster_that_refuses_the_jobs(self, start: Start) -> None:
         job, _ = start("sequential")
         options = {"slurm_partition": "closed"}
-        launcher = OmegaConf.create({"name": "submitit_slurm", "keep_going": True, "jobs": 2, "options": options})
+        launcher = LauncherConfig(name="submitit_slurm", jobs=2, options=options)
         with pytest.raises(ConfigError, match="invalid partition specified"):
-            list(launchers.runner(launcher, job).run(tasks(["ok", "ok"])))
+            list(engine(launcher, job).run(tasks(["ok", "ok"])))
 
     def test_no_slurm_on_this_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
-        launcher = OmegaConf.create({"name": "submitit_slurm", "keep_going": True, "jobs": 2, "options": {}})
+        launcher = LauncherConfig(name="submitit_slurm", jobs=2, options={})
         with pytest.raises(ConfigError, match="slurm cluster"):
-            launchers.runner(launcher, StandIn(tmp_path))
+            engine(launcher, StandIn(tmp_path))
 
     def test_one_command_has_one_launcher(self) -> None:
-        one, other = ({"launcher": {"name": name, "jobs": 2}} for name in ("joblib", "sequential"))
+        trials = plan(["launcher=joblib,sequential"], sweep=True).trials
         with pytest.raises(ConfigError, match="joblib and sequential"):
-            launchers.launcher_of([OmegaConf.create(one), OmegaConf.create(other)])
+            launcher_of(trials)
