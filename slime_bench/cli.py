@@ -104,6 +104,8 @@ def _trials(arguments: list[str]) -> int:
     command = launcher.Command(os.environ.get(FULL_ERROR))
     try:
         compose.with_additions(arguments, lambda texts: _by_hydra(texts, command))
+        if command.error is not None:
+            raise command.error
     finally:
         command.tidy()
     codes = [each.exit_code for each in command.results]

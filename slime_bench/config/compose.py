@@ -223,6 +223,12 @@ def explain(error: Exception) -> ConfigError:
             found=getattr(error, "problem", None) or first,
             remedy="correct the file",
         )
+    if "raised while resolving interpolation" in first:
+        return ConfigError(
+            "a value of the configuration cannot be looked up", path=getattr(error, "full_key", None), found=first,
+            expected="an interpolation of existing keys, or a variable that is set",
+            remedy="set the variable, or give the folder itself: output_root=<folder> or data_root=<folder>",
+        )  # fmt: skip
     quoted = re.search(r"'([^']+)'", first)
     key = quoted[1] if quoted else None
     if first.startswith("Ambiguous value"):

@@ -43,20 +43,28 @@ class Command:
         tracebacks: the user's own value of HYDRA_FULL_ERROR, which Hydra's entry point overrides.
         results: of all trials that this process ran or had run, in order.
         folder: of the command, which Hydra makes.
+        error: what kept a single trial from running at all.
     """
 
     tracebacks: str | None = None
     results: list[JobResult] = field(default_factory=list)
     folder: Path | None = None
+    error: SlimeBenchError | None = None
 
     def __call__(self, cfg: DictConfig) -> float:
         """Hydra's task function: the trial's average IoU, NaN where it has none."""
         hydra = HydraConfig.get()
         self.folder = Path(hydra.runtime.output_dir)
         overrides = [list(hydra.overrides.task)]
-        trial = validate(without_hydra(cfg))
-        (result,) = self.run([trial], names(overrides), self.folder)
-        if hydra.mode == RunMode.MULTIRUN and not result.finished:
+        foreign = hydra.mode == RunMode.MULTIRUN
+        try:
+            (result,) = self.run([validate(without_hydra(cfg))], names(overrides), self.folder)
+        except SlimeBenchError as error:
+            if foreign:
+                raise
+            self.error = error  # raised now, Hydra would have its own words for it
+            return math.nan
+        if foreign and not result.finished:
             raise FailedTrial(result.message or result.status)
         return score(result)
 

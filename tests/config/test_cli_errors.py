@@ -12,33 +12,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
 
 from slime_bench import cli
+from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import DataError
 
-Trial = Callable[[DictConfig], Any]
+Trial = Callable[[TrialConfig], Any]
 
 
 class Bench:
-    """The command line with a stand-in for `trial.run`, which notes what it was asked for."""
+    """The command line with a stand-in for `trial.runner.run`, which notes what it was asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.ran: list[DictConfig] = []
+        self.ran: list[TrialConfig] = []
         self.behave: Trial = lambda cfg: None
         self._capsys = capsys
-        module = types.ModuleType("slime_bench.trial.runner")
         result = types.SimpleNamespace(average=None)
-        self.finished = types.SimpleNamespace(result=result, folder=Path("runs"), reused=False, made_by=None)
-        module.run = self._run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "slime_bench.trial.runner", module)
-        import slime_bench
+        self.finished = types.SimpleNamespace(result=result, folder=Path("runs"), reused=False, code=None)
+        for name in ("slime_bench.trial.runner.spec_of", "slime_bench.sweep.trials.spec_of"):
+            monkeypatch.setattr(name, self._spec_of)
+        monkeypatch.setattr("slime_bench.trial.runner.run", self._run)
 
-        monkeypatch.setattr(slime_bench, "trial", module, raising=False)
+    @staticmethod
+    def _spec_of(cfg: TrialConfig) -> types.SimpleNamespace:
+        return types.SimpleNamespace(cfg=cfg, signature=f"{cfg.shots} {cfg.seed}", folder=Path("runs"))
 
-    def _run(self, cfg: DictConfig, fitted: object = None) -> types.SimpleNamespace:
-        self.ran.append(cfg)
-        self.behave(cfg)
+    def _run(self, spec: types.SimpleNamespace, fitted: object = None) -> types.SimpleNamespace:
+        self.ran.append(spec.cfg)
+        self.behave(spec.cfg)
         return self.finished
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
@@ -187,7 +188,7 @@ class TestBadCommandLines:
 
 class TestFailingTrials:
     def test_one_failed_trial_does_not_stop_the_others(self, bench: Bench) -> None:
-        def behave(cfg: DictConfig) -> None:
+        def behave(cfg: TrialConfig) -> None:
             if cfg.seed == 1:
                 raise DataError("no mask", path="a/b.png", remedy="add it")
 
@@ -198,7 +199,7 @@ class TestFailingTrials:
         assert "seed=1" in summary and "add it" in summary and "done      seed=0" in summary
 
     def test_the_same_reason_is_told_once_in_the_summary(self, bench: Bench) -> None:
-        def behave(cfg: DictConfig) -> None:
+        def behave(cfg: TrialConfig) -> None:
             raise DataError("no folder", path="data/x")
 
         bench.behave = behave
@@ -208,7 +209,7 @@ class TestFailingTrials:
         assert code == 1 and summary.count("no folder") == 1 and "seed=2" in summary
 
     def test_fail_fast_leaves_the_rest_out(self, bench: Bench) -> None:
-        def behave(cfg: DictConfig) -> None:
+        def behave(cfg: TrialConfig) -> None:
             raise DataError("no folder")
 
         bench.behave = behave
@@ -218,7 +219,7 @@ class TestFailingTrials:
     def test_an_unexpected_error_is_exit_code_1_and_outweighs(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def behave(cfg: DictConfig) -> None:
+        def behave(cfg: TrialConfig) -> None:
             if cfg.seed == 0:
                 raise DataError("no folder")
             error = ZeroDivisionError("by nothing")
@@ -234,7 +235,7 @@ class TestFailingTrials:
 
     @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
     def test_a_full_disk_or_a_locked_folder_is_the_users_to_mend(self, bench: Bench, number: int) -> None:
-        def behave(cfg: DictConfig) -> None:
+        def behave(cfg: TrialConfig) -> None:
             raise OSError(number, os.strerror(number), "outputs/result.json")
 
         bench.behave = behave
@@ -247,7 +248,7 @@ class TestFailingTrials:
         assert code == 2 and "taken" in text and "Traceback" not in text and bench.ran == []
 
     def test_a_missing_file_is_a_bug_and_not_a_full_disk(self, bench: Bench) -> None:
-        def behave(cfg: DictConfig) -> None:
+        def behave(cfg: TrialConfig) -> None:
             open("not-there").close()
 
         bench.behave = behave
@@ -255,7 +256,7 @@ class TestFailingTrials:
 
     @pytest.mark.parametrize("as_lightning", [False, True])
     def test_interruption(self, bench: Bench, as_lightning: bool) -> None:
-        def behave(cfg: DictConfig) -> None:
+        def behave(cfg: TrialConfig) -> None:
             if cfg.seed == 1:
                 try:
                     raise KeyboardInterrupt
