@@ -14,6 +14,7 @@ from twins.celebamask import write_celebamask_twin
 from twins.pascal import EXPECTED, KEPT, expected, write_pascal_twin
 
 from e2e.conftest import command
+from tests.plain_make import run_make
 
 TRAIN, VAL, FACES = 13, 4, 30
 
@@ -49,11 +50,8 @@ def make(repository: Path, place: Path):  # type: ignore[no-untyped-def]
         pytest.skip("the commands run in .venv, which `make setup` has not finished")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
         places = {"SLIME_BENCH_DATA": str(place / "data"), "SLIME_BENCH_OUTPUTS": str(place / "outputs")}
-        return subprocess.run(
-            ["make", *arguments], cwd=repository, capture_output=True, text=True, check=False, env=clean | places
-        )
+        return run_make(repository, *arguments, **places)
 
     return run
 
