@@ -23,6 +23,28 @@ PARAMETERS = {
 }
 
 
+HALF_PRICE = 10.0
+"""Times that a bfloat16 convolution may take of a float32 one before the models are run in float32."""
+
+
+def affordable() -> tuple[str, int]:
+    """(trainer.precision, side in pixels) of a full-size step that this processor has instructions for.
+
+    bfloat16 as the paper preset has it on a CPU, at 512 pixels, wherever it is in the hardware, or in vectors that make
+    it up. Without either (no AVX-512) a convolution takes some hundred times as long as in float32. Then float32, and
+    a quarter of the pixels for twice the bytes: all layers and all weights are the same.
+    """
+    seconds = {}
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            layer, x = torch.nn.Conv2d(320, 64, 3, padding=1).to(dtype), torch.ones(1, 320, 32, 32, dtype=dtype)
+            layer(x)
+            began = time.perf_counter()
+            layer(x)
+            seconds[dtype] = time.perf_counter() - began
+    return ("bf16", 512) if seconds[torch.bfloat16] < HALF_PRICE * seconds[torch.float32] else ("fp32", 256)
+
+
 def one_step(name: str, folder: Path, precision: str = "bf16", side: int = 512) -> dict[str, Any]:
     """Load the folder as the bench does, optimise SLiMe for one step, segment one picture.
 
@@ -33,6 +55,7 @@ def one_step(name: str, folder: Path, precision: str = "bf16", side: int = 512) 
     from slime_bench.schema import build
 
     settings = [f"backbone={name}", f"backbone.weights={folder}", f"trainer.precision={precision}"]
+    settings += [f"backbone.image_size={side}"]  # the data follow it
     settings += ["protocol.token_gate=0.0"]  # of random weights no class would pass it, and every score would be 0
     cfg = plan(["preset=paper", "data=pascal_part_car", "method=slime", *settings]).trials[0]
     clock, seconds = time.monotonic(), {}
@@ -76,4 +99,4 @@ def one_step(name: str, folder: Path, precision: str = "bf16", side: int = 512) 
 
 
 if __name__ == "__main__":  # in a process of its own, so that its memory is its own
-    print(json.dumps(one_step(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:4])))
+    print(json.dumps(one_step(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))))
