@@ -316,6 +316,7 @@ def test_memory_of_a_task(case: Case) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_memory_in_a_process_of_its_own(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     found = memory.measure_apart(case, "fast fp32", ["step"])
     assert found["step"].peak > found["step"].loaded > 1e7
