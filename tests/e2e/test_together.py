@@ -103,8 +103,8 @@ class TestNumbers:
             ours, theirs = (
                 load_file(each.folder(1, seed) / "state.safetensors")["embeddings"] for each in (batched, alone)
             )
-            # Adam divides a gradient by its own size. Where that is within rounding of zero, an element may take its step
-            # in the other direction; but such elements are few.
+            # Adam divides a gradient by its own size. Where that is within rounding of zero, an element may
+            # take its step in the other direction; but such elements are few.
             distance = (ours - theirs).abs()
             assert (distance < 5e-3).float().mean() > 0.9 and distance.median() < 1e-4
 
