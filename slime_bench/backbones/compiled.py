@@ -39,6 +39,7 @@ def compile_blocks(*networks: nn.Module, backend: str = INDUCTOR) -> int:
     """
     if backend == INDUCTOR:
         _check_compiler()
+        _keep_processors_apart()
     import torch._dynamo
 
     config = torch._dynamo.config
@@ -58,3 +59,17 @@ def _check_compiler() -> None:
             expected="one on the PATH, or named by the environment variable CXX",
             remedy="install one, e.g. `apt install g++`, or leave backbone.compile=false",
         )  # fmt: skip
+
+
+def _keep_processors_apart() -> None:
+    """Let the width of this processor's vectors enter the key of torch's store of compiled code.
+
+    The key has the settings and nothing of the processor. C++ that was written for vectors of 512 bits leaves half of
+    a result unwritten where it is compiled for 256, which gives NaN without a word, and writes beyond its end the other
+    way round; so it must not be found by a processor with other vectors that shares the store.
+    """
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    if config.cpp.simdlen is None:
+        config.cpp.simdlen = pick_vec_isa().bit_width()

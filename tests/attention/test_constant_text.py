@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from slime_bench.attention.constant_text import TEXTS, ConstantText
+from tests.fixtures.rounding import TINY, same
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ class TestInTheBackbone:
         for _ in range(2):
             found = tiny_backbone.predict_noise(noisy, t, text)
             plain = tiny_backbone.unet(noisy, t, text.expand(3, -1, -1).contiguous()).sample
-            torch.testing.assert_close(found, plain, rtol=0, atol=1e-6)
+            same(found, plain, **TINY)
             text.add_(0.5)
 
     def test_gradient_of_one_row_is_that_of_its_copies(self, tiny_backbone: Any, inputs: Any) -> None:
@@ -205,7 +206,7 @@ class TestInTheBackbone:
             loss = found.noise.square().mean() + sum(layer.key.square().mean() for layer in found.cross)
             gradients.append(torch.autograd.grad(loss, leaf)[0])
         assert gradients[1].abs().max() > 1e-4
-        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+        same(*gradients, **TINY)
 
     @torch.no_grad()
     def test_rows_of_their_own_stay_apart(self, tiny_backbone: Any, inputs: Any) -> None:
@@ -215,4 +216,4 @@ class TestInTheBackbone:
         for index in range(3):
             one = slice(index, index + 1)
             alone = tiny_backbone.predict_noise(noisy[one], t[one], rows[one])
-            torch.testing.assert_close(together[one], alone, rtol=0, atol=1e-5)
+            same(together[one], alone, **TINY)

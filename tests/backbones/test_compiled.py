@@ -6,17 +6,30 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 
 from slime_bench.backbones.compiled import BLOCKS, compile_blocks
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.errors import ConfigError
 from tests.attention.test_activations import gradient, inputs, load
+from tests.fixtures.rounding import TINY, same
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Stands for a processor's instructions."""
+
+    bits: int
+
+    def bit_width(self) -> int:
+        return self.bits
 
 
 @pytest.fixture
@@ -24,11 +37,12 @@ def dynamo() -> Iterator[None]:
     """Nothing of earlier compilations counts, and nothing of these is left, the limits included."""
     config = torch._dynamo.config
     limits = {name: getattr(config, name) for name in ("recompile_limit", "accumulated_recompile_limit")}
-    with config.patch(limits):
+    width = inductor.cpp.simdlen
+    with config.patch(limits), inductor.patch({"cpp.simdlen": width}):
         torch._dynamo.reset()
         counters.clear()
         yield
-    assert {name: getattr(config, name) for name in limits} == limits
+    assert {name: getattr(config, name) for name in limits} == limits and inductor.cpp.simdlen == width
     torch._dynamo.reset()
 
 
@@ -59,13 +73,13 @@ def test_no_graph_breaks_in_a_capture(tiny_sd: Path, again: bool) -> None:
     plain, traced = load(tiny_sd), load(tiny_sd, checkpoint_activations=again)
     compile_blocks(traced.unet, traced.vae.encoder, backend="aot_eager")
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(traced.encode(image, None), plain.encode(image, None), rtol=1e-4, atol=1e-5)
+    same(traced.encode(image, None), plain.encode(image, None), **TINY)
     for one, other in zip(gradient(traced, True, True), gradient(plain, True, True), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+        same(one, other, **TINY)
     noisy, t, text = inputs()
     with torch.inference_mode():
         found = [each.attention(noisy, t, text, with_noise=False).self_[-1].query for each in (traced, plain)]
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    same(*found, **TINY)
     assert counters["stats"]["unique_graphs"] > len(BLOCKS)
     assert not counters["graph_break"]
 
@@ -84,8 +98,25 @@ def test_compiled_code_computes_the_same(tiny_sd: Path) -> None:
         output = block(features, time)
         found.append([output, *torch.autograd.grad(output.square().mean(), features)])
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        same(one, other, terms=64 * 9, steps=6)  # two convolutions, two norms, the time's projection, a residual
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.usefixtures("dynamo")
+def test_processors_with_other_vectors_do_not_share_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's store does not look at the processor: what AVX-512 wrote gives NaN where it is compiled for AVX2."""
+    monkeypatch.setenv("CXX", sys.executable)
+    keys = []
+    for width in (256, 512):
+        monkeypatch.setattr("torch._inductor.cpu_vec_isa.pick_vec_isa", lambda bits=width: Vectors(bits))
+        with inductor.patch({"cpp.simdlen": None}):
+            compile_blocks(torch.nn.Identity())
+            keys.append(inductor.save_config_portable())
+            inductor.cpp.simdlen = 128
+            compile_blocks(torch.nn.Identity())
+            assert inductor.cpp.simdlen == 128, "what somebody chose stays"
+    differing = {name for name in keys[0] if keys[0][name] != keys[1][name]}
+    assert differing == {"cpp.simdlen"}, "the settings are in the key of the store"
 
 
 @pytest.mark.usefixtures("dynamo")

@@ -17,6 +17,7 @@ from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.errors import BackboneError
 from tests.fixtures.full_size import fill
 from tests.fixtures.ldm_format import checkpoint
+from tests.fixtures.rounding import TINY, same
 
 LAYERS = {"cross_layers": ["up_blocks.1.attentions.0"], "self_layers": ["up_blocks.3.attentions.0"]}
 STYLES = ["sd15", "sd21_base"]
@@ -100,7 +101,7 @@ class TestTheSameModel:
         assert len(expected) == 7
         for one, other in zip(found, expected, strict=True):
             assert other.abs().max() > 0.01
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+            same(one, other, **TINY)
 
     def test_every_tensor(self, small: tuple[Path, Path], configs: Path) -> None:
         folder, file = small

@@ -16,6 +16,7 @@ from slime_bench.backbones import locate as locating
 from slime_bench.backbones.locate import check_hashes, fingerprint, locate
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.errors import BackboneError
+from tests.fixtures.rounding import TINY, same
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -72,7 +73,7 @@ class TestWhatItComputes:
         short = tiny_backbone.attention(noisy, timesteps, text, with_noise=False)
         assert short.noise is None
         plain = tiny_backbone.predict_noise(noisy, timesteps, text.expand(2, -1, -1))
-        torch.testing.assert_close(whole.noise, plain, rtol=0, atol=1e-6)
+        same(whole.noise, plain, **TINY)
         assert [layer.query.shape[2] for layer in short.cross] == [16, 16, 64, 64]
         assert [layer.key.shape[2] for layer in short.cross] == [77] * 4
         assert [layer.key.shape[2] for layer in short.self_] == [256, 256]

@@ -28,10 +28,16 @@ from slime_bench.bench import reference_slime as oracle
 from slime_bench.methods.slime.inference import cross_maps, merge_patches, patch_boxes, patch_scores
 from slime_bench.methods.slime.losses import class_weights, cross_entropy, guided, was_error
 from slime_bench.methods.slime.method import Slime, SlimeConfig
+from tests.fixtures.rounding import TINY, rounding
 
 ROUNDING = 2.0**-9
-WAS_BAR = {torch.float32: 2e-6, torch.bfloat16: 4 * ROUNDING}
-GRADIENT_BAR = {torch.float32: 2e-5, torch.bfloat16: 2.0**-5}
+# Scores of an example are products of up to 16 numbers of size 1.5, and reach 10; products, softmax and mean round.
+SCORE_BAR = rounding(10.0, terms=16, steps=3)
+# A probability p moves by p (1 - p), a quarter at most, of what its score does; WAS is a mean of probabilities.
+MAP_BAR = SCORE_BAR / 4
+WAS_BAR = {torch.float32: MAP_BAR, torch.bfloat16: 4 * ROUNDING}
+# Relative: a gradient is made of products of two probabilities, each of which is off by a share of its score's error.
+GRADIENT_BAR = {torch.float32: 2 * SCORE_BAR, torch.bfloat16: 2.0**-5}
 GUIDANCE, ALPHA, BETA = 100.0, 1.0, 0.005
 
 
@@ -132,9 +138,9 @@ def test_maps(dtype: torch.dtype, slime_code: Any, shape: Shapes) -> None:
     one = Example(shape, dtype)
     cross, k = one.plain["cross"], shape.classes
     logits = one.logits(shape.grid)
-    close(logits, oracle.cross_maps(cross, k, shape.grid, softmax=False), 2e-6)
+    close(logits, oracle.cross_maps(cross, k, shape.grid, softmax=False), SCORE_BAR)
     found = cross_maps(one.ours["cross"], one.cross_grids, k, shape.size, slime_code)
-    close(found, oracle.cross_maps(cross, k, shape.size, softmax=True), 2e-6)
+    close(found, oracle.cross_maps(cross, k, shape.size, softmax=True), MAP_BAR)
     maps = logits.softmax(1)
     wanted = oracle.was(oracle.self_attention(one.plain["self"]), maps.double())
     close(was(one.ours["self"], maps), wanted, WAS_BAR[dtype])
@@ -158,11 +164,11 @@ def test_losses_and_their_gradients(dtype: torch.dtype, shape: Shapes) -> None:
     second = was_error(resize(was(one.ours["self"], one.logits(shape.grid).softmax(1)), shape.size), label, "mean")
     empty, text = predicted.chunk(2)
     third = F.mse_loss(guided(text, empty, GUIDANCE), noise)
-    close(first, wanted.cross_entropy, 1e-5)
+    close(first, wanted.cross_entropy, 2 * SCORE_BAR)  # a logit, and the logarithm of a sum over them
     # Each pixel's K differences sum to 2 at most, so its K squares move by at most 4 times the error of WAS.
     close(second, wanted.was, 4 * WAS_BAR[dtype])
     close(third, wanted.diffusion, 1e-5)
-    close(first + ALPHA * second + BETA * third, wanted.total, 4 * WAS_BAR[dtype] + 1e-5)
+    close(first + ALPHA * second + BETA * third, wanted.total, 4 * WAS_BAR[dtype] + 2 * SCORE_BAR + 1e-5)
     for ours, theirs, bar in (
         (first, wanted.cross_entropy, 2 * ROUNDING if dtype == torch.bfloat16 else GRADIENT_BAR[dtype]),
         (second, wanted.was, GRADIENT_BAR[dtype]),
@@ -197,8 +203,8 @@ def test_patched_prediction(
 def rounding_decides(maps: torch.Tensor, gate: float) -> bool:
     """Whether a pixel lies at its map's mean, or a class at the gate."""
     flat = maps.flatten(2)
-    at_mean = (flat - flat.mean(2, keepdim=True)).abs().min() < 1e-6
-    return bool(at_mean) or bool((flat.amax(2) - gate).abs().min() < 1e-6)
+    at_mean = (flat - flat.mean(2, keepdim=True)).abs().min() < MAP_BAR
+    return bool(at_mean) or bool((flat.amax(2) - gate).abs().min() < MAP_BAR)
 
 
 def least_range(maps: torch.Tensor, matrix: torch.Tensor) -> float:
@@ -266,6 +272,6 @@ def test_the_storing_processor_is_the_models_own_attention(tiny_backbone: Any, n
         stored = oracle.both_halves(
             tiny_backbone.unet, tiny_backbone.cross_names, tiny_backbone.self_names, latents, timesteps, empty, text
         )
-    close(stored.noise, plain.double(), 1e-5)
+    close(stored.noise, plain.double(), rounding(1.0, **TINY))
     assert [x.grid for x in stored.cross] == [(4, 4), (4, 4), (8, 8), (8, 8)]
     assert [x.scores.shape for x in stored.self_] == [(4, 2, 256, 256)] * 2

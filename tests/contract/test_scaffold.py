@@ -19,6 +19,7 @@ from packaging.version import Version
 
 from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
+from tests.fixtures.plain_make import run_make
 
 PACKAGES = ("slime_bench", "data_prep")
 TARGETS = {
@@ -126,11 +127,17 @@ class TestVersions:
 
 
 class TestMakefile:
-    def make(self, repository: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-        return subprocess.run(
-            ["make", *arguments], cwd=repository, capture_output=True, text=True, check=False, env=clean | environment
-        )
+    make = staticmethod(run_make)
+
+    def test_nothing_of_an_outer_make_reaches_one_that_a_test_starts(
+        self, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As under `make test ARGS=... SUBJECT=...`, which exports both, and once more within MAKEFLAGS."""
+        usual = self.make(repository, "--dry-run", "report").stdout
+        monkeypatch.setenv("MAKEFLAGS", " -k -- ARGS=--subject\\ horse OUTPUTS=elsewhere")
+        monkeypatch.setenv("ARGS", "--subject horse")
+        monkeypatch.setenv("PYTHON", "no-such-python")
+        assert "slime-bench report" in usual and self.make(repository, "--dry-run", "report").stdout == usual
 
     def test_help_is_the_default_and_lists_every_target(self, repository: Path) -> None:
         done = self.make(repository)

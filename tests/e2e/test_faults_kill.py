@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.release
+
 SCRIPT = Path(__file__).with_name("kill_rounds.py")
 ROUNDS = 20
 

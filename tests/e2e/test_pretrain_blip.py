@@ -17,6 +17,7 @@ from data_prep.pretrain.blip_captions import Caption
 from data_prep.pretrain.blip_losses import by_tile, pack
 from data_prep.pretrain.blip_models import build_blip, build_tokenizer
 from slime_bench.data.mini_world.render import SUBJECTS, render, vocabulary
+from tests.fixtures.rounding import same
 
 
 @pytest.fixture
@@ -199,4 +200,4 @@ def test_packed_captions_are_read_as_alone() -> None:
             **{key: tokenizer(text, return_tensors="pt")[key] for key in ("input_ids", "attention_mask")},
             encoder_hidden_states=states[image : image + 1],
         ).last_hidden_state[:, 0]
-        torch.testing.assert_close(hidden[row : row + 1], alone, rtol=0, atol=1e-5)
+        same(hidden[row : row + 1], alone, terms=64, steps=20)  # two layers of ten products and norms

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import command
+from tests.fixtures.plain_make import run_make
 from tests.fixtures.twins.celebamask import write_celebamask_twin
 from tests.fixtures.twins.pascal import EXPECTED, KEPT, expected, write_pascal_twin
 
@@ -49,11 +50,8 @@ def make(repository: Path, place: Path):  # type: ignore[no-untyped-def]
         pytest.skip("the commands run in .venv, which `make setup` has not finished")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
         places = {"SLIME_BENCH_DATA": str(place / "data"), "SLIME_BENCH_OUTPUTS": str(place / "outputs")}
-        return subprocess.run(
-            ["make", *arguments], cwd=repository, capture_output=True, text=True, check=False, env=clean | places
-        )
+        return run_make(repository, *arguments, **places)
 
     return run
 

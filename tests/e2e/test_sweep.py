@@ -103,6 +103,7 @@ class TestProcesses:
         assert products(bench) == {name: content for name, content in products(swept[0]).items() if "/1-shot/" in name}
 
     @pytest.mark.slow
+    @pytest.mark.release
     def test_the_workers_of_joblib_give_the_same_bytes(
         self, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -19,6 +19,7 @@ from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod, label_maps
 from slime_bench.methods.slime.config import LossWeights, SlimeConfig, Start, check_settings
 from slime_bench.methods.slime.method import Slime
+from tests.fixtures.rounding import TINY, rounding, same
 
 CLASSES = ["background", "wheel", "window"]
 SIZE = 64
@@ -247,13 +248,11 @@ class TestScores:
         order = [2, 0, 1]
         shuffled = method.scores(images[order], [ids[index] for index in order])
         for place, index in enumerate(order):
-            torch.testing.assert_close(shuffled[place], together[index], rtol=0, atol=1e-5)
+            same(shuffled[place], together[index], **TINY, magnitude=1.0)
         for index, name in enumerate(ids):
-            torch.testing.assert_close(
-                method.scores(images[index : index + 1], [name])[0], together[index], rtol=0, atol=1e-5
-            )
+            same(method.scores(images[index : index + 1], [name])[0], together[index], **TINY, magnitude=1.0)
         renamed = method.scores(images, ["x", "y", "z"])
-        assert (renamed - together).abs().max() > 1e-5  # the noise is keyed by the name
+        assert (renamed - together).abs().max() > 10 * rounding(1.0, **TINY)  # the noise is keyed by the name
 
     def test_maps_of_cross_attention_alone(self, make: Any) -> None:
         images = batch()["image"]
@@ -316,7 +315,7 @@ class TestSwitchesOfTheTestSide:
         """With the empty prompt in the place of the classes both halves are one and the same."""
         images = batch()["image"]
         one, both = (make(protocol={"halves": halves}, start=Start(word="")) for halves in ("conditional", "both"))
-        torch.testing.assert_close(both.scores(images, ["a", "b"]), one.scores(images, ["a", "b"]))
+        same(both.scores(images, ["a", "b"]), one.scores(images, ["a", "b"]), **TINY, magnitude=1.0)
         losses = [method.training_step(batch(), 0) for method in (one, both)]
         torch.testing.assert_close(losses[0], losses[1])
         losses[1].backward()
@@ -356,7 +355,7 @@ class TestMemoryBudget:
         for per_call, expected in ((100, [12]), (5, [5, 5, 2]), (1, [1] * 12)):
             sizes.clear()
             monkeypatch.setattr(method.backbone, "images_per_call", lambda _, n=per_call: n)
-            torch.testing.assert_close(method.scores(images, ids), whole, rtol=0, atol=1e-5)
+            same(method.scores(images, ids), whole, **TINY, magnitude=1.0)
             assert sizes == expected
 
 

@@ -35,7 +35,7 @@ IOU = 1e-6
 # Bars of our own, where it suggests none.
 NORM = 1e-5  # relative, of a score tensor's L2 norm
 HALF = 2**-12  # rounding of a margin below 1 that was stored as float16
-TIED = 2e-5  # a pixel whose best two classes are as close as that may have either label in an IoU of our own labels
+TIED = NEAR_TIE  # a pixel whose best two classes are as close as that may have either label in an IoU of our own labels
 APART = 10  # times the bar: how far off a wrong step must be
 
 MODES = Golden(chosen_folder()).modes or ["none"]  # with `none` the fixture `golden` says what is missing

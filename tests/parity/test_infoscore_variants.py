@@ -17,6 +17,7 @@ FED = ("_pred", "_label", "pred_crf", "margin_crf")
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_suite_passes_on_other_numbers_and_notices_changed_ones(tmp_path: Path) -> None:
     other = tmp_path / "other"
     fresh(other)

@@ -9,6 +9,7 @@ from slime_bench.bench.duel import duel
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_memory_linear_way_takes_less_and_segments_the_same() -> None:
     case = Case("mini", 256, 6, "mini_sd")  # 64 x 64 positions, as SD at 512
     plain, ours = duel(case, ["reference", "fast fp32"], ["inference"], rounds=1)

@@ -55,7 +55,9 @@ from tests.parity.models import (
 from tests.parity.pure import check_iou_cases, check_metric, check_patch_boxes, check_random_crops, utilities
 from tests.parity.table import Checks
 
-# Bars that the folder's README suggests for a float32 re-implementation fed the stored draws.
+# Bars that the folder's README suggests for a float32 re-implementation fed the stored draws. Each is about five times
+# or more what the recorder's own float32 is away from float64 (its section "Tolerances observed"): so much rounding the
+# operation makes on these weights, whichever kernels do it, and a mistake is off by the values themselves.
 NOISE_PRED = 2e-4
 LOGITS = 5e-4
 PROBABILITIES = 5e-5
@@ -66,14 +68,19 @@ GRADIENT = 5e-3
 PATCHED_MAPS = 2e-4
 NEAR_TIE = 1e-3
 FIRST_EMBEDDINGS = 1e-3
-LATER_EMBEDDINGS, LATER_MEDIAN = 0.1, 1e-2
-LATER_LOSS = 1e-3
-# Bars of our own, where it suggests none.
-VAE = 1e-4  # posterior mean and std; it saw 8.6e-6 between two versions of diffusers, at values up to 24
-LATENTS = 1e-5
+# Bars of our own, where it suggests none; where they speak of float64, made in the same way.
+VAE = 2e-4  # posterior mean and std at values up to 13; the stored mean is 2.6e-5 from float64
+LAYER_LOGITS = 1e-3  # of one layer, where LOGITS are for the mean of five: the stored ones are 2.0e-4 from float64
+# Raw scores, of the standard deviation of their layer: the stored ones are up to 1.3e-4 of it from float64, in the last
+# self-attention, which comes after all other layers. No bar is below LOGITS.
+RAW = 7e-4
+# Sums over all of attention, relative L2: the stored ones are 7.9e-5 from float64, as the softmax turns the error of a
+# score into one of its probability's share.
+SUMS = 4e-4
 WEIGHTS = 1e-6  # relative: counts and one division in float32
 LEVELS = 0  # of 255
 IOU = 1e-6  # float32 and an epsilon of 1e-7 there, float64 here
+UPDATE = 1e-5  # Adam in float32 from the stored gradients: some roundings of numbers up to 4, a step of 0.1 each
 TRANSPOSED = 100  # times the bar of WAS: how far off the transposed product must be
 
 FOUND = Golden(chosen_folder())
@@ -129,10 +136,15 @@ def check_latents(check: Checks, want: Arrays, golden: Golden, backbone: GoldenB
     std = backbone.encode(golden.image, torch.ones_like(mean)) - mean
     check.absolute("vae_post_std", std / scale, want["vae_post_std"], VAE)
     latents = backbone.encode(golden.image, want.tensor("vae_eps"))
-    check.absolute("latents", latents, want["latents"], LATENTS)
+    check.absolute("latents", latents, want["latents"], latents_bar(backbone))
     noisy = backbone.add_noise(latents, want.tensor("noise"), want.tensor("t").long())
-    check.absolute("latents_noisy", noisy, want["latents_noisy"], LATENTS)
+    check.absolute("latents_noisy", noisy, want["latents_noisy"], latents_bar(backbone))
     return noisy
+
+
+def latents_bar(backbone: GoldenBackbone) -> float:
+    """Latents are the scaled posterior mean, its error with it; the std's, and adding noise, change that by less."""
+    return VAE * float(backbone.vae.config.scaling_factor)
 
 
 def layers(*passes: DiffusionAttention) -> list[LayerAttention]:
@@ -153,10 +165,11 @@ def check_raw_scores(check: Checks, want: Arrays, found: dict[str, LayerAttentio
         check.exactly(f"{name}/shape", shape, want[f"{name}/shape"], "raw/*/shape")
         stats = torch.tensor(score_statistics(query, key, scale))
         check.absolute(f"{name}/stats", stats, want[f"{name}/stats"], LOGITS, "raw/*/stats")
+        bar = max(LOGITS, RAW * float(want[f"{name}/stats"][1]))
         for half, row in (("uncond_slice", 0), ("cond_slice", 1)):
             theirs = want[f"{name}/{half}"]
             ours = key[row, 0, : len(theirs)] @ query[row, 0, query.shape[2] // 2] * scale
-            check.absolute(f"{name}/{half}", ours, theirs, LOGITS, f"raw/*/{half}")
+            check.absolute(f"{name}/{half}", ours, theirs, bar, f"raw/*/{half}")
 
 
 def logits_of(found: DiffusionAttention, num_classes: int, size: Sequence[int]) -> torch.Tensor:
@@ -173,7 +186,7 @@ def check_maps(check: Checks, want: Arrays, found: DiffusionAttention, k: int, p
     check.absolute("cross_logits", logits[0], want["cross_logits"], LOGITS)
     if "cross_logits_per_layer" in want:
         ours = torch.cat([resize(class_logits(layer, k, grid), tuple(size)) for layer, grid in pairs])
-        check.absolute("cross_logits_per_layer", ours, want["cross_logits_per_layer"], LOGITS)
+        check.absolute("cross_logits_per_layer", ours, want["cross_logits_per_layer"], LAYER_LOGITS)
     if "cross_probs_testmode" in want:
         ours = cross_maps(found.cross, found.cross_grids, k, tuple(size), protocol)[0]
         check.absolute("cross_probs_testmode", ours, want["cross_probs_testmode"], PROBABILITIES)
@@ -197,10 +210,10 @@ def check_maps(check: Checks, want: Arrays, found: DiffusionAttention, k: int, p
     deltas[0, range(len(points)), places] = 1
     check.absolute("self_cols", was(found.self_, deltas.unflatten(2, grid))[0], want["self_cols"], SELF_ROWS)
     if "self_keysum" in want:
-        check.relative("self_keysum", matrix.sum(0).view(grid), want["self_keysum"], SELF_ROWS)
+        check.relative("self_keysum", matrix.sum(0).view(grid), want["self_keysum"], SUMS)
     if "transposed_product" in want:
         wrong = oracle.was(matrix.T[None], probabilities)[0]
-        check.relative("transposed_product", wrong, want["transposed_product"], SELF_ROWS)
+        check.relative("transposed_product", wrong, want["transposed_product"], SUMS)
         distance = float((accumulated - want.tensor("transposed_product")).abs().max())
         check.more("was against transposed_product", "max abs", distance, TRANSPOSED * WAS)
 
@@ -269,21 +282,33 @@ def train_iou(prediction: torch.Tensor, label: torch.Tensor, num_classes: int) -
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_optimisation(golden: Golden, backbone_of: Load, protocol: SlimeProtocol, checks: Start, flavour: str) -> None:
-    """The bench's own training step and optimiser, step after step from the stored start."""
+    """The bench's own training step and optimiser: the first step from the stored start, and all updates from the
+    stored gradients. (Adam divides a gradient by its own size: in several steps of our own, rounding would grow about
+    fivefold in each, until other kernels lead to other embeddings.)"""
     want = golden.arrays(f"{flavour}_traj")
     method = trajectory_method(golden, backbone_of(flavour), protocol, want)
     optimiser = method.configure_optimizers()
     with checks(f"{flavour}_traj") as check:
-        for step in range(len(want["loss"])):
-            optimiser.zero_grad()
-            train(method, golden, want, step).backward()
-            part, bar = ("step 1", LOSS) if step == 0 else ("later steps", LATER_LOSS)
-            check_logged(check, want, step, method, part, bar)
-            if step == 0:
-                assert method.embeddings.grad is not None
-                check.relative("grad[0]", method.embeddings.grad, want["grad"][0], GRADIENT, "step 1 grad")
+        train(method, golden, want, 0).backward()
+        check_logged(check, want, 0, method, "step 1", LOSS)
+        assert method.embeddings.grad is not None
+        gradient = want.tensor("grad")[0]
+        check.relative("grad[0]", method.embeddings.grad, gradient, GRADIENT, "step 1 grad")
+        optimiser.step()
+        # A gradient within GRADIENT has the sign of the stored one in all elements that are larger than its distance,
+        # and the first step is the learning rate with that sign.
+        sure = gradient.abs() > GRADIENT * gradient.norm()
+        check.more("elements of a sure sign", "share", float(sure.float().mean()), 0.3)
+        ours, theirs = method.embeddings[sure], want.tensor("embeddings")[0][sure]
+        check.absolute("embeddings[0]", ours, theirs, FIRST_EMBEDDINGS, "step 1 embeddings")
+
+        method = trajectory_method(golden, backbone_of(flavour), protocol, want)
+        optimiser = method.configure_optimizers()
+        for step, gradient in enumerate(want.tensor("grad")):
+            method.embeddings.grad = gradient.clone()
             optimiser.step()
-            check_update(check, want, step, method.embeddings)
+            theirs = want["embeddings"][step]
+            check.absolute(f"embeddings[{step}]", method.embeddings, theirs, UPDATE, "updates by the stored gradients")
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -321,16 +346,6 @@ def check_logged(check: Checks, want: Arrays, step: int, method: FedSlime, part:
     names = {"cross_entropy": "loss1", "was": "loss2", "diffusion": "sd_loss", "loss": "loss"}
     for ours, theirs in names.items():
         check.relative(f"{theirs}[{step}]", method.logged[f"train/{ours}"], want[theirs][step], bar, f"{part} {theirs}")
-
-
-def check_update(check: Checks, want: Arrays, step: int, embeddings: torch.Tensor) -> None:
-    """Adam divides a gradient by its own size, so rounding grows about fivefold per step: the first one is sharp."""
-    name, theirs = f"embeddings[{step}]", want["embeddings"][step]
-    if step == 0:
-        check.absolute(name, embeddings, theirs, FIRST_EMBEDDINGS, "step 1 embeddings")
-    else:
-        check.absolute(name, embeddings, theirs, LATER_EMBEDDINGS, "later steps embeddings")
-        check.median(name, embeddings, theirs, LATER_MEDIAN, "later steps embeddings")
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -465,7 +480,8 @@ def check_patches(
     for name, index in (("latents0", 0), ("latents_last", len(boxes) - 1)):
         y0, y1, x0, x1 = boxes[index]
         patch = resize(golden.image[:, :, y0:y1, x0:x1], (golden.side, golden.side))
-        check.absolute(name, backbone.encode(patch, draws.posterior[index : index + 1]), want[name], LATENTS)
+        latents = backbone.encode(patch, draws.posterior[index : index + 1])
+        check.absolute(name, latents, want[name], latents_bar(backbone))
     check.absolute("prob_max", cross.amax((2, 3)), want["prob_max"], PROBABILITIES)
     check.absolute("prob_min", cross.amin((2, 3)), want["prob_min"], PROBABILITIES)
     check.absolute("prob_mean", cross.mean((2, 3)), want["prob_mean"], PROBABILITIES)

@@ -36,6 +36,7 @@ def outputs(file: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_suite_passes_on_other_numbers(other: Path, tmp_path: Path) -> None:
     status, output, rows = run_suite(SUITE, VARIABLE, other, tmp_path)
     assert status == 0, output[-3000:]
@@ -44,6 +45,7 @@ def test_suite_passes_on_other_numbers(other: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_suite_notices_every_changed_array(other: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(other, changed)

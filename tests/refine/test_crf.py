@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slime_bench.config.typed import typed
+from slime_bench.config.read import read
 from slime_bench.errors import ConfigError, DataError
 from slime_bench.refine import crf
 from slime_bench.refine.crf import CrfConfig, crf_kernel, mean_field
@@ -402,10 +402,10 @@ class TestMistakes:
     @pytest.mark.parametrize("values", [{"window": 14}, {"blur": 0}, {"radius": 7}, {"window": "15"}])
     def test_bad_settings_from_a_file(self, values: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match=f"crf.{next(iter(values))}"):
-            typed(CrfConfig, values, "method.crf")
+            read(CrfConfig, values, "method.crf")
 
     def test_settings_from_a_file(self) -> None:
-        found = typed(CrfConfig, {"enabled": False, "iterations": 0, "colour_scale": 1}, "method.crf")
+        found = read(CrfConfig, {"enabled": False, "iterations": 0, "colour_scale": 1}, "method.crf")
         assert found == CrfConfig(enabled=False, iterations=0, colour_scale=1.0)
 
     @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from slime_bench.report.provenance import provenance
 from slime_bench.report.published import load_published
 from slime_bench.results import identity
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, from_counts, write_per_image, write_result
+from tests.fixtures.plain_make import run_make
 
 FINGERPRINTS = {"backbone": "ab" * 32, "data": "cd" * 32}
 CAR = ["background", "body", "light", "plate", "wheel", "window"]
@@ -632,15 +632,8 @@ def checkout(repository: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(
-        ["make", *arguments], cwd=root, capture_output=True, text=True, check=False, env=clean | environment
-    )
-
-
 def test_make_runs_the_sweep_and_then_the_table(checkout: Path) -> None:
-    done = make(checkout, "ablation-t_opt", "SUBJECT=horse", "PRESET=paper", "ARGS=seed=0 trainer=cpu")
+    done = run_make(checkout, "ablation-t_opt", "SUBJECT=horse", "PRESET=paper", "ARGS=seed=0 trainer=cpu")
     assert done.returncode == 0, done.stderr
     assert (checkout / "calls").read_text().splitlines() == [
         "--multirun experiment=paper_horse ablation=t_opt seed=0 trainer=cpu",
@@ -665,16 +658,16 @@ def test_make_says_how_it_ended(
         file = checkout / "outputs/runs/mini_car/slime/10-shot/seed0-0123456789abcdef/result.json"
         file.parent.mkdir(parents=True)
         file.touch()
-    done = make(checkout, "ablation-lr", TRIALS=str(trials), REPORT=str(report_code))
+    done = run_make(checkout, "ablation-lr", TRIALS=str(trials), REPORT=str(report_code))
     assert (done.returncode == 0) is passes
     assert ("report" in (checkout / "calls").read_text()) is reported
 
 
 def test_make_knows_every_ablation(repository: Path, checkout: Path) -> None:
     names = sorted(path.stem for path in (repository / "conf" / "ablation").glob("*.yaml"))
-    assert make(checkout, "ablation-all").returncode == 0
+    assert run_make(checkout, "ablation-all").returncode == 0
     calls = (checkout / "calls").read_text()
-    listed = set(re.findall(r"^  (\S+)", make(checkout).stdout, re.MULTILINE))
+    listed = set(re.findall(r"^  (\S+)", run_make(checkout).stdout, re.MULTILINE))
     for name in names:
         assert f"--multirun experiment=mini_car ablation={name} " in f"{calls} ".replace("\n", " ")
         assert f"ablation-{name}" in listed
