@@ -107,15 +107,19 @@ def _finished(spec: TrialSpec) -> TrialEnd | None:
 
 
 def _computed(spec: TrialSpec, fitted: dict[str, Any] | None) -> TrialResult:
+    cfg, folder = spec.cfg, spec.folder
+    _prepare(folder, cfg)
+    with closed_logger(cfg, folder, spec.fingerprints), recorded_failure(folder):
+        return _compute(spec, fitted)
+
+
+def _compute(spec: TrialSpec, fitted: dict[str, Any] | None) -> TrialResult:
     """Fit, test, write."""
     from slime_bench.trial.fitting import backbone_of, method_of, threads
 
-    cfg, folder = spec.cfg, spec.folder
-    _prepare(folder, cfg)
-    logged = closed_logger(cfg, folder, spec.fingerprints)
-    with logged, recorded_failure(folder), threads(cfg.trainer.threads, cfg.trainer.deterministic):
-        began = time.monotonic()
-        reset_peaks(cfg.trainer.device)
+    cfg, began = spec.cfg, time.monotonic()
+    reset_peaks(cfg.trainer.device)
+    with threads(cfg.trainer.threads, cfg.trainer.deterministic):
         spec.data.setup()  # mistakes in the data come before the backbone is loaded
         with backbone_of(spec) as backbone:
             method = method_of(spec, backbone, keep_maps=cfg.save_maps)

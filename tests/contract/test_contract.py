@@ -24,7 +24,7 @@ from PIL import Image
 import slime_bench.methods
 from slime_bench.backbones.vlm import VlmBackbone, VlmFacts
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import build, config_class, load_target, parse
+from slime_bench.config.schema import config_class
 from slime_bench.data.mini_world import render as mini_world
 from slime_bench.errors import BackboneError, ConfigError, DataError
 from slime_bench.methods.base import SegmentationMethod
@@ -32,7 +32,7 @@ from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
 from slime_bench.methods.slime.protocol import SlimeProtocol
 from slime_bench.metrics.iou import CONVENTIONS
 from slime_bench.paths import config_dir
-from slime_bench.trial import spec as known
+from slime_bench.trial import spec
 from tests.backbones.test_albef import random_state
 from tests.backbones.test_albef import run as convert_albef
 from tests.backbones.test_albef import save as save_checkpoint
@@ -213,17 +213,15 @@ def tiny_weights(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Map
 
 @pytest.mark.parametrize("name", options("backbone"))
 def test_backbone(name: str, tiny_weights: Mapping[str, Path]) -> None:
-    usual = trial(f"backbone={name}").backbone
-    target = load_target(usual._target_)
+    cfg = trial(f"backbone={name}", f"backbone.weights={tiny_weights[name]}", f"backbone.image_size={SIZE}")
+    node, target = cfg.backbone, cfg.parts["backbone"]
     assert {"name", "weights", "image_size"} <= {field.name for field in dataclasses.fields(config_class(target))}
-    assert parse(usual).weights == usual.weights
-    node = trial(f"backbone={name}", f"backbone.weights={tiny_weights[name]}", f"backbone.image_size={SIZE}").backbone
-    fingerprint = target.content_hash_of(parse(node))
-    assert len(fingerprint) == 64 and fingerprint == target.content_hash_of(parse(node))
-    backbone = build(node)
+    fingerprint = target.content_hash_of(node)
+    assert len(fingerprint) == 64 and fingerprint == target.content_hash_of(node)
+    backbone = cfg.build("backbone")
     assert not any(value.requires_grad for value in backbone.parameters())
-    if issubclass(target, VlmBackbone):
-        check_vlm(backbone, target.describe(parse(node)))
+    if isinstance(backbone, VlmBackbone):
+        check_vlm(backbone, target.describe(node))
     else:
         check_diffusion(backbone, node)
 
@@ -312,12 +310,11 @@ def make(tiny_weights: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> C
         backbone, small = SMALL_METHODS[name]
         weights = [f"backbone={backbone}", f"backbone.weights={tiny_weights[backbone]}", f"backbone.image_size={SIZE}"]
         cfg = trial(f"method={name}", *weights, *small, *overrides)
-        arguments = {"protocol": build(cfg.protocol), "backbone": build(cfg.backbone), "classes": CLASSES, "seed": seed}
-        method_class = load_target(cfg.method._target_)
-        facts = known.backbone_facts(cfg.backbone)
-        method_class.check(parse(cfg.method), facts, CLASSES, SIZE, cfg.shots)
+        parts = {name: cfg.build(name) for name in ("protocol", "backbone")}
+        method_class = cfg.parts["method"]
+        method_class.check(cfg.method, spec.backbone_facts(cfg), CLASSES, SIZE, cfg.shots)
         assert cfg.shots >= method_class.least_shots
-        method = build(cfg.method, **arguments)
+        method = cfg.build("method", **parts, classes=CLASSES, seed=seed)
         method.prepare(StandInData(cfg.shots), "cpu")
         for function in ("log", "log_dict"):
             monkeypatch.setattr(method, function, lambda *_, **__: None, raising=False)
@@ -392,7 +389,7 @@ def test_parts_of_different_papers_do_not_go_together(method: str, backbone: str
     ):
         cfg = trial(f"method={method}", *overrides)
         with pytest.raises(ConfigError, match="cannot use this") as caught:
-            known.check_parts(cfg, load_target(cfg.method._target_), load_target(cfg.backbone._target_))
+            spec.check_parts(cfg)
         assert "preset=mini_infoscore" in str(caught.value.remedy)
 
 
@@ -505,7 +502,7 @@ def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     own = [f"data.root={tmp_path}/own", "data.classes=[background,body,light,plate,wheel,window]"]
     small = ["shots=2", "data.batch_size=2", "data.val_size=2", "data.validation=val"]
     cfg = trial(f"data={name}", f"data_root={tmp_path}", *small, *(own if name == "folder" else []))
-    data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
+    data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
     if name in STAND_INS:
         with pytest.raises(DataError) as caught:
             data.prepare_data()
@@ -513,7 +510,7 @@ def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         place, subject, write = STAND_INS[name]
         assert Path(cfg.data.root) == tmp_path / place and cfg.data.subject in (subject, "any")
         write(tmp_path / place, subject)
-        data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
+        data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
     data.setup()
     assert len(data.fingerprint()) == 64 and len(data.support_ids) == 2 * data.images_per_shot

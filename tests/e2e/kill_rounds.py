@@ -106,11 +106,10 @@ class Sweeps:
         import torch
 
         from slime_bench.config import compose
-        from slime_bench.config.schema import build
         from slime_bench.trial import runner as trial  # noqa: F401
 
         torch.set_num_threads(1)
-        build(compose.plan([each for each in self.settings]).trials[0].backbone)
+        compose.plan([each for each in self.settings]).trials[0].build("backbone")
         assert lightning
 
 

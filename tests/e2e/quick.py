@@ -11,17 +11,16 @@ import torch
 
 from slime_bench.config.compose import Plan
 from slime_bench.metrics.iou import IouCounts
+from slime_bench.results import identity
 from slime_bench.results import result as results
 from slime_bench.results.result import TrialResult
 from slime_bench.results.status import TrialStatus
-from slime_bench.sweep.control import wait_for_others
-from slime_bench.sweep.job import Job, Task
-from slime_bench.sweep.launchers import InProcess
-from slime_bench.sweep.outcome import Outcome
+from slime_bench.sweep.job import Task
+from slime_bench.sweep.job_result import JobResult
+from slime_bench.sweep.launcher import Command
 from slime_bench.sweep.status import Sweep
-from slime_bench.sweep.telling import summarise
 from slime_bench.trial import runner as trial
-from slime_bench.trial.spec import Known
+from slime_bench.trial.spec import TrialSpec
 
 
 class Quick:
@@ -36,15 +35,16 @@ class Quick:
         self.computed: list[tuple[int, int]] = []
         self.before = lambda cfg: None
 
-    def __call__(self, known: Known, *_: Any) -> TrialResult:
-        cfg, data, folder = known.cfg, known.data, known.folder
+    def __call__(self, spec: TrialSpec, *_: Any) -> TrialResult:
+        cfg, data, folder = spec.cfg, spec.data, spec.folder
         self.before(cfg)
         draw = torch.Generator().manual_seed(100 * cfg.shots + cfg.seed)
         shape = (5, len(data.classes))
         union = torch.randint(10, 20, shape, generator=draw)
         counts = IouCounts(torch.randint(0, 10, shape, generator=draw), union, torch.ones(shape, dtype=torch.bool))
         result = results.from_counts(
-            counts, config=known.plain, fingerprints=known.fingerprints, method=cfg.method.name,
+            counts, config=identity.recorded(cfg), signature=spec.signature, fingerprints=spec.fingerprints,
+            series=identity.series(cfg, spec.fingerprints), method=cfg.method.name,
             backbone=cfg.backbone.name, data=cfg.data.name, subject=cfg.data.subject, shots=cfg.shots, seed=cfg.seed,
             preset=cfg.preset, protocol=cfg.protocol.name, classes=data.classes,
         )  # fmt: skip
@@ -70,24 +70,16 @@ class Direct:
 
     def trials(self, **values: Any) -> list[Task]:
         """Its trials with other values of keys of the configuration's first level."""
-        found = []
-        for index, (name, cfg) in enumerate(zip(self.plan.names, self.plan.trials, strict=True)):
-            own = cfg.copy()
-            own.update({"output_root": str(self.outputs), **values})
-            found.append(Task(index, name, own))
-        return found
+        pairs = zip(self.plan.names, self.plan.trials, strict=True)
+        own = {"output_root": str(self.outputs), **values}
+        return [Task(index, name, cfg.replace(**own)) for index, (name, cfg) in enumerate(pairs)]
 
-    def __call__(self, **values: Any) -> dict[int, Outcome]:
+    def __call__(self, **values: Any) -> dict[int, JobResult]:
         """Run them one after another, as `launcher=sequential` does."""
-        tasks = {task.index: task for task in self.trials(**values)}
-        job = Job(self.outputs / "hydra" / "direct", self.plan.names, recorded=True)
-        runner = InProcess(job)
-        outcomes = {each.index: each for each in runner.run(list(tasks.values()))}
-        outcomes = wait_for_others(outcomes, tasks, runner)
-        summarise(outcomes, self.plan.names)
-        return outcomes
+        trials = [task.cfg.replace(launcher={"trials_per_batch": 1}) for task in self.trials(**values)]
+        return dict(enumerate(Command().run(trials, self.plan.names, self.outputs / "hydra" / "direct")))
 
     def states(self, **values: Any) -> list[TrialStatus]:
         """What `slime-bench status` says of them."""
         sweep = Sweep()
-        return [sweep.state(task.cfg, task.name) for task in self.trials(**values)]
+        return [sweep.status(task.cfg, task.name) for task in self.trials(**values)]

@@ -24,7 +24,7 @@ from slime_bench.config import compose
 from slime_bench.config.compose import Plan
 from slime_bench.lock import held
 from slime_bench.results.environment import ENVIRONMENT_FILE
-from slime_bench.sweep.outcome import Outcome
+from slime_bench.sweep.job_result import JobResult
 from slime_bench.trial import runner as trial
 from slime_bench.trial import spec as known
 from tests.e2e.conftest import Bench, command, contents
@@ -340,8 +340,8 @@ class TestOtherProcesses:
 
 
 def _with_reaction(
-    run: Callable[[], dict[int, Outcome]], word: str, react: Callable[[], None]
-) -> tuple[dict[int, Outcome], str]:
+    run: Callable[[], dict[int, JobResult]], word: str, react: Callable[[], None]
+) -> tuple[dict[int, JobResult], str]:
     """Call `run`, and `react` when it says `word` on stderr; the outcomes and all that it said."""
 
     class Listener:
