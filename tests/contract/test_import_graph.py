@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -296,3 +297,9 @@ class TestChecker:
         self.write(tree, "slime_bench/__init__.py", "import wandb\n")
         _, _, heavy = self.check(tree)
         assert any(each.endswith("slime_bench -> wandb") for each in heavy)
+
+
+def test_the_figure_of_the_rooms_is_the_codes(repository: Path) -> None:
+    """docs/figures/rooms.svg is drawn from the imports; `python docs/architecture.py` draws it anew."""
+    script = runpy.run_path(str(repository / "docs" / "architecture.py"))
+    assert script["svg"](script["edges"]()) == (repository / "docs" / "figures" / "rooms.svg").read_text()
