@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from slime_bench.attention.capture import LayerAttention, Recording, Ride, capture, named_layer
+from slime_bench.attention.capture import ExtraValues, LayerAttention, Recording, capture, named_layer
 from slime_bench.attention.constant_text import ConstantText
 from slime_bench.attention.maps import Size, grid_size, to_maps, to_rows, was
 from slime_bench.attention.processor import install
@@ -42,8 +42,8 @@ class DiffusionAttention:
     Attributes:
         cross, self_: the named layers, in the order named. cross_grids, self_grids: their (h, w).
         noise: predicted noise, float32 [B,4,h,w]; None when the pass ended after the last named layer.
-        spread: the maps asked for, propagated by the self-attention (`slime_bench.attention.maps.was`), float32
-            [B,K,h,w]; None where none were asked for.
+        propagated: the maps to propagate, as the self-attention does it (`slime_bench.attention.maps.was`), float32
+            [B,K,h,w]; None where there were none.
     """
 
     cross: list[LayerAttention]
@@ -51,7 +51,7 @@ class DiffusionAttention:
     self_: list[LayerAttention]
     self_grids: list[Size]
     noise: torch.Tensor | None
-    spread: torch.Tensor | None = None
+    propagated: torch.Tensor | None = None
 
 
 MapsOf = Callable[[list[LayerAttention], list[Size], Size], torch.Tensor]
@@ -274,7 +274,7 @@ class StableDiffusionBackbone(nn.Module):
         *,
         with_noise: bool,
         with_self: bool = True,
-        maps: MapsOf | None = None,
+        propagate: MapsOf | None = None,
     ) -> DiffusionAttention:
         """Queries and keys of the configured layers, in the precision of the weights, in one forward pass.
 
@@ -282,30 +282,30 @@ class StableDiffusionBackbone(nn.Module):
             noisy: float [B,4,h,w]. timesteps: int64 [B]. text: float [B,T,D] or [1,T,D] for all images.
             with_noise: also finish the pass and return the predicted noise; otherwise stop at the last named layer.
             with_self: capture the self-attention layers as well.
-            maps: makes maps of the cross-attention for the self-attention to propagate. Where the cross-attention
+            propagate: makes maps of the cross-attention for the self-attention to propagate. Where the cross-attention
                 layers run first, as in the usual choice of layers, that is done on the way, in one product with the
                 self-attention layers' own values: one product and one backward pass less for every layer.
         """
         latent = (int(noisy.shape[-2]), int(noisy.shape[-1]))
         names = [*self.cross_names, *(self.self_names if with_self else [])]
-        ride = None
+        extra = None
         # What is computed again for the backward pass is computed without the maps, and has to be the same.
-        if maps is not None and with_self and not (torch.is_grad_enabled() and self.config.checkpoint_activations):
-            ride = Ride(frozenset(self.self_names), lambda recording: self._maps(recording, latent, maps))
+        if propagate is not None and with_self and not (torch.is_grad_enabled() and self.config.checkpoint_activations):
+            extra = ExtraValues(frozenset(self.self_names), lambda recording: self._maps(recording, latent, propagate))
         noise = None
-        with capture(self.unet, names, stop_early=not with_noise, ride=ride) as recording:
+        with capture(self.unet, names, stop_early=not with_noise, extra=extra) as recording:
             noise = self.predict_noise(noisy, timesteps, text)
         found = recording.layers
         cross = [found[name] for name in self.cross_names]
         self_ = [found[name] for name in self.self_names] if with_self else []
         grids = [_grids(layers, latent) for layers in (cross, self_)]
-        spread = None
-        if recording.spread:
-            spread = torch.stack([recording.spread[name] for name in self.self_names]).mean(dim=0)
-            spread = to_maps(spread, grids[1][0])
-        elif maps is not None and self_:
-            spread = was(self_, maps(cross, grids[0], grids[1][0]))
-        return DiffusionAttention(cross, grids[0], self_, grids[1], noise, spread)
+        propagated = None
+        if recording.propagated:
+            rows = torch.stack([recording.propagated[name] for name in self.self_names]).mean(dim=0)
+            propagated = to_maps(rows, grids[1][0])
+        elif propagate is not None and self_:
+            propagated = was(self_, propagate(cross, grids[0], grids[1][0]))
+        return DiffusionAttention(cross, grids[0], self_, grids[1], noise, propagated)
 
     def _maps(self, recording: Recording, latent: Size, maps: MapsOf) -> torch.Tensor | None:
         """The maps to propagate, float [B,h*w,K], at the first self-attention layer; None if a cross-attention layer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from slime_bench.attention import attend as attending
-from slime_bench.attention.capture import LayerAttention, Ride, capture
+from slime_bench.attention.capture import ExtraValues, LayerAttention, capture
 from slime_bench.attention.maps import Size, average, class_logits, was
 from slime_bench.backbones.stable_diffusion import DiffusionAttention, StableDiffusionBackbone
 
@@ -65,11 +65,11 @@ def test_maps_and_gradients_are_those_of_was(tiny_sd: Path, order: str, with_noi
     backbone = load(tiny_sd, order, checkpoint_activations=again)
     noisy, t, text = inputs()
     results = []
-    for rides in (True, False):
+    for on_the_way in (True, False):
         leaf = text.clone().requires_grad_()
-        found = backbone.attention(noisy, t, leaf, with_noise=with_noise, maps=maps if rides else None)
-        assert (found.spread is not None) == rides and (found.noise is not None) == with_noise
-        propagated = found.spread if found.spread is not None else expected(found)
+        found = backbone.attention(noisy, t, leaf, with_noise=with_noise, propagate=maps if on_the_way else None)
+        assert (found.propagated is not None) == on_the_way and (found.noise is not None) == with_noise
+        propagated = found.propagated if found.propagated is not None else expected(found)
         loss = (propagated * torch.linspace(-1, 1, propagated.numel()).view_as(propagated)).sum()
         loss = loss + sum(layer.query.square().mean() for layer in found.self_)
         if found.noise is not None:
@@ -84,13 +84,13 @@ def test_maps_and_gradients_are_those_of_was(tiny_sd: Path, order: str, with_noi
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_rest_of_the_pass_is_not_changed(tiny_sd: Path, dtype: str) -> None:
     backbone, (noisy, t, text) = load(tiny_sd, dtype=dtype), inputs()
-    riding = backbone.attention(noisy, t, text, with_noise=True, maps=maps)
+    found = backbone.attention(noisy, t, text, with_noise=True, propagate=maps)
     plain = backbone.attention(noisy, t, text, with_noise=True)
-    assert riding.noise is not None and riding.spread is not None and riding.spread.dtype == torch.float32
+    assert found.noise is not None and found.propagated is not None and found.propagated.dtype == torch.float32
     bar = 1e-6 if dtype == "fp32" else 0.05
-    torch.testing.assert_close(riding.noise, plain.noise, rtol=0, atol=bar)
-    torch.testing.assert_close(riding.self_[1].query, plain.self_[1].query, rtol=0, atol=bar)
-    torch.testing.assert_close(riding.spread, expected(plain), rtol=0, atol=bar)
+    torch.testing.assert_close(found.noise, plain.noise, rtol=0, atol=bar)
+    torch.testing.assert_close(found.self_[1].query, plain.self_[1].query, rtol=0, atol=bar)
+    torch.testing.assert_close(found.propagated, expected(plain), rtol=0, atol=bar)
 
 
 @torch.no_grad()
@@ -98,11 +98,11 @@ def test_the_rest_of_the_pass_is_not_changed(tiny_sd: Path, dtype: str) -> None:
 def test_a_product_per_layer_is_saved(tiny_sd: Path, products: list[int], with_noise: bool, saved: int) -> None:
     """Where the pass stops early the last layer propagates the maps alone."""
     backbone, (noisy, t, text) = load(tiny_sd), inputs()
-    backbone.attention(noisy, t, text, with_noise=with_noise, maps=maps)
-    riding = products.count(16 * 24)
+    backbone.attention(noisy, t, text, with_noise=with_noise, propagate=maps)
+    fewer = products.count(16 * 24)
     products.clear()
     expected(backbone.attention(noisy, t, text, with_noise=with_noise))
-    assert products.count(16 * 24) == riding + saved
+    assert products.count(16 * 24) == fewer + saved
 
 
 @torch.no_grad()
@@ -115,10 +115,10 @@ def test_every_pass_makes_maps_of_its_own(tiny_sd: Path) -> None:
         made.append(torch.full((2, 16 * 24, 1), float(len(made))))
         return made[-1]
 
-    with capture(backbone.unet, [*backbone.cross_names, *layers], ride=Ride(layers, numbered)) as recording:
+    with capture(backbone.unet, [*backbone.cross_names, *layers], extra=ExtraValues(layers, numbered)) as recording:
         for value in (0.0, 1.0):
             backbone.predict_noise(noisy, t, text)
-            assert recording.spread.keys() == layers
-            for found in recording.spread.values():
+            assert recording.propagated.keys() == layers
+            for found in recording.propagated.values():
                 torch.testing.assert_close(found, torch.full_like(found, value))
     assert len(made) == 2

@@ -190,7 +190,7 @@ class Slime(SegmentationMethod):
         terms = {"cross_entropy": cross_entropy(maps, target, weights)}
         loss = terms["cross_entropy"]
         if weighted.alpha:
-            spread = found.spread
+            spread = found.propagated
             if spread is None:
                 spread = was(found.self_, self.training_cross(found.cross, found.cross_grids, found.self_grids[0]))
             maps = resize(spread, size)
