@@ -17,8 +17,6 @@ from slime_bench.attention.capture import ExtraValues, LayerAttention, Recording
 from slime_bench.attention.constant_text import ConstantText
 from slime_bench.attention.maps import Size, grid_size, to_maps, to_rows, was
 from slime_bench.attention.processor import install
-from slime_bench.backbones.activations import recompute_activations
-from slime_bench.backbones.compiled import compile_blocks
 from slime_bench.backbones.describe import (
     BackboneFacts,
     check_prediction,
@@ -63,8 +61,7 @@ class StableDiffusionBackbone(nn.Module):
     captured queries and keys.
 
     Raises:
-        BackboneError: weights missing, corrupt, of another architecture, or without a named layer. ConfigError: nothing
-            to compile with.
+        BackboneError: weights missing, corrupt, of another architecture, or without a named layer.
     """
 
     @dataclass
@@ -84,9 +81,6 @@ class StableDiffusionBackbone(nn.Module):
             memory_gb: what one inference call may take beside the weights, in 10^9 bytes; see `images_per_call`.
             encoder_cache_mb: what the autoencoder has made of images that come again may take, in 10^6 bytes; 0 keeps
                 nothing. See `encode`.
-            checkpoint_activations: training keeps a sixth of the activations for the backward pass and computes the
-                rest again, in 1.3 to 1.5 times the time. The gradients are the same.
-            compile: torch.compile for the blocks without attention; see `slime_bench.backbones.compiled`.
         """
 
         name: str = "mini_sd"
@@ -100,8 +94,6 @@ class StableDiffusionBackbone(nn.Module):
         self_layers: list[str] = field(default_factory=list)
         memory_gb: float = field(default=4.0, metadata={"min": 0.0, **NO_NUMBERS})
         encoder_cache_mb: float = field(default=256.0, metadata={"min": 0.0, **NO_NUMBERS})
-        checkpoint_activations: bool = field(default=False, metadata=NO_NUMBERS)
-        compile: bool = field(default=False, metadata=NO_NUMBERS)
 
     alphas_cumprod: torch.Tensor
 
@@ -123,10 +115,6 @@ class StableDiffusionBackbone(nn.Module):
         self.register_buffer("alphas_cumprod", self._scheduler.alphas_cumprod.float(), persistent=False)
         self._text, self._encoded = ConstantText(), EncoderCache(int(config.encoder_cache_mb * 1e6))
         self._one_text_row = install(self.unet, self._text)
-        if config.checkpoint_activations:
-            recompute_activations(self.unet)
-        if config.compile:
-            compile_blocks(self.unet, self.vae.encoder)
         self._arrange()
 
     def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Self:
@@ -289,8 +277,7 @@ class StableDiffusionBackbone(nn.Module):
         latent = (int(noisy.shape[-2]), int(noisy.shape[-1]))
         names = [*self.cross_names, *(self.self_names if with_self else [])]
         extra = None
-        # What is computed again for the backward pass is computed without the maps, and has to be the same.
-        if propagate is not None and with_self and not (torch.is_grad_enabled() and self.config.checkpoint_activations):
+        if propagate is not None and with_self:
             extra = ExtraValues(frozenset(self.self_names), lambda recording: self._maps(recording, latent, propagate))
         noise = None
         with capture(self.unet, names, stop_early=not with_noise, extra=extra) as recording:
