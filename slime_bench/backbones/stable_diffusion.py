@@ -7,8 +7,8 @@ single-file checkpoint of one of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -17,20 +17,19 @@ from slime_bench.attention.capture import ExtraValues, LayerAttention, Recording
 from slime_bench.attention.constant_text import ConstantText
 from slime_bench.attention.maps import Size, grid_size, to_maps, to_rows, was
 from slime_bench.attention.processor import install
-from slime_bench.backbones.describe import (
-    BackboneFacts,
+from slime_bench.backbones.diffusion import (
+    StableDiffusion,
     check_prediction,
-    describe,
     downscale,
     layer_name,
     prompt_length,
+    source,
 )
 from slime_bench.backbones.encoder_cache import EncoderCache, Posterior
 from slime_bench.backbones.heap import keep_freed_memory
 from slime_bench.backbones.load import DTYPES, load_parts
-from slime_bench.backbones.locate import check_hashes, fingerprint, source
 from slime_bench.backbones.memory import images_within, training_images
-from slime_bench.config.parts import NO_NUMBERS, located
+from slime_bench.backbones.weights import check_hashes
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ MapsOf = Callable[[list[LayerAttention], list[Size], Size], torch.Tensor]
 """From the cross-attention layers, their (h, w) and that of the self-attention layers: maps float [B,K,h,w] on it."""
 
 
-class StableDiffusionBackbone(nn.Module):
+class StableDiffusionBackbone(StableDiffusion, nn.Module):
     """Frozen. The networks compute in the precision of their weights; what goes in and comes out is float32, but for
     captured queries and keys.
 
@@ -64,40 +63,10 @@ class StableDiffusionBackbone(nn.Module):
         BackboneError: weights missing, corrupt, of another architecture, or without a named layer.
     """
 
-    @dataclass
-    class Config:
-        """Settings of a Stable Diffusion.
-
-        Args:
-            name: in tables and result files.
-            weights: bundled name, folder, `.safetensors` file, or hub id.
-            revision: commit of a hub id; null for its main branch.
-            single_file_config: what a single file holds: a folder of `assets/sd_configs`, another folder, or a hub id.
-            image_size: side that the model was trained at, pixels.
-            dtype: precision of the frozen weights.
-            layer_groups: lists of layers by name, to choose `cross_layers` from.
-            cross_layers: modules whose `attn2` gives the cross maps. self_layers: modules whose `attn1` gives the self
-                maps, all on one grid.
-            memory_gb: what one inference call may take beside the weights, in 10^9 bytes; see `images_per_call`.
-            encoder_cache_mb: what the autoencoder has made of images that come again may take, in 10^6 bytes; 0 keeps
-                nothing. See `encode`.
-        """
-
-        name: str = "mini_sd"
-        weights: str = field(default="mini_sd", metadata=located("backbone"))
-        revision: str | None = field(default=None, metadata=NO_NUMBERS)
-        single_file_config: str | None = field(default=None, metadata=NO_NUMBERS)
-        image_size: int = field(default=128, metadata={"min": 8})
-        dtype: str = field(default="fp32", metadata={"choices": tuple(DTYPES)})
-        layer_groups: dict[str, list[str]] = field(default_factory=dict, metadata=NO_NUMBERS)
-        cross_layers: list[str] = field(default_factory=list)
-        self_layers: list[str] = field(default_factory=list)
-        memory_gb: float = field(default=4.0, metadata={"min": 0.0, **NO_NUMBERS})
-        encoder_cache_mb: float = field(default=256.0, metadata={"min": 0.0, **NO_NUMBERS})
-
+    implementation: ClassVar[str | None] = None
     alphas_cumprod: torch.Tensor
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: StableDiffusion.Config) -> None:
         super().__init__()
         keep_freed_memory()
         self.config = config
@@ -141,20 +110,6 @@ class StableDiffusionBackbone(nn.Module):
     def train(self, mode: bool = True) -> StableDiffusionBackbone:
         """Stays in evaluation mode: a frozen backbone has no dropout, whatever the trainer asks for."""
         return super().train(False)
-
-    @classmethod
-    def content_hash_of(cls, config: Config) -> str:
-        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
-        return fingerprint(source(config))
-
-    @classmethod
-    def describe(cls, config: Config) -> BackboneFacts:
-        """What can be known from the configuration files alone; see `slime_bench.backbones.describe`.
-
-        Raises:
-            BackboneError: files that are missing or of another kind, or layer names that cannot give maps.
-        """
-        return describe(config)
 
     @property
     def num_tokens(self) -> int:

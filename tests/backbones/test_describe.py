@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from slime_bench.backbones.describe import BackboneFacts, attention_layers, check_layers
-from slime_bench.backbones.locate import ASSETS, SD_CONFIGS
+from slime_bench.backbones.diffusion import BackboneFacts, attention_layers, check_layers
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+from slime_bench.backbones.weights import ASSETS, SD_CONFIGS
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import parse
 from slime_bench.errors import BackboneError

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from slime_bench.backbones.llava import LlavaBackbone
 from slime_bench.backbones.llava_attention import pack
-from slime_bench.backbones.llava_files import fingerprint, model_files
-from slime_bench.backbones.llava_text import Templates
+from slime_bench.backbones.llava_text import Templates, read_geometry
+from slime_bench.backbones.weights import LLAVA
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import parse
 from slime_bench.errors import BackboneError, ConfigError
@@ -520,8 +520,6 @@ class TestWhatIsKnownBefore:
 
     def test_the_published_configuration(self, folder: Path) -> None:
         """What llava-1.5-7b-hf writes down, and the library's defaults for what it does not: 32 layers, 24x24."""
-        from slime_bench.backbones.llava_files import read_geometry
-
         published = {
             "model_type": "llava",
             "image_token_index": 32000,
@@ -544,8 +542,6 @@ class TestWhatIsKnownBefore:
         assert read_geometry(folder).prefix == 1 and read_geometry(folder).image_tokens == 577
 
     def test_statistics_of_either_file(self, folder: Path) -> None:
-        from slime_bench.backbones.llava_files import read_geometry
-
         assert read_geometry(folder).mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
         (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.4, 0], "image_std": [1, 0.5, 0.25]}')
         geometry = read_geometry(folder)
@@ -554,7 +550,7 @@ class TestWhatIsKnownBefore:
 
     def test_conf_file(self, repository: Path) -> None:
         values = yaml.safe_load((repository / "conf/backbone/llava15_7b.yaml").read_text())
-        assert values.pop("_target_") == "slime_bench.backbones.llava.LlavaBackbone"
+        assert values.pop("_target_") == "slime_bench.backbones.vision_language.Llava"
         default = LlavaBackbone.Config()
         assert values == {**vars(default), "revision": values["revision"], "dtype": "${trainer.precision}"} | {
             "templates": vars(default.templates)
@@ -612,20 +608,20 @@ class TestShards:
         loaded = load(sharded)
         expected = backbone.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
-        names = {path.name for path in model_files(sharded)}
+        names = set(LLAVA.files(sharded))
         assert {path.name for path in sharded.glob("model*")} <= names
         first = LlavaBackbone.content_hash_of(loaded.config)
         (sharded / "README.md").write_text("words decide nothing")
-        assert fingerprint(sharded) == first
+        assert LLAVA.fingerprint(sharded) == first
         seen = {first}
         for path in sorted(sharded.glob("*.safetensors")):
             content = bytearray(path.read_bytes())
             content[-1] ^= 1
             path.write_bytes(content)
-            seen.add(fingerprint(sharded))
+            seen.add(LLAVA.fingerprint(sharded))
         for name in ("config.json", "tokenizer.json", "processor_config.json", INDEX):
             (sharded / name).write_text((sharded / name).read_text() + " ")
-            seen.add(fingerprint(sharded))
+            seen.add(LLAVA.fingerprint(sharded))
         assert len(seen) == 1 + len(list(sharded.glob("*.safetensors"))) + 4
 
     def test_a_missing_shard(self, sharded: Path) -> None:
