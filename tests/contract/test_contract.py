@@ -223,7 +223,7 @@ def test_backbone(name: str, tiny_weights: Mapping[str, Path]) -> None:
     assert len(fingerprint) == 64 and fingerprint == target.content_hash_of(parse(node))
     backbone = build(node)
     assert not any(value.requires_grad for value in backbone.parameters())
-    if issubclass(target, VlmBackbone):
+    if isinstance(backbone, VlmBackbone):
         check_vlm(backbone, target.describe(parse(node)))
     else:
         check_diffusion(backbone, node)
