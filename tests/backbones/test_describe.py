@@ -14,7 +14,6 @@ from slime_bench.backbones.diffusion import BackboneFacts, attention_layers, che
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.backbones.weights import ASSETS, SD_CONFIGS
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import parse
 from slime_bench.errors import BackboneError
 
 CROSS = ["up_blocks.1.attentions.0", "up_blocks.2.attentions.1"]
@@ -87,7 +86,7 @@ class TestFiles:
         ],
     )
     def test_groups(self, name: str, sizes: list[int], configs: Path) -> None:
-        config = parse(plan([f"backbone={name}"]).trials[0].backbone)
+        config = plan([f"backbone={name}"]).trials[0].backbone
         layers = attention_layers(json.loads((configs / "unet/config.json").read_text()))
         groups = config.layer_groups
         assert [len(groups[each]) for each in ("early", "middle", "late")] == sizes
@@ -98,16 +97,16 @@ class TestFiles:
 
     @pytest.mark.parametrize("group", ["early", "late"])
     def test_a_group_is_one_override(self, group: str) -> None:
-        config = parse(plan([f"backbone.cross_layers=${{backbone.layer_groups.{group}}}"]).trials[0].backbone)
+        config = plan([f"backbone.cross_layers=${{backbone.layer_groups.{group}}}"]).trials[0].backbone
         assert config.cross_layers == config.layer_groups[group]
 
     def test_precision_follows_the_trainer(self) -> None:
-        assert parse(plan(["trainer.precision=bf16"]).trials[0].backbone).dtype == "bf16"
-        assert parse(plan(["trainer.precision=bf16", "backbone.dtype=fp32"]).trials[0].backbone).dtype == "fp32"
+        assert plan(["trainer.precision=bf16"]).trials[0].backbone.dtype == "bf16"
+        assert plan(["trainer.precision=bf16", "backbone.dtype=fp32"]).trials[0].backbone.dtype == "fp32"
 
     @pytest.mark.parametrize("name", ["sd21_base", "sd15", "sd14"])
     def test_hub_weights_are_pinned(self, name: str) -> None:
-        config = parse(plan([f"backbone={name}"]).trials[0].backbone)
+        config = plan([f"backbone={name}"]).trials[0].backbone
         assert config.weights.count("/") == 1 and len(str(config.revision)) == 40
         assert (ASSETS / SD_CONFIGS / str(config.single_file_config) / "unet/config.json").is_file()
 

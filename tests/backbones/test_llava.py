@@ -22,7 +22,6 @@ from slime_bench.backbones.llava_attention import pack
 from slime_bench.backbones.llava_text import Templates, read_geometry
 from slime_bench.backbones.weights import LLAVA
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import parse
 from slime_bench.errors import BackboneError, ConfigError
 from tests.parity.table import Checks
 
@@ -558,7 +557,7 @@ class TestWhatIsKnownBefore:
         assert len(values["revision"]) == 40 and int(values["revision"], 16)
 
     def test_conf_file_is_a_backbone_of_the_bench(self) -> None:
-        config = parse(plan(["backbone=llava15_7b", "trainer.precision=bf16"]).trials[0].backbone)
+        config = plan(["backbone=llava15_7b", "trainer.precision=bf16"]).trials[0].backbone
         assert isinstance(config, LlavaBackbone.Config) and config.templates == Templates() and config.dtype == "bf16"
 
     @pytest.mark.parametrize(
@@ -571,7 +570,7 @@ class TestWhatIsKnownBefore:
     )
     def test_wrong_settings_are_found_when_composed(self, wrong: str, key: str) -> None:
         with pytest.raises(ConfigError, match=key):
-            parse(plan(["backbone=llava15_7b", wrong]).trials[0].backbone)
+            plan(["backbone=llava15_7b", wrong])
 
     @torch.no_grad()
     def test_the_class_token_can_be_kept(self, folder: Path, images: torch.Tensor) -> None:
