@@ -116,20 +116,16 @@ def named_layer(model: nn.Module, name: str) -> Any:
     layer = attention_layer(model, name)
     if layer is None:
         raise BackboneError(
-            "no attention layer of this name in the backbone",
-            path=name,
-            expected=list(attention_layers(model)),
+            "no attention layer of this name in the backbone", path=name, expected=list(attention_layers(model)),
             remedy="name one of these layers in backbone.cross_layers or backbone.self_layers",
-        )
+        )  # fmt: skip
     unusual = unsupported(layer)
     if unusual:
         raise BackboneError(
-            "this attention layer cannot be captured faithfully",
-            path=name,
-            found=f"it uses {', '.join(unusual)}",
+            "this attention layer cannot be captured faithfully", path=name, found=f"it uses {', '.join(unusual)}",
             expected="plain Stable Diffusion attention",
             remedy="choose another layer, or write a processor for such layers in slime_bench/attention/processor.py",
-        )
+        )  # fmt: skip
     return layer
 
 

@@ -105,12 +105,10 @@ def class_maps(prompt_maps: Tensor, spans: Sequence[Span], background: str = "su
     count = prompt_maps.shape[1]
     if not spans or not all(0 <= start < end <= count for start, end in spans):
         raise ConfigError(
-            "the prompts of a class do not fit the prompt maps",
-            path="spans",
-            found=list(spans),
+            "the prompts of a class do not fit the prompt maps", path="spans", found=list(spans),
             expected=f"for every class [start, end) with 0 <= start < end <= {count}",
             remedy="expand the prompt file for the classes of the data and encode that very list",
-        )
+        )  # fmt: skip
     maps = []
     for index, (start, end) in enumerate(spans):
         own = prompt_maps[:, start:end]

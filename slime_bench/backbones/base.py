@@ -76,31 +76,23 @@ def chosen_layers(available: Sequence[str], layers: Sequence[str] | None) -> tup
         layers = [layers]
     if not layers:
         raise BackboneError(
-            "no layer is named",
-            path="method.layers",
-            found="an empty list",
-            expected=f"at least one of {', '.join(available)}",
-            remedy=f"e.g. method.layers=[{available[-1]}]",
-        )
+            "no layer is named", path="method.layers", found="an empty list",
+            expected=f"at least one of {', '.join(available)}", remedy=f"e.g. method.layers=[{available[-1]}]",
+        )  # fmt: skip
     for name in layers:
         if name not in available:
             close = get_close_matches(str(name), available, n=3, cutoff=0.6)
             raise BackboneError(
-                "the backbone has no layer of this name",
-                path="method.layers",
-                found=name,
+                "the backbone has no layer of this name", path="method.layers", found=name,
                 expected=f"one of {', '.join(available)}",
                 remedy=f"did you mean {' or '.join(close)}?" if close else "name one of these layers",
-            )
+            )  # fmt: skip
     twice = sorted({name for name in layers if list(layers).count(name) > 1})
     if twice:
         raise BackboneError(
-            "a layer is named twice",
-            path="method.layers",
-            found=twice[0],
-            expected="each name once",
+            "a layer is named twice", path="method.layers", found=twice[0], expected="each name once",
             remedy="leave one out",
-        )
+        )  # fmt: skip
     return tuple(name for name in available if name in layers)
 
 
@@ -124,12 +116,9 @@ def patch_grid(size: Size, patch: int, image_size: int | None = None) -> Size:
     if expected is not None:
         side = image_size or max(patch, patch * round(max(height, width) / patch))
         raise BackboneError(
-            summary,
-            path="backbone.image_size",
-            found=f"{height}x{width} pixels (height x width)",
-            expected=expected,
+            summary, path="backbone.image_size", found=f"{height}x{width} pixels (height x width)", expected=expected,
             remedy=f"resize or pad the images, e.g. backbone.image_size={side}",
-        )
+        )  # fmt: skip
     return height // patch, width // patch
 
 

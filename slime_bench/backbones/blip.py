@@ -153,10 +153,7 @@ def _tokenised(tokenizer: Any, texts: tuple[str, ...], limit: int, device: torch
             raise too_long(text, length, limit)
         if not own:
             raise BackboneError(
-                "a prompt has no token",
-                path=f"prompt {text!r}",
-                found="characters that the tokenizer leaves out",
-                expected="words",
-                remedy="see conf/prompts",
-            )
+                "a prompt has no token", path=f"prompt {text!r}", found="characters that the tokenizer leaves out",
+                expected="words", remedy="see conf/prompts",
+            )  # fmt: skip
     return Prompts(texts, found["input_ids"].to(device), mask.to(device), special.to(device))

@@ -156,14 +156,12 @@ def source(config: StableDiffusion.Config) -> Source:
     name = config.single_file_config
     if name is None or Path(name).is_file():
         raise BackboneError(
-            "a single-file checkpoint does not say which architecture it holds"
-            if name is None
-            else "this is no folder of configurations",
-            path="backbone.single_file_config",
+            "a single-file checkpoint does not say which architecture it holds" if name is None
+            else "this is no folder of configurations", path="backbone.single_file_config",
             found="null" if name is None else name,
             expected=f"one of {', '.join(bundled)}, or a folder with the parts' configurations",
             remedy="e.g. backbone.single_file_config=sd15 for a Stable Diffusion 1.x",
-        )
+        )  # fmt: skip
     return Source(weights, find(f"{SD_CONFIGS}/{name}" if name in bundled else name, None, DIFFUSION_CONFIGS))
 
 
@@ -225,22 +223,17 @@ def check_layers(layers: dict[str, int], cross: Sequence[str], self_: Sequence[s
     for key, names, kind in (("backbone.cross_layers", cross, "attn2"), ("backbone.self_layers", self_, "attn1")):
         if not names:
             raise BackboneError(
-                f"{key} names no attention layer",
-                path=key,
-                found="an empty list",
-                expected="at least one name",
+                f"{key} names no attention layer", path=key, found="an empty list", expected="at least one name",
                 remedy=f"e.g. {key}=[{next(reversed(layers), 'up_blocks.1.attentions.0')}]",
-            )
+            )  # fmt: skip
         for name in names:
             if _short(name, kind) not in layers:
                 close = get_close_matches(name, layers, n=3, cutoff=0.5)
                 raise BackboneError(
-                    "the backbone has no attention layer of this name",
-                    path=key,
-                    found=name,
+                    "the backbone has no attention layer of this name", path=key, found=name,
                     expected=f"one of {', '.join(layers)}",
                     remedy=f"did you mean {' or '.join(close)}?" if close else "name one of these layers",
-                )
+                )  # fmt: skip
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
             raise BackboneError(
@@ -294,9 +287,6 @@ def _described(path: Path) -> dict[str, Any]:
 
 def _unreadable(path: Path, found: str) -> BackboneError:
     return BackboneError(
-        f"the configuration of the backbone's {path.name} cannot be read",
-        path=path,
-        found=found,
-        expected="the JSON files of a Stable Diffusion",
-        remedy=RESTORE,
-    )
+        f"the configuration of the backbone's {path.name} cannot be read", path=path, found=found,
+        expected="the JSON files of a Stable Diffusion", remedy=RESTORE,
+    )  # fmt: skip

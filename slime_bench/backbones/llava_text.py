@@ -212,12 +212,10 @@ class Conversation:
 
 def _unfit(key: str, found: str, why: str) -> BackboneError:
     return BackboneError(
-        f"the conversation does not fit the tokeniser: {why}",
-        path=f"backbone.{key}",
-        found=found,
+        f"the conversation does not fit the tokeniser: {why}", path=f"backbone.{key}", found=found,
         expected="e.g. 'USER: <image>\\n{prompt} Is this in the image? ASSISTANT:', ' Yes' and ' No'",
         remedy="change backbone.templates, or give the tokeniser that belongs to the model",
-    )
+    )  # fmt: skip
 
 
 def _unusable(path: Path, found: str, expected: str = "the JSON file of a LLaVA model") -> BackboneError:

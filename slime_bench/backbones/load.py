@@ -47,12 +47,9 @@ def guarded(what: str, path: Path, load: Callable[[], _Loaded], expected: str = 
         raise
     except Exception as error:
         raise BackboneError(
-            f"the {what} of the backbone cannot be loaded",
-            path=path,
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            expected=expected,
-            remedy=RESTORE,
-        ) from error
+            f"the {what} of the backbone cannot be loaded", path=path,
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", expected=expected, remedy=RESTORE,
+        ) from error  # fmt: skip
     finally:
         transformers_logging.set_verbosity(verbosity)
 
@@ -258,12 +255,10 @@ def check_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
     ]
     if wrong:
         raise BackboneError(
-            "the weights of the backbone are not those of its architecture",
-            path=path,
+            "the weights of the backbone are not those of its architecture", path=path,
             found=f"{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}",
-            expected="all tensors of the architecture that the configuration describes",
-            remedy=RESTORE,
-        )
+            expected="all tensors of the architecture that the configuration describes", remedy=RESTORE,
+        )  # fmt: skip
 
 
 def load_blip_tokenizer(folder: Path, rows: int) -> Any:

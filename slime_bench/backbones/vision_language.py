@@ -201,12 +201,10 @@ class Llava(_InFolder):
         left = geometry.positions - geometry.image_tokens - len(conversation)
         if left < 1:
             raise BackboneError(
-                "the conversation leaves no room for a prompt",
-                path="backbone.templates.conversation",
+                "the conversation leaves no room for a prompt", path="backbone.templates.conversation",
                 found=f"{len(conversation)} tokens beside {geometry.image_tokens} of the image",
-                expected=f"fewer than {geometry.positions} together",
-                remedy="shorten the conversation",
-            )
+                expected=f"fewer than {geometry.positions} together", remedy="shorten the conversation",
+            )  # fmt: skip
         layers = tuple(f"layer.{index}" for index in range(geometry.layers))
         return geometry, conversation, VlmFacts(layers, geometry.patch, left, image_size=geometry.side)
 

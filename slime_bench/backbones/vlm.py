@@ -132,12 +132,10 @@ def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
     wrong = [index for index, text in enumerate(prompts) if not isinstance(text, str) or not text.strip()]
     if wrong or not prompts:
         raise BackboneError(
-            "a prompt is empty" if wrong else "there is no prompt",
-            path=f"prompts[{wrong[0]}]" if wrong else "prompts",
-            found=repr(prompts[wrong[0]]) if wrong else "an empty list",
-            expected="texts of at least one character",
+            "a prompt is empty" if wrong else "there is no prompt", path=f"prompts[{wrong[0]}]" if wrong else "prompts",
+            found=repr(prompts[wrong[0]]) if wrong else "an empty list", expected="texts of at least one character",
             remedy="see conf/prompts",
-        )
+        )  # fmt: skip
     return prompts
 
 
@@ -145,12 +143,10 @@ def too_long(text: str, found: int, allowed: int) -> BackboneError:
     """The error for a prompt of `found` tokens where the model takes `allowed`."""
     shown = text if len(text) <= 60 else f"{text[:57]}..."
     return BackboneError(
-        "a prompt is longer than the model's text limit",
-        path=f"prompt {shown!r}",
-        found=f"{found} tokens, special ones included",
-        expected=f"at most {allowed}",
+        "a prompt is longer than the model's text limit", path=f"prompt {shown!r}",
+        found=f"{found} tokens, special ones included", expected=f"at most {allowed}",
         remedy="shorten it: a class name or a few words",
-    )
+    )  # fmt: skip
 
 
 def finite_sum(values: Tensor) -> Tensor:
@@ -179,11 +175,9 @@ def check_finite(sums: dict[str, Tensor], dtype: torch.dtype) -> None:
     first = next(name for name, fine in zip(sums, finite.tolist(), strict=True) if not fine)
     half = dtype == torch.float16
     raise BackboneError(
-        "the backbone's attention scores are not finite",
-        path=first,
+        "the backbone's attention scores are not finite", path=first,
         found=f"NaN or infinity, with weights in {str(dtype).removeprefix('torch.')}",
         expected="finite numbers" + (" (float16 ends at 65504)" if half else ""),
-        remedy="trainer.precision=bf16 or trainer.precision=fp32"
-        if half
+        remedy="trainer.precision=bf16 or trainer.precision=fp32" if half
         else "check the images and the weights; retrain with a lower learning rate if these weights were tuned",
-    )
+    )  # fmt: skip
