@@ -79,16 +79,16 @@ class BlipBackbone(Blip, VlmBackbone):
     def tokenize(self, prompts: Sequence[str]) -> Prompts:
         texts = check_prompts(prompts)
         device = self.itm_head.weight.device
-        known = self._tokenised.get(texts)
-        if known is None or known.ids.device != device:
+        found = self._tokenised.get(texts)
+        if found is None or found.ids.device != device:
             # Plain tensors also in inference mode: a later pass with gradients may meet them.
             with torch.inference_mode(False):
-                known = _tokenised(self.tokenizer, texts, self.facts.num_tokens, device)
+                found = _tokenised(self.tokenizer, texts, self.facts.num_tokens, device)
             self._tokenised.pop(texts, None)
             while len(self._tokenised) >= _LISTS_KEPT:
                 self._tokenised.pop(next(iter(self._tokenised)))
-            self._tokenised[texts] = known
-        return known
+            self._tokenised[texts] = found
+        return found
 
     def encode_images(self, images: Tensor) -> Tensor:
         self.grid((images.shape[-2], images.shape[-1]))

@@ -108,7 +108,7 @@ class ImageFreeCache:
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[list[Tensor], tuple[Any, ...], Tensor] | None = None
+        self._last: tuple[list[Tensor], tuple[Any, ...], Tensor] | None = None
 
     def __call__(self, text: Any, ids: Tensor, mask: Tensor, first: int) -> Tensor:
         """As `image_free`; nothing is kept or taken where gradients are asked for."""
@@ -123,9 +123,9 @@ class ImageFreeCache:
         with torch.inference_mode(False), torch.no_grad():
             seen = [ids, mask, words(ids)]
             state = tuple((each.data_ptr(), each._version) for each in weights if each is not words.weight)
-            if self._kept is None or self._kept[1] != state or not _same(self._kept[0], seen):
-                self._kept = [each.clone() for each in seen], state, image_free(text, ids, mask, first)
-        return self._kept[2]
+            if self._last is None or self._last[1] != state or not _same(self._last[0], seen):
+                self._last = [each.clone() for each in seen], state, image_free(text, ids, mask, first)
+        return self._last[2]
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:
