@@ -61,7 +61,7 @@ class Layout(ABC):
         marker: file by which a snapshot in the hub's cache is found.
         wanted: patterns of the files to download. unwanted: patterns to leave out, one list for every attempt.
         expected: what may stand in `backbone.weights`. remedy: what to do where nothing of that name is here.
-        takes_files: whether one safetensors file will do as well.
+        takes_files: whether one safetensors file will do as well. converter: a command of ours for such weights.
     """
 
     marker: ClassVar[str]
@@ -70,6 +70,7 @@ class Layout(ABC):
     expected: ClassVar[str]
     takes_files: bool = False
     remedy: str = PUT_IN_A_FOLDER
+    converter: ClassVar[str] = ""
 
     @abstractmethod
     def check(self, folder: Path) -> None:
@@ -87,9 +88,26 @@ class Layout(ABC):
     def fetch(self, name: str, revision: str | None) -> str:
         """What to do where the hub id `name` is not here: the command that fetches it, and what else will do."""
 
+    def command(self, name: str, revision: str | None = None) -> str:
+        """The command that puts a model of the hub into its local cache, where it is found without a network."""
+        words = ["hf", "download", name, *(["--revision", revision] if revision else [])]
+        words += [f'--include "{each}"' for each in self.wanted]
+        return " ".join([*words, *(f'--exclude "{each}"' for each in self.unwanted[0])])
+
     def pickled(self, folder: Path, names: list[str]) -> BackboneError:
         """The error for weights that would run code when they are read, with the command that converts them."""
-        return pickled(folder, names)
+        file = folder / ("pytorch_model.bin" if "pytorch_model.bin" in names else names[0])
+        code = (
+            "import torch; from safetensors.torch import save_file; "
+            f"w = torch.load({str(file)!r}, map_location='cpu', weights_only=True); w = w.get('state_dict', w); "
+            f"save_file({{k: v.clone().contiguous() for k, v in w.items()}}, {str(folder / WEIGHTS)!r})"
+        )
+        return BackboneError(
+            "pickled checkpoints are not read", path=folder, found=f"only pickled weights: {', '.join(names)}",
+            expected=f"{WEIGHTS}: reading a pickle runs whatever code it holds",
+            remedy="take a revision with safetensors, or convert the file once, without running its code"
+            f'{self.converter}:\n    python -c "{code}"',
+        )  # fmt: skip
 
     def fingerprint(self, folder: Path) -> str:
         """sha256 over the names and contents of `files`."""
@@ -227,7 +245,7 @@ class DiffusionLayout(Layout):
     def fetch(self, name: str, revision: str | None) -> str:
         return (
             "fetch it where there is a connection (a gated model also needs HF_TOKEN):\n"
-            f"    {fetch_command(name, revision)}\n"
+            f"    {self.command(name, revision)}\n"
             f"  another repository has other commits: set backbone.revision with backbone.weights; or {self.remedy}"
         )
 
@@ -254,13 +272,6 @@ def vocabulary_files(folder: Path) -> list[Path]:
     return []
 
 
-def fetch_command(name: str, revision: str | None = None) -> str:
-    """The command that puts a Stable Diffusion of the hub into its local cache, where it is found without a network."""
-    words = ["hf", "download", name, *(["--revision", revision] if revision else [])]
-    words += [f'--include "{each}"' for each in DIFFUSION.wanted]
-    return " ".join([*words, *(f'--exclude "{each}"' for each in DIFFUSION.unwanted[0])])
-
-
 def bundled() -> list[str]:
     """Names of the Stable Diffusions that come with the package."""
     return [folder.name for folder in ASSETS.glob("*") if (folder / "model_index.json").is_file()]
@@ -275,6 +286,7 @@ class VlmLayout(Layout):
     expected = f"a folder with {CONFIG}, a bundled name or a hub id"
     described: ClassVar[tuple[str, ...]] = (CONFIG, PREPROCESSOR, *TOKENIZER)
     """Files beside the weights that are loaded where they are there."""
+    converter = " (an ALBEF .pth: python -m data_prep.convert_albef)"
 
     def __init__(self, remedy: str = PUT_IN_A_FOLDER) -> None:
         self.remedy = remedy
@@ -298,15 +310,11 @@ class VlmLayout(Layout):
         found = [*(folder / name for name in self.described), *weight_files(folder)]
         return {path.name: path for path in found if path.is_file()}
 
-    def pickled(self, folder: Path, names: list[str]) -> BackboneError:
-        return pickled(folder, names, " (an ALBEF .pth: python -m data_prep.convert_albef)")
-
     def fetch(self, name: str, revision: str | None) -> str:
         command = f"hf download {name}{f' --revision {revision}' if revision else ''}"
-        wanted = " ".join(f'--include "{each}"' for each in self.wanted)
         return (
             "fetch it where there is a connection:\n"
-            f"    {command} {wanted}\n"
+            f"    {self.command(name, revision)}\n"
             "  a commit without safetensors: set backbone.revision to another one; or\n"
             f'    {command} --include "*.json" --include vocab.txt --include pytorch_model.bin --local-dir <folder>\n'
             "  and backbone.weights=<folder>: the next message has the command that converts it"
@@ -362,22 +370,6 @@ def unusable(path: Path, found: str, expected: str = "the JSON files of such a m
     return BackboneError(
         "a configuration file of the backbone cannot be used", path=path, found=found, expected=expected, remedy=RESTORE
     )
-
-
-def pickled(folder: Path, names: list[str], also: str = "") -> BackboneError:
-    """The error for weights that would run code when they are read, with the command that converts them."""
-    file = folder / ("pytorch_model.bin" if "pytorch_model.bin" in names else names[0])
-    code = (
-        "import torch; from safetensors.torch import save_file; "
-        f"w = torch.load({str(file)!r}, map_location='cpu', weights_only=True); w = w.get('state_dict', w); "
-        f"save_file({{k: v.clone().contiguous() for k, v in w.items()}}, {str(folder / WEIGHTS)!r})"
-    )
-    return BackboneError(
-        "pickled checkpoints are not read", path=folder, found=f"only pickled weights: {', '.join(names)}",
-        expected=f"{WEIGHTS}: reading a pickle runs whatever code it holds",
-        remedy=f"take a revision with safetensors, or convert the file once, without running its code{also}:\n"
-        f'    python -c "{code}"',
-    )  # fmt: skip
 
 
 def _missing(path: Path, found: str, expected: str, part: str | None = None) -> BackboneError:

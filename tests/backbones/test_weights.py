@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from slime_bench.backbones import hashes
 from slime_bench.backbones.hashes import cache_file, sha256
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
-from slime_bench.backbones.weights import DIFFUSION, NETWORKS, bundled, fetch_command, find, part_weights
+from slime_bench.backbones.weights import DIFFUSION, NETWORKS, bundled, find, part_weights
 from slime_bench.errors import BackboneError
 
 NAME, COMMIT = "somebody/model", "0123456789abcdef0123456789abcdef01234567"
@@ -90,7 +90,7 @@ class TestHub:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         with pytest.raises(BackboneError, match=Path(gone).parts[0]) as caught:
             find(NAME, COMMIT, DIFFUSION)
-        assert fetch_command(NAME, COMMIT) in str(caught.value.remedy) and no_network
+        assert DIFFUSION.command(NAME, COMMIT) in str(caught.value.remedy) and no_network
 
     def test_another_revision_is_another_model(self, snapshot: Path, no_network: list[Any]) -> None:
         with pytest.raises(BackboneError) as caught:
@@ -102,7 +102,7 @@ class TestHub:
             find(NAME, COMMIT, DIFFUSION)
         error = caught.value
         assert error.path == NAME and "no route to the hub" in str(error.found)
-        assert fetch_command(NAME, COMMIT) in str(error.remedy) and "backbone.weights=<folder>" in str(error.remedy)
+        assert DIFFUSION.command(NAME, COMMIT) in str(error.remedy) and "backbone.weights=<folder>" in str(error.remedy)
         assert "backbone.revision" in str(error.remedy)
         assert error.__cause__ is not None
 
@@ -157,7 +157,7 @@ class TestHub:
         for extra in ("safety_checker/model.safetensors", "v1-5.safetensors", "unet/diffusion.non_ema.safetensors"):
             (folder / extra).parent.mkdir(exist_ok=True)
             (folder / extra).write_bytes(b"")
-        words = shlex.split(fetch_command(NAME, COMMIT))
+        words = shlex.split(DIFFUSION.command(NAME, COMMIT))
         options = {
             kind: [value for key, value in itertools.pairwise(words) if key == f"--{kind}"]
             for kind in ("include", "exclude", "revision")
@@ -172,7 +172,7 @@ class TestHub:
 
     def test_the_command_is_one_that_the_client_understands(self, tmp_path: Path) -> None:
         """It parses: what it then lacks here is the hub, not an option."""
-        words = shlex.split(fetch_command(NAME, COMMIT))
+        words = shlex.split(DIFFUSION.command(NAME, COMMIT))
         program = Path(sys.executable).parent / words[0]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "NO_COLOR": "1"}
         done = subprocess.run([str(program), *words[1:]], env=environment, capture_output=True, text=True)
