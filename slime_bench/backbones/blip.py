@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor, nn
 
+from slime_bench.attention.attend import full
 from slime_bench.backbones.base import IMAGENET, Size, chosen_layers, patch_grid
-from slime_bench.backbones.blip_text import ImageFreeCache, captured, fuse, image_free, scores, wide
+from slime_bench.backbones.blip_text import ImageFreeCache, captured, fuse, image_free, scores
 from slime_bench.backbones.load import DTYPES, load_blip, load_blip_tokenizer, trim_to
 from slime_bench.backbones.vision_language import Albef, Blip, own_statistics
 from slime_bench.backbones.vlm import (
@@ -111,7 +112,7 @@ class BlipBackbone(Blip, VlmBackbone):
         with captured(chosen, take):
             attended = self._image_free(self.text_encoder, ids, mask, self._first)
             hidden = fuse(self.text_encoder, attended, mask, states, self._first)
-        match = wide(self.itm_head(hidden)).softmax(-1)[..., 1]
+        match = full(self.itm_head(hidden)).softmax(-1)[..., 1]
         check_finite({**sums, "match": finite_sum(match)}, self.dtype)
         return ImageText(maps, match)
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slime_bench.attention.attend import full
+
 Take = Callable[[str, Tensor, Tensor], None]
 """Called with a layer's name, its queries [B,N,D] and keys [B,M,D], projected, not scaled, heads side by side in D."""
 
@@ -46,15 +48,10 @@ def scores(query: Tensor, key: Tensor, heads: int, prompts: int) -> Tensor:
     """
     batch, tokens, width = query.shape
     with torch.autocast(query.device.type, enabled=False):
-        split_query = wide(query).view(batch, tokens, heads, -1).transpose(1, 2) / math.sqrt(width // heads)
-        split_key = wide(key).view(batch, key.shape[1], heads, -1).permute(0, 2, 3, 1)
+        split_query = full(query).view(batch, tokens, heads, -1).transpose(1, 2) / math.sqrt(width // heads)
+        split_key = full(key).view(batch, key.shape[1], heads, -1).permute(0, 2, 3, 1)
         found = split_query @ split_key
     return found.view(batch, heads, prompts, tokens // prompts, -1).transpose(1, 2)
-
-
-def wide(values: Tensor) -> Tensor:
-    """float32, unless they are float64."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
