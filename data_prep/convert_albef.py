@@ -1,4 +1,4 @@
-"""Convert a released ALBEF checkpoint into a folder that `slime_bench.backbones.albef` loads.
+"""Convert a released ALBEF checkpoint into a folder that `slime_bench.backbones.blip` loads.
 
     python -m data_prep.convert_albef --checkpoint refcoco.pth --out models/albef_refcoco
 
@@ -22,9 +22,8 @@ import torch
 
 from data_prep.albef_tensors import Conversion, architecture, convert
 from data_prep.commands import run
-from slime_bench.backbones.albef import trim_to
-from slime_bench.backbones.blip_load import check_tensors, empty_network, guarded
 from slime_bench.backbones.hashes import sha256
+from slime_bench.backbones.load import check_tensors, empty_blip, guarded, trim_to
 from slime_bench.errors import BackboneError, StorageError
 from slime_bench.storage import ordered, write_atomic
 
@@ -109,9 +108,7 @@ def check_network(made: Conversion, config: Mapping[str, Any], path: Path) -> No
     """
     from transformers import BlipConfig
 
-    network = guarded(
-        "architecture", path, lambda: empty_network(BlipConfig.from_dict({**config, "model_type": "blip"}))
-    )
+    network = guarded("architecture", path, lambda: empty_blip(BlipConfig.from_dict({**config, "model_type": "blip"})))
     trim_to(config["fusion_layer"])(network)
     expected = network.state_dict()
     check_tensors(made.tensors, expected, path)

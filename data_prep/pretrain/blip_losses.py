@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import BertTokenizer, BlipForImageTextRetrieval
 
 from data_prep.pretrain.blip_captions import GRIDS, TILES, Caption
-from slime_bench.backbones.vlm import IMAGENET
+from slime_bench.backbones.base import IMAGENET
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,7 @@ def kernel_width(width: int, keys: int, device: str) -> int:
     return rounded if device == "cuda" else width
 
 
-def spread(query: torch.Tensor, key: torch.Tensor, maps: torch.Tensor, scale: float) -> torch.Tensor:
+def propagate(query: torch.Tensor, key: torch.Tensor, maps: torch.Tensor, scale: float) -> torch.Tensor:
     """Maps propagated by one layer's self-attention: softmax(query @ key^T * scale) @ maps, mean over heads.
 
     Args:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from slime_bench.attention.attend import head_mean, spread
-from slime_bench.attention.processor import Processor, attention_layer, attention_layers, extras
+from slime_bench.attention.attend import head_mean, propagate
+from slime_bench.attention.processor import Processor, attention_layer, attention_layers, unsupported
 from slime_bench.errors import BackboneError
 
 
@@ -44,65 +44,67 @@ class Recording:
 
     Attributes:
         layers: layer name -> queries and keys, in the order in which the layers ran.
-        spread: layer name -> the maps of a `Ride`, propagated by this layer's self-attention, float [B,N,K].
+        propagated: layer name -> the extra values, propagated by this layer's self-attention, float [B,N,K].
     """
 
     layers: dict[str, LayerAttention] = field(default_factory=dict)
-    spread: dict[str, torch.Tensor] = field(default_factory=dict)
+    propagated: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-@dataclass
-class Ride:
-    """Maps that the self-attention layers `layers` propagate while they run, in the same product as their own values.
+@dataclass(frozen=True)
+class ExtraValues:
+    """Values that self-attention layers propagate while they run, in the same product as their own.
 
     Attributes:
-        maps: what is to be propagated, float [B,N,K], made from the recording when the first of `layers` is reached;
-            None if it cannot be made by then, and nothing is propagated.
+        layers: names of these layers.
+        make: the values, float [B,N,K], from the recording when the first of `layers` is reached, once per pass; None
+            if they cannot be made by then, and nothing is propagated.
     """
 
     layers: frozenset[str]
-    maps: Callable[[Recording], torch.Tensor | None]
+    make: Callable[[Recording], torch.Tensor | None]
+
+
+class _Pass:
+    """What the observers of all named layers share: `capture`'s arguments, and the extra values of the running pass."""
+
+    def __init__(self, names: Sequence[str], stop_early: bool, extra: ExtraValues | None) -> None:
+        self.names, self.stop_early, self.extra = frozenset(names), stop_early, extra
+        self.recording = Recording()
+        self.values: torch.Tensor | None = None
+
+    def values_of(self, name: str) -> torch.Tensor | None:
+        """The extra values for the layer `name`, which has just been recorded."""
+        if self.extra is None or name not in self.extra.layers:
+            return None
+        if not self.extra.layers & self.recording.layers.keys() - {name}:  # the first of them
+            self.values = self.extra.make(self.recording)
+        return self.values
 
 
 class _Recorder:
-    """Looks on at one layer."""
+    """Observes one layer."""
 
-    def __init__(self, name: str, names: frozenset[str], stop_early: bool, recording: Recording, ride: _Once) -> None:
-        self._name, self._names, self._stop_early = name, names, stop_early
-        self._recording, self._ride = recording, ride
+    def __init__(self, name: str, shared: _Pass) -> None:
+        self._name, self._shared = name, shared
 
     def seen(self, query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor | None:
         """As `Observer` says."""
-        recording = self._recording
+        shared, recording = self._shared, self._shared.recording
         if self._name in recording.layers:  # a new pass
             recording.layers.clear()
-            recording.spread.clear()
+            recording.propagated.clear()
         recording.layers[self._name] = LayerAttention(query, key, scale)
-        maps = self._ride(self._name)
-        if self._stop_early and self._names <= recording.layers.keys():
-            if maps is not None:
-                recording.spread[self._name] = spread(query, key, maps, scale)
+        values = shared.values_of(self._name)
+        if shared.stop_early and shared.names <= recording.layers.keys():
+            if values is not None:
+                recording.propagated[self._name] = propagate(query, key, values, scale)
             raise AllCaptured
-        return maps
+        return values
 
-    def mixed(self, values: torch.Tensor) -> None:
+    def propagated(self, values: torch.Tensor) -> None:
         """As `Observer` says."""
-        self._recording.spread[self._name] = head_mean(values)
-
-
-class _Once:
-    """The maps of a ride, made once per pass."""
-
-    def __init__(self, ride: Ride | None, recording: Recording) -> None:
-        self._ride, self._recording = ride, recording
-        self._maps: torch.Tensor | None = None
-
-    def __call__(self, name: str) -> torch.Tensor | None:
-        if self._ride is None or name not in self._ride.layers:
-            return None
-        if not self._ride.layers & self._recording.layers.keys() - {name}:  # the first of them
-            self._maps = self._ride.maps(self._recording)
-        return self._maps
+        self._shared.recording.propagated[self._name] = head_mean(values)
 
 
 def named_layer(model: nn.Module, name: str) -> Any:
@@ -114,26 +116,22 @@ def named_layer(model: nn.Module, name: str) -> Any:
     layer = attention_layer(model, name)
     if layer is None:
         raise BackboneError(
-            "no attention layer of this name in the backbone",
-            path=name,
-            expected=list(attention_layers(model)),
+            "no attention layer of this name in the backbone", path=name, expected=list(attention_layers(model)),
             remedy="name one of these layers in backbone.cross_layers or backbone.self_layers",
-        )
-    unusual = extras(layer)
+        )  # fmt: skip
+    unusual = unsupported(layer)
     if unusual:
         raise BackboneError(
-            "this attention layer cannot be captured faithfully",
-            path=name,
-            found=f"it uses {', '.join(unusual)}",
+            "this attention layer cannot be captured faithfully", path=name, found=f"it uses {', '.join(unusual)}",
             expected="plain Stable Diffusion attention",
             remedy="choose another layer, or write a processor for such layers in slime_bench/attention/processor.py",
-        )
+        )  # fmt: skip
     return layer
 
 
 @contextmanager
 def capture(
-    model: nn.Module, names: Sequence[str], stop_early: bool = False, ride: Ride | None = None
+    model: nn.Module, names: Sequence[str], stop_early: bool = False, extra: ExtraValues | None = None
 ) -> Iterator[Recording]:
     """Record the named layers of every forward pass inside the `with` block (a later pass replaces an earlier one).
 
@@ -141,21 +139,19 @@ def capture(
         model: a diffusers model. names: module names such as `up_blocks.1.attentions.0.transformer_blocks.0.attn2`.
         stop_early: leave the forward pass as soon as the last named layer has its queries and keys. The pass then
             returns nothing: the `with` block ends at that point.
-        ride: maps that some of the named layers propagate on the way.
+        extra: values that some of the named layers propagate on the way.
 
     Raises:
         BackboneError: no such layer, or one with features that the recording would miss.
     """
     layers = {name: named_layer(model, name) for name in names}
     before = {name: layer.processor for name, layer in layers.items()}
-    recording = Recording()
-    once = _Once(ride, recording)
+    shared = _Pass(names, stop_early, extra)
     try:
         for name, layer in layers.items():
             text = before[name].text if isinstance(before[name], Processor) else None
-            recorder = _Recorder(name, frozenset(layers), stop_early, recording, once)
-            layer.set_processor(Processor(text, recorder))
-        yield recording
+            layer.set_processor(Processor(text, _Recorder(name, shared)))
+        yield shared.recording
     except AllCaptured:
         pass
     finally:

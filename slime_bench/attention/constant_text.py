@@ -16,7 +16,7 @@ TEXTS: Final = 4
 
 
 @dataclass
-class _Kept:
+class _Text:
     """One text and what linear layers have made of it. The text is a copy: its owner may change his."""
 
     text: torch.Tensor
@@ -33,9 +33,9 @@ class ConstantText:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._texts: OrderedDict[int, _Text] = OrderedDict()
         self._numbered = 0
-        self._current: tuple[torch.Tensor, _Kept] | None = None
+        self._current: tuple[torch.Tensor, _Text] | None = None
 
     @contextmanager
     def during(self, text: torch.Tensor) -> Iterator[None]:
@@ -57,9 +57,9 @@ class ConstantText:
         if current is None or source is not current[0] or not _watched(linear):
             output: torch.Tensor = linear(source)
             return output
-        state, known = _state(linear), current[1].made.get(linear)
-        if known is not None and known[0] == (*state, known[1]._version):
-            return known[1]
+        state, before = _state(linear), current[1].made.get(linear)
+        if before is not None and before[0] == (*state, before[1]._version):
+            return before[1]
         with torch.inference_mode(False), torch.no_grad():  # an ordinary tensor: it is still good outside that mode
             made: torch.Tensor = linear(source)
         current[1].made[linear] = ((*state, made._version), made)
@@ -67,20 +67,20 @@ class ConstantText:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._kept.clear()
+        self._texts.clear()
 
-    def _find(self, text: torch.Tensor) -> _Kept:
+    def _find(self, text: torch.Tensor) -> _Text:
         autocast = torch.get_autocast_dtype(text.device.type) if torch.is_autocast_enabled(text.device.type) else None
-        for number, kept in self._kept.items():
-            if kept.autocast == autocast and _same(kept.text, text):
-                self._kept.move_to_end(number)
-                return kept
+        for number, old in self._texts.items():
+            if old.autocast == autocast and _same(old.text, text):
+                self._texts.move_to_end(number)
+                return old
         with torch.inference_mode(False):
-            fresh = _Kept(text.detach().clone(), autocast)
+            fresh = _Text(text.detach().clone(), autocast)
         self._numbered += 1
-        self._kept[self._numbered] = fresh
-        while len(self._kept) > TEXTS:
-            self._kept.popitem(last=False)
+        self._texts[self._numbered] = fresh
+        while len(self._texts) > TEXTS:
+            self._texts.popitem(last=False)
         return fresh
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from slime_bench.attention.attend import full, spread
+from slime_bench.attention.attend import full, propagate
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.errors import BackboneError
 
@@ -91,7 +91,7 @@ def was(layers: Sequence[LayerAttention], maps: torch.Tensor) -> torch.Tensor:
         float [B,K,h,w]; every pixel is a convex combination of the pixels of the same map.
     """
     grid, values = (int(maps.shape[-2]), int(maps.shape[-1])), to_rows(maps)
-    found = torch.stack([spread(layer.query, layer.key, values, layer.scale) for layer in layers]).mean(dim=0)
+    found = torch.stack([propagate(layer.query, layer.key, values, layer.scale) for layer in layers]).mean(dim=0)
     return to_maps(found, grid)
 
 

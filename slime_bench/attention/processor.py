@@ -10,12 +10,12 @@ from torch import nn
 from slime_bench.attention.attend import attend
 from slime_bench.attention.constant_text import ConstantText
 
-EXTRAS: Final = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
+UNSUPPORTED: Final = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj")
 """Features of diffusers' attention layers that `Processor` does not compute; Stable Diffusion has none of them."""
 
 
 class Observer(Protocol):
-    """Looks on while a layer runs, and may send maps along."""
+    """Looks on while a layer runs, and may have it propagate extra values."""
 
     def seen(self, query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor | None:
         """Called before the layer's values are computed; it may leave the forward pass by raising.
@@ -24,15 +24,15 @@ class Observer(Protocol):
             query: float [B,H,N,D], projected, not scaled. key: float [B,H,M,D]. scale: of the logits.
 
         Returns:
-            further values to be mixed by the same attention, float [B,M,K], or None.
+            extra values, to be propagated by the same attention, float [B,M,K], or None.
         """
 
-    def mixed(self, values: torch.Tensor) -> None:
-        """The further values, mixed: float [B,H,N,K]. Called only where `seen` returned some."""
+    def propagated(self, values: torch.Tensor) -> None:
+        """The extra values, propagated: float [B,H,N,K]. Called only where `seen` returned some."""
 
 
 class Processor:
-    """Equals diffusers' `AttnProcessor2_0` on a layer without `EXTRAS`, to rounding.
+    """Equals diffusers' `AttnProcessor2_0` on a layer without `UNSUPPORTED`, to rounding.
 
     Args:
         text: keeps the projections of a text that does not change. observer: see `Observer`.
@@ -54,20 +54,20 @@ class Processor:
         batch, scale, observer = len(hidden_states), float(attn.scale), self._observer
         query = _split(attn.to_q(hidden_states), attn.heads)
         key = _split(self._projected(attn.to_k, source), attn.heads).expand(batch, -1, -1, -1)
-        more = observer.seen(query, key, scale) if observer is not None else None
+        extra = observer.seen(query, key, scale) if observer is not None else None
         value = _split(self._projected(attn.to_v, source), attn.heads).expand(batch, -1, -1, -1)
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, source.shape[1], batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
         own = value.shape[-1]
-        if more is not None:
-            more = more[:, None].to(value.dtype).expand(-1, attn.heads, -1, -1)
-            value = torch.cat([value, more], dim=-1)
-        mixed = attend(query, key, value, scale, attention_mask)
-        if more is not None and observer is not None:
-            observer.mixed(mixed[..., own:])
-            mixed = mixed[..., :own]
-        output = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2).to(query.dtype)))
+        if extra is not None:
+            extra = extra[:, None].to(value.dtype).expand(-1, attn.heads, -1, -1)
+            value = torch.cat([value, extra], dim=-1)
+        attended = attend(query, key, value, scale, attention_mask)
+        if extra is not None and observer is not None:
+            observer.propagated(attended[..., own:])
+            attended = attended[..., :own]
+        output = attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2).to(query.dtype)))
         if attn.residual_connection:
             output = output + hidden_states
         return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor
@@ -100,9 +100,9 @@ def _is_attention(module: nn.Module) -> bool:
     return hasattr(module, "set_processor") and hasattr(module, "to_q")
 
 
-def extras(layer: Any) -> list[str]:
+def unsupported(layer: Any) -> list[str]:
     """Features of the layer that `Processor` would leave out."""
-    return [extra for extra in EXTRAS if getattr(layer, extra, None)]
+    return [feature for feature in UNSUPPORTED if getattr(layer, feature, None)]
 
 
 def install(model: nn.Module, text: ConstantText | None = None) -> bool:
@@ -115,7 +115,7 @@ def install(model: nn.Module, text: ConstantText | None = None) -> bool:
 
     every = True
     for layer in attention_layers(model).values():
-        if type(layer.processor) is AttnProcessor2_0 and not extras(layer):
+        if type(layer.processor) is AttnProcessor2_0 and not unsupported(layer):
             layer.set_processor(Processor(text))
         else:
             every = False

@@ -1,100 +1,160 @@
-"""BLIP for image-text matching (Li et al., ICML 2022) as a frozen backbone.
+"""BLIP and ALBEF as frozen backbones, in the library's own modules.
 
-Any `BlipForImageTextRetrieval` will do: the released ones, `mini_blip`, a folder of one's own. The library's modules
-are used as they are; scores come from hooks on the queries and keys of `text_encoder.encoder.layer.N.crossattention`.
+Scores come from hooks on the queries and keys of `text_encoder.encoder.layer.N.crossattention`. What ALBEF's text-only
+layers make of a list of prompts is kept for its next image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from slime_bench.backbones.blip_files import PUT_IN_A_FOLDER, find_folder, fingerprint
-from slime_bench.backbones.blip_load import (
-    facts,
-    load_network,
-    load_tokenizer,
-    own_statistics,
-    read_config,
+from slime_bench.attention.attend import full
+from slime_bench.backbones.base import IMAGENET, Size, chosen_layers, patch_grid
+from slime_bench.backbones.blip_text import ImageFreeCache, captured, fuse, image_free, scores
+from slime_bench.backbones.load import DTYPES, load_blip, load_blip_tokenizer, trim_to
+from slime_bench.backbones.vision_language import Albef, Blip, own_statistics
+from slime_bench.backbones.vlm import (
+    ImageText,
+    Prompts,
+    Reduce,
+    VlmBackbone,
+    check_finite,
+    check_prompts,
+    finite_sum,
+    too_long,
 )
-from slime_bench.backbones.blip_modules import BlipModules
-from slime_bench.backbones.load import DTYPES
-from slime_bench.backbones.locate import check_hashes
-from slime_bench.backbones.vlm import IMAGENET, VlmFacts, patch_grid
-from slime_bench.config.parts import NO_NUMBERS, located
+from slime_bench.backbones.weights import check_hashes
+from slime_bench.errors import BackboneError
+
+_LISTS_KEPT: Final = 8  # tokenised prompt lists: a method uses one or two
 
 
-class BlipBackbone(BlipModules):
-    """Frozen BLIP; see `BlipModules`.
+class BlipBackbone(Blip, VlmBackbone):
+    """A vision tower and a text tower that looks at it; see `VlmBackbone` for what it offers.
+
+    Its parameters have the library's names, without a prefix, so that what is tuned fits the stock model.
 
     Raises:
         BackboneError: weights missing, corrupt or of another architecture, or an image size that the patches do not
             divide.
     """
 
-    @dataclass
-    class Config:
-        """Settings of a BLIP.
+    implementation: ClassVar[str | None] = None
+    num_prefix_keys = 1
+    trimmed: ClassVar[bool] = False
+    """Whether text layers before the first with cross-attention have none in the weights either."""
+    mean: Tensor
+    std: Tensor
 
-        Args:
-            name: in tables and result files.
-            weights: bundled name, folder, or hub id.
-            revision: commit of a hub id; null for its main branch.
-            image_size: side in pixels that images are brought to, a multiple of the patch. Position embeddings of
-                another size are resized, bicubically, by the library.
-            dtype: precision of the frozen weights.
-            statistics: pixel mean and standard deviation: `imagenet`, as the authors' code, or the model's `own`
-                (`preprocessor_config.json`, else CLIP's, which BLIP was trained with).
-        """
-
-        name: str = "mini_blip"
-        weights: str = field(default="mini_blip", metadata=located("backbone"))
-        revision: str | None = field(default=None, metadata=NO_NUMBERS)
-        image_size: int = field(default=128, metadata={"min": 1})
-        dtype: str = field(default="fp32", metadata={"choices": tuple(DTYPES)})
-        statistics: str = field(default="imagenet", metadata={"choices": ("imagenet", "own")})
-
-    remedy: ClassVar[str] = PUT_IN_A_FOLDER
-    """What to do where the weights are not here."""
-
-    def __init__(self, config: Config) -> None:
-        folder = find_folder(config, self.remedy)
-        check_hashes(folder)
-        architecture, first = self._read(folder)
-        known = facts(folder, architecture, first)
-        patch_grid((config.image_size, config.image_size), known.patch)
-        network = load_network(folder, architecture, DTYPES[config.dtype], self._trim(first))
-        tokenizer = load_tokenizer(folder, int(architecture.text_config.vocab_size))
-        super().__init__(network, tokenizer, known, own_statistics(folder) if config.statistics == "own" else IMAGENET)
+    def __init__(self, config: Blip.Config) -> None:
+        super().__init__()
         self.config = config
+        folder = self.folder_of(config)
+        check_hashes(folder)
+        architecture, self.facts = self.read_folder(folder, config.image_size)
+        self.layers = self.facts.layers
+        self._first = _index(self.layers[0])
+        network = load_blip(folder, architecture, DTYPES[config.dtype], trim_to(self._first) if self.trimmed else None)
+        self.tokenizer = load_blip_tokenizer(folder, int(architecture.text_config.vocab_size))
+        self.vision_model, self.text_encoder = network.vision_model, network.text_encoder
+        self.itm_head = network.itm_head
+        statistics = own_statistics(folder) if config.statistics == "own" else IMAGENET
+        for name, values in zip(("mean", "std"), statistics, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self._image_free = ImageFreeCache() if self._first else image_free
+        self._tokenised: dict[tuple[str, ...], Prompts] = {}
+        self.requires_grad_(False).eval()
 
-    @classmethod
-    def content_hash_of(cls, config: Config) -> str:
-        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
-        return fingerprint(find_folder(config, cls.remedy))
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.itm_head.weight.dtype
 
-    @classmethod
-    def describe(cls, config: Config) -> VlmFacts:
-        """What can be known from the JSON files alone.
+    def grid(self, size: Size) -> Size:
+        return patch_grid(size, self.facts.patch, self.facts.image_size)
 
-        Raises:
-            BackboneError: files that are missing or of another kind, or an image size that the patches do not divide.
-        """
-        folder = find_folder(config, cls.remedy)
-        known = facts(folder, *cls._read(folder))
-        patch_grid((config.image_size, config.image_size), known.patch)
-        return known
+    def tokenize(self, prompts: Sequence[str]) -> Prompts:
+        texts = check_prompts(prompts)
+        device = self.itm_head.weight.device
+        found = self._tokenised.get(texts)
+        if found is None or found.ids.device != device:
+            # Plain tensors also in inference mode: a later pass with gradients may meet them.
+            with torch.inference_mode(False):
+                found = _tokenised(self.tokenizer, texts, self.facts.num_tokens, device)
+            self._tokenised.pop(texts, None)
+            while len(self._tokenised) >= _LISTS_KEPT:
+                self._tokenised.pop(next(iter(self._tokenised)))
+            self._tokenised[texts] = found
+        return found
 
-    @classmethod
-    def _read(cls, folder: Path) -> tuple[Any, int]:
-        """Configuration, and index of the first layer with cross-attention."""
-        return read_config(folder), 0
+    def encode_images(self, images: Tensor) -> Tensor:
+        self.grid((images.shape[-2], images.shape[-1]))
+        with torch.inference_mode(False), torch.no_grad():
+            pixels = (images.float() - self.mean) / self.std
+            return self.vision_model(pixels.to(self.dtype), interpolate_pos_encoding=True).last_hidden_state
 
-    @classmethod
-    def _trim(cls, first: int) -> Callable[[nn.Module], None] | None:
-        """Takes away what the folder's model does not have; see `load_network`."""
-        return None
+    def read(self, states: Tensor, prompts: Prompts, reduce: Reduce, layers: Sequence[str] | None = None) -> ImageText:
+        chosen = {name: self._cross(name).self for name in chosen_layers(self.layers, layers)}
+        ids, mask = prompts.ids.to(states.device), prompts.mask.to(states.device)
+        heads = int(self.text_encoder.config.num_attention_heads)
+        maps: dict[str, Any] = {}
+        sums: dict[str, Tensor] = {}
+
+        def take(name: str, query: Tensor, key: Tensor) -> None:
+            found = scores(query, key, heads, prompts=len(ids))
+            sums[name] = finite_sum(found)
+            maps[name] = reduce(found)
+
+        with captured(chosen, take):
+            attended = self._image_free(self.text_encoder, ids, mask, self._first)
+            hidden = fuse(self.text_encoder, attended, mask, states, self._first)
+        match = full(self.itm_head(hidden)).softmax(-1)[..., 1]
+        check_finite({**sums, "match": finite_sum(match)}, self.dtype)
+        return ImageText(maps, match)
+
+    def tuned(self, layers: Sequence[str]) -> dict[str, nn.Parameter]:
+        """Word embeddings and all of `crossattention` of these layers."""
+        words = "text_encoder.embeddings.word_embeddings.weight"
+        found = {words: self.text_encoder.embeddings.word_embeddings.weight}
+        for name in chosen_layers(self.layers, layers):
+            prefix = f"text_encoder.encoder.{name}.crossattention."
+            found |= {prefix + key: value for key, value in self._cross(name).named_parameters()}
+        return found
+
+    def _cross(self, name: str) -> Any:
+        return self.text_encoder.encoder.layer[_index(name)].crossattention
+
+
+class AlbefBackbone(Albef, BlipBackbone):
+    """Frozen ALBEF; see `BlipBackbone`."""
+
+    implementation = None
+    trimmed = True
+
+
+def _index(name: str) -> int:
+    return int(name.removeprefix("layer."))
+
+
+def _tokenised(tokenizer: Any, texts: tuple[str, ...], limit: int, device: torch.device) -> Prompts:
+    """Ids padded to the longest prompt.
+
+    Raises:
+        BackboneError: a prompt that has too many tokens or none of its own.
+    """
+    found = tokenizer(list(texts), padding=True, return_special_tokens_mask=True, return_tensors="pt", verbose=False)
+    mask = found["attention_mask"].bool()
+    special = found["special_tokens_mask"].bool() & mask
+    for text, length, own in zip(texts, mask.sum(1).tolist(), (mask & ~special).sum(1).tolist(), strict=True):
+        if length > limit:
+            raise too_long(text, length, limit)
+        if not own:
+            raise BackboneError(
+                "a prompt has no token", path=f"prompt {text!r}", found="characters that the tokenizer leaves out",
+                expected="words", remedy="see conf/prompts",
+            )  # fmt: skip
+    return Prompts(texts, found["input_ids"].to(device), mask.to(device), special.to(device))

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slime_bench.attention.attend import full
+
 Take = Callable[[str, Tensor, Tensor], None]
 """Called with a layer's name, its queries [B,N,D] and keys [B,M,D], projected, not scaled, heads side by side in D."""
 
@@ -46,15 +48,10 @@ def scores(query: Tensor, key: Tensor, heads: int, prompts: int) -> Tensor:
     """
     batch, tokens, width = query.shape
     with torch.autocast(query.device.type, enabled=False):
-        split_query = wide(query).view(batch, tokens, heads, -1).transpose(1, 2) / math.sqrt(width // heads)
-        split_key = wide(key).view(batch, key.shape[1], heads, -1).permute(0, 2, 3, 1)
+        split_query = full(query).view(batch, tokens, heads, -1).transpose(1, 2) / math.sqrt(width // heads)
+        split_key = full(key).view(batch, key.shape[1], heads, -1).permute(0, 2, 3, 1)
         found = split_query @ split_key
     return found.view(batch, heads, prompts, tokens // prompts, -1).transpose(1, 2)
-
-
-def wide(values: Tensor) -> Tensor:
-    """float32, unless they are float64."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -108,7 +105,7 @@ class ImageFreeCache:
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[list[Tensor], tuple[Any, ...], Tensor] | None = None
+        self._last: tuple[list[Tensor], tuple[Any, ...], Tensor] | None = None
 
     def __call__(self, text: Any, ids: Tensor, mask: Tensor, first: int) -> Tensor:
         """As `image_free`; nothing is kept or taken where gradients are asked for."""
@@ -123,9 +120,9 @@ class ImageFreeCache:
         with torch.inference_mode(False), torch.no_grad():
             seen = [ids, mask, words(ids)]
             state = tuple((each.data_ptr(), each._version) for each in weights if each is not words.weight)
-            if self._kept is None or self._kept[1] != state or not _same(self._kept[0], seen):
-                self._kept = [each.clone() for each in seen], state, image_free(text, ids, mask, first)
-        return self._kept[2]
+            if self._last is None or self._last[1] != state or not _same(self._last[0], seen):
+                self._last = [each.clone() for each in seen], state, image_free(text, ids, mask, first)
+        return self._last[2]
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:

@@ -24,20 +24,20 @@ class EncoderCache:
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held = limit, 0
-        self._kept: OrderedDict[bytes, Posterior] = OrderedDict()
+        self._posteriors: OrderedDict[bytes, Posterior] = OrderedDict()
 
     def get(self, images: torch.Tensor, state: object, encode: Callable[[torch.Tensor], Posterior]) -> Posterior:
         """`encode(images)`, or what it gave the last time. The tensors are the kept ones: not to be written to.
 
         Args:
-            images: float [B,3,H,W]. state: whatever else decides the result, as something with a telling `repr`.
+            images: float [B,3,H,W]. state: whatever else decides the result, as something whose `repr` says it.
         """
         if self._limit <= 0 or images.is_meta:
             return encode(images)
         key = _digest(images, state)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        if key in self._posteriors:
+            self._posteriors.move_to_end(key)
+            return self._posteriors[key]
         with torch.inference_mode(False), torch.no_grad():  # ordinary tensors: they are still good outside that mode
             found = encode(images)
             mean, variance = (tensor.detach().contiguous() for tensor in found)
@@ -46,16 +46,16 @@ class EncoderCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._kept.clear()
+        self._posteriors.clear()
         self._held = 0
 
     def _add(self, key: bytes, posterior: Posterior) -> None:
         size = _size(posterior)
         if size > self._limit:
             return
-        self._kept[key], self._held = posterior, self._held + size
+        self._posteriors[key], self._held = posterior, self._held + size
         while self._held > self._limit:
-            self._held -= _size(self._kept.popitem(last=False)[1])
+            self._held -= _size(self._posteriors.popitem(last=False)[1])
 
 
 def _size(posterior: Posterior) -> int:

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import re
-import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from slime_bench.errors import StorageError
+from slime_bench.storage import write_atomic
 
 REMEMBERED: Final = 64 * 2**20
 """Files of at least so many bytes are remembered by place, size and time of change. A smaller one is read each time: it
 takes a few milliseconds, and a change that keeps size and time is found as well."""
-
-_KEPT: Final = 256  # entries on disk
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_known: dict[tuple[str, int, int], str] = {}
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content.
-
-    A large file is read once: its hash is kept in this process and in `cache_file`, under its resolved path, its size
-    and its time of change in nanoseconds. A cache that cannot be read or written is as good as none.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    real = path.resolve()
-    status = real.stat()
-    if status.st_size < REMEMBERED:
-        return _computed(real)
-    key = (str(real), status.st_size, status.st_mtime_ns)
-    if key not in _known:
-        stored = _read().get(key)
-        _known[key] = stored or _computed(real)
-        if stored is None:
-            _add(key, _known[key])
-    return _known[key]
+_ENTRIES: Final = 256  # of the cache file
 
 
 def digest(files: Mapping[str, Path]) -> str:
@@ -58,42 +36,42 @@ def digest(files: Mapping[str, Path]) -> str:
     return found.hexdigest()
 
 
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content.
+
+    A large file is read once: its hash is kept in this process and in `cache_file`, under its resolved path, its size
+    and its time of change in nanoseconds. A cache that cannot be read or written is as good as none.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    real = path.resolve()
+    status = real.stat()
+    if status.st_size < REMEMBERED:
+        return _computed(real)
+    return _remembered(str(real), status.st_size, status.st_mtime_ns)
+
+
 def cache_file() -> Path:
     """Where hashes are kept between processes: `$XDG_CACHE_HOME/slime-bench/sha256.json`, or below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slime-bench" / "sha256.json"
 
 
+@cache
+def _remembered(path: str, size: int, changed: int) -> str:
+    entries: dict[str, list[Any]] = {}  # path -> [size, time of change, hash]
+    # ValueError: no JSON, RuntimeError: a user without a home.
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        content = json.loads(cache_file().read_text(encoding="utf-8"))
+        entries = content if isinstance(content, dict) else {}
+    if (entry := entries.pop(path, None)) and entry[:2] == [size, changed]:
+        return str(entry[2])
+    entries[path] = [size, changed, _computed(Path(path))]
+    with contextlib.suppress(StorageError, RuntimeError):
+        write_atomic(cache_file(), json.dumps(dict(list(entries.items())[-_ENTRIES:])).encode())
+    return str(entries[path][2])
+
+
 def _computed(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read() -> dict[tuple[str, int, int], str]:
-    """The entries of the cache file; whatever is not an entry is left out."""
-    try:
-        rows = json.loads(cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: a user without a home
-        return {}
-    entries = {}
-    for row in rows if isinstance(rows, list) else ():
-        match row:
-            case [str(name), int(size), int(changed), str(digest)] if _SHA256.fullmatch(digest):
-                entries[name, size, changed] = digest
-    return entries
-
-
-def _add(key: tuple[str, int, int], digest: str) -> None:
-    entries = {other: value for other, value in _read().items() if other[0] != key[0]}  # one entry per place
-    rows = [[*other, value] for other, value in [*entries.items(), (key, digest)]][-_KEPT:]
-    temporary = None
-    try:
-        target = cache_file()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed: another process reads the old list or the new one, never half of one.
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False, encoding="utf-8") as file:
-            temporary = Path(file.name)
-            json.dump(rows, file)
-        temporary.replace(target)
-    except (OSError, RuntimeError):
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

@@ -23,41 +23,33 @@ The official Llama file puts zeros in place of NaN, against overflow in float16.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slime_bench.backbones.base import Size, chosen_layers, patch_grid
 from slime_bench.backbones.llava_attention import KeyValue, attention_by, pack, shared_attention
-from slime_bench.backbones.llava_files import Geometry, fingerprint, folder_of, read_geometry
-from slime_bench.backbones.llava_load import load_network, load_tokenizer
-from slime_bench.backbones.llava_text import Conversation, Templates
-from slime_bench.backbones.load import DTYPES
-from slime_bench.backbones.locate import check_hashes
+from slime_bench.backbones.load import DTYPES, load_llava
+from slime_bench.backbones.vision_language import Llava
 from slime_bench.backbones.vlm import (
     ImageText,
     Prompts,
     Reduce,
-    Size,
     VlmBackbone,
-    VlmFacts,
     check_finite,
     check_prompts,
-    chosen_layers,
     finite_sum,
-    patch_grid,
     too_long,
 )
-from slime_bench.config.parts import NO_NUMBERS, located
-from slime_bench.errors import BackboneError
+from slime_bench.backbones.weights import check_hashes
 
 _TUNED = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-class LlavaBackbone(VlmBackbone):
+class LlavaBackbone(Llava, VlmBackbone):
     """Frozen until someone switches gradients on, see `tuned`. The network computes in the precision of its weights;
     scores and match probabilities are float32.
 
@@ -65,71 +57,23 @@ class LlavaBackbone(VlmBackbone):
         BackboneError: weights missing, corrupt or of another architecture, or a conversation that does not fit.
     """
 
-    @dataclass
-    class Config:
-        """Settings of a LLaVA.
-
-        Args:
-            name: in tables and result files.
-            weights: folder, bundled name, or hub id.
-            revision: commit of a hub id; null for its main branch.
-            image_size: side of the images that the data set hands out, pixels; the backbone resizes what differs from
-                its vision tower's.
-            dtype: precision of the frozen weights; 7 billion of them are 28 GB in fp32, 14 GB in bf16 or fp16.
-            templates: the conversation around a prompt, and the answers that give the match probability.
-            prompts_per_call: prompts that share one call of the attention kernel. More of them are fewer calls; the
-                mask and the work of a call grow with its square.
-        """
-
-        name: str = "llava15_7b"
-        weights: str = field(default="llava-hf/llava-1.5-7b-hf", metadata=located("backbone"))
-        revision: str | None = field(default=None, metadata=NO_NUMBERS)
-        image_size: int = field(default=336, metadata={"min": 1})
-        dtype: str = field(default="bf16", metadata={"choices": tuple(DTYPES)})
-        templates: Templates = field(default_factory=Templates)
-        prompts_per_call: int = field(default=8, metadata={"min": 1, **NO_NUMBERS})
-
+    implementation: ClassVar[str | None] = None
     _mean: Tensor
     _std: Tensor
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Llava.Config) -> None:
         super().__init__()
         self.config = config
-        folder = folder_of(config)
+        folder = self.folder_of(config)
         check_hashes(folder)
-        self._geometry = read_geometry(folder)
-        self._conversation = Conversation(load_tokenizer(folder), config.templates, self._geometry.image_token)
-        self.model = load_network(folder, DTYPES[config.dtype])
+        self._geometry, self._conversation, facts = self.read_folder(folder, config.templates)
+        self.model = load_llava(folder, DTYPES[config.dtype])
         self.eval()
-        self.layers = _layer_names(self._geometry)
+        self.layers, self.num_tokens = facts.layers, facts.num_tokens
         self.num_prefix_keys = self._geometry.prefix
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self._geometry, name)).view(1, 3, 1, 1)
             self.register_buffer(f"_{name}", values, persistent=False)
-
-    @classmethod
-    def content_hash_of(cls, config: Config) -> str:
-        """sha256 of all shards and configuration files that `config` points to; nothing is loaded."""
-        return fingerprint(folder_of(config))
-
-    @classmethod
-    def describe(cls, config: Config) -> VlmFacts:
-        """What can be known from the JSON files alone, the tokeniser's among them.
-
-        Raises:
-            BackboneError: files that are missing or of another kind, or a conversation that does not fit.
-        """
-        folder = folder_of(config)
-        geometry = read_geometry(folder)
-        conversation = Conversation(load_tokenizer(folder), config.templates, geometry.image_token)
-        return VlmFacts(
-            _layer_names(geometry), geometry.patch, _num_tokens(geometry, conversation), image_size=geometry.side
-        )
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that a prompt may have."""
-        return _num_tokens(self._geometry, self._conversation)
 
     def grid(self, size: Size) -> Size:
         """Patches (h, w): the same for every image, as every image is resized to one square.
@@ -236,25 +180,3 @@ class LlavaBackbone(VlmBackbone):
         answers = torch.tensor(self._conversation.answers, device=hidden.device)
         logits = F.linear(hidden, head.weight[answers])  # the other 32 thousand rows are not asked for
         return logits.float().softmax(dim=-1)[..., :1]
-
-
-def _layer_names(geometry: Geometry) -> tuple[str, ...]:
-    return tuple(f"layer.{index}" for index in range(geometry.layers))
-
-
-def _num_tokens(geometry: Geometry, conversation: Conversation) -> int:
-    """What the language model's positions leave for a prompt.
-
-    Raises:
-        BackboneError: nothing.
-    """
-    left = geometry.positions - geometry.image_tokens - len(conversation)
-    if left < 1:
-        raise BackboneError(
-            "the conversation leaves no room for a prompt",
-            path="backbone.templates.conversation",
-            found=f"{len(conversation)} tokens beside {geometry.image_tokens} of the image",
-            expected=f"fewer than {geometry.positions} together",
-            remedy="shorten the conversation",
-        )
-    return left

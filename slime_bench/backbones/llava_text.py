@@ -1,4 +1,4 @@
-"""How a prompt stands in LLaVA's conversation, and which tokens are whose.
+"""What the files of a LLaVA fix: sizes, how a prompt stands in the conversation, and which tokens are whose.
 
 The whole conversation is tokenised as one text, as the library's own processor does it, and cut afterwards by the
 characters that each token covers. Tokenising the parts one by one would give other tokens at the seams.
@@ -7,8 +7,11 @@ characters that each token covers. Tokenising the parts one by one would give ot
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from slime_bench.backbones.base import Size, channels
+from slime_bench.backbones.weights import CONFIG, PROCESSORS, RESTORE, read_json
 from slime_bench.errors import BackboneError
 
 IMAGE: Final = "<image>"
@@ -48,6 +51,78 @@ class Templates:
             )
         if self.conversation.endswith(PROMPT):
             raise ValueError(f"templates.conversation: a question must follow {PROMPT}, for the answer to be read")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the configuration files fix.
+
+    Attributes:
+        side: of the square image that the vision tower takes, pixels. patch: side of a patch, pixels.
+        prefix: image tokens before those of the patches: 1 where the vision tower's [CLS] is kept, otherwise 0.
+        layers: of the language model. positions: tokens that a conversation may have, those of the image included.
+        image_token: id of the token that stands for the image.
+        mean, std: of the colour channels in [0,1], red first.
+    """
+
+    side: int
+    patch: int
+    prefix: int
+    layers: int
+    positions: int
+    image_token: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def grid(self) -> Size:
+        return self.side // self.patch, self.side // self.patch
+
+    @property
+    def image_tokens(self) -> int:
+        return self.prefix + self.grid[0] * self.grid[1]
+
+
+def read_geometry(folder: Path) -> Geometry:
+    """What the JSON files of a folder fix; no weights are read.
+
+    A key that is not written down has the library's default: the published LLaVA 1.5 does not write its number of
+    layers.
+
+    Raises:
+        BackboneError: a file that is no JSON, of another model, or with values that do not fit together.
+    """
+    from transformers import LlavaConfig
+
+    path = folder / CONFIG
+    content = read_json(path)
+    if content.get("model_type") != "llava":
+        raise _unusable(path, f"model_type {content.get('model_type')}", "model_type llava")
+    try:
+        config = LlavaConfig.from_dict(content)
+    except Exception as error:  # the library's checks raise several kinds
+        raise _unusable(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    vision, text = config.vision_config, config.text_config
+    if vision.model_type != "clip_vision_model":
+        raise _unusable(path, f"a vision tower of model_type {vision.model_type}", "clip_vision_model")
+    side, patch = vision.image_size, vision.patch_size
+    if not isinstance(side, int) or not isinstance(patch, int) or patch < 1 or side < patch:
+        raise _unusable(path, f"image_size {side}, patch_size {patch}", "whole numbers, at least one patch per side")
+    positions = text.max_position_embeddings
+    described = next(folder / name for name in PROCESSORS if (folder / name).is_file())
+    processor = read_json(described)
+    processor = processor.get("image_processor", processor)  # the whole processor's file keeps it inside
+    mean, std = channels(described, processor.get("image_mean"), processor.get("image_std"))
+    return Geometry(
+        side=side,
+        patch=patch,
+        prefix=0 if config.vision_feature_select_strategy == "default" else 1,
+        layers=text.num_hidden_layers,
+        positions=min(positions, getattr(text, "sliding_window", None) or positions),
+        image_token=config.image_token_id,
+        mean=mean,
+        std=std,
+    )
 
 
 class Conversation:
@@ -137,9 +212,14 @@ class Conversation:
 
 def _unfit(key: str, found: str, why: str) -> BackboneError:
     return BackboneError(
-        f"the conversation does not fit the tokeniser: {why}",
-        path=f"backbone.{key}",
-        found=found,
+        f"the conversation does not fit the tokeniser: {why}", path=f"backbone.{key}", found=found,
         expected="e.g. 'USER: <image>\\n{prompt} Is this in the image? ASSISTANT:', ' Yes' and ' No'",
         remedy="change backbone.templates, or give the tokeniser that belongs to the model",
-    )
+    )  # fmt: skip
+
+
+def _unusable(path: Path, found: str, expected: str = "the JSON file of a LLaVA model") -> BackboneError:
+    return BackboneError(
+        "a configuration file of the backbone cannot be used", path=path, found=found, expected=expected,
+        remedy=f"name a LLaVA 1.5 in the library's own layout (hub ids llava-hf/...), or {RESTORE}",
+    )  # fmt: skip

@@ -7,32 +7,29 @@ single-file checkpoint of one of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
 
-from slime_bench.attention.capture import LayerAttention, Recording, Ride, capture, named_layer
+from slime_bench.attention.capture import ExtraValues, LayerAttention, Recording, capture, named_layer
 from slime_bench.attention.constant_text import ConstantText
 from slime_bench.attention.maps import Size, grid_size, to_maps, to_rows, was
 from slime_bench.attention.processor import install
-from slime_bench.backbones.activations import recompute_activations
-from slime_bench.backbones.compiled import compile_blocks
-from slime_bench.backbones.describe import (
-    BackboneFacts,
+from slime_bench.backbones.diffusion import (
+    StableDiffusion,
     check_prediction,
-    describe,
     downscale,
     layer_name,
     prompt_length,
+    source,
 )
 from slime_bench.backbones.encoder_cache import EncoderCache, Posterior
 from slime_bench.backbones.heap import keep_freed_memory
 from slime_bench.backbones.load import DTYPES, load_parts
-from slime_bench.backbones.locate import check_hashes, fingerprint, source
 from slime_bench.backbones.memory import images_within, training_images
-from slime_bench.config.parts import NO_NUMBERS, located
+from slime_bench.backbones.weights import check_hashes
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,8 @@ class DiffusionAttention:
     Attributes:
         cross, self_: the named layers, in the order named. cross_grids, self_grids: their (h, w).
         noise: predicted noise, float32 [B,4,h,w]; None when the pass ended after the last named layer.
-        spread: the maps asked for, propagated by the self-attention (`slime_bench.attention.maps.was`), float32
-            [B,K,h,w]; None where none were asked for.
+        propagated: the maps to propagate, as the self-attention does it (`slime_bench.attention.maps.was`), float32
+            [B,K,h,w]; None where there were none.
     """
 
     cross: list[LayerAttention]
@@ -51,61 +48,25 @@ class DiffusionAttention:
     self_: list[LayerAttention]
     self_grids: list[Size]
     noise: torch.Tensor | None
-    spread: torch.Tensor | None = None
+    propagated: torch.Tensor | None = None
 
 
 MapsOf = Callable[[list[LayerAttention], list[Size], Size], torch.Tensor]
 """From the cross-attention layers, their (h, w) and that of the self-attention layers: maps float [B,K,h,w] on it."""
 
 
-class StableDiffusionBackbone(nn.Module):
+class StableDiffusionBackbone(StableDiffusion, nn.Module):
     """Frozen. The networks compute in the precision of their weights; what goes in and comes out is float32, but for
     captured queries and keys.
 
     Raises:
-        BackboneError: weights missing, corrupt, of another architecture, or without a named layer. ConfigError: nothing
-            to compile with.
+        BackboneError: weights missing, corrupt, of another architecture, or without a named layer.
     """
 
-    @dataclass
-    class Config:
-        """Settings of a Stable Diffusion.
-
-        Args:
-            name: in tables and result files.
-            weights: bundled name, folder, `.safetensors` file, or hub id.
-            revision: commit of a hub id; null for its main branch.
-            single_file_config: what a single file holds: a folder of `assets/sd_configs`, another folder, or a hub id.
-            image_size: side that the model was trained at, pixels.
-            dtype: precision of the frozen weights.
-            layer_groups: lists of layers by name, to choose `cross_layers` from.
-            cross_layers: modules whose `attn2` gives the cross maps. self_layers: modules whose `attn1` gives the self
-                maps, all on one grid.
-            memory_gb: what one inference call may take beside the weights, in 10^9 bytes; see `images_per_call`.
-            encoder_cache_mb: what the autoencoder has made of images that come again may take, in 10^6 bytes; 0 keeps
-                nothing. See `encode`.
-            checkpoint_activations: training keeps a sixth of the activations for the backward pass and computes the
-                rest again, in 1.3 to 1.5 times the time. The gradients are the same.
-            compile: torch.compile for the blocks without attention; see `slime_bench.backbones.compiled`.
-        """
-
-        name: str = "mini_sd"
-        weights: str = field(default="mini_sd", metadata=located("backbone"))
-        revision: str | None = field(default=None, metadata=NO_NUMBERS)
-        single_file_config: str | None = field(default=None, metadata=NO_NUMBERS)
-        image_size: int = field(default=128, metadata={"min": 8})
-        dtype: str = field(default="fp32", metadata={"choices": tuple(DTYPES)})
-        layer_groups: dict[str, list[str]] = field(default_factory=dict, metadata=NO_NUMBERS)
-        cross_layers: list[str] = field(default_factory=list)
-        self_layers: list[str] = field(default_factory=list)
-        memory_gb: float = field(default=4.0, metadata={"min": 0.0, **NO_NUMBERS})
-        encoder_cache_mb: float = field(default=256.0, metadata={"min": 0.0, **NO_NUMBERS})
-        checkpoint_activations: bool = field(default=False, metadata=NO_NUMBERS)
-        compile: bool = field(default=False, metadata=NO_NUMBERS)
-
+    implementation: ClassVar[str | None] = None
     alphas_cumprod: torch.Tensor
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: StableDiffusion.Config) -> None:
         super().__init__()
         keep_freed_memory()
         self.config = config
@@ -123,10 +84,6 @@ class StableDiffusionBackbone(nn.Module):
         self.register_buffer("alphas_cumprod", self._scheduler.alphas_cumprod.float(), persistent=False)
         self._text, self._encoded = ConstantText(), EncoderCache(int(config.encoder_cache_mb * 1e6))
         self._one_text_row = install(self.unet, self._text)
-        if config.checkpoint_activations:
-            recompute_activations(self.unet)
-        if config.compile:
-            compile_blocks(self.unet, self.vae.encoder)
         self._arrange()
 
     def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Self:
@@ -153,20 +110,6 @@ class StableDiffusionBackbone(nn.Module):
     def train(self, mode: bool = True) -> StableDiffusionBackbone:
         """Stays in evaluation mode: a frozen backbone has no dropout, whatever the trainer asks for."""
         return super().train(False)
-
-    @classmethod
-    def content_hash_of(cls, config: Config) -> str:
-        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
-        return fingerprint(source(config))
-
-    @classmethod
-    def describe(cls, config: Config) -> BackboneFacts:
-        """What can be known from the configuration files alone; see `slime_bench.backbones.describe`.
-
-        Raises:
-            BackboneError: files that are missing or of another kind, or layer names that cannot give maps.
-        """
-        return describe(config)
 
     @property
     def num_tokens(self) -> int:
@@ -274,7 +217,7 @@ class StableDiffusionBackbone(nn.Module):
         *,
         with_noise: bool,
         with_self: bool = True,
-        maps: MapsOf | None = None,
+        propagate: MapsOf | None = None,
     ) -> DiffusionAttention:
         """Queries and keys of the configured layers, in the precision of the weights, in one forward pass.
 
@@ -282,30 +225,29 @@ class StableDiffusionBackbone(nn.Module):
             noisy: float [B,4,h,w]. timesteps: int64 [B]. text: float [B,T,D] or [1,T,D] for all images.
             with_noise: also finish the pass and return the predicted noise; otherwise stop at the last named layer.
             with_self: capture the self-attention layers as well.
-            maps: makes maps of the cross-attention for the self-attention to propagate. Where the cross-attention
+            propagate: makes maps of the cross-attention for the self-attention to propagate. Where the cross-attention
                 layers run first, as in the usual choice of layers, that is done on the way, in one product with the
                 self-attention layers' own values: one product and one backward pass less for every layer.
         """
         latent = (int(noisy.shape[-2]), int(noisy.shape[-1]))
         names = [*self.cross_names, *(self.self_names if with_self else [])]
-        ride = None
-        # What is computed again for the backward pass is computed without the maps, and has to be the same.
-        if maps is not None and with_self and not (torch.is_grad_enabled() and self.config.checkpoint_activations):
-            ride = Ride(frozenset(self.self_names), lambda recording: self._maps(recording, latent, maps))
+        extra = None
+        if propagate is not None and with_self:
+            extra = ExtraValues(frozenset(self.self_names), lambda recording: self._maps(recording, latent, propagate))
         noise = None
-        with capture(self.unet, names, stop_early=not with_noise, ride=ride) as recording:
+        with capture(self.unet, names, stop_early=not with_noise, extra=extra) as recording:
             noise = self.predict_noise(noisy, timesteps, text)
         found = recording.layers
         cross = [found[name] for name in self.cross_names]
         self_ = [found[name] for name in self.self_names] if with_self else []
         grids = [_grids(layers, latent) for layers in (cross, self_)]
-        spread = None
-        if recording.spread:
-            spread = torch.stack([recording.spread[name] for name in self.self_names]).mean(dim=0)
-            spread = to_maps(spread, grids[1][0])
-        elif maps is not None and self_:
-            spread = was(self_, maps(cross, grids[0], grids[1][0]))
-        return DiffusionAttention(cross, grids[0], self_, grids[1], noise, spread)
+        propagated = None
+        if recording.propagated:
+            rows = torch.stack([recording.propagated[name] for name in self.self_names]).mean(dim=0)
+            propagated = to_maps(rows, grids[1][0])
+        elif propagate is not None and self_:
+            propagated = was(self_, propagate(cross, grids[0], grids[1][0]))
+        return DiffusionAttention(cross, grids[0], self_, grids[1], noise, propagated)
 
     def _maps(self, recording: Recording, latent: Size, maps: MapsOf) -> torch.Tensor | None:
         """The maps to propagate, float [B,h*w,K], at the first self-attention layer; None if a cross-attention layer

@@ -6,45 +6,19 @@ which keeps what it wants of them, so that no more than one layer's scores exist
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from slime_bench.backbones.base import Size, VisionLanguage
 from slime_bench.errors import BackboneError
-
-Size = tuple[int, int]
-"""(height, width)."""
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of the three channels of pixels in [0,1]."""
-
-IMAGENET: Final[Statistics] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""What the second paper's code normalises with."""
 
 Reduce = Callable[[Tensor], Any]
 """Of float32 scores [B,P,H,T,M] (images, prompts, heads, tokens, keys) of one layer, what is to be kept."""
-
-
-@dataclass(frozen=True)
-class VlmFacts:
-    """What a method may ask before weights are loaded.
-
-    Attributes:
-        layers: names of the layers that give maps, in running order, such as `layer.0`.
-        patch: pixels per patch along a side.
-        num_tokens: tokens that a prompt may have, special ones included.
-        image_size: side in pixels that is fixed for good; None for any multiple of the patch.
-    """
-
-    layers: tuple[str, ...]
-    patch: int
-    num_tokens: int
-    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +52,7 @@ class ImageText:
     match: Tensor
 
 
-class VlmBackbone(nn.Module, ABC):
+class VlmBackbone(VisionLanguage, nn.Module):
     """A frozen vision-language model. Parameters require gradients only when someone switches that on, see `tuned`.
 
     Attributes:
@@ -86,26 +60,13 @@ class VlmBackbone(nn.Module, ABC):
         num_prefix_keys: keys before those of the patches, 1 for the image's [CLS]. The caller drops them.
     """
 
+    implementation: ClassVar[str | None] = None
     layers: tuple[str, ...]
     num_prefix_keys: int
 
     def train(self, mode: bool = True) -> VlmBackbone:
         """Stays in evaluation mode: no dropout, whatever the trainer asks for, also while parts of it are tuned."""
         return super().train(False)
-
-    @classmethod
-    @abstractmethod
-    def content_hash_of(cls, config: Any) -> str:
-        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
-
-    @classmethod
-    @abstractmethod
-    def describe(cls, config: Any) -> VlmFacts:
-        """What can be known from the JSON files alone.
-
-        Raises:
-            BackboneError: files that are missing or of another kind.
-        """
 
     @abstractmethod
     def grid(self, size: Size) -> Size:
@@ -161,75 +122,6 @@ class VlmBackbone(nn.Module, ABC):
         """
 
 
-def chosen_layers(available: Sequence[str], layers: Sequence[str] | None) -> tuple[str, ...]:
-    """The chosen ones of the available layers, in running order; all of them for None.
-
-    Raises:
-        BackboneError: an empty list, an unknown name or a name twice.
-    """
-    if layers is None:
-        return tuple(available)
-    if isinstance(layers, str):
-        layers = [layers]
-    if not layers:
-        raise BackboneError(
-            "no layer is named",
-            path="method.layers",
-            found="an empty list",
-            expected=f"at least one of {', '.join(available)}",
-            remedy=f"e.g. method.layers=[{available[-1]}]",
-        )
-    for name in layers:
-        if name not in available:
-            close = get_close_matches(str(name), available, n=3, cutoff=0.6)
-            raise BackboneError(
-                "the backbone has no layer of this name",
-                path="method.layers",
-                found=name,
-                expected=f"one of {', '.join(available)}",
-                remedy=f"did you mean {' or '.join(close)}?" if close else "name one of these layers",
-            )
-    twice = sorted({name for name in layers if list(layers).count(name) > 1})
-    if twice:
-        raise BackboneError(
-            "a layer is named twice",
-            path="method.layers",
-            found=twice[0],
-            expected="each name once",
-            remedy="leave one out",
-        )
-    return tuple(name for name in available if name in layers)
-
-
-def patch_grid(size: Size, patch: int, image_size: int | None = None) -> Size:
-    """Patches (h, w) of an image of `size` = (H, W) pixels.
-
-    Args:
-        patch: side of a patch in pixels. image_size: side that the model is fixed to; None for any multiple of `patch`.
-
-    Raises:
-        BackboneError: a side shorter than a patch, or no multiple of it, or another one than the fixed one.
-    """
-    height, width = int(size[0]), int(size[1])
-    expected = None
-    if min(height, width) < patch:
-        summary, expected = "the image is smaller than a patch", f"sides of at least {patch} pixels"
-    elif height % patch or width % patch:
-        summary, expected = "the image cannot be cut into patches", f"sides that are multiples of {patch} pixels"
-    elif image_size is not None and (height, width) != (image_size, image_size):
-        summary, expected = "the model takes images of one size only", f"{image_size}x{image_size} pixels"
-    if expected is not None:
-        side = image_size or max(patch, patch * round(max(height, width) / patch))
-        raise BackboneError(
-            summary,
-            path="backbone.image_size",
-            found=f"{height}x{width} pixels (height x width)",
-            expected=expected,
-            remedy=f"resize or pad the images, e.g. backbone.image_size={side}",
-        )
-    return height // patch, width // patch
-
-
 def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
     """The prompts, each with at least one character.
 
@@ -240,12 +132,10 @@ def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
     wrong = [index for index, text in enumerate(prompts) if not isinstance(text, str) or not text.strip()]
     if wrong or not prompts:
         raise BackboneError(
-            "a prompt is empty" if wrong else "there is no prompt",
-            path=f"prompts[{wrong[0]}]" if wrong else "prompts",
-            found=repr(prompts[wrong[0]]) if wrong else "an empty list",
-            expected="texts of at least one character",
+            "a prompt is empty" if wrong else "there is no prompt", path=f"prompts[{wrong[0]}]" if wrong else "prompts",
+            found=repr(prompts[wrong[0]]) if wrong else "an empty list", expected="texts of at least one character",
             remedy="see conf/prompts",
-        )
+        )  # fmt: skip
     return prompts
 
 
@@ -253,12 +143,10 @@ def too_long(text: str, found: int, allowed: int) -> BackboneError:
     """The error for a prompt of `found` tokens where the model takes `allowed`."""
     shown = text if len(text) <= 60 else f"{text[:57]}..."
     return BackboneError(
-        "a prompt is longer than the model's text limit",
-        path=f"prompt {shown!r}",
-        found=f"{found} tokens, special ones included",
-        expected=f"at most {allowed}",
+        "a prompt is longer than the model's text limit", path=f"prompt {shown!r}",
+        found=f"{found} tokens, special ones included", expected=f"at most {allowed}",
         remedy="shorten it: a class name or a few words",
-    )
+    )  # fmt: skip
 
 
 def finite_sum(values: Tensor) -> Tensor:
@@ -287,11 +175,9 @@ def check_finite(sums: dict[str, Tensor], dtype: torch.dtype) -> None:
     first = next(name for name, fine in zip(sums, finite.tolist(), strict=True) if not fine)
     half = dtype == torch.float16
     raise BackboneError(
-        "the backbone's attention scores are not finite",
-        path=first,
+        "the backbone's attention scores are not finite", path=first,
         found=f"NaN or infinity, with weights in {str(dtype).removeprefix('torch.')}",
         expected="finite numbers" + (" (float16 ends at 65504)" if half else ""),
-        remedy="trainer.precision=bf16 or trainer.precision=fp32"
-        if half
+        remedy="trainer.precision=bf16 or trainer.precision=fp32" if half
         else "check the images and the weights; retrain with a lower learning rate if these weights were tuned",
-    )
+    )  # fmt: skip

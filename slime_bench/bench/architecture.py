@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from slime_bench.backbones.locate import ASSETS, CLIP_VOCABULARY, SD_CONFIGS
+from slime_bench.backbones.weights import ASSETS, CLIP_VOCABULARY, SD_CONFIGS
 
 BASE: Final = "sd21_base"
 """The architecture that is made thinner."""

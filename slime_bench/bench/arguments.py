@@ -88,7 +88,7 @@ def rounds_of(arguments: argparse.Namespace, case: Case) -> int:
 
 
 def ways_of(names: Sequence[str] | None) -> list[str]:
-    """The ways of these names, in the order of `WAYS`; for None all but those that want to be asked for.
+    """The ways of these names, in the order of `WAYS`; all of them for None.
 
     Raises:
         ConfigError: an unknown name.
@@ -96,7 +96,7 @@ def ways_of(names: Sequence[str] | None) -> list[str]:
     for name in names or ():
         if name not in WAYS:
             raise ConfigError("no such way of computing", path="--ways", found=name, expected=", ".join(WAYS))
-    return [name for name, way in WAYS.items() if (not way.asked if names is None else name in names)]
+    return [name for name in WAYS if names is None or name in names]
 
 
 def command_of(program: str, words: Sequence[str]) -> str:

@@ -53,7 +53,6 @@ class Way:
         make: builds a runner. what: in a few words. precision: of the frozen networks.
         together: whether it runs `Case.trials` trials at once.
         tasks: at which it differs from others. seen: whether another trial of the process has segmented the pictures.
-        asked: measured only where it is named, as it is no default and takes minutes.
     """
 
     make: Callable[[Case, Stopwatch], Runner]
@@ -62,7 +61,6 @@ class Way:
     together: bool = False
     tasks: tuple[str, ...] = TASKS
     seen: bool = False
-    asked: bool = False
 
     def trials(self, case: Case) -> int:
         """How many it runs at once."""
@@ -144,13 +142,5 @@ WAYS: Final[dict[str, Way]] = {
     "fast bf16": Way(_fast("bf16"), "the same with the frozen networks in bfloat16", "bf16"),
     "together fp32": Way(_fast("fp32", together=True), "several trials in one batch, float32", together=True),
     "together bf16": Way(_fast("bf16", together=True), "several trials in one batch, bfloat16", "bf16", together=True),
-    "recomputed fp32": Way(
-        _fast("fp32", "backbone.checkpoint_activations=true"),
-        "less kept for the backward pass, float32",
-        tasks=("step",),
-        asked=True,
-    ),
-    "compiled fp32": Way(_fast("fp32", "backbone.compile=true"), "torch.compile, float32", asked=True),
-    "compiled bf16": Way(_fast("bf16", "backbone.compile=true"), "torch.compile, bfloat16", "bf16", asked=True),
 }
 """Every way by its name; the first is what the others are compared with."""

@@ -172,12 +172,9 @@ def reduction(name: str) -> Callable[[IouCounts], Tensor]:
     if name not in CONVENTIONS:
         near = difflib.get_close_matches(name, CONVENTIONS, n=1, cutoff=0.0)
         raise ConfigError(
-            "Unknown metric convention.",
-            path="metric.convention",
-            found=name,
-            expected=" or ".join(CONVENTIONS),
+            "Unknown metric convention.", path="metric.convention", found=name, expected=" or ".join(CONVENTIONS),
             remedy=f"Did you mean metric.convention={near[0]}?" if near else None,
-        )
+        )  # fmt: skip
     return CONVENTIONS[name]
 
 

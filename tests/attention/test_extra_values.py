@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from slime_bench.attention import attend as attending
-from slime_bench.attention.capture import LayerAttention, Ride, capture
+from slime_bench.attention.capture import ExtraValues, LayerAttention, capture
 from slime_bench.attention.maps import Size, average, class_logits, was
 from slime_bench.backbones.stable_diffusion import DiffusionAttention, StableDiffusionBackbone
 from tests.fixtures.rounding import TINY, same
@@ -61,16 +61,15 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("with_noise", [False, True])
-@pytest.mark.parametrize("again", [False, True])
-def test_maps_and_gradients_are_those_of_was(tiny_sd: Path, order: str, with_noise: bool, again: bool) -> None:
-    backbone = load(tiny_sd, order, checkpoint_activations=again)
+def test_maps_and_gradients_are_those_of_was(tiny_sd: Path, order: str, with_noise: bool) -> None:
+    backbone = load(tiny_sd, order)
     noisy, t, text = inputs()
     results = []
-    for rides in (True, False):
+    for on_the_way in (True, False):
         leaf = text.clone().requires_grad_()
-        found = backbone.attention(noisy, t, leaf, with_noise=with_noise, maps=maps if rides else None)
-        assert (found.spread is not None) == rides and (found.noise is not None) == with_noise
-        propagated = found.spread if found.spread is not None else expected(found)
+        found = backbone.attention(noisy, t, leaf, with_noise=with_noise, propagate=maps if on_the_way else None)
+        assert (found.propagated is not None) == on_the_way and (found.noise is not None) == with_noise
+        propagated = found.propagated if found.propagated is not None else expected(found)
         loss = (propagated * torch.linspace(-1, 1, propagated.numel()).view_as(propagated)).sum()
         loss = loss + sum(layer.query.square().mean() for layer in found.self_)
         if found.noise is not None:
@@ -85,11 +84,11 @@ def test_maps_and_gradients_are_those_of_was(tiny_sd: Path, order: str, with_noi
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_rest_of_the_pass_is_not_changed(tiny_sd: Path, dtype: str) -> None:
     backbone, (noisy, t, text) = load(tiny_sd, dtype=dtype), inputs()
-    riding = backbone.attention(noisy, t, text, with_noise=True, maps=maps)
+    found = backbone.attention(noisy, t, text, with_noise=True, propagate=maps)
     plain = backbone.attention(noisy, t, text, with_noise=True)
-    assert riding.noise is not None and riding.spread is not None and riding.spread.dtype == torch.float32
+    assert found.noise is not None and found.propagated is not None and found.propagated.dtype == torch.float32
     wanted = (plain.noise, plain.self_[1].query, expected(plain))
-    for ours, theirs in zip((riding.noise, riding.self_[1].query, riding.spread), wanted, strict=True):
+    for ours, theirs in zip((found.noise, found.self_[1].query, found.propagated), wanted, strict=True):
         if dtype == "fp32":
             same(ours, theirs, **TINY)
         else:  # sums are made in float32, and each of some fifty layers rounds its output to 8 bits
@@ -101,11 +100,11 @@ def test_the_rest_of_the_pass_is_not_changed(tiny_sd: Path, dtype: str) -> None:
 def test_a_product_per_layer_is_saved(tiny_sd: Path, products: list[int], with_noise: bool, saved: int) -> None:
     """Where the pass stops early the last layer propagates the maps alone."""
     backbone, (noisy, t, text) = load(tiny_sd), inputs()
-    backbone.attention(noisy, t, text, with_noise=with_noise, maps=maps)
-    riding = products.count(16 * 24)
+    backbone.attention(noisy, t, text, with_noise=with_noise, propagate=maps)
+    fewer = products.count(16 * 24)
     products.clear()
     expected(backbone.attention(noisy, t, text, with_noise=with_noise))
-    assert products.count(16 * 24) == riding + saved
+    assert products.count(16 * 24) == fewer + saved
 
 
 @torch.no_grad()
@@ -118,10 +117,10 @@ def test_every_pass_makes_maps_of_its_own(tiny_sd: Path) -> None:
         made.append(torch.full((2, 16 * 24, 1), float(len(made))))
         return made[-1]
 
-    with capture(backbone.unet, [*backbone.cross_names, *layers], ride=Ride(layers, numbered)) as recording:
+    with capture(backbone.unet, [*backbone.cross_names, *layers], extra=ExtraValues(layers, numbered)) as recording:
         for value in (0.0, 1.0):
             backbone.predict_noise(noisy, t, text)
-            assert recording.spread.keys() == layers
-            for found in recording.spread.values():
+            assert recording.propagated.keys() == layers
+            for found in recording.propagated.values():
                 torch.testing.assert_close(found, torch.full_like(found, value))
     assert len(made) == 2

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from slime_bench.attention.processor import Processor, attention_layers, extras, install
+from slime_bench.attention.processor import Processor, attention_layers, install, unsupported
 from tests.fixtures.rounding import TINY, same
 
 
@@ -53,8 +53,8 @@ def test_residual_and_factor(factor: float, residual: bool) -> None:
     same(layer(x), plain, terms=20, steps=4)  # 20 keys; projection, scores, mixture, projection
 
 
-class Rider:
-    """Sends maps through the layer's attention."""
+class Propagating:
+    """Has the layer propagate maps's attention."""
 
     def __init__(self, maps: torch.Tensor) -> None:
         self.maps, self.found = maps, torch.empty(0)
@@ -63,19 +63,19 @@ class Rider:
         self.expected = (query @ key.transpose(-1, -2) * scale).softmax(-1) @ self.maps[:, None]
         return self.maps
 
-    def mixed(self, values: torch.Tensor) -> None:
+    def propagated(self, values: torch.Tensor) -> None:
         self.found = values
 
 
 @torch.no_grad()
-def test_further_values_are_mixed_as_the_layers_own() -> None:
+def test_extra_values_are_propagated_as_the_layers_own() -> None:
     layer, x = Attention(8, heads=2, dim_head=4), torch.randn(2, 300, 8)
     plain = layer(x)
-    rider = Rider(torch.rand(2, 300, 5))
-    layer.set_processor(Processor(observer=rider))
+    observer = Propagating(torch.rand(2, 300, 5))
+    layer.set_processor(Processor(observer=observer))
     same(layer(x), plain, terms=300, steps=4)
-    assert rider.found.shape == (2, 2, 300, 5)
-    same(rider.found, rider.expected, terms=300, steps=4)
+    assert observer.found.shape == (2, 2, 300, 5)
+    same(observer.found, observer.expected, terms=300, steps=4)
 
 
 def test_every_layer_of_the_backbone_has_it(tiny_backbone: Any) -> None:
@@ -93,7 +93,7 @@ def test_unusual_layers_keep_their_own() -> None:
     model = Model()
     assert not install(model)
     assert type(model.plain.processor) is Processor and type(model.odd.processor) is AttnProcessor2_0
-    assert extras(model.odd) == ["group_norm"]
+    assert unsupported(model.odd) == ["group_norm"]
     del model.odd
     model.plain.set_processor(AttnProcessor2_0())
     assert install(model)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slime_bench.backbones.blip import BlipBackbone
-from slime_bench.backbones.locate import ASSETS
+from slime_bench.backbones.weights import ASSETS
 from slime_bench.errors import BackboneError
 from tests.fixtures.blip_toys import LIMIT, PROMPTS, save_blip, vocabulary
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from slime_bench.backbones.describe import BackboneFacts, attention_layers, check_layers
-from slime_bench.backbones.locate import ASSETS, SD_CONFIGS
+from slime_bench.backbones.diffusion import BackboneFacts, StableDiffusion, attention_layers, check_layers
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+from slime_bench.backbones.vision_language import Albef, Blip, Llava
+from slime_bench.backbones.weights import ASSETS, SD_CONFIGS
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import parse
+from slime_bench.config.schema import implementation_of
 from slime_bench.errors import BackboneError
 
 CROSS = ["up_blocks.1.attentions.0", "up_blocks.2.attentions.1"]
@@ -31,6 +34,33 @@ def failure(weights: Path | str, **settings: Any) -> BackboneError:
         describe(weights, **settings)
     assert caught.value.remedy
     return caught.value
+
+
+LIGHT = """
+import sys
+from slime_bench.backbones.diffusion import StableDiffusion
+from slime_bench.backbones.vision_language import Albef, Blip, Llava
+for part in (StableDiffusion, Blip):
+    print(part.content_hash_of(part.Config()))
+print(*sorted({"torch", "numpy", "diffusers", "transformers", "safetensors"} & sys.modules.keys()))
+"""
+
+
+def test_contents_are_told_apart_without_torch() -> None:
+    """In a process of its own. The hashes are those of finished trials: they must not change with the code."""
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "a768d5300c41f327df9fc3b1669ff319ce30cd0e8cc02f78fbd5983dcedebde8",
+        "34eb62651cf2886b3f2d61b187b556e7f910f1017af0ca7ccea52e2fc9103c97",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("part", [StableDiffusion, Blip, Albef, Llava])
+def test_a_light_class_names_the_one_that_computes(part: type[Any]) -> None:
+    heavy = implementation_of(part)
+    assert issubclass(heavy, part) and issubclass(heavy, torch.nn.Module) and heavy.Config is part.Config
+    assert implementation_of(heavy) is heavy
 
 
 class TestFacts:
@@ -87,7 +117,7 @@ class TestFiles:
         ],
     )
     def test_groups(self, name: str, sizes: list[int], configs: Path) -> None:
-        config = parse(plan([f"backbone={name}"]).trials[0].backbone)
+        config = plan([f"backbone={name}"]).trials[0].backbone
         layers = attention_layers(json.loads((configs / "unet/config.json").read_text()))
         groups = config.layer_groups
         assert [len(groups[each]) for each in ("early", "middle", "late")] == sizes
@@ -98,16 +128,16 @@ class TestFiles:
 
     @pytest.mark.parametrize("group", ["early", "late"])
     def test_a_group_is_one_override(self, group: str) -> None:
-        config = parse(plan([f"backbone.cross_layers=${{backbone.layer_groups.{group}}}"]).trials[0].backbone)
+        config = plan([f"backbone.cross_layers=${{backbone.layer_groups.{group}}}"]).trials[0].backbone
         assert config.cross_layers == config.layer_groups[group]
 
     def test_precision_follows_the_trainer(self) -> None:
-        assert parse(plan(["trainer.precision=bf16"]).trials[0].backbone).dtype == "bf16"
-        assert parse(plan(["trainer.precision=bf16", "backbone.dtype=fp32"]).trials[0].backbone).dtype == "fp32"
+        assert plan(["trainer.precision=bf16"]).trials[0].backbone.dtype == "bf16"
+        assert plan(["trainer.precision=bf16", "backbone.dtype=fp32"]).trials[0].backbone.dtype == "fp32"
 
     @pytest.mark.parametrize("name", ["sd21_base", "sd15", "sd14"])
     def test_hub_weights_are_pinned(self, name: str) -> None:
-        config = parse(plan([f"backbone={name}"]).trials[0].backbone)
+        config = plan([f"backbone={name}"]).trials[0].backbone
         assert config.weights.count("/") == 1 and len(str(config.revision)) == 40
         assert (ASSETS / SD_CONFIGS / str(config.single_file_config) / "unet/config.json").is_file()
 

@@ -19,10 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from slime_bench.backbones.llava import LlavaBackbone
 from slime_bench.backbones.llava_attention import pack
-from slime_bench.backbones.llava_files import fingerprint, model_files
-from slime_bench.backbones.llava_text import Templates
+from slime_bench.backbones.llava_text import Templates, read_geometry
+from slime_bench.backbones.weights import LLAVA
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import parse
 from slime_bench.errors import BackboneError, ConfigError
 from tests.fixtures.rounding import TOY, rounding
 from tests.parity.table import Checks
@@ -524,8 +523,6 @@ class TestWhatIsKnownBefore:
 
     def test_the_published_configuration(self, folder: Path) -> None:
         """What llava-1.5-7b-hf writes down, and the library's defaults for what it does not: 32 layers, 24x24."""
-        from slime_bench.backbones.llava_files import read_geometry
-
         published = {
             "model_type": "llava",
             "image_token_index": 32000,
@@ -548,8 +545,6 @@ class TestWhatIsKnownBefore:
         assert read_geometry(folder).prefix == 1 and read_geometry(folder).image_tokens == 577
 
     def test_statistics_of_either_file(self, folder: Path) -> None:
-        from slime_bench.backbones.llava_files import read_geometry
-
         assert read_geometry(folder).mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
         (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.4, 0], "image_std": [1, 0.5, 0.25]}')
         geometry = read_geometry(folder)
@@ -558,7 +553,7 @@ class TestWhatIsKnownBefore:
 
     def test_conf_file(self, repository: Path) -> None:
         values = yaml.safe_load((repository / "conf/backbone/llava15_7b.yaml").read_text())
-        assert values.pop("_target_") == "slime_bench.backbones.llava.LlavaBackbone"
+        assert values.pop("_target_") == "slime_bench.backbones.vision_language.Llava"
         default = LlavaBackbone.Config()
         assert values == {**vars(default), "revision": values["revision"], "dtype": "${trainer.precision}"} | {
             "templates": vars(default.templates)
@@ -566,7 +561,7 @@ class TestWhatIsKnownBefore:
         assert len(values["revision"]) == 40 and int(values["revision"], 16)
 
     def test_conf_file_is_a_backbone_of_the_bench(self) -> None:
-        config = parse(plan(["backbone=llava15_7b", "trainer.precision=bf16"]).trials[0].backbone)
+        config = plan(["backbone=llava15_7b", "trainer.precision=bf16"]).trials[0].backbone
         assert isinstance(config, LlavaBackbone.Config) and config.templates == Templates() and config.dtype == "bf16"
 
     @pytest.mark.parametrize(
@@ -579,7 +574,7 @@ class TestWhatIsKnownBefore:
     )
     def test_wrong_settings_are_found_when_composed(self, wrong: str, key: str) -> None:
         with pytest.raises(ConfigError, match=key):
-            parse(plan(["backbone=llava15_7b", wrong]).trials[0].backbone)
+            plan(["backbone=llava15_7b", wrong])
 
     @torch.no_grad()
     def test_the_class_token_can_be_kept(self, folder: Path, images: torch.Tensor) -> None:
@@ -616,20 +611,20 @@ class TestShards:
         loaded = load(sharded)
         expected = backbone.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
-        names = {path.name for path in model_files(sharded)}
+        names = set(LLAVA.files(sharded))
         assert {path.name for path in sharded.glob("model*")} <= names
         first = LlavaBackbone.content_hash_of(loaded.config)
         (sharded / "README.md").write_text("words decide nothing")
-        assert fingerprint(sharded) == first
+        assert LLAVA.fingerprint(sharded) == first
         seen = {first}
         for path in sorted(sharded.glob("*.safetensors")):
             content = bytearray(path.read_bytes())
             content[-1] ^= 1
             path.write_bytes(content)
-            seen.add(fingerprint(sharded))
+            seen.add(LLAVA.fingerprint(sharded))
         for name in ("config.json", "tokenizer.json", "processor_config.json", INDEX):
             (sharded / name).write_text((sharded / name).read_text() + " ")
-            seen.add(fingerprint(sharded))
+            seen.add(LLAVA.fingerprint(sharded))
         assert len(seen) == 1 + len(list(sharded.glob("*.safetensors"))) + 4
 
     def test_a_missing_shard(self, sharded: Path) -> None:

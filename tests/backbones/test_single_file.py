@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slime_bench.backbones.locate import ASSETS, SD_CONFIGS
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+from slime_bench.backbones.weights import ASSETS, SD_CONFIGS
 from slime_bench.errors import BackboneError
 from tests.fixtures.full_size import fill
 from tests.fixtures.ldm_format import checkpoint
@@ -209,8 +209,8 @@ class TestWhatIsRefused:
 
 class TestVocabulary:
     def tokenizer(self, style: str) -> Any:
+        from slime_bench.backbones.diffusion import Source
         from slime_bench.backbones.load import _tokenizer
-        from slime_bench.backbones.locate import Source
 
         return _tokenizer(Source(Path("model.safetensors"), ASSETS / SD_CONFIGS / style))
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slime_bench.backbones import locate as locating
-from slime_bench.backbones.locate import check_hashes, fingerprint, locate
+from slime_bench.backbones import weights as finding
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+from slime_bench.backbones.weights import DIFFUSION, check_hashes, find
 from slime_bench.errors import BackboneError
 from tests.fixtures.rounding import TINY, same
 
@@ -109,8 +109,8 @@ class TestWhatIsNotThere:
         assert failure(folder).path == folder.resolve() / Path(name).parts[0]
 
     def test_a_name_of_an_asset_goes_before_the_hub(self, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(locating, "ASSETS", tiny_sd.parent)
-        assert locate(tiny_sd.name) == tiny_sd.resolve() and locating.bundled() == [tiny_sd.name]
+        monkeypatch.setattr(finding, "ASSETS", tiny_sd.parent)
+        assert find(tiny_sd.name, None, DIFFUSION) == tiny_sd.resolve() and finding.bundled() == [tiny_sd.name]
 
 
 class TestWhatIsSpoiled:
@@ -177,20 +177,20 @@ class TestHashes:
     def test_fingerprint_follows_weights_configuration_and_names(self, folder: Path) -> None:
         config = StableDiffusionBackbone.Config(weights=str(folder))
         first = StableDiffusionBackbone.content_hash_of(config)
-        assert first == fingerprint(folder) and len(first) == 64
+        assert first == DIFFUSION.fingerprint(folder) and len(first) == 64
         (folder / "README.md").write_text("words decide nothing")
         (folder / "card.json").write_text("{}")
-        assert fingerprint(folder) == first
+        assert DIFFUSION.fingerprint(folder) == first
         seen = {first}
         content = bytearray((folder / UNET).read_bytes())
         content[-1] ^= 1
         (folder / UNET).write_bytes(content)
-        seen.add(fingerprint(folder))
+        seen.add(DIFFUSION.fingerprint(folder))
         (folder / "scheduler/scheduler_config.json").write_text("{}")
-        seen.add(fingerprint(folder))
+        seen.add(DIFFUSION.fingerprint(folder))
         (folder / "scheduler").rename(folder / "timetable")
-        seen.add(fingerprint(folder))
+        seen.add(DIFFUSION.fingerprint(folder))
         assert len(seen) == 4
 
     def test_fingerprint_is_that_of_a_copy_elsewhere(self, tiny_sd: Path, folder: Path) -> None:
-        assert fingerprint(tiny_sd) == fingerprint(folder)
+        assert DIFFUSION.fingerprint(tiny_sd) == DIFFUSION.fingerprint(folder)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slime_bench.backbones.vlm import check_finite, check_prompts, chosen_layers, finite_sum, patch_grid, too_long
+from slime_bench.backbones.base import chosen_layers, patch_grid
+from slime_bench.backbones.vlm import check_finite, check_prompts, finite_sum, too_long
 from slime_bench.errors import BackboneError
 
 LAYERS = ("layer.6", "layer.7", "layer.10", "layer.11")

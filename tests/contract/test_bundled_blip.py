@@ -11,7 +11,7 @@ import torch
 
 from slime_bench.attention.image_text import token_maps
 from slime_bench.backbones.blip import BlipBackbone
-from slime_bench.backbones.locate import ASSETS, check_hashes
+from slime_bench.backbones.weights import ASSETS, check_hashes
 
 MINI = ASSETS / "mini_blip"
 

@@ -22,7 +22,8 @@ import yaml
 from PIL import Image
 
 import slime_bench.methods
-from slime_bench.backbones.vlm import VlmBackbone, VlmFacts
+from slime_bench.backbones.base import VlmFacts
+from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import config_class
 from slime_bench.data.mini_world import render as mini_world

@@ -40,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
 
 
 def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from slime_bench.backbones.locate import check_hashes, fingerprint
+    from slime_bench.backbones.weights import DIFFUSION, check_hashes
 
     run(monkeypatch, tmp_path, "--minutes", "0.05")
     model = tmp_path / "model"
@@ -48,10 +48,10 @@ def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tm
     card = json.loads((model / "card.json").read_text())
     assert set(card["stages"]) == {"vae", "unet64", "unet128"} and card["stages"]["unet128"]["steps"] > 0
     assert (model / "samples.png").stat().st_size > 1000 and "Held out" in (model / "README.md").read_text()
-    first = fingerprint(model)
+    first = DIFFUSION.fingerprint(model)
     # The budget is spent: the same command trains nothing and writes the same weights.
     run(monkeypatch, tmp_path, "--minutes", "0.05")
-    assert fingerprint(model) == first
+    assert DIFFUSION.fingerprint(model) == first
 
 
 def test_nothing_to_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
 
 def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from slime_bench.backbones.blip import BlipBackbone
-    from slime_bench.backbones.locate import check_hashes
+    from slime_bench.backbones.weights import check_hashes
 
     run(monkeypatch, tmp_path, "--minutes", "0.05")
     model = tmp_path / "model"

@@ -152,7 +152,7 @@ def test_each_part_has_its_own_rows(counts: list[int]) -> None:
         assert own.cross[0].query.flatten().tolist() == list(range(start, start + count))
         assert torch.equal(own.cross[0].key, -own.cross[0].query) and own.cross[0].scale == 0.5
         assert own.noise is not None and own.noise.flatten().tolist() == list(range(start, start + count))
-        assert own.spread is None and own.cross_grids == [(1, 1)] and own.self_ == []
+        assert own.propagated is None and own.cross_grids == [(1, 1)] and own.self_ == []
         start += count
 
 

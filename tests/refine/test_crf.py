@@ -388,6 +388,7 @@ BAD_SETTINGS = [
     ("iterations", -1), ("iterations", 1.5), ("unary_weight", -0.1), ("message_weight", float("nan")),
     ("message_weight", "a lot"), ("position_scale", 0.0), ("position_scale", -1.0), ("position_weight", -3.0),
     ("colour_scale", 0.0), ("colour_weight", float("inf")), ("final_softmax", 1), ("enabled", None),
+    ("window", "15"),
 ]  # fmt: skip
 
 
@@ -395,14 +396,12 @@ class TestMistakes:
     @pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=str)
     def test_bad_settings(self, name: str, value: object) -> None:
         with pytest.raises(ConfigError) as caught:
-            CrfConfig(**{name: value})  # type: ignore[arg-type]
+            read(CrfConfig, {name: value}, "method.crf")
         error = caught.value
-        assert error.path == f"method.crf.{name}" and str(error.found) == str(value) and error.expected and error.remedy
-
-    @pytest.mark.parametrize("values", [{"window": 14}, {"blur": 0}, {"radius": 7}, {"window": "15"}])
-    def test_bad_settings_from_a_file(self, values: dict[str, Any]) -> None:
-        with pytest.raises(ConfigError, match=f"crf.{next(iter(values))}"):
-            read(CrfConfig, values, "method.crf")
+        shown = "null" if value is None else str(value).lower()
+        assert (
+            error.path == f"method.crf.{name}" and shown in str(error.found).lower() and error.expected and error.remedy
+        )
 
     def test_settings_from_a_file(self) -> None:
         found = read(CrfConfig, {"enabled": False, "iterations": 0, "colour_scale": 1}, "method.crf")

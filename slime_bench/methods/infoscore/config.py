@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from slime_bench.backbones.vlm import VlmFacts, chosen_layers
+from slime_bench.backbones.base import VlmFacts, chosen_layers
 from slime_bench.config.parts import FILE_NAME, NO_NUMBERS
 from slime_bench.errors import ConfigError
 from slime_bench.refine.crf import CrfConfig

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slime_bench.backbones.vlm import IMAGENET, VlmBackbone, VlmFacts, patch_grid
+from slime_bench.backbones.base import IMAGENET, VisionLanguage, VlmFacts, patch_grid
+from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.infoscore.config import TEST, InfoScoreConfig, check_layers, check_mode
@@ -48,7 +49,7 @@ class InfoScore(SegmentationMethod):
 
     Config = InfoScoreConfig
     Protocol = InfoScoreProtocol
-    Backbone = VlmBackbone
+    Backbone = VisionLanguage
     least_shots = 0
     always_ranks = False  # also where the layers are named
     self_contained = False  # the layers are chosen with the images of the data set

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from slime_bench.backbones.vlm import VlmFacts
+from slime_bench.backbones.base import VlmFacts
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import label_maps
 from slime_bench.methods.infoscore.config import TEST, InfoScoreConfig, check_layers

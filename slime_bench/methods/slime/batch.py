@@ -74,7 +74,7 @@ def training_terms(methods: Sequence[Slime], batches: Sequence[Mapping[str, Any]
         prompts(methods, counts),
         with_noise=any(each.beta != 0 for each in weights),
         with_self=any(each.alpha != 0 for each in weights),
-        maps=first.training_cross if first.protocol.halves == "conditional" else None,
+        propagate=first.training_cross if first.protocol.halves == "conditional" else None,
     )
     empty = first.empty_half(
         noisy,
@@ -172,7 +172,7 @@ def _patch_scores(
     # The maps of both halves are there only when both passes are over.
     on_the_way = first.protocol.halves == "conditional" and any(method.config.maps == "was" for method in methods)
     found = first.backbone.attention(
-        noisy, timesteps, prompts(methods, counts), with_noise=False, maps=propagated if on_the_way else None
+        noisy, timesteps, prompts(methods, counts), with_noise=False, propagate=propagated if on_the_way else None
     )
     found = joined(found, first.empty_half(noisy, timesteps, guides=False).attention)
     if not made:
@@ -181,7 +181,7 @@ def _patch_scores(
     scores = []
     for method, own, own_cross in zip(methods, split(found, counts), cross.split(counts), strict=True):
         use_was = method.config.maps == "was"
-        one = patch_scores(own_cross, own.self_, method.protocol, use_was, extent, spread=own.spread)
+        one = patch_scores(own_cross, own.self_, method.protocol, use_was, extent, spread=own.propagated)
         scores.append(one)
     return scores
 
@@ -212,7 +212,7 @@ def split(found: DiffusionAttention, counts: list[int]) -> list[DiffusionAttenti
             for part in range(len(counts))
         ]
 
-    pieces = zip(layers(found.cross), layers(found.self_), tensors(found.noise), tensors(found.spread), strict=True)
+    pieces = zip(layers(found.cross), layers(found.self_), tensors(found.noise), tensors(found.propagated), strict=True)
     return [
         DiffusionAttention(cross, found.cross_grids, self_, found.self_grids, noise, spread)
         for cross, self_, noise, spread in pieces

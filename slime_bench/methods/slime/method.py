@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import Size, average, class_logits, class_probabilities, resize, was
-from slime_bench.backbones.describe import BackboneFacts
+from slime_bench.backbones.diffusion import BackboneFacts, StableDiffusion
 from slime_bench.backbones.stable_diffusion import DiffusionAttention, StableDiffusionBackbone
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod, label_maps
@@ -47,7 +47,7 @@ class Slime(SegmentationMethod):
 
     Config = SlimeConfig
     Protocol = SlimeProtocol
-    Backbone = StableDiffusionBackbone
+    Backbone = StableDiffusion
     may_differ = ("lr", "loss_weights", "t_opt", "t_test", "start", "maps")
     prompt: torch.Tensor
     empty: torch.Tensor
@@ -190,7 +190,7 @@ class Slime(SegmentationMethod):
         terms = {"cross_entropy": cross_entropy(maps, target, weights)}
         loss = terms["cross_entropy"]
         if weighted.alpha:
-            spread = found.spread
+            spread = found.propagated
             if spread is None:
                 spread = was(found.self_, self.training_cross(found.cross, found.cross_grids, found.self_grids[0]))
             maps = resize(spread, size)
