@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slime_bench.config.schema import TrialConfig
+from slime_bench.config.schema import TrialConfig, load_target
 from slime_bench.errors import ConfigError
 from slime_bench.results import identity
 from slime_bench.results.environment import git_state, read_environment, version
@@ -99,7 +99,8 @@ def check_parts(cfg: TrialConfig) -> None:
         ConfigError: a backbone or protocol of another method's, or fewer shots than the method needs.
     """
     method = cfg.parts["method"]
-    for group, expected in (("backbone", method.Backbone), ("protocol", method.Protocol)):
+    needed = load_target(method.Backbone) if isinstance(method.Backbone, str) else method.Backbone
+    for group, expected in (("backbone", needed), ("protocol", method.Protocol)):
         found = cfg.parts[group]
         if not issubclass(found, expected):
             raise ConfigError(

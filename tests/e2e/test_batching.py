@@ -19,7 +19,7 @@ from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.config.compose import plan
 from slime_bench.errors import ConfigError
 from slime_bench.lock import held
-from slime_bench.methods.batching import Together
+from slime_bench.methods.batch import TrialBatch
 from slime_bench.methods.slime.method import Slime
 from slime_bench.trial import backbone_cache as warm
 from slime_bench.trial import batching as together
@@ -259,7 +259,7 @@ class TestFaults:
         def fails(*_: Any) -> Any:
             raise torch.OutOfMemoryError("the GPU is full")
 
-        monkeypatch.setattr(Together, "training_step", fails)
+        monkeypatch.setattr(TrialBatch, "training_step", fails)
         outcome = empty(*SWEEP)
         assert outcome.code == 0 and "3 of 3 trials finished" in outcome.err
         assert all(environment(empty, seed)["together"] == [] for seed in SEEDS)
@@ -281,8 +281,8 @@ class TestFaults:
         assert empty(*SWEEP).code == 1
         assert [(empty.folder(1, seed) / "result.json").exists() for seed in SEEDS] == [True, False, True]
         monkeypatch.undo()
-        fit = Together.training_step
-        monkeypatch.setattr(Together, "training_step", lambda *_: pytest.fail("the fit is repeated"))
+        fit = TrialBatch.training_step
+        monkeypatch.setattr(TrialBatch, "training_step", lambda *_: pytest.fail("the fit is repeated"))
         monkeypatch.setattr(Slime, "training_step", lambda *_: pytest.fail("the fit is repeated"))
         assert empty(*SWEEP).code == 0 and fit is not None
         assert len(environment(empty, 1)["together"]) == 3
@@ -311,16 +311,16 @@ class TestKilled:
     @pytest.fixture
     def die_at(self, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         """Runs the sweep in a process that ends at a step of the batch's fit."""
-        real = Together.training_step
+        real = TrialBatch.training_step
 
         def once(step: int) -> None:
-            def dies(self: Together, *arguments: Any) -> torch.Tensor:
+            def dies(self: TrialBatch, *arguments: Any) -> torch.Tensor:
                 if self.trainer.global_step == step:
                     raise Killed
                 return real(self, *arguments)
 
             with monkeypatch.context() as patch:
-                patch.setattr(Together, "training_step", dies)
+                patch.setattr(TrialBatch, "training_step", dies)
                 with pytest.raises(Killed):
                     run()
 
@@ -336,14 +336,14 @@ class TestKilled:
         monkeypatch: pytest.MonkeyPatch,
         step: int,
     ) -> None:
-        real, began = Together.training_step, []
+        real, began = TrialBatch.training_step, []
 
-        def goes_on(self: Together, *arguments: Any) -> torch.Tensor:
+        def goes_on(self: TrialBatch, *arguments: Any) -> torch.Tensor:
             began.append(self.trainer.global_step)
             return real(self, *arguments)
 
         die_at(step)
-        monkeypatch.setattr(Together, "training_step", goes_on)
+        monkeypatch.setattr(TrialBatch, "training_step", goes_on)
         run()
         assert began == list(range(step // 2 * 2, 6))
         assert contents(empty) == contents(batched)
@@ -366,7 +366,7 @@ class TestKilled:
             patch.setattr(checkpoint, "write", dies)
             with pytest.raises(Killed):
                 run()
-        monkeypatch.setattr(Together, "training_step", lambda *_: pytest.fail("the fit is repeated"))
+        monkeypatch.setattr(TrialBatch, "training_step", lambda *_: pytest.fail("the fit is repeated"))
         run()
         assert contents(empty) == contents(batched)
 
@@ -384,7 +384,7 @@ class TestKilled:
             patch.setattr(Slime, "test_step", dies)
             with pytest.raises(Killed):
                 run()
-        monkeypatch.setattr(Together, "training_step", lambda *_: pytest.fail("the fit is repeated"))
+        monkeypatch.setattr(TrialBatch, "training_step", lambda *_: pytest.fail("the fit is repeated"))
         monkeypatch.setattr(Slime, "training_step", lambda *_: pytest.fail("the fit is repeated"))
         run()
         assert contents(empty) == contents(batched)

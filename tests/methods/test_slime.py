@@ -155,7 +155,7 @@ class TestTraining:
 
     def test_timesteps_include_both_ends(self, make: Any) -> None:
         method = make(t_opt=[5, 8])
-        drawn = method._timesteps([("picture", epoch) for epoch in range(200)])
+        drawn = method.timesteps([("picture", epoch) for epoch in range(200)])
         assert drawn.dtype == torch.long and set(drawn.tolist()) == {5, 6, 7, 8}
 
 

@@ -1,16 +1,24 @@
-"""SLiMe's settings, and the checks that they can pass before anything is loaded."""
+"""SLiMe's settings, and all that is known of it before anything is loaded."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from slime_bench.config.parts import located
 from slime_bench.errors import ConfigError
-from slime_bench.methods.slime.inference import patch_boxes
+from slime_bench.methods.description import MethodDescription
+from slime_bench.methods.slime.protocol import SlimeProtocol
+
+if TYPE_CHECKING:
+    from slime_bench.backbones.describe import BackboneFacts
 
 START_KINDS = ("words", "class_names", "random", "file")
+Box = tuple[int, int, int, int]
+"""(y0, y1, x0, x1) in pixels, the ends excluded."""
 
 
 @dataclass
@@ -73,6 +81,75 @@ class SlimeConfig:
     train_map_size: int = field(default=64, metadata={"min": 1})
     patch_size: int | None = field(default=None, metadata={"min": 1})
     patches_per_side: int = field(default=1, metadata={"min": 1})
+
+
+class SlimeDescription(MethodDescription):
+    """SLiMe without its computation."""
+
+    implementation = "slime_bench.methods.slime.method.Slime"
+    Config = SlimeConfig
+    Protocol = SlimeProtocol
+    Backbone = "slime_bench.backbones.stable_diffusion.StableDiffusionBackbone"
+    may_differ = ("lr", "loss_weights", "t_opt", "t_test", "start", "maps")
+
+    @classmethod
+    def check(
+        cls,
+        config: SlimeConfig,
+        backbone: BackboneFacts | None,
+        classes: Sequence[str],
+        image_size: int,
+        shots: int = 1,
+    ) -> None:
+        """See `check_settings`; also the width of embeddings that come from a file."""
+        if backbone is None:
+            return  # left to the constructor, which has the loaded backbone
+        check_settings(config, classes, backbone.num_tokens, backbone.num_timesteps, image_size)
+        if config.start.path is not None:
+            check_shape(_embeddings(config).shape, (len(classes) - 1, backbone.text_width), config.start.path)
+
+    @classmethod
+    def fingerprints(cls, config: SlimeConfig) -> dict[str, str]:
+        """`start`: sha256 of the embeddings that come from a file."""
+        if config.start.path is None:
+            return {}
+        return {"start": hashlib.sha256(_embeddings(config).contiguous().numpy().tobytes()).hexdigest()}
+
+
+def _embeddings(config: SlimeConfig) -> Any:
+    """Those that `config.start.path` points to, float32 [K-1,D]."""
+    from slime_bench.methods.slime.embeddings import read_embeddings  # with torch, which only such a trial waits for
+
+    return read_embeddings(str(config.start.path))
+
+
+def check_shape(found: Sequence[int], expected: Sequence[int], path: str) -> None:
+    """Refuse embeddings [K-1,D] of another shape.
+
+    Raises:
+        ConfigError: names `path`.
+    """
+    if tuple(found) != tuple(expected):
+        raise ConfigError(
+            "these embeddings are of another class list or backbone", path=path, found=list(found),
+            expected=list(expected), remedy="use the classes and the backbone that they were optimised with",
+        )  # fmt: skip
+
+
+def patch_boxes(size: tuple[int, int], patch: int, per_side: int) -> list[Box]:
+    """`per_side` x `per_side` evenly spread square patches of an image of `size` = (H, W), row by row; they may
+    overlap. The stride is rounded down, as in the authors' code.
+
+    Raises:
+        ConfigError: a patch is larger than the image.
+    """
+    if patch > min(size):
+        raise ConfigError(
+            "a test patch is larger than the image", path="method.patch_size", found=patch,
+            expected=f"at most {min(size)}", remedy="lower method.patch_size, or raise data.image_size",
+        )  # fmt: skip
+    rows, columns = ([i * ((length - patch) // max(1, per_side - 1)) for i in range(per_side)] for length in size)
+    return [(y, y + patch, x, x + patch) for y in rows for x in columns]
 
 
 def check_settings(
