@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from slime_bench.config.parts import FILE_NAME, NO_NUMBERS
 from slime_bench.errors import ConfigError
@@ -79,7 +79,7 @@ class InfoScoreRankingConfig(InfoScoreConfig):
 class InfoScoreDescription(MethodDescription):
     """The second paper's method without its computation."""
 
-    implementation = "slime_bench.methods.infoscore.method.InfoScore"
+    implementation: ClassVar[str | None] = "slime_bench.methods.infoscore.method.InfoScore"
     Config = InfoScoreConfig
     Protocol = InfoScoreProtocol
     Backbone = "slime_bench.backbones.vlm.VlmBackbone"
@@ -146,7 +146,7 @@ class InfoScoreDescription(MethodDescription):
 class InfoScoreRankingDescription(InfoScoreDescription):
     """The ranking experiment without its computation."""
 
-    implementation = "slime_bench.methods.infoscore.ranking.InfoScoreRanking"
+    implementation: ClassVar[str | None] = "slime_bench.methods.infoscore.ranking.InfoScoreRanking"
     Config = InfoScoreRankingConfig
     only_shots = (0,)
     own_report = "ranking"

@@ -197,5 +197,5 @@ class InfoScoreMetric(Metric):
                 path=", ".join(name for name, fine in zip(self.layers, finite, strict=True) if not fine),
                 found="NaN or infinity in its maps", remedy="use trainer.precision=bf16 or fp32",
             )  # fmt: skip
-        columns: list[list[float]] = values.tolist()
-        return Ranking(self.layers, *(tuple(each) for each in columns), images=images)
+        rows = [tuple(row) for row in values.tolist()]
+        return Ranking(self.layers, rows[0], rows[1], rows[2], rows[3], rows[4], images)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from slime_bench.config.parts import located
 from slime_bench.errors import ConfigError
@@ -86,7 +86,7 @@ class SlimeConfig:
 class SlimeDescription(MethodDescription):
     """SLiMe without its computation."""
 
-    implementation = "slime_bench.methods.slime.method.Slime"
+    implementation: ClassVar[str | None] = "slime_bench.methods.slime.method.Slime"
     Config = SlimeConfig
     Protocol = SlimeProtocol
     Backbone = "slime_bench.backbones.stable_diffusion.StableDiffusionBackbone"

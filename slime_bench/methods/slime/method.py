@@ -139,7 +139,7 @@ class Slime(SlimeDescription, BatchedMethod):
         uses_noise = any(trial.config.loss_weights.beta != 0 for trial in trials)
         keys = [list(zip(batch["id"], batch["epoch"].tolist(), strict=True)) for batch in batches]
         images = [trial._channels(batch["image"]) for trial, batch in zip(trials, batches, strict=True)]
-        drawn = [trial.noises(*own, "train") for trial, *own in zip(trials, images, keys, strict=True)]
+        drawn = [trial.noises(own, each, "train") for trial, own, each in zip(trials, images, keys, strict=True)]
         posteriors = [posterior for posterior, _ in drawn if posterior is not None]
         latents = backbone.encode(torch.cat(images), torch.cat(posteriors) if posteriors else None)
         noise = torch.cat([noise for _, noise in drawn])
