@@ -31,7 +31,7 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
 
     Args:
         classes: the K class names, `background` first.
-        keep_maps: number of test images whose maps are kept in `kept` for the qualitative figure.
+        keep_maps: number of test images whose maps are kept in `examples`, for the qualitative figure.
     """
 
     #: passes over the support set; 0 for a method that learns nothing
@@ -49,7 +49,7 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
         self.best_score = -1.0
         self.best_epoch: int | None = None
         self.test_ids: list[str] = []
-        self.kept: list[dict[str, torch.Tensor]] = []
+        self.examples: list[dict[str, torch.Tensor]] = []
         self.test_metric = IouMetric(len(self.classes))
         self.curve = Curve()
         self._val_scores: list[float] = []
@@ -169,6 +169,6 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
         prediction = label_maps(scores)
         self.test_metric.update(prediction.cpu(), batch["label"].cpu())
         self.test_ids += batch["id"]
-        for row in range(min(len(scores), self.keep_maps - len(self.kept))):
+        for row in range(min(len(scores), self.keep_maps - len(self.examples))):
             tensors = {"image": batch["image"], "label": batch["label"], "prediction": prediction, "maps": scores}
-            self.kept.append({name: value[row].float().cpu() for name, value in tensors.items()})
+            self.examples.append({name: value[row].float().cpu() for name, value in tensors.items()})

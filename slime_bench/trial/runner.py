@@ -254,7 +254,7 @@ def save_state(path: Path, learned: Mapping[str, torch.Tensor], config: Any, cla
 
 
 def _write_qualitative(folder: Path, method: Any) -> None:
-    if not method.kept:
+    if not method.examples:
         return
     from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, write_qualitative
 
@@ -266,7 +266,7 @@ def _write_qualitative(folder: Path, method: Any) -> None:
             prediction=one["prediction"].byte().numpy(),
             maps=one["maps"].half().numpy(),
         )
-        for name, one in zip(method.test_ids, method.kept, strict=False)
+        for name, one in zip(method.test_ids, method.examples, strict=False)
     ]
     write_qualitative(folder / QUALITATIVE_FILE, items, method.classes)
 

@@ -430,4 +430,4 @@ def test_validation_chooses_the_best_state_and_the_later_of_two(right: list[int]
     assert method.value.item() == best + 1
     trainer.test(method, loader, verbose=False)
     assert method.test_ids == ["a"] and method.test_metric.counts().num_images == 1
-    assert [sorted(kept) for kept in method.kept] == [["image", "label", "maps", "prediction"]]
+    assert [sorted(kept) for kept in method.examples] == [["image", "label", "maps", "prediction"]]

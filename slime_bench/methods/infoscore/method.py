@@ -69,7 +69,7 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
         self.ranking: Ranking | None = None
         self.layers: tuple[str, ...] = ()
         self.forwarded = 0  # images that went through the model: ranking, validation and test, not the tuning itself
-        self._kept: dict[str, Reading] = {}
+        self._readings: dict[str, Reading] = {}
         self._states: dict[str, torch.Tensor] = {}
         self._tuned: dict[str, nn.Parameter] = {}
         self._before: dict[str, torch.Tensor] = {}
@@ -130,7 +130,7 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
                 for row, name in enumerate(batch["id"]):
                     size += found.size() // len(images)
                     if size <= self.config.keep_gb * 1e9:
-                        self._kept[name] = found.rows(row)
+                        self._readings[name] = found.rows(row)
         return score.compute()
 
     def seen_marginals(self, marginals: torch.Tensor) -> None:
@@ -145,9 +145,9 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
         return int(images.shape[-2]), int(images.shape[-1])
 
     def readings(self, images: torch.Tensor, ids: Sequence[str], layers: Sequence[str]) -> Reading:
-        """One pass over the images, or what was kept of it."""
-        if all(name in self._kept for name in ids):
-            return stacked([self._kept[name].only(layers) for name in ids], images.device)
+        """One pass over the images, or what an earlier one has found."""
+        if all(name in self._readings for name in ids):
+            return stacked([self._readings[name].only(layers) for name in ids], images.device)
         return self._read(images, layers)
 
     @torch.no_grad()

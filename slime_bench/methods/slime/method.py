@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import torch
@@ -264,13 +265,11 @@ class Slime(SlimeDescription, BatchedMethod):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the `counts` patches of each trial, float [P,3,S,S] in all: score maps float [P,K,*extent], and which
         classes passed the gate, bool [P,K]."""
-        first, protocol, ends = (
-            trials[0],
-            trials[0].protocol,
-            [sum(counts[: place + 1]) for place in range(len(counts))],
-        )
-        own_keys = [keys[end - count : end] for count, end in zip(counts, ends, strict=True)]
-        drawn = [trial.latents(*own) for trial, *own in zip(trials, patches.split(counts), own_keys, strict=True)]
+        first, protocol, rest = trials[0], trials[0].protocol, iter(keys)
+        drawn = [
+            trial.latents(own, list(islice(rest, len(own))))
+            for trial, own in zip(trials, patches.split(counts), strict=True)
+        ]
         latents, noise = (torch.cat(tensors) for tensors in zip(*drawn, strict=True))
         steps = [torch.full((count,), trial.config.t_test) for trial, count in zip(trials, counts, strict=True)]
         timesteps = torch.cat(steps).to(latents.device)

@@ -20,7 +20,7 @@ class SlimeProtocol:
         diffusion_loss: `guided`: classifier-free guidance around the empty prompt; `plain`: Eq. 1.
         guidance_scale: of the guided loss.
         was_loss: `mean`: of squares over pixels and classes, times K; `sum`: of squares over classes and pixels.
-        halves: which halves of the guidance batch the maps come from: the `conditional` one, or the mean of `both`.
+        halves: which branches of the guidance batch the maps come from: the `conditional` one, or the mean of `both`.
         test_softmax: test-time softmax per head and layer over `all_tokens` of the prompt, or over the `classes` alone;
             or `as_trained`: as the training maps become probabilities.
         token_gate: a class takes part in an image or patch only if the maximum of its cross map reaches this value;
