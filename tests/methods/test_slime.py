@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from slime_bench.config.read import read
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod, label_maps
 from slime_bench.methods.slime.config import LossWeights, SlimeConfig, Start, check_settings
@@ -187,7 +188,7 @@ class TestBadSettings:
     @pytest.mark.parametrize("t_opt", [[], [5], [9, 5], [-1, 5], [0, 1000], [1, 2, 3]])
     def test_training_timesteps(self, make: Any, t_opt: list[int]) -> None:
         with pytest.raises(ConfigError, match=r"method\.t_opt"):
-            make(t_opt=t_opt)
+            make(t_opt=read(SlimeConfig, {"t_opt": t_opt}, "method").t_opt)
 
     def test_test_timestep(self, make: Any) -> None:
         with pytest.raises(ConfigError, match=r"method\.t_test"):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from slime_bench.config.parts import FILE_NAME, NO_NUMBERS
+from slime_bench.config.schema import Natural, NotNegative, Positive
 from slime_bench.errors import ConfigError
 from slime_bench.methods.description import MethodDescription
 from slime_bench.methods.infoscore.prompts import read_prompts
@@ -17,7 +20,7 @@ from slime_bench.refine.crf_config import CrfConfig
 if TYPE_CHECKING:
     from slime_bench.backbones.vlm import VlmFacts
 
-TRAIN, TEST = "train", "test"
+TEST = "test"
 ZERO_SHOT, ONE_SHOT = "zero_shot", "one_shot"
 
 
@@ -45,21 +48,21 @@ class InfoScoreConfig:
     """
 
     name: str = "infoscore"
-    mode: str = field(default="auto", metadata={"choices": ("auto", ZERO_SHOT, ONE_SHOT)})
+    mode: Literal["auto", "zero_shot", "one_shot"] = "auto"
     prompts: str = field(default="car", metadata=FILE_NAME)
     multi_prompt: bool = False
     layers: list[str] | None = None
-    top: int = field(default=2, metadata={"min": 1})
-    rank_on: str = field(default=TRAIN, metadata={"choices": (TRAIN, TEST)})
-    rank_images: int | None = field(default=100, metadata={"min": 2})
-    epochs: int = field(default=5, metadata={"min": 1})
-    max_steps: int | None = field(default=None, metadata={"min": 1})
-    lr: float = field(default=2e-4, metadata={"min": 0})
-    weight_decay: float = field(default=0.05, metadata={"min": 0})
-    group: int = field(default=2, metadata={"min": 1})
-    background_weight: float = field(default=0.5, metadata={"min": 0})
+    top: Positive = 2
+    rank_on: Literal["train", "test"] = "train"
+    rank_images: Annotated[int, Field(ge=2)] | None = 100
+    epochs: Positive = 5
+    max_steps: Positive | None = None
+    lr: NotNegative = 2e-4
+    weight_decay: NotNegative = 0.05
+    group: Positive = 2
+    background_weight: NotNegative = 0.5
     crf: CrfConfig = field(default_factory=CrfConfig)
-    keep_gb: float = field(default=2.0, metadata={"min": 0, **NO_NUMBERS})
+    keep_gb: NotNegative = field(default=2.0, metadata=NO_NUMBERS)
 
 
 @dataclass
@@ -72,8 +75,8 @@ class InfoScoreRankingConfig(InfoScoreConfig):
     """
 
     name: str = "infoscore_ranking"
-    pairs: int = field(default=10, metadata={"min": 0})
-    resamples: int = field(default=1000, metadata={"min": 0})
+    pairs: Natural = 10
+    resamples: Natural = 1000
 
 
 class InfoScoreDescription(MethodDescription):

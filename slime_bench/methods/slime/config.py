@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from slime_bench.config.parts import located
+from slime_bench.config.schema import Natural, NotNegative, Positive
 from slime_bench.errors import ConfigError
 from slime_bench.methods.description import MethodDescription
 from slime_bench.methods.slime.protocol import SlimeProtocol
@@ -16,7 +19,6 @@ from slime_bench.methods.slime.protocol import SlimeProtocol
 if TYPE_CHECKING:
     from slime_bench.backbones.describe import BackboneFacts
 
-START_KINDS = ("words", "class_names", "random", "file")
 Box = tuple[int, int, int, int]
 """(y0, y1, x0, x1) in pixels, the ends excluded."""
 
@@ -29,8 +31,8 @@ class LossWeights:
         alpha: of the WAS loss. beta: of the diffusion loss. A term of weight 0 is not computed.
     """
 
-    alpha: float = field(default=1.0, metadata={"min": 0})
-    beta: float = field(default=0.005, metadata={"min": 0})
+    alpha: NotNegative = 1.0
+    beta: NotNegative = 0.005
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Start:
         path: for `file`: a state.safetensors of this bench, or a folder of the authors' embedding_<i>.pth.
     """
 
-    kind: str = field(default="words", metadata={"choices": START_KINDS})
+    kind: Literal["words", "class_names", "random", "file"] = "words"
     word: str = "part"
     path: str | None = field(default=None, metadata=located("start"))
 
@@ -70,17 +72,17 @@ class SlimeConfig:
     """
 
     name: str = "slime"
-    epochs: int = field(default=200, metadata={"min": 0})
-    max_steps: int | None = field(default=None, metadata={"min": 1})
-    lr: float = field(default=0.1, metadata={"min": 0})
+    epochs: Natural = 200
+    max_steps: Positive | None = None
+    lr: NotNegative = 0.1
     loss_weights: LossWeights = field(default_factory=LossWeights)
-    t_opt: list[int] = field(default_factory=lambda: [5, 100])
-    t_test: int = field(default=100, metadata={"min": 0})
+    t_opt: Annotated[list[int], Field(min_length=2, max_length=2)] = field(default_factory=lambda: [5, 100])
+    t_test: Natural = 100
     start: Start = field(default_factory=Start)
-    maps: str = field(default="was", metadata={"choices": ("was", "cross")})
-    train_map_size: int = field(default=64, metadata={"min": 1})
-    patch_size: int | None = field(default=None, metadata={"min": 1})
-    patches_per_side: int = field(default=1, metadata={"min": 1})
+    maps: Literal["was", "cross"] = "was"
+    train_map_size: Positive = 64
+    patch_size: Positive | None = None
+    patches_per_side: Positive = 1
 
 
 class SlimeDescription(MethodDescription):
@@ -170,8 +172,8 @@ def check_settings(
             "more classes than text tokens", path="data.classes", found=len(classes), expected=f"at most {num_tokens}",
             remedy="merge classes: every class owns one token of the prompt",
         )  # fmt: skip
-    low, high = [*config.t_opt, -1, -1][:2]
-    if len(config.t_opt) != 2 or not 0 <= low <= high < num_timesteps:
+    low, high = config.t_opt
+    if not 0 <= low <= high < num_timesteps:
         raise ConfigError(
             "bad range of training timesteps", path="method.t_opt", found=config.t_opt,
             expected=f"[low, high] with 0 <= low <= high < {num_timesteps}", remedy="e.g. method.t_opt=[5,100]",

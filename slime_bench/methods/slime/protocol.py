@@ -5,7 +5,10 @@ Both readings of each, with what they change: docs/switches.md. Sets of them: co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,18 @@ class SlimeProtocol:
     """
 
     name: str
-    channel_order: str = field(metadata={"choices": ("rgb", "bgr")})
-    ce_input: str = field(metadata={"choices": ("logits", "probabilities")})
-    ce_weights: str = field(metadata={"choices": ("foreground", "all")})
-    diffusion_loss: str = field(metadata={"choices": ("guided", "plain")})
+    channel_order: Literal["rgb", "bgr"]
+    ce_input: Literal["logits", "probabilities"]
+    ce_weights: Literal["foreground", "all"]
+    diffusion_loss: Literal["guided", "plain"]
     guidance_scale: float
-    was_loss: str = field(metadata={"choices": ("mean", "sum")})
-    halves: str = field(metadata={"choices": ("conditional", "both")})
-    test_softmax: str = field(metadata={"choices": ("all_tokens", "classes", "as_trained")})
-    token_gate: float = field(metadata={"min": 0.0, "max": 1.0})
+    was_loss: Literal["mean", "sum"]
+    halves: Literal["conditional", "both"]
+    test_softmax: Literal["all_tokens", "classes", "as_trained"]
+    token_gate: Annotated[float, Field(ge=0.0, le=1.0)]
     gate_inclusive: bool
-    no_class_passes: str = field(metadata={"choices": ("background", "ungated")})
+    no_class_passes: Literal["background", "ungated"]
     zero_below_mean: bool
     affine_rescale: bool
     sample_latents: bool
-    test_noise: str = field(metadata={"choices": ("per_image", "shared")})
+    test_noise: Literal["per_image", "shared"]
