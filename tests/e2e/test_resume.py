@@ -206,8 +206,8 @@ def test_force_begins_anew(trials: dict[str, Trial], remains: Path) -> None:
 
 
 def of_another_version(path: Path, patch: pytest.MonkeyPatch) -> None:
-    real = checkpoint.metadata.version
-    patch.setattr(checkpoint.metadata, "version", lambda name: "9.9" if name == "torch" else real(name))
+    real = checkpoint.version
+    patch.setattr(checkpoint, "version", lambda name: "9.9" if name == "torch" else real(name))
 
 
 def of_another_code(path: Path, patch: pytest.MonkeyPatch) -> None:
