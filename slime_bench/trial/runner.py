@@ -162,6 +162,7 @@ def _fit_and_test(spec: TrialSpec, fitted: dict[str, Any] | None, method: Any, b
         support_ids=data.support_ids,
         prepared=data.prepared(),
         validation={"score": method.best_score, "epoch": method.best_epoch} if method.best_epoch is not None else {},
+        facts=method.facts(cfg.method, cfg.shots),
     )
     save_state(folder / "state.safetensors", method.learned_state(), cfg.plain, data.classes)
     result.write_per_image(folder / "per_image.parquet", method.test_ids, data.classes, counts)

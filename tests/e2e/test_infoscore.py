@@ -60,6 +60,7 @@ def vlm(weights: Path, car_pictures: Path, tmp_path: Path) -> Vlm:
 def test_zero_shot_learns_nothing(ran: Vlm) -> None:
     result = read_result(ran.folder(0) / "result.json")
     assert result.shots == 0 and result.support_ids == [] and result.num_test_images == SPLITS["test"]
+    assert result.facts["label"] == "InfoScore zero-shot" and result.facts["stated"]["prompts"].startswith("mini_car")
     assert load_file(ran.folder(0) / "state.safetensors") == {}
     facts = json.loads((ran.folder(0) / "ranking.json").read_text())
     assert facts["rank_on"] == "train" and facts["ranking"]["images"] == SPLITS["support"]
