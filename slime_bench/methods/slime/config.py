@@ -157,11 +157,11 @@ def patch_boxes(size: tuple[int, int], patch: int, per_side: int) -> list[Box]:
 def check_settings(
     config: SlimeConfig, classes: Sequence[str], num_tokens: int, num_timesteps: int, image_size: int | None = None
 ) -> None:
-    """What can be known to go wrong from numbers alone.
+    """What is bound to go wrong by the numbers alone.
 
     Args:
         num_tokens, num_timesteps: of the backbone's prompt and of its schedule. image_size: side of the test images in
-            pixels, None where it is not known yet.
+            pixels, None where it is not there yet.
 
     Raises:
         ConfigError: more classes than tokens, timesteps outside the schedule, patches that are half described or larger
@@ -189,26 +189,17 @@ def check_settings(
             found=f"kind {config.start.kind}, path {config.start.path}", expected="a path for the kind `file` alone",
             remedy="e.g. method.start.kind=file method.start.path=checkpoints/car",
         )  # fmt: skip
-    _check_patches(config, image_size)
-
-
-def _check_patches(config: SlimeConfig, image_size: int | None) -> None:
-    size, count = config.patch_size, config.patches_per_side
+    size, count, summary, expected = config.patch_size, config.patches_per_side, "", ""
     if size is None and count > 1:
-        raise _bad_patches("test patches are half described", config, "both, or neither")
-    if image_size is None or size is None:
-        return
-    row = [(left, right) for _, _, left, right in patch_boxes((image_size, image_size), size, count)[:count]]
-    # The stride is rounded down, so that the last patch may end too early.
-    if row[-1][1] < image_size or any(right < left for (_, right), (left, _) in pairwise(row)):
-        raise _bad_patches(
-            "the test patches leave gaps in the image", config, f"patches that cover {image_size} pixels along a side"
-        )
-
-
-def _bad_patches(summary: str, config: SlimeConfig, expected: str) -> ConfigError:
-    return ConfigError(
-        summary, path="method.patch_size",
-        found=f"patch_size={config.patch_size}, patches_per_side={config.patches_per_side}", expected=expected,
-        remedy="e.g. method.patch_size=400 method.patches_per_side=2 for images of 512 pixels",
-    )  # fmt: skip
+        summary, expected = "test patches are half described", "both, or neither"
+    elif size is not None and image_size is not None:
+        row = [box[2:] for box in patch_boxes((image_size, image_size), size, count)[:count]]
+        # The stride is rounded down, so that the last patch may end too early.
+        if row[-1][1] < image_size or any(right < left for (_, right), (left, _) in pairwise(row)):
+            summary = "the test patches leave gaps in the image"
+            expected = f"patches that cover {image_size} pixels along a side"
+    if summary:
+        raise ConfigError(
+            summary, path="method.patch_size", found=f"patch_size={size}, patches_per_side={count}", expected=expected,
+            remedy="e.g. method.patch_size=400 method.patches_per_side=2 for images of 512 pixels",
+        )  # fmt: skip
