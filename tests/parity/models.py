@@ -196,9 +196,8 @@ def _save_text_encoder(folder: Path, shape: tuple[int, ...]) -> None:
 def slime_code() -> SlimeProtocol:
     """The bundle conf/protocol/slime_code.yaml as a trial gets it."""
     from slime_bench.config.compose import plan
-    from slime_bench.config.schema import build
 
-    protocol = build(plan(["protocol=slime_code"]).trials[0].protocol)
+    protocol = plan(["protocol=slime_code"]).trials[0].protocol
     assert isinstance(protocol, SlimeProtocol)
     return protocol
 

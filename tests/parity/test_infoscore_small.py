@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from slime_bench.backbones.blip import BlipBackbone
-from slime_bench.config.typed import typed
+from slime_bench.config.read import read
 from slime_bench.data.fit import OPENCV_FLOAT, PAD_FLOOR8, fit_sample
 from slime_bench.data.folder import Sample
 from slime_bench.methods.infoscore.config import InfoScoreConfig
@@ -70,7 +70,7 @@ def method(expected: dict[str, Any], data: Data, **settings: Any) -> InfoScore:
     switches.pop("_target_")
     backbone = BlipBackbone(BlipBackbone.Config(weights=str(SMALL / "model"), image_size=expected["size"]))
     config = InfoScoreConfig(prompts=str(SMALL / "prompts.yaml"), rank_on="test", **settings)
-    made = InfoScore(config, typed(InfoScoreProtocol, switches), backbone, expected["classes"], seed=0)
+    made = InfoScore(config, read(InfoScoreProtocol, switches), backbone, expected["classes"], seed=0)
     made.prepare(data, "cpu")
     return made
 
