@@ -14,6 +14,7 @@ from slime_bench.bench.case import Case, another_trial, make_method
 from slime_bench.bench.outcome import TERMS, Bars, Outcome
 from slime_bench.bench.reference import Reference
 from slime_bench.bench.stopwatch import Stopwatch
+from slime_bench.methods.base import label_maps
 from slime_bench.methods.slime.method import Slime
 
 REFERENCE: Final = "reference"
@@ -87,7 +88,7 @@ class Fast:
             if len(self.methods) == 1:
                 loss, terms = self.methods[0].training_step(batches[0], 0), self._logged
             else:
-                every = Slime.steps_together(self.methods, batches)
+                every = Slime.training_terms(self.methods, batches)
                 loss, terms = torch.stack([each["loss"] for each in every]).sum(), every[0]
         with self.watch.stage("backward", whole=True):
             loss.backward()
@@ -105,7 +106,7 @@ class Fast:
             if len(self.methods) == 1:
                 return self.methods[0].predict(images, ids)
             count = len(self.methods)
-            return Slime.predictions_together(self.methods, [images] * count, [ids] * count)[0]
+            return label_maps(Slime.score_maps(self.methods, [images] * count, [ids] * count)[0])
 
     @torch.inference_mode()
     def see(self, images: Tensor, ids: list[str]) -> None:

@@ -63,7 +63,7 @@ def read(cls: type[T], values: Mapping[str, Any], path: str = "", elsewhere: Ite
     given = _without_missing(values)
     try:
         # As JSON, in which strictness leaves lists for tuples, and text for paths and enumerations.
-        found: T = _adapter(cls).validate_json(json.dumps(given), strict=True)
+        found: T = _adapter(cls).validate_json(json.dumps(given), strict=True)  # type: ignore[arg-type]
         return found
     except ValidationError as error:
         raise _translated(error.errors(include_url=False), cls, given, path, elsewhere) from error

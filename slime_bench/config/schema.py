@@ -36,6 +36,7 @@ Launcher = Literal["sequential", "joblib", "submitit_local", "submitit_slurm", "
 LAUNCHERS: Final[tuple[str, ...]] = get_args(Launcher)
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)

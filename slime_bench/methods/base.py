@@ -13,6 +13,7 @@ import lightning
 import torch
 
 from slime_bench.methods.curve import Curve
+from slime_bench.methods.description import MethodDescription
 from slime_bench.metrics.iou import IouMetric, image_score
 
 
@@ -24,32 +25,22 @@ def label_maps(scores: torch.Tensor) -> torch.Tensor:
     return scores.max(dim=1).indices
 
 
-class SegmentationMethod(lightning.LightningModule, ABC):
+class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
     """Base of all methods. Batches are dictionaries: image float32 [B,3,H,W] RGB in [0,1], label int64 [B,H,W]
     (255 = ignore), id list of B str, epoch int64 [B].
 
     Args:
         classes: the K class names, `background` first.
-        keep_maps: number of test images whose maps are kept in `kept` for the qualitative figure.
+        keep_maps: number of test images whose maps are kept in `examples`, for the qualitative figure.
     """
 
     #: passes over the support set; 0 for a method that learns nothing
     epochs: int = 0
     #: ends training early
     max_steps: int | None = None
-    #: support images that a trial needs at least; 0 for a method that can do without
-    least_shots: int = 1
     #: support images per training step, as they are and in the order of the draw; None for augmented batches of
     #: `data.train_batch_size` in random order
     support_group: int | None = None
-    #: whether the learned state is all that segmenting a folder of images needs (`slime-bench segment`)
-    self_contained: bool = True
-    #: classes that the trial's protocol and backbone must be of
-    Protocol: type = object
-    Backbone: type = object
-    #: settings in which trials may differ and still be fitted in one batch (`fit_together`): keys of the method, with
-    #: everything below them. None where trials cannot share a pass of the backbone.
-    may_differ: tuple[str, ...] | None = None
 
     def __init__(self, classes: Sequence[str], keep_maps: int = 0) -> None:
         super().__init__()
@@ -58,28 +49,11 @@ class SegmentationMethod(lightning.LightningModule, ABC):
         self.best_score = -1.0
         self.best_epoch: int | None = None
         self.test_ids: list[str] = []
-        self.kept: list[dict[str, torch.Tensor]] = []
+        self.examples: list[dict[str, torch.Tensor]] = []
         self.test_metric = IouMetric(len(self.classes))
         self.curve = Curve()
         self._val_scores: list[float] = []
         self._best_state: dict[str, torch.Tensor] = {}
-
-    @classmethod
-    def check(cls, config: Any, backbone: Any, classes: Sequence[str], image_size: int, shots: int = 1) -> None:
-        """Refuse what is known to go wrong, before any weights are loaded. A method without such knowledge has none.
-
-        Args:
-            config: the method's `Config`. backbone: what its class's `describe` tells of it, None where it has none.
-            classes: K names. image_size: side of the test images in pixels. shots: support images of the trial.
-
-        Raises:
-            SlimeBenchError: a setting that cannot work.
-        """
-
-    @classmethod
-    def fingerprints(cls, config: Any) -> dict[str, str]:
-        """Content hashes of files that `config` points to, by name; they enter the trial's signature."""
-        return {}
 
     def prepare(self, data: Any, device: str) -> None:
         """What comes before training and test, on the device of the trial; it may look at the data module's images.
@@ -119,6 +93,7 @@ class SegmentationMethod(lightning.LightningModule, ABC):
             "best": self._best_state,
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
+            "curve": self.curve.state(),
         }
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
@@ -126,38 +101,11 @@ class SegmentationMethod(lightning.LightningModule, ABC):
         self.load_learned_state(state["learned"])
         self._best_state = dict(state["best"])
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
+        self.curve.load_state(state["curve"])
 
     def predict(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
         """Label maps int64 [B,H,W] of images float32 [B,3,H,W]."""
         return label_maps(self.scores(images, ids))
-
-    @classmethod
-    def steps_together(
-        cls, methods: Sequence[Any], batches: Sequence[Mapping[str, Any]]
-    ) -> list[dict[str, torch.Tensor]]:
-        """One step of several trials that differ in `may_differ` and in the seed alone: each one's named terms, with
-        its `loss` among them, whose gradient reaches its own parameters alone.
-
-        Args:
-            methods: the trials, on one backbone. batches: of each, as `training_step` takes it.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def trials_of_use(cls, backbone: Any, image_size: int, images: int, device: str) -> int:
-        """How many trials one batch of `steps_together` should hold, at least 1: as many as pay, and fit the memory.
-
-        Args:
-            backbone: loaded. image_size: side in pixels. images: of a trial's step. device: `cpu` or `cuda`.
-        """
-        return 1
-
-    @classmethod
-    def predictions_together(
-        cls, methods: Sequence[Any], images: Sequence[torch.Tensor], ids: Sequence[Sequence[str]]
-    ) -> list[torch.Tensor]:
-        """`predict` of several trials; images and ids of each."""
-        return [method.predict(*each) for method, *each in zip(methods, images, ids, strict=True)]
 
     def use_best_state(self) -> None:
         """Go back to the state with the best validation score; without a validation the last state stays."""
@@ -221,6 +169,6 @@ class SegmentationMethod(lightning.LightningModule, ABC):
         prediction = label_maps(scores)
         self.test_metric.update(prediction.cpu(), batch["label"].cpu())
         self.test_ids += batch["id"]
-        for row in range(min(len(scores), self.keep_maps - len(self.kept))):
+        for row in range(min(len(scores), self.keep_maps - len(self.examples))):
             tensors = {"image": batch["image"], "label": batch["label"], "prediction": prediction, "maps": scores}
-            self.kept.append({name: value[row].float().cpu() for name, value in tensors.items()})
+            self.examples.append({name: value[row].float().cpu() for name, value in tensors.items()})

@@ -101,10 +101,10 @@ def import_folder(folder: Path, out: Path, overrides: Sequence[str], *, force: b
 
 def _check_fit(cfg: TrialConfig, classes: Sequence[str], shape: tuple[int, ...], folder: Path) -> None:
     """Refuse embeddings [K-1,D] of another method, class list or backbone, and settings that `segment` would refuse."""
-    from slime_bench.methods.slime.method import Slime
+    from slime_bench.methods.slime.config import SlimeDescription
 
     method = cfg.parts["method"]
-    if not issubclass(method, Slime):
+    if not issubclass(method, SlimeDescription):
         raise ConfigError(
             "these embeddings are not this method's", path="method", found=cfg.method.name, expected="slime",
             remedy="use method=slime",

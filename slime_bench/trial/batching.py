@@ -16,7 +16,7 @@ from typing import Any
 from slime_bench.config.schema import TrialConfig, implementation_of
 from slime_bench.errors import StorageError
 from slime_bench.lock import BusyError, held
-from slime_bench.methods.batching import Together, TogetherData
+from slime_bench.methods.batch import BatchData, TrialBatch
 from slime_bench.results.result import find_finished
 from slime_bench.trial import checkpoint
 from slime_bench.trial.fitting import backbone_of, lightning_trainer, method_of, origin_of, steps_of, threads
@@ -71,7 +71,7 @@ def fit_batch(candidates: Sequence[TrialSpec], limit: int | None, begun: bool = 
             size = limit
             if size is None:
                 method = implementation_of(cfg.parts["method"])
-                size = method.trials_of_use(
+                size = method.trials_per_batch(
                     backbone, cfg.data.image_size, cfg.data.train_batch_size, cfg.trainer.device
                 )
             batch = locked[: even_share(len(locked), size)]
@@ -95,12 +95,12 @@ def _fit(batch: Sequence[TrialSpec], backbone: Any) -> dict[str, dict[str, Any]]
         steps = {steps_of(spec.cfg, spec.data, method) for spec, method in zip(batch, methods, strict=True)}
         if len(steps) > 1 or not (total := steps.pop()):
             return {}
-        module = Together(methods)
+        module = TrialBatch(methods)
         keeper = _checkpoints(batch, module, began)
         title = f"{first.title.rpartition(' seed ')[0]}, {len(batch)} trials in one batch"
         progress = ProgressLine(title, total, 0) if cfg.trainer.progress else None
         trainer = lightning_trainer(cfg, module, total, first.folder, [keeper, progress])
-        trainer.fit(module, TogetherData([spec.data for spec in batch]))
+        trainer.fit(module, BatchData([spec.data for spec in batch]))
         if progress is not None:
             progress.finish("fitted")
         spent = time.monotonic() - began + (0.0 if keeper is None else keeper.seconds)

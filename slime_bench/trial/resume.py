@@ -92,7 +92,6 @@ class Checkpoints(Callback):
         if found is None:
             return
         pl_module.load_training_state(found["method"])
-        pl_module.curve.load_state(found["curve"])
         loop = found["loop"]
         trainer.fit_loop.load_state_dict(loop if found["finished"] else _restarting(loop))
         self._last_step = found["step"]
@@ -168,7 +167,6 @@ def _fit_state(
         "seconds": seconds,
         "batch": batch,
         "method": method.training_state(),
-        "curve": method.curve.state(),
         "loop": trainer.fit_loop.state_dict(),
         "optimisation": [] if finished else [part.state_dict() for part in _stateful(trainer)],
         "generators": {} if finished else generators(),

@@ -165,7 +165,9 @@ def _fit_and_test(spec: TrialSpec, fitted: dict[str, Any] | None, method: Any, b
         background=cfg.metric.background,
         support_ids=data.support_ids,
         prepared=data.prepared(),
+        facts=cfg.parts["method"].facts(cfg.method, cfg.shots),
         validation={"score": method.best_score, "epoch": method.best_epoch} if method.best_epoch is not None else {},
+        facts=method.facts(cfg.method, cfg.shots),
     )
     save_state(folder / "state.safetensors", method.learned_state(), cfg.plain, data.classes)
     result.write_per_image(folder / "per_image.parquet", method.test_ids, data.classes, counts)
@@ -258,7 +260,7 @@ def save_state(path: Path, learned: Mapping[str, torch.Tensor], config: Any, cla
 
 
 def _write_qualitative(folder: Path, method: Any) -> None:
-    if not method.kept:
+    if not method.examples:
         return
     from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, write_qualitative
 
@@ -270,7 +272,7 @@ def _write_qualitative(folder: Path, method: Any) -> None:
             prediction=one["prediction"].byte().numpy(),
             maps=one["maps"].half().numpy(),
         )
-        for name, one in zip(method.test_ids, method.kept, strict=False)
+        for name, one in zip(method.test_ids, method.examples, strict=False)
     ]
     write_qualitative(folder / QUALITATIVE_FILE, items, method.classes)
 

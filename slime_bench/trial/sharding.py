@@ -73,13 +73,13 @@ class _HandOver(Callback):
             "ids": list(pl_module.test_ids),
             "counts": [counts.intersection, counts.union, counts.present],
             "confusion": metric.confusion,
-            "kept": pl_module.kept,
+            "kept": pl_module.examples,
         }
         checkpoint.write(self.folder / f"{trainer.global_rank}.safetensors", found, _WRITTEN_BY)
 
 
 def test_on(devices: int, method: Any, data: Any, settings: dict[str, Any]) -> None:
-    """Test `method` on several devices; its `test_metric`, `test_ids` and `kept` are then those of one device.
+    """Test `method` on several devices; its `test_metric`, `test_ids` and `examples` are then those of one device.
 
     Args:
         devices: of them, at least 2; on a CPU so many processes. method: with nothing tested yet. data: its data
@@ -125,7 +125,7 @@ def take(method: Any, parts: Sequence[dict[str, Any]]) -> None:
         metric.confusion = metric.confusion + each["confusion"].to(metric.confusion.device)
     metric._update_count = len(parts)  # else torchmetrics warns that nothing was counted
     method.test_ids = [name for each in parts for name in each["ids"]]
-    method.kept = [one for each in parts for one in each["kept"]][: method.keep_maps]
+    method.examples = [one for each in parts for one in each["kept"]][: method.keep_maps]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import average, class_logits, resize, was
 from slime_bench.bench import reference_slime as oracle
-from slime_bench.methods.slime.inference import cross_maps, merge_patches, patch_boxes, patch_scores
+from slime_bench.methods.slime.config import patch_boxes
+from slime_bench.methods.slime.inference import cross_maps, merge_patches, patch_scores
 from slime_bench.methods.slime.losses import class_weights, cross_entropy, guided, was_error
 from slime_bench.methods.slime.method import Slime, SlimeConfig
 from tests.fixtures.rounding import TINY, rounding
@@ -239,7 +240,7 @@ def test_a_whole_step_of_a_diffusion_model(backbone: Any, slime_code: Any, noisy
     latents, noise, timesteps, label = noisy
     method = Slime(SlimeConfig(train_map_size=16), slime_code, backbone, ["background", "a", "b", "c"], seed=0)
     found = backbone.attention(latents, timesteps, method.text(), with_noise=True)
-    terms = method.losses(found, label, latents, timesteps, noise)
+    terms = method.losses(found, method.unconditional(latents, timesteps), label, noise)
     tokens = method.embeddings.detach().double().requires_grad_()
     prompt = method.prompt.double()
     text = torch.cat([prompt[:, :1], tokens[None], prompt[:, 4:]], 1)

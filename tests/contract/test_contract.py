@@ -25,7 +25,7 @@ import slime_bench.methods
 from slime_bench.backbones.base import VlmFacts
 from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import config_class
+from slime_bench.config.schema import config_class, implementation_of, load_target
 from slime_bench.data.mini_world import render as mini_world
 from slime_bench.errors import BackboneError, ConfigError, DataError
 from slime_bench.methods.base import SegmentationMethod
@@ -131,7 +131,8 @@ def test_every_method_has_a_file_and_every_file_a_method() -> None:
     targets = {
         yaml.safe_load((config_dir() / "method" / f"{name}.yaml").read_text())["_target_"] for name in options("method")
     }
-    assert targets == set(METHODS)
+    classes = [implementation_of(load_target(name)) for name in targets]
+    assert {f"{each.__module__}.{each.__qualname__}" for each in classes} == set(METHODS)
 
 
 def test_a_made_up_method_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

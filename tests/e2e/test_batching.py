@@ -12,20 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.config.compose import plan
-from slime_bench.errors import ConfigError
 from slime_bench.lock import held
-from slime_bench.methods.batching import Together
+from slime_bench.methods.batch import TrialBatch
 from slime_bench.methods.slime.method import Slime
-from slime_bench.trial import backbone_cache as warm
-from slime_bench.trial import batching as together
-from slime_bench.trial import checkpoint, resume
-from slime_bench.trial import runner as trial
-from slime_bench.trial.batching import Batches, even_share, most
+from slime_bench.sweep.trials import Trials, kind
+from slime_bench.trial import backbone_cache, batching, checkpoint, resume, runner
+from slime_bench.trial.batching import even_share
 from tests.e2e.conftest import Bench
 
 FILES = ("result.json", "state.safetensors", "per_image.parquet", "curves.csv", "confusion.json")
@@ -63,13 +59,13 @@ def alone(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathFa
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many trials each fit of a batch had, as they come."""
     found: list[int] = []
-    real = together._fit
+    real = batching._fit
 
     def watched(batch: Any, backbone: Any) -> Any:
         found.append(len(batch))
         return real(batch, backbone)
 
-    monkeypatch.setattr(together, "_fit", watched)
+    monkeypatch.setattr(batching, "_fit", watched)
     return found
 
 
@@ -128,9 +124,9 @@ class TestNumbers:
     def test_the_trials_say_with_whom_they_were_fitted(self, batched: Bench, alone: Bench) -> None:
         signatures = [batched.result(1, seed).signature for seed in SEEDS]
         for seed in SEEDS:
-            assert environment(batched, seed)["together"] == signatures
+            assert environment(batched, seed)["batch"] == signatures
             assert environment(batched, seed)["seconds"]["fit"] > 0
-            assert environment(alone, seed)["together"] == []
+            assert environment(alone, seed)["batch"] == []
 
     def test_no_checkpoint_and_no_other_file_is_left(self, batched: Bench, alone: Bench) -> None:
         names = [
@@ -161,7 +157,7 @@ class TestWhichTrials:
         for shots in (1, 2):
             for seed in (0, 1):
                 assert empty.result(shots, seed).validation["epoch"] in (0, 1)
-                assert len(environment(empty, seed, shots)["together"]) == 2
+                assert len(environment(empty, seed, shots)["batch"]) == 2
 
     def test_points_of_an_ablation_that_the_pass_does_not_depend_on(self, empty: Bench, fits: list[int]) -> None:
         points = ("method.lr=0.1,0.01", "method.loss_weights.beta=0.005,0", "method.t_test=50")
@@ -201,39 +197,25 @@ class TestWhichTrials:
         assert empty(*SWEEP, "trainer.checkpoint_every=0").code == 0 and fits == [3]
 
     def test_a_trial_that_another_process_computes(self, empty: Bench, fits: list[int]) -> None:
-        (cfg,) = plan([*empty.settings, "seed=1"]).trials
-        known = Batches([cfg], None)._look(0)
-        assert known is not None
-        with held(known.folder):
-            trials = plan([*empty.settings, "seed=0,1,2"], sweep=True).trials
-            batches = Batches(trials, None)
-            assert batches.fitted(0) is not None and fits == [2]
-            assert batches.fitted(1) is None and batches.fitted(2) is not None
+        trials = Trials(plan([*empty.settings, "seed=0,1,2"], sweep=True).trials, None)
+        with held(trials.spec(1).folder):
+            assert trials.fitted(0) is not None and fits == [2]
+            assert trials.fitted(1) is None and trials.fitted(2) is not None
 
     def test_methods_that_cannot_share_a_pass(self) -> None:
-        trials = plan(["preset=mini_infoscore", "seed=0,1", "trainer=cpu"], sweep=True).trials
-        batches = Batches(trials, None)
-        known = batches._look(0)
-        assert known is not None and together.kind(known) is None and batches.fitted(0) is None
+        trials = Trials(plan(["preset=mini_infoscore", "seed=0,1", "trainer=cpu"], sweep=True).trials, None)
+        assert kind(trials.spec(0)) is None and trials.fitted(0) is None
 
     def test_half_precision_has_a_scale_of_its_own(self, empty: Bench) -> None:
         (cfg,) = plan(empty.settings).trials
-        known = Batches([cfg], None)._look(0)
-        assert known is not None and together.kind(known) is not None
-        scaled = OmegaConf.merge(known.cfg, {"trainer": {"precision": "fp16"}})
-        assert together.kind(replace(known, cfg=scaled)) is None  # type: ignore[arg-type]
+        spec = runner.spec_of(cfg)
+        assert kind(spec) is not None
+        assert kind(replace(spec, cfg=cfg.replace(trainer={"precision": "fp16"}))) is None
 
-    @pytest.mark.parametrize("setting", [0, -1, "two", "1.5", ""])
-    def test_bad_limits(self, setting: int | str) -> None:
-        with pytest.raises(ConfigError, match=r"launcher\.trials_per_batch"):
-            most(setting)
-
-    def test_good_limits(self) -> None:
-        assert (most("auto"), most(1), most(12)) == (None, 1, 12)
-
-    def test_a_bad_limit_on_the_command_line(self, empty: Bench) -> None:
-        outcome = empty(*SWEEP, "launcher.trials_per_batch=none")
-        assert outcome.code == 2 and "launcher.trials_per_batch" in outcome.err and not empty.outputs.exists()
+    @pytest.mark.parametrize("limit", ["none", "0", "-1", "1.5", "''"])
+    def test_bad_limits(self, empty: Bench, limit: str) -> None:
+        outcome = empty(*SWEEP, f"launcher.trials_per_batch={limit}")
+        assert outcome.code == 2 and "launcher.trials_per_batch" in outcome.err and not any(empty.outputs.rglob("*"))
 
 
 def test_the_test_images_are_encoded_for_the_first_trial_alone(empty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +232,7 @@ def test_the_test_images_are_encoded_for_the_first_trial_alone(empty: Bench, mon
             test_step(self, *arguments)
 
     monkeypatch.setattr(Slime, "test_step", tested)
-    warm.drop()  # another test's backbone knows the images
+    backbone_cache.drop()  # another test's backbone knows the images
     assert empty(*SWEEP).code == 0
     assert calls == [0, 0, 0]  # five images, two at a time
 
@@ -262,10 +244,10 @@ class TestFaults:
         def fails(*_: Any) -> Any:
             raise torch.OutOfMemoryError("the GPU is full")
 
-        monkeypatch.setattr(Together, "training_step", fails)
+        monkeypatch.setattr(TrialBatch, "training_step", fails)
         outcome = empty(*SWEEP)
         assert outcome.code == 0 and "3 of 3 trials finished" in outcome.err
-        assert all(environment(empty, seed)["together"] == [] for seed in SEEDS)
+        assert all(environment(empty, seed)["batch"] == [] for seed in SEEDS)
 
     def test_a_trial_with_a_mistake_does_not_spoil_the_others(self, empty: Bench, fits: list[int]) -> None:
         outcome = empty("--multirun", "method.t_test=50,100,5000")
@@ -284,11 +266,11 @@ class TestFaults:
         assert empty(*SWEEP).code == 1
         assert [(empty.folder(1, seed) / "result.json").exists() for seed in SEEDS] == [True, False, True]
         monkeypatch.undo()
-        fit = Together.training_step
-        monkeypatch.setattr(Together, "training_step", lambda *_: pytest.fail("the fit is repeated"))
+        fit = TrialBatch.training_step
+        monkeypatch.setattr(TrialBatch, "training_step", lambda *_: pytest.fail("the fit is repeated"))
         monkeypatch.setattr(Slime, "training_step", lambda *_: pytest.fail("the fit is repeated"))
         assert empty(*SWEEP).code == 0 and fit is not None
-        assert len(environment(empty, 1)["together"]) == 3
+        assert len(environment(empty, 1)["batch"]) == 3
 
 
 class TestKilled:
@@ -305,25 +287,25 @@ class TestKilled:
         trials = plan([*settings, "seed=0,1,2"], sweep=True).trials
 
         def once(indices: range = range(3)) -> None:
-            batches = Batches(trials, None)
+            own = Trials(trials, None)
             for index in indices:
-                trial.run(trials[index], batches.fitted(index))
+                runner.run(own.spec(index), own.fitted(index))
 
         return once
 
     @pytest.fixture
     def die_at(self, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         """Runs the sweep in a process that ends at a step of the batch's fit."""
-        real = Together.training_step
+        real = TrialBatch.training_step
 
         def once(step: int) -> None:
-            def dies(self: Together, *arguments: Any) -> torch.Tensor:
+            def dies(self: TrialBatch, *arguments: Any) -> torch.Tensor:
                 if self.trainer.global_step == step:
                     raise Killed
                 return real(self, *arguments)
 
             with monkeypatch.context() as patch:
-                patch.setattr(Together, "training_step", dies)
+                patch.setattr(TrialBatch, "training_step", dies)
                 with pytest.raises(Killed):
                     run()
 
@@ -339,14 +321,14 @@ class TestKilled:
         monkeypatch: pytest.MonkeyPatch,
         step: int,
     ) -> None:
-        real, began = Together.training_step, []
+        real, began = TrialBatch.training_step, []
 
-        def goes_on(self: Together, *arguments: Any) -> torch.Tensor:
+        def goes_on(self: TrialBatch, *arguments: Any) -> torch.Tensor:
             began.append(self.trainer.global_step)
             return real(self, *arguments)
 
         die_at(step)
-        monkeypatch.setattr(Together, "training_step", goes_on)
+        monkeypatch.setattr(TrialBatch, "training_step", goes_on)
         run()
         assert began == list(range(step // 2 * 2, 6))
         assert contents(empty) == contents(batched)
@@ -369,7 +351,7 @@ class TestKilled:
             patch.setattr(checkpoint, "write", dies)
             with pytest.raises(Killed):
                 run()
-        monkeypatch.setattr(Together, "training_step", lambda *_: pytest.fail("the fit is repeated"))
+        monkeypatch.setattr(TrialBatch, "training_step", lambda *_: pytest.fail("the fit is repeated"))
         run()
         assert contents(empty) == contents(batched)
 
@@ -387,7 +369,7 @@ class TestKilled:
             patch.setattr(Slime, "test_step", dies)
             with pytest.raises(Killed):
                 run()
-        monkeypatch.setattr(Together, "training_step", lambda *_: pytest.fail("the fit is repeated"))
+        monkeypatch.setattr(TrialBatch, "training_step", lambda *_: pytest.fail("the fit is repeated"))
         monkeypatch.setattr(Slime, "training_step", lambda *_: pytest.fail("the fit is repeated"))
         run()
         assert contents(empty) == contents(batched)
@@ -396,7 +378,7 @@ class TestKilled:
         self, empty: Bench, batched: Bench, run: Callable[..., Any], die_at: Callable[[int], None]
     ) -> None:
         die_at(5)
-        (found,) = empty.outputs.glob(f"runs/*/*/*/*/{checkpoint.TOGETHER}")
+        (found,) = empty.outputs.glob(f"runs/*/*/*/*/{checkpoint.BATCH_FILE}")
         found.write_bytes(found.read_bytes()[:1000])
         run()
         assert contents(empty) == contents(batched)

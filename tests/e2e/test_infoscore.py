@@ -60,6 +60,7 @@ def vlm(weights: Path, car_pictures: Path, tmp_path: Path) -> Vlm:
 def test_zero_shot_learns_nothing(ran: Vlm) -> None:
     result = read_result(ran.folder(0) / "result.json")
     assert result.shots == 0 and result.support_ids == [] and result.num_test_images == SPLITS["test"]
+    assert result.facts["label"] == "InfoScore zero-shot" and result.facts["stated"]["prompts"].startswith("mini_car")
     assert load_file(ran.folder(0) / "state.safetensors") == {}
     facts = json.loads((ran.folder(0) / "ranking.json").read_text())
     assert facts["rank_on"] == "train" and facts["ranking"]["images"] == SPLITS["support"]
@@ -131,11 +132,7 @@ MISTAKES = {
     "too many layers": (["shots=0", "method.top=9"], "more layers are asked for", "1 to 3"),
     "mode and shots": (["shots=1", "method.mode=zero_shot"], "does not fit the number of shots", "method.mode=auto"),
     "another paper's backbone": (["shots=0", "backbone=mini_sd"], "cannot use this backbone", "preset=mini_infoscore"),
-    "another paper's protocol": (
-        ["shots=0", "protocol=slime_code"],
-        "cannot use this protocol",
-        "preset=mini_infoscore",
-    ),
+    "another paper's protocol": (["shots=0", "protocol=slime_code"], "cannot use this protocol", "mini_infoscore"),
     "slime without support": (["shots=0", "method=slime", "preset=mini"], "needs a support image", "shots=1"),
     "a class without words": (["shots=0", "method.prompts=mini_horse"], "prompt", "body"),
     "no such words": (["shots=0", "method.prompts=mini_cat"], "mini_cat", "mini_car"),
@@ -196,7 +193,7 @@ def test_a_state_is_not_taken_by_segment(ran: Vlm, tmp_path: Path) -> None:
 def test_the_ablations_are_slimes() -> None:
     for name in ("layers", "lr", "was"):
         outcome = command("--multirun", "experiment=mini_car_infoscore", f"ablation={name}")
-        assert outcome.code == 2 and "ablations are those of SLiMe" in outcome.err, outcome.err
+        assert outcome.code == 2 and "is one of the method slime" in outcome.err, outcome.err
 
 
 def test_half_precision_is_for_zero_shot(vlm: Vlm) -> None:

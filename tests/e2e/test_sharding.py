@@ -36,7 +36,7 @@ def drawn(pictures: int, seed: int) -> Any:
         metric.update(*maps)
     kept = [{"image": maps[0, row].float()} for row in range(min(pictures, 2))]
     return SimpleNamespace(
-        test_metric=metric, test_ids=[f"{seed}-{row}" for row in range(pictures)], kept=kept, keep_maps=2, maps=maps
+        test_metric=metric, test_ids=[f"{seed}-{row}" for row in range(pictures)], examples=kept, keep_maps=2, maps=maps
     )
 
 
@@ -44,7 +44,7 @@ def part(method: Any) -> dict[str, Any]:
     counts = method.test_metric.counts()
     return {
         "ids": method.test_ids, "counts": [counts.intersection, counts.union, counts.present],
-        "confusion": method.test_metric.confusion, "kept": method.kept,
+        "confusion": method.test_metric.confusion, "kept": method.examples,
     }  # fmt: skip
 
 
@@ -59,8 +59,8 @@ def test_merged_counts_are_those_of_all_pictures(sizes: tuple[int, ...]) -> None
         assert torch.equal(getattr(merged.test_metric.counts(), name), getattr(expected.counts(), name))
     assert torch.equal(merged.test_metric.confusion, expected.confusion)
     assert merged.test_ids == [name for each in methods for name in each.test_ids]
-    kept = [one["image"] for each in methods for one in each.kept][:2]
-    assert all(torch.equal(ours["image"], theirs) for ours, theirs in zip(merged.kept, kept, strict=True))
+    kept = [one["image"] for each in methods for one in each.examples][:2]
+    assert all(torch.equal(ours["image"], theirs) for ours, theirs in zip(merged.examples, kept, strict=True))
 
 
 def test_a_part_that_is_missing(tmp_path: Path) -> None:

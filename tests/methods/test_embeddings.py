@@ -324,10 +324,7 @@ class Exchange:
     """The command on the tiny backbone, and a state as a trial on it would write one."""
 
     def __init__(self, folder: Path, sd: Path) -> None:
-        from omegaconf import OmegaConf
-
         from slime_bench.config.compose import plan
-        from slime_bench.config.schema import build
         from slime_bench.trial.runner import save_state as save
 
         self.folder, self.state = folder, folder / "state.safetensors"
@@ -337,12 +334,12 @@ class Exchange:
             "protocol.token_gate=0",
         ]  # fmt: skip
         cfg = plan(self.overrides).trials[0]
-        self.method = build(
-            cfg.method, protocol=build(cfg.protocol), backbone=build(cfg.backbone), classes=cfg.data.classes, seed=7
+        self.method = cfg.build(
+            "method", protocol=cfg.protocol, backbone=cfg.build("backbone"), classes=cfg.data.classes, seed=7
         )
         with torch.no_grad():
             self.method.embeddings.add_(numbers(5), alpha=0.5)
-        save(self.state, self.method.learned_state(), OmegaConf.to_container(cfg, resolve=True), cfg.data.classes)
+        save(self.state, self.method.learned_state(), cfg.plain, cfg.data.classes)
 
     def export(self, name: str, *arguments: str) -> Path:
         out = self.folder / name

@@ -196,11 +196,11 @@ class TestPasses:
         assert torch.equal(found, want)
 
     def test_nothing_is_kept_of_train_images_or_before_tuning(self, make: Make) -> None:
-        assert not make(Data())._kept and not make(Data(shots=1), rank_on="test")._kept
+        assert not make(Data())._readings and not make(Data(shots=1), rank_on="test")._readings
 
     def test_memory_is_bounded(self, make: Make) -> None:
-        size = make(Data(), rank_on="test")._kept["test-0"].size()
-        assert len(make(Data(), rank_on="test", keep_gb=2.5 * size / 1e9)._kept) == 2
+        size = make(Data(), rank_on="test")._readings["test-0"].size()
+        assert len(make(Data(), rank_on="test", keep_gb=2.5 * size / 1e9)._readings) == 2
 
 
 class TestTuning:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from slime_bench.config.read import read
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod, label_maps
 from slime_bench.methods.slime.config import LossWeights, SlimeConfig, Start, check_settings
@@ -156,7 +157,7 @@ class TestTraining:
 
     def test_timesteps_include_both_ends(self, make: Any) -> None:
         method = make(t_opt=[5, 8])
-        drawn = method._timesteps([("picture", epoch) for epoch in range(200)])
+        drawn = method.timesteps([("picture", epoch) for epoch in range(200)])
         assert drawn.dtype == torch.long and set(drawn.tolist()) == {5, 6, 7, 8}
 
 
@@ -188,7 +189,7 @@ class TestBadSettings:
     @pytest.mark.parametrize("t_opt", [[], [5], [9, 5], [-1, 5], [0, 1000], [1, 2, 3]])
     def test_training_timesteps(self, make: Any, t_opt: list[int]) -> None:
         with pytest.raises(ConfigError, match=r"method\.t_opt"):
-            make(t_opt=t_opt)
+            make(t_opt=read(SlimeConfig, {"t_opt": t_opt}, "method").t_opt)
 
     def test_test_timestep(self, make: Any) -> None:
         with pytest.raises(ConfigError, match=r"method\.t_test"):
@@ -429,4 +430,4 @@ def test_validation_chooses_the_best_state_and_the_later_of_two(right: list[int]
     assert method.value.item() == best + 1
     trainer.test(method, loader, verbose=False)
     assert method.test_ids == ["a"] and method.test_metric.counts().num_images == 1
-    assert [sorted(kept) for kept in method.kept] == [["image", "label", "maps", "prediction"]]
+    assert [sorted(kept) for kept in method.examples] == [["image", "label", "maps", "prediction"]]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.backbones.memory import TRAINING_MAPS, training_images
 from slime_bench.backbones.stable_diffusion import DiffusionAttention
-from slime_bench.methods.slime.batch import calls, joined, segmented, split, training_terms
 from slime_bench.methods.slime.config import LossWeights, SlimeConfig
 from slime_bench.methods.slime.method import Slime
+from slime_bench.methods.slime.passes import joined, split
 
 SIZE = 64
 CLASSES = ("background", "wheel", "window")
@@ -64,11 +64,11 @@ def test_a_step_in_a_batch_is_the_step_of_the_trial_alone(
 ) -> None:
     methods = [make(protocol=protocol, **each) for each in trials]
     batches = [batch(place, count=1 + place % 2) for place in range(len(methods))]
-    together = training_terms(methods, batches)
-    torch.stack([terms["loss"] for terms in together]).sum().backward()
-    for settings, own, terms, method in zip(trials, batches, together, methods, strict=True):
+    batched = Slime.training_terms(methods, batches)
+    torch.stack([terms["loss"] for terms in batched]).sum().backward()
+    for settings, own, terms, method in zip(trials, batches, batched, methods, strict=True):
         alone = make(protocol=protocol, **settings)
-        (expected,) = training_terms([alone], [own])
+        (expected,) = Slime.training_terms([alone], [own])
         expected["loss"].backward()
         assert terms.keys() == expected.keys() and terms["t"] == expected["t"]
         for name, value in expected.items():
@@ -84,7 +84,7 @@ def test_no_trial_reaches_anothers_numbers(make: Make) -> None:
         methods = [make(seed=0), make(seed=neighbour)]
         with torch.no_grad():
             methods[1].embeddings *= neighbour
-        training_terms(methods, [batch(0), batch(neighbour)])[0]["loss"].backward()
+        Slime.training_terms(methods, [batch(0), batch(neighbour)])[0]["loss"].backward()
         assert methods[1].embeddings.grad is None or not methods[1].embeddings.grad.any()
         found.append(methods[0].embeddings.grad)
     assert (found[0] - found[1]).norm() < 1e-3 * found[0].norm()
@@ -107,16 +107,16 @@ def test_the_random_streams_are_exactly_those_of_the_trial_alone(
     monkeypatch.setattr(tiny_backbone, "encode", watched_encode)
     monkeypatch.setattr(tiny_backbone, "add_noise", watched_noise)
     batches = [batch(place) for place in range(3)]
-    training_terms([make(seed=place) for place in range(3)], batches)
-    together, seen = seen, []
+    Slime.training_terms([make(seed=place) for place in range(3)], batches)
+    batched, seen = seen, []
     for place in range(3):
-        training_terms([make(seed=place)], [batches[place]])
-    for index, tensor in enumerate(together):
+        Slime.training_terms([make(seed=place)], [batches[place]])
+    for index, tensor in enumerate(batched):
         assert torch.equal(tensor, torch.cat(seen[index::3]))
 
 
 @pytest.mark.parametrize("per_call", [1, 2, 5, 100])
-def test_images_segmented_together_are_those_segmented_alone(
+def test_images_segmented_in_a_batch_are_those_segmented_alone(
     make: Make, tiny_backbone: Any, monkeypatch: pytest.MonkeyPatch, per_call: int
 ) -> None:
     settings: dict[str, Any] = {"patch_size": 40, "patches_per_side": 2}
@@ -127,19 +127,10 @@ def test_images_segmented_together_are_those_segmented_alone(
     batches = [batch(place, count=place + 1) for place in range(3)]
     images, ids = [each["image"] for each in batches], [each["id"] for each in batches]
     monkeypatch.setattr(tiny_backbone, "images_per_call", lambda size: per_call)
-    for method, own, scores in zip(methods, batches, segmented(methods, images, ids), strict=True):
+    for method, own, scores in zip(methods, batches, Slime.score_maps(methods, images, ids), strict=True):
         expected = method.scores(own["image"], own["id"])
         assert scores.shape == (len(own["id"]), len(CLASSES), SIZE, SIZE)
         torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-4)
-
-
-@given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(1, 9))
-def test_calls_cover_every_row_once_and_in_order(counts: list[int], per_call: int) -> None:
-    made = list(calls(counts, per_call))
-    rows_of = [(place, row) for call in made for place, start, stop in call for row in range(start, stop)]
-    assert rows_of == [(place, row) for place, count in enumerate(counts) for row in range(count)]
-    sizes = [sum(stop - start for _, start, stop in call) for call in made]
-    assert all(size == per_call for size in sizes[:-1]) and 0 < sizes[-1] <= per_call
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5))
@@ -162,17 +153,17 @@ def test_both_halves_stand_side_by_side() -> None:
     other = DiffusionAttention([layer, layer], [(2, 2)] * 2, [layer], [(2, 2)], None)
     found = joined(one, other)
     assert (len(found.cross), len(found.self_grids)) == (3, 2) and found.noise is one.noise
-    assert joined(one, None) is one
+    assert joined(one, DiffusionAttention([], [], [], [], None)) is one
 
 
-class TestTrialsOfUse:
+class TestTrialsPerBatch:
     @pytest.mark.parametrize(("side", "images", "expected"), [(64, 1, 8), (512, 1, 1), (256, 1, 4), (256, 2, 2)])
     def test_on_a_cpu_small_images_are_put_together(
         self, tiny_backbone: Any, monkeypatch: pytest.MonkeyPatch, side: int, images: int, expected: int
     ) -> None:
         # 8 pixels to a latent cell, as in Stable Diffusion
         monkeypatch.setattr(tiny_backbone, "latent_shape", lambda size: (4, size[0] // 8, size[1] // 8))
-        assert Slime.trials_of_use(tiny_backbone, side, images, "cpu") == expected
+        assert Slime.trials_per_batch(tiny_backbone, side, images, "cpu") == expected
 
     def test_on_a_gpu_as_many_as_its_memory_holds(self, tiny_backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         weights = sum(each.nbytes for each in tiny_backbone.parameters())
@@ -182,7 +173,7 @@ class TestTrialsOfUse:
         def found(maps_of: float) -> int:
             free = int(weights + maps_of * one / 0.8)
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
-            return Slime.trials_of_use(tiny_backbone, SIZE, 1, "cuda")
+            return Slime.trials_per_batch(tiny_backbone, SIZE, 1, "cuda")
 
         assert [found(count) for count in (0.1, 1.5, 3.01, 5.5, 1000)] == [1, 1, 3, 5, 8]
         vae = tiny_backbone.vae.config

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 
 from slime_bench.attention.capture import LayerAttention
+from slime_bench.methods.slime.config import patch_boxes
 from slime_bench.methods.slime.inference import (
     cross_maps,
     merge_patches,
     passes_gate,
-    patch_boxes,
     patch_scores,
     rescale,
-    scale_boxes,
     zero_first_below_mean,
 )
 
@@ -41,23 +39,6 @@ def test_boxes_cover_the_image_row_by_row() -> None:
     boxes = patch_boxes((10, 20), 6, 3)
     assert [box[:2] for box in boxes] == [(0, 6)] * 3 + [(2, 8)] * 3 + [(4, 10)] * 3
     assert [box[2:] for box in boxes[:3]] == [(0, 6), (7, 13), (14, 20)]
-
-
-@pytest.mark.parametrize(
-    ("frame", "patch", "per_side"), [((512, 512), 400, 2), ((512, 512), 256, 3), ((128, 96), 80, 4)]
-)
-@pytest.mark.parametrize("size", [(64, 64), (256, 256), (512, 512), (33, 47)])
-def test_scaled_boxes_stay_inside_and_of_one_extent(
-    frame: tuple[int, int], patch: int, per_side: int, size: tuple[int, int]
-) -> None:
-    boxes = scale_boxes(patch_boxes(frame, patch, per_side), frame, size)
-    assert len({(y1 - y0, x1 - x0) for y0, y1, x0, x1 in boxes}) == 1
-    assert all(0 <= y0 < y1 <= size[0] and 0 <= x0 < x1 <= size[1] for y0, y1, x0, x1 in boxes)
-
-
-def test_scaled_boxes_by_hand() -> None:
-    assert scale_boxes([(112, 512, 0, 400)], (512, 512), (64, 64)) == [(14, 64, 0, 50)]
-    assert scale_boxes([(0, 6, 14, 20)], (10, 20), (10, 20)) == [(0, 6, 14, 20)]
 
 
 def test_gate_counts_reaching_it_exactly_or_not(slime_code: Any) -> None:

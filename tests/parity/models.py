@@ -128,14 +128,19 @@ class FedSlime(Slime):
     draws: Draws
     logged: Mapping[str, Any]
 
-    def _timesteps(self, keys: Sequence[tuple[str, int]]) -> torch.Tensor:
+    def timesteps(self, keys: Sequence[tuple[str, int]]) -> torch.Tensor:
         return self.draws.timesteps[[row for _, row in keys]]
 
-    def latents(
-        self, images: torch.Tensor, purpose: str, keys: Sequence[tuple[str, int]]
+    def noises(
+        self, images: torch.Tensor, keys: Sequence[tuple[str, int]], purpose: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = [row for _, row in keys]
-        return encode(self.backbone, images, self.draws.posterior[rows]), self.draws.noise[rows]
+        return self.draws.posterior[rows], self.draws.noise[rows]
+
+    def latents(self, patches: torch.Tensor, keys: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        images = self._channels(patches)
+        posterior, noise = self.noises(images, keys, "test")
+        return encode(self.backbone, images, posterior), noise
 
     def log_dict(self, dictionary: Mapping[str, Any], *_: Any, **__: Any) -> None:  # type: ignore[override]
         self.logged = dictionary

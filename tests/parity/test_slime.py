@@ -22,7 +22,8 @@ from slime_bench.bench import reference_slime as oracle
 from slime_bench.data.datamodule import DataConfig, SegmentationDataModule
 from slime_bench.data.labels import resize_label
 from slime_bench.methods.slime import inference as slime_segment
-from slime_bench.methods.slime.inference import cross_maps, merge_patches, patch_boxes, patch_scores
+from slime_bench.methods.slime.config import patch_boxes
+from slime_bench.methods.slime.inference import cross_maps, merge_patches, patch_scores
 from slime_bench.methods.slime.losses import class_weights
 from slime_bench.methods.slime.protocol import SlimeProtocol
 from slime_bench.metrics.iou import image_score, intersection_union, reduce_slime
@@ -231,7 +232,7 @@ def check_losses(
     """Class weights, the three losses and their weighted sum, and the gradient of each on the embeddings."""
     weights = class_weights(label, len(method.classes), method.protocol.ce_weights)
     check.relative("pixel_weights", weights, want["pixel_weights"], WEIGHTS)
-    terms = method.losses(found, label, noisy, timesteps, noise)
+    terms = method.losses(found, method.unconditional(noisy, timesteps), label, noise)
     names = {"cross_entropy": "loss1", "was": "loss2", "diffusion": "sd_loss", "loss": "loss_total"}
     for ours, theirs in names.items():
         check.relative(theirs, terms[ours].reshape(1), want[theirs], LOSS)

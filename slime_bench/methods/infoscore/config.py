@@ -1,15 +1,24 @@
-"""Settings of the attention of vision-language models, and the checks that they can pass before anything is loaded."""
+"""Settings of the attention of vision-language models, and all that is known of it before anything is loaded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import Annotated, ClassVar, Literal
 
-from slime_bench.backbones.base import VlmFacts, chosen_layers
+from pydantic import Field
+
+from slime_bench.backbones.base import VisionLanguage, VlmFacts, chosen_layers, patch_grid
 from slime_bench.config.parts import FILE_NAME, NO_NUMBERS
+from slime_bench.config.schema import Natural, NotNegative, Positive
 from slime_bench.errors import ConfigError
-from slime_bench.refine.crf import CrfConfig
+from slime_bench.methods.description import MethodDescription
+from slime_bench.methods.infoscore.prompts import read_prompts
+from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
+from slime_bench.refine.crf_config import CrfConfig
 
-TRAIN, TEST = "train", "test"
+TEST = "test"
 ZERO_SHOT, ONE_SHOT = "zero_shot", "one_shot"
 
 
@@ -37,47 +46,128 @@ class InfoScoreConfig:
     """
 
     name: str = "infoscore"
-    mode: str = field(default="auto", metadata={"choices": ("auto", ZERO_SHOT, ONE_SHOT)})
+    mode: Literal["auto", "zero_shot", "one_shot"] = "auto"
     prompts: str = field(default="car", metadata=FILE_NAME)
     multi_prompt: bool = False
     layers: list[str] | None = None
-    top: int = field(default=2, metadata={"min": 1})
-    rank_on: str = field(default=TRAIN, metadata={"choices": (TRAIN, TEST)})
-    rank_images: int | None = field(default=100, metadata={"min": 2})
-    epochs: int = field(default=5, metadata={"min": 1})
-    max_steps: int | None = field(default=None, metadata={"min": 1})
-    lr: float = field(default=2e-4, metadata={"min": 0})
-    weight_decay: float = field(default=0.05, metadata={"min": 0})
-    group: int = field(default=2, metadata={"min": 1})
-    background_weight: float = field(default=0.5, metadata={"min": 0})
+    top: Positive = 2
+    rank_on: Literal["train", "test"] = "train"
+    rank_images: Annotated[int, Field(ge=2)] | None = 100
+    epochs: Positive = 5
+    max_steps: Positive | None = None
+    lr: NotNegative = 2e-4
+    weight_decay: NotNegative = 0.05
+    group: Positive = 2
+    background_weight: NotNegative = 0.5
     crf: CrfConfig = field(default_factory=CrfConfig)
-    keep_gb: float = field(default=2.0, metadata={"min": 0, **NO_NUMBERS})
+    keep_gb: NotNegative = field(default=2.0, metadata=NO_NUMBERS)
 
 
-def check_mode(config: InfoScoreConfig, shots: int) -> None:
-    """Refuse a mode that does not fit the number of support images.
+@dataclass
+class InfoScoreRankingConfig(InfoScoreConfig):
+    """Settings of `InfoScoreRanking`: those of `InfoScoreConfig`, without tuning, and
 
-    Raises:
-        ConfigError: `zero_shot` with support images, or `one_shot` without.
+    Args:
+        pairs: random pairs of layers that the two best are compared with.
+        resamples: of the bootstrap over images.
     """
-    if (config.mode == ZERO_SHOT and shots > 0) or (config.mode == ONE_SHOT and shots == 0):
-        raise ConfigError(
-            f"the mode {config.mode} does not fit the number of shots", path="shots", found=shots,
-            expected="0" if config.mode == ZERO_SHOT else "1 or more",
-            remedy="method.mode=auto goes by the shots: 0 learns nothing, more tune",
-        )  # fmt: skip
+
+    name: str = "infoscore_ranking"
+    pairs: Natural = 10
+    resamples: Natural = 1000
 
 
-def check_layers(config: InfoScoreConfig, facts: VlmFacts) -> None:
-    """Refuse layers that the backbone does not have.
+class InfoScoreDescription(MethodDescription):
+    """The second paper's method without its computation."""
 
-    Raises:
-        BackboneError: an empty list, an unknown name or a name twice. ConfigError: more ranked layers than there are.
+    implementation: ClassVar[str | None] = "slime_bench.methods.infoscore.method.InfoScore"
+    Config = InfoScoreConfig
+    Protocol = InfoScoreProtocol
+    Backbone = VisionLanguage
+    least_shots = 0
+    self_contained = False  # the layers are chosen with the images of the data set
+
+    @classmethod
+    def check(
+        cls, config: InfoScoreConfig, backbone: VlmFacts | None, classes: Sequence[str], image_size: int, shots: int = 1
+    ) -> None:
+        """Everything that can be known before the weights are loaded: prompts, layers, mode.
+
+        Raises:
+            ConfigError: prompts that do not name every class once, or a mode that does not fit the shots.
+            BackboneError: layers that are not there, or images that cannot be cut into patches.
+        """
+        if (config.mode == ZERO_SHOT and shots > 0) or (config.mode == ONE_SHOT and shots == 0):
+            raise ConfigError(
+                f"the mode {config.mode} does not fit the number of shots", path="shots", found=shots,
+                expected="0" if config.mode == ZERO_SHOT else "1 or more",
+                remedy="method.mode=auto goes by the shots: 0 learns nothing, more tune",
+            )  # fmt: skip
+        read_prompts(config.prompts).expand(classes, multi=config.multi_prompt)
+        if backbone is None:
+            return
+
+        if config.layers is not None:
+            chosen_layers(backbone.layers, config.layers)
+        elif config.top > len(backbone.layers):
+            raise ConfigError(
+                "more layers are asked for than the backbone has", path="method.top", found=config.top,
+                expected=f"1 to {len(backbone.layers)}: {', '.join(backbone.layers)}", remedy="e.g. method.top=2",
+            )  # fmt: skip
+        if backbone.image_size is None:  # else the backbone resizes
+            patch_grid((image_size, image_size), backbone.patch)
+
+    @classmethod
+    def fingerprints(cls, config: InfoScoreConfig) -> dict[str, str]:
+        """`prompts`: sha256 of what the prompt file says."""
+        return {"prompts": read_prompts(config.prompts).content_hash()}
+
+    @classmethod
+    def label(cls, config: InfoScoreConfig, shots: int) -> str:
+        """`InfoScore zero-shot`, `InfoScore 1-shot` and so on; the name where a file of one's own gives another."""
+        return f"InfoScore {shots or 'zero'}-shot" if config.name == "infoscore" else config.name
+
+    @classmethod
+    def stated(cls, config: InfoScoreConfig) -> dict[str, str]:
+        """`crf`, `layers` and `prompts`."""
+        layers = f"named: {', '.join(dict.fromkeys(config.layers or ()))}"
+        if config.layers is None:
+            number = "all" if config.rank_images is None else f"up to {config.rank_images}"
+            by = "InfoScore of single prompts" if config.multi_prompt else "InfoScore"
+            layers = f"the best {config.top} by {by}, ranked on {ranked_on(config.rank_on, number)}"
+        words = "multi (with related words)" if config.multi_prompt else "single (one word for each class)"
+        return {
+            "crf": f"on, {config.crf.iterations} iterations" if config.crf.enabled else "off",
+            "layers": layers,
+            "prompts": f"{PurePath(config.prompts).name}, {words}",  # a table says nothing of folders
+        }
+
+
+class InfoScoreRankingDescription(InfoScoreDescription):
+    """The ranking experiment without its computation."""
+
+    implementation: ClassVar[str | None] = "slime_bench.methods.infoscore.ranking.InfoScoreRanking"
+    Config = InfoScoreRankingConfig
+    only_shots = (0,)
+    own_report = "ranking"
+
+    @classmethod
+    def check(
+        cls, config: InfoScoreConfig, backbone: VlmFacts | None, classes: Sequence[str], image_size: int, shots: int = 1
+    ) -> None:
+        """As `InfoScoreDescription.check`, no support images, and enough layers to be ranked."""
+        if shots:
+            raise ConfigError(
+                "the ranking experiment learns nothing", path="shots", found=shots, expected="0", remedy="shots=0"
+            )
+        super().check(config, backbone, classes, image_size, shots)
+        super().check(replace(config, layers=None), backbone, classes, image_size, shots)
+
+
+def ranked_on(rank_on: str, number: str) -> str:
+    """The images that layers were ranked on, in words.
+
+    Args:
+        rank_on: `train` or `test`. number: of images, e.g. "up to 100".
     """
-    if config.layers is not None:
-        chosen_layers(facts.layers, config.layers)
-    elif config.top > len(facts.layers):
-        raise ConfigError(
-            "more layers are asked for than the backbone has", path="method.top", found=config.top,
-            expected=f"1 to {len(facts.layers)}: {', '.join(facts.layers)}", remedy="e.g. method.top=2",
-        )  # fmt: skip
+    return "TEST IMAGES (transductive)" if rank_on == TEST else f"{number} unlabelled images of the training side"

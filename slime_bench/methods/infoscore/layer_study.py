@@ -55,39 +55,39 @@ def study(
         JSON: `layers`, `info_score`, `info_rank` (1 = best), `conventions`: name -> `single`, `single_rank`, `rho` and
         its `interval` (null where a rank is undefined), `selections`: name -> {`layers`, `miou`}.
     """
-    result: dict[str, Any] = {
+    images = next(iter(counts.values())).num_images
+    rng = numpy_generator(seed, "layer bootstrap")
+    tested = draws(rng, images, resamples)
+    ranked = tested if same_images else draws(rng, len(marginals), resamples)
+    scores_of = resampled_scores(marginals, ranked).tolist()
+    conventions = {}
+    for convention in CONVENTION_RULES:
+        values = {name: percent(each, convention) for name, each in counts.items()}
+        single = [values[name] for name in ranking.layers]
+        mious = torch.stack([resampled_miou(counts[name], tested, convention) for name in ranking.layers], dim=1)
+        rhos = [correlation(*pair) for pair in zip(scores_of, mious.tolist(), strict=True)]
+        defined, tail = [rho for rho in rhos if rho is not None], (100 - PERCENT) / 2
+        conventions[convention] = {
+            "single": single,
+            "single_rank": ranks(single),
+            "rho": correlation(ranking.score, single),
+            "interval": [float(np.percentile(defined, edge)) for edge in (tail, 100 - tail)] if defined else None,
+            "selections": {name: {"layers": list(layers), "miou": values[name]} for name, layers in chosen.items()},
+        }
+    return {
         "layers": list(ranking.layers),
         "info_score": list(ranking.score),
         "info_rank": ranks(ranking.score),
         "order": list(ranking.order()),
         "rank_images": ranking.images,
-        "test_images": next(iter(counts.values())).num_images,
+        "test_images": images,
         "bootstrap": {
             "resamples": resamples,
             "percent": PERCENT,
             "over": "the images, ranked and tested alike" if same_images else "rank images and test images, each",
         },
-        "conventions": {},
+        "conventions": conventions,
     }
-    rng = numpy_generator(seed, "layer bootstrap")
-    tested = draws(rng, result["test_images"], resamples)
-    ranked = tested if same_images else draws(rng, len(marginals), resamples)
-    scores_of = resampled_scores(marginals, ranked)
-    for convention in CONVENTION_RULES:
-        values = {name: percent(each, convention) for name, each in counts.items()}
-        single = [values[name] for name in ranking.layers]
-        mious = torch.stack([resampled_miou(counts[name], tested, convention) for name in ranking.layers], dim=1)
-        pairs = zip(scores_of.tolist(), mious.tolist(), strict=True)
-        rhos = [rho for scores, some in pairs if (rho := correlation(scores, some)) is not None]
-        tail = (100 - PERCENT) / 2
-        result["conventions"][convention] = {
-            "single": single,
-            "single_rank": ranks(single),
-            "rho": correlation(ranking.score, single),
-            "interval": [float(np.percentile(rhos, edge)) for edge in (tail, 100 - tail)] if rhos else None,
-            "selections": {name: {"layers": list(layers), "miou": values[name]} for name, layers in chosen.items()},
-        }
-    return result
 
 
 def percent(counts: IouCounts, convention: str) -> float:
@@ -102,7 +102,7 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 def correlation(scores: Sequence[float], values: Sequence[float]) -> float | None:
     """Spearman's rho; None for fewer than two layers, or where one side is constant."""
-    if len(scores) < 2 or len(set(scores)) == 1 or len(set(values)) == 1 or not all(map(math.isfinite, values)):
+    if len(set(scores)) < 2 or len(set(values)) < 2 or not all(map(math.isfinite, values)):
         return None
     return float(spearmanr(scores, values).statistic)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,10 +15,13 @@ from slime_bench.methods.infoscore.prompts import PromptList
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
 from slime_bench.methods.infoscore.score import info_marginal
 
+Spans = Sequence[tuple[int, int]]
+"""[start, end) of each class in a list of prompts."""
+
 
 @dataclass(frozen=True)
 class Reading:
-    """What is kept of one pass over B images: enough for any choice of layers and for both lists of prompts.
+    """What is needed of one pass over B images, for any choice of layers and for both lists of prompts.
 
     Attributes:
         maps: layer -> token maps float32 [B,P,N].
@@ -28,9 +32,8 @@ class Reading:
     match: Tensor
 
     def rows(self, index: int) -> Reading:
-        """That of one image, as a batch of one, on the CPU."""
+        """That of one image, as a batch of one, on the CPU. Copies: a slice would hold the whole batch in memory."""
         one = slice(index, index + 1)
-        # Copies: a slice would keep the whole batch alive.
         maps = {name: each[one].to("cpu", copy=True) for name, each in self.maps.items()}
         return Reading(maps, self.match[one].to("cpu", copy=True))
 
@@ -40,7 +43,7 @@ class Reading:
 
     def size(self) -> int:
         """Bytes."""
-        return sum(each.numel() * each.element_size() for each in (*self.maps.values(), self.match))
+        return sum(each.nbytes for each in (*self.maps.values(), self.match))
 
 
 def stacked(readings: Sequence[Reading], device: torch.device) -> Reading:
@@ -62,18 +65,14 @@ def read(
     Args:
         states: of `VlmBackbone.encode_images`. layers: None for all.
     """
-    counted = prompts.mask if protocol.tokens == "all" else prompts.mask & ~prompts.special
-
-    def reduce(scores: Tensor) -> Tensor:
-        return token_maps(
-            scores,
-            counted,
-            prefix=backbone.num_prefix_keys,
-            attention=protocol.attention,
-            heads=protocol.heads,
-            tokens=protocol.token_reduction,
-        )
-
+    reduce = partial(
+        token_maps,
+        mask=prompts.mask if protocol.tokens == "all" else prompts.mask & ~prompts.special,
+        prefix=backbone.num_prefix_keys,
+        attention=protocol.attention,
+        heads=protocol.heads,
+        tokens=protocol.token_reduction,
+    )
     found = backbone.read(states, prompts, reduce, layers)
     return Reading(found.maps, found.match)
 
@@ -105,27 +104,22 @@ class PromptView:
 
 def view(chosen: PromptList, every: PromptList, prompts: Prompts) -> PromptView:
     """`chosen`, all of whose texts are in `every`, the list behind `prompts`."""
-    device = prompts.ids.device
-    columns = torch.tensor([every.texts.index(text) for text in chosen.texts], device=device)
+    columns = torch.tensor([every.texts.index(text) for text in chosen.texts], device=prompts.ids.device)
     mask = prompts.mask[columns]
     return PromptView(columns, mask[:, : int(mask.sum(1).max())], chosen.spans)
 
 
-def layer_classes(
-    maps: Mapping[str, Tensor], spans: Sequence[tuple[int, int]], protocol: InfoScoreProtocol
-) -> list[Tensor]:
+def layer_classes(maps: Mapping[str, Tensor], spans: Spans, protocol: InfoScoreProtocol) -> list[Tensor]:
     """Class maps of every layer, each float32 [B,K,N]: step 5."""
     return [class_maps(each, spans, protocol.background, protocol.foreground) for each in maps.values()]
 
 
 def probabilities(classes: Sequence[Tensor], grid: Size, size: Size, protocol: InfoScoreProtocol) -> Tensor:
-    """Class probabilities of the layers together, float32 [B,K,H,W]: step 6."""
+    """Class probabilities by all of the layers, float32 [B,K,H,W]: step 6."""
     return ensemble(classes, grid, size, protocol.align_corners, protocol.normalise)
 
 
-def marginals(
-    maps: Mapping[str, Tensor], spans: Sequence[tuple[int, int]], grid: Size, size: Size, protocol: InfoScoreProtocol
-) -> Tensor:
-    """What `InfoScore.update` takes, float32 [B,L,C], over prompts or classes as the protocol says."""
+def marginals(maps: Mapping[str, Tensor], spans: Spans, grid: Size, size: Size, protocol: InfoScoreProtocol) -> Tensor:
+    """What `InfoScoreMetric.update` takes, float32 [B,L,C], over prompts or classes as the protocol says."""
     each = list(maps.values()) if protocol.info_over == "prompts" else layer_classes(maps, spans, protocol)
     return torch.stack([info_marginal(one, grid, size, protocol.align_corners) for one in each], dim=1)

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slime_bench.backbones.base import IMAGENET, VisionLanguage, VlmFacts, patch_grid
+from slime_bench.backbones.base import IMAGENET
 from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod
-from slime_bench.methods.infoscore.config import TEST, InfoScoreConfig, check_layers, check_mode
+from slime_bench.methods.infoscore.config import TEST, InfoScoreConfig, InfoScoreDescription
 from slime_bench.methods.infoscore.maps import Reading, layer_classes, marginals, probabilities, read, stacked, view
 from slime_bench.methods.infoscore.prompts import PromptList, read_prompts
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 _FLOOR = 1e-12  # least probability whose logarithm is taken
 
 
-class InfoScore(SegmentationMethod):
+class InfoScore(InfoScoreDescription, SegmentationMethod):
     """The method as a Lightning module.
 
     Args:
@@ -47,12 +47,8 @@ class InfoScore(SegmentationMethod):
         ConfigError: see `check`.
     """
 
-    Config = InfoScoreConfig
-    Protocol = InfoScoreProtocol
-    Backbone = VisionLanguage
-    least_shots = 0
+    implementation = None  # a subclass computes by itself
     always_ranks = False  # also where the layers are named
-    self_contained = False  # the layers are chosen with the images of the data set
 
     def __init__(
         self,
@@ -67,36 +63,17 @@ class InfoScore(SegmentationMethod):
         super().__init__(classes, keep_maps)
         self.config, self.protocol, self.backbone, self.seed = config, protocol, backbone, seed
         self.support_group = config.group
-        self.single, self.chosen = prompts or _lists(config, self.classes)
+        if prompts is None:
+            file = read_prompts(config.prompts)
+            prompts = (file.expand(self.classes, multi=False), file.expand(self.classes, multi=config.multi_prompt))
+        self.single, self.chosen = prompts
         self.ranking: Ranking | None = None
         self.layers: tuple[str, ...] = ()
         self.forwarded = 0  # images that went through the model: ranking, validation and test, not the tuning itself
-        self._kept: dict[str, Reading] = {}
+        self._readings: dict[str, Reading] = {}
         self._states: dict[str, torch.Tensor] = {}
         self._tuned: dict[str, nn.Parameter] = {}
         self._before: dict[str, torch.Tensor] = {}
-
-    @classmethod
-    def check(
-        cls, config: InfoScoreConfig, backbone: VlmFacts | None, classes: Sequence[str], image_size: int, shots: int = 1
-    ) -> None:
-        """Everything that can be known before the weights are loaded: prompts, layers, mode.
-
-        Raises:
-            ConfigError: prompts that do not name every class once, or a mode that does not fit the shots.
-            BackboneError: layers that are not there.
-        """
-        check_mode(config, shots)
-        read_prompts(config.prompts).expand(classes, multi=config.multi_prompt)
-        if backbone is not None:
-            check_layers(config, backbone)
-            if backbone.image_size is None:  # else the backbone resizes
-                patch_grid((image_size, image_size), backbone.patch)
-
-    @classmethod
-    def fingerprints(cls, config: InfoScoreConfig) -> dict[str, str]:
-        """`prompts`: sha256 of what the prompt file says."""
-        return {"prompts": read_prompts(config.prompts).content_hash()}
 
     @torch.no_grad()
     def prepare(self, data: Any, device: str) -> None:
@@ -118,7 +95,10 @@ class InfoScore(SegmentationMethod):
         self.layers = tuple(name for name in self.backbone.layers if name in names)
         if tunes:
             self.epochs, self.max_steps = self.config.epochs, self.config.max_steps
-            self._start_tuning()
+            self._tuned = self.backbone.tuned(self.layers)
+            self._before = {name: value.detach().clone() for name, value in self._tuned.items()}
+            for value in self._tuned.values():
+                value.requires_grad_(True)
 
     def _check_precision(self) -> None:
         """Steps of a small learning rate are lost in half precision: most are below bf16's last bit."""
@@ -151,7 +131,7 @@ class InfoScore(SegmentationMethod):
                 for row, name in enumerate(batch["id"]):
                     size += found.size() // len(images)
                     if size <= self.config.keep_gb * 1e9:
-                        self._kept[name] = found.rows(row)
+                        self._readings[name] = found.rows(row)
         return score.compute()
 
     def seen_marginals(self, marginals: torch.Tensor) -> None:
@@ -166,14 +146,14 @@ class InfoScore(SegmentationMethod):
         return int(images.shape[-2]), int(images.shape[-1])
 
     def readings(self, images: torch.Tensor, ids: Sequence[str], layers: Sequence[str]) -> Reading:
-        """One pass over the images, or what was kept of it."""
-        if all(name in self._kept for name in ids):
-            return stacked([self._kept[name].only(layers) for name in ids], images.device)
+        """One pass over the images, or what an earlier one has found."""
+        if all(name in self._readings for name in ids):
+            return stacked([self._readings[name].only(layers) for name in ids], images.device)
         return self._read(images, layers)
 
     @torch.no_grad()
     def scores(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
-        """As the base class says: class probabilities, after the CRF where it is switched on."""
+        """Class probabilities of unseen images, float32 [B,K,H,W], after the CRF where it is switched on."""
         found = self.combined(self.readings(images, ids, self.layers), self._frame(images))
         return self.refined(found, images)
 
@@ -193,12 +173,6 @@ class InfoScore(SegmentationMethod):
 
     # Tuning
 
-    def _start_tuning(self) -> None:
-        self._tuned = self.backbone.tuned(self.layers)
-        self._before = {name: value.detach().clone() for name, value in self._tuned.items()}
-        for value in self._tuned.values():
-            value.requires_grad_(True)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
             self._tuned.values(), lr=self.config.lr, weight_decay=self.config.weight_decay, betas=(0.9, 0.999), eps=1e-8
@@ -209,14 +183,12 @@ class InfoScore(SegmentationMethod):
         sum_i w(y_i) (-ln max(u_{y_i}(i), 1e-12)) / sum_i w(y_i) over their annotated pixels."""
         images, label = batch["image"], batch["label"]
         # The image's side of the model is frozen, and support images are not augmented: it sees each of them once.
-        fresh = [row for row, name in enumerate(batch["id"]) if name not in self._states]
-        for row in fresh:
-            self._states[batch["id"][row]] = self.backbone.encode_images(images[row : row + 1])
+        for row, name in enumerate(batch["id"]):
+            if name not in self._states:
+                self._states[name] = self.backbone.encode_images(images[row : row + 1])
         states = torch.cat([self._states[name] for name in batch["id"]])
-        found = self.combined(
-            read(self.backbone, states, self._prompts, self.protocol, self.layers), self._frame(images)
-        )
-        loss = self.loss(found, label)
+        found = read(self.backbone, states, self._prompts, self.protocol, self.layers)
+        loss = self.loss(self.combined(found, self._frame(images)), label)
         self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
 
@@ -281,9 +253,3 @@ class InfoScore(SegmentationMethod):
             "spans": self.chosen.spans,
         }
         return {"ranking.json": (json.dumps(content, indent=1) + "\n").encode()}
-
-
-def _lists(config: InfoScoreConfig, classes: Sequence[str]) -> tuple[PromptList, PromptList]:
-    """The prompts that layers are ranked by, and those that segment."""
-    file = read_prompts(config.prompts)
-    return file.expand(classes, multi=False), file.expand(classes, multi=config.multi_prompt)

@@ -22,9 +22,7 @@ import yaml
 from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
 
-GROUP: Final = "prompts"
 _KEYS: Final = ("template", "background", "names", "related")
-_SUFFIXES: Final = (".yaml", ".yml")
 _QUOTE: Final = "quote words such as `on` or `no`, which YAML reads as booleans"
 _REMEDY: Final = "correct the file, or choose another one"
 
@@ -58,12 +56,7 @@ class PromptFile:
 
     def content_hash(self) -> str:
         """sha256 in hex of all that decides a list: neither the file's place nor the order of its classes does."""
-        content = {
-            "template": self.template,
-            "background": list(self.background),
-            "names": dict(self.names),
-            "related": {name: list(words) for name, words in self.related.items()},
-        }
+        content = {name: getattr(self, name) for name in _KEYS}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def words(self, classes: Sequence[str]) -> list[tuple[str, ...]]:
@@ -75,30 +68,27 @@ class PromptFile:
         Raises:
             ConfigError: a class without an entry, or two classes with one word.
         """
-        missing = [name for name in classes[1:] if name not in self.related]
-        if missing:
-            close = _nearest(missing[0], self.related)
-            raise ConfigError(
-                f"no prompt words for the class `{missing[0]}`",
-                path=f"{self.path}: related",
-                found=f"entries for {', '.join(self.related) or 'no class'}",
-                expected=f"an entry for each of {', '.join(classes[1:])}",
-                remedy=f"add `{missing[0]}: []`, or choose the prompts of this data set"
-                + (f" (the nearest entry is `{close[0]}`)" if close else ""),
-            )
+        for name in classes[1:]:
+            if name not in self.related:
+                raise ConfigError(
+                    f"no prompt words for the class `{name}`", path=f"{self.path}: related",
+                    found=f"entries for {', '.join(self.related) or 'no class'}",
+                    expected=f"an entry for each of {', '.join(classes[1:])}",
+                    remedy=f"add `{name}: []`, or choose the prompts of this data set"
+                    + _nearest(name, self.related, " (the nearest entry is `{}`)"),
+                )  # fmt: skip
         words = [self.background, *((self.names.get(name, name), *self.related[name]) for name in classes[1:])]
         owners: dict[str, str] = {}
         for name, own in zip(classes, words, strict=True):
             for word in own:
-                owner = owners.setdefault(_folded(word), name)
+                owner = owners.setdefault(word.casefold(), name)
                 if owner != name:
                     raise ConfigError(
-                        f"two classes share the word `{word}`",
-                        path=f"{self.path}: related",
+                        f"two classes share the word `{word}`", path=f"{self.path}: related",
                         found=f"`{word}` for {owner} and for {name}",
                         expected="every word for one class only, whatever its case",
                         remedy="leave it out of one of the two",
-                    )
+                    )  # fmt: skip
         return words
 
     def expand(self, classes: Sequence[str], multi: bool) -> PromptList:
@@ -120,7 +110,7 @@ class PromptFile:
 
 def bundled_prompts() -> list[str]:
     """Names of the files in conf/prompts."""
-    return sorted(path.stem for path in (config_dir() / GROUP).glob("*.yaml"))
+    return sorted(path.stem for path in (config_dir() / "prompts").glob("*.yaml"))
 
 
 def read_prompts(name_or_path: str) -> PromptFile:
@@ -145,10 +135,9 @@ def read_prompts(name_or_path: str) -> PromptFile:
         )  # fmt: skip
     unknown = [str(key) for key in content if key not in _KEYS]
     if unknown:
-        close = _nearest(unknown[0], _KEYS)
         raise ConfigError(
             f"the prompt file has an unknown key `{unknown[0]}`", path=path, found=", ".join(unknown),
-            expected=", ".join(_KEYS), remedy=f"did you mean `{close[0]}`?" if close else _REMEDY,
+            expected=", ".join(_KEYS), remedy=_nearest(unknown[0], _KEYS, "did you mean `{}`?") or _REMEDY,
         )  # fmt: skip
     template = _text(content.get("template"), path, "template")
     if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
@@ -156,50 +145,47 @@ def read_prompts(name_or_path: str) -> PromptFile:
     background = _words(content.get("background"), path, "background")
     if not background:
         raise _bad(path, "background", "no word", "at least one noun, e.g. [sky, wall]")
-    related_raw = _mapping(content.get("related"), path, "related")
-    related = {name: _words(each, path, f"related.{name}") for name, each in related_raw.items()}
-    names = {
-        name: _text(each, path, f"names.{name}")
-        for name, each in _mapping(content.get("names", {}), path, "names").items()
-    }
-    strangers = [name for name in names if name not in related]
-    if strangers:
-        raise _bad(path, f"names.{strangers[0]}", "a class without related words", "classes that `related` has too")
+    related = _mapping(content.get("related"), path, "related")
+    related = {name: _words(each, path, f"related.{name}") for name, each in related.items()}
+    names = _mapping(content.get("names", {}), path, "names")
+    names = {name: _text(each, path, f"names.{name}") for name, each in names.items()}
+    for name in names:
+        if name not in related:
+            raise _bad(path, f"names.{name}", "a class without related words", "classes that `related` has too")
     for name, words in related.items():
-        if names.get(name, name) in words:
-            raise _bad(path, f"related.{name}", f"`{names.get(name, name)}` twice", "words other than the class's own")
+        if (own := names.get(name, name)) in words:
+            raise _bad(path, f"related.{name}", f"`{own}` twice", "words other than the class's own")
     return PromptFile(path, template, background, names, related)
 
 
 def _locate(name: str) -> Path:
+    options = bundled_prompts()
+    listed = f"one of {', '.join(options)}, or the path of a YAML file"
     if not name.strip():
         raise ConfigError(
-            "no prompts are named", path="method.prompts", found="an empty text",
-            expected=f"one of {', '.join(bundled_prompts())}, or the path of a YAML file", remedy="name one",
-        )  # fmt: skip
+            "no prompts are named", path="method.prompts", found="an empty text", expected=listed, remedy="name one"
+        )
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
-    if len(path.parts) != 1 or path.suffix in _SUFFIXES:
+    if len(path.parts) != 1 or path.suffix in (".yaml", ".yml"):
         return path.absolute()
-    bundled = config_dir() / GROUP / f"{name}.yaml"
-    if bundled.is_file():
-        return bundled
-    options = bundled_prompts()
-    close = _nearest(name, options)
+    if name in options:
+        return config_dir() / "prompts" / f"{name}.yaml"
     raise ConfigError(
-        f"there are no prompts called `{name}`", path="method.prompts", found=repr(name),
-        expected=f"one of {', '.join(options)}, or the path of a YAML file",
-        remedy=f"{f'did you mean `{close[0]}`? Or' if close else 'choose one, or'} write the words of your classes: "
-        "method.prompts=<file.yaml> with template: Image of {}., background: [sky, wall], related: {<class>: [], ...}",
+        f"there are no prompts called `{name}`", path="method.prompts", found=repr(name), expected=listed,
+        remedy=f"{_nearest(name, options, 'did you mean `{}`? Or') or 'choose one, or'} write the words of your "
+        "classes: method.prompts=<file.yaml> with template: Image of {}., background: [sky, wall], "
+        "related: {<class>: [], ...}",
     )  # fmt: skip
 
 
-def _nearest(name: str, options: Iterable[str]) -> list[str]:
-    """The option whose spelling is nearest, if one is near."""
-    return difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+def _nearest(name: str, options: Iterable[str], sentence: str) -> str:
+    """`sentence` about the option whose spelling is nearest; empty where none is near."""
+    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return sentence.format(close[0]) if close else ""
 
 
-def _mapping(value: Any, path: Path, key: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) and name.strip() for name in value):
+def _mapping(value: Any, path: Path, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(name, str) and name.strip() for name in value):
         raise _bad(path, key, _shown(value), f"a mapping of class names ({_QUOTE})")
     return value
 
@@ -208,10 +194,10 @@ def _words(value: Any, path: Path, key: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise _bad(path, key, _shown(value), "a list of words, e.g. [tyre, rim], or [] for none")
     words = tuple(_text(each, path, key) for each in value)
-    repeated = [word for word in words if words.count(word) > 1]
-    if repeated:
+    for word in words:
         # Words that differ in case are let through: the authors' list for VOC has tv and TV, and counts both.
-        raise _bad(path, key, f"`{repeated[0]}` twice", "every word once")
+        if words.count(word) > 1:
+            raise _bad(path, key, f"`{word}` twice", "every word once")
     return words
 
 
@@ -219,10 +205,6 @@ def _text(value: Any, path: Path, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise _bad(path, key, _shown(value), f"a non-empty word ({_QUOTE})")
     return " ".join(value.split())
-
-
-def _folded(word: str) -> str:
-    return word.casefold()
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,8 @@ the authors' code does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class InfoScoreProtocol:
     """
 
     name: str
-    attention: str = field(metadata={"choices": ("scores", "probabilities")})
-    heads: str = field(metadata={"choices": ("max", "mean")})
-    tokens: str = field(metadata={"choices": ("all", "content")})
-    token_reduction: str = field(metadata={"choices": ("sum", "mean")})
-    match: str = field(metadata={"choices": ("all", "tokens", "cls", "none")})
-    softmax_over: str = field(metadata={"choices": ("prompts", "patches")})
-    background: str = field(metadata={"choices": ("sum", "max")})
-    foreground: str = field(metadata={"choices": ("max", "sum")})
+    attention: Literal["scores", "probabilities"]
+    heads: Literal["max", "mean"]
+    tokens: Literal["all", "content"]
+    token_reduction: Literal["sum", "mean"]
+    match: Literal["all", "tokens", "cls", "none"]
+    softmax_over: Literal["prompts", "patches"]
+    background: Literal["sum", "max"]
+    foreground: Literal["max", "sum"]
     align_corners: bool
-    normalise: str = field(metadata={"choices": ("after", "per_layer", "before_resize")})
-    info_over: str = field(metadata={"choices": ("prompts", "classes")})
+    normalise: Literal["after", "per_layer", "before_resize"]
+    info_over: Literal["prompts", "classes"]

@@ -2,62 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from slime_bench.backbones.base import VlmFacts
-from slime_bench.errors import ConfigError
 from slime_bench.methods.base import label_maps
-from slime_bench.methods.infoscore.config import TEST, InfoScoreConfig, check_layers
+from slime_bench.methods.infoscore.config import TEST, InfoScoreRankingConfig, InfoScoreRankingDescription
 from slime_bench.methods.infoscore.layer_study import Selection, selections, study
-from slime_bench.methods.infoscore.maps import Reading, layer_classes, probabilities
+from slime_bench.methods.infoscore.maps import layer_classes, probabilities
 from slime_bench.methods.infoscore.method import InfoScore
 from slime_bench.metrics.iou import IouMetric
 
 STUDY_FILE = "layer_study.json"
 
 
-@dataclass
-class InfoScoreRankingConfig(InfoScoreConfig):
-    """Settings of `InfoScoreRanking`: those of `InfoScoreConfig`, without tuning, and
-
-    Args:
-        pairs: random pairs of layers that the two best are compared with.
-        resamples: of the bootstrap over images.
-    """
-
-    name: str = "infoscore_ranking"
-    pairs: int = field(default=10, metadata={"min": 0})
-    resamples: int = field(default=1000, metadata={"min": 0})
-
-
-class InfoScoreRanking(InfoScore):
+class InfoScoreRanking(InfoScoreRankingDescription, InfoScore):
     """Zero-shot, with a record of what every choice of layers would have given. Its own result is that of the `top`
     layers. The study is without the CRF, which would smooth over the differences between layers."""
 
-    Config = InfoScoreRankingConfig
+    implementation = None
     config: InfoScoreRankingConfig
     always_ranks = True
-
-    @classmethod
-    def check(
-        cls, config: InfoScoreConfig, backbone: VlmFacts | None, classes: Sequence[str], image_size: int, shots: int = 1
-    ) -> None:
-        """As `InfoScore.check`, and no support images."""
-        if shots:
-            raise ConfigError(
-                "the ranking experiment learns nothing", path="shots", found=shots, expected="0", remedy="shots=0"
-            )
-        super().check(config, backbone, classes, image_size, shots)
-        if backbone is not None:
-            check_layers(dataclasses.replace(config, layers=None), backbone)
 
     def prepare(self, data: Any, device: str) -> None:
         self._marginals: list[torch.Tensor] = []
@@ -75,14 +44,10 @@ class InfoScoreRanking(InfoScore):
     @torch.no_grad()
     def scores(self, images: torch.Tensor, ids: Any) -> torch.Tensor:
         found = self.readings(images, ids, self.backbone.layers)
-        self._classes = self._layer_classes(found)
-        chosen = {name: found.maps[name] for name in self.layers}
-        return self.refined(self.combined(Reading(chosen, found.match), self._frame(images)), images)
-
-    def _layer_classes(self, found: Reading) -> dict[str, torch.Tensor]:
         shown = self._views["chosen"]
         maps = shown.layer_maps(found, self.protocol)
-        return dict(zip(maps, layer_classes(maps, shown.spans, self.protocol), strict=True))
+        self._classes = dict(zip(maps, layer_classes(maps, shown.spans, self.protocol), strict=True))
+        return self.refined(self.combined(found.only(self.layers), self._frame(images)), images)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
         super().test_step(batch, index)

@@ -43,12 +43,9 @@ def pixel_shares(prompt_maps: Tensor, grid: Size, size: Size, align_corners: boo
 
 
 def info_marginal(prompt_maps: Tensor, grid: Size, size: Size, align_corners: bool = True) -> Tensor:
-    """m_p: mean over all pixels of `pixel_shares`, whose arguments it has.
+    """m_p: mean over all pixels of `pixel_shares`, whose arguments it has; float [B,P] in 1e-6..1.
 
     Images go one by one: the memory is that of one image's resized maps, whatever B is.
-
-    Returns:
-        float [B,P] in 1e-6..1.
     """
     rows = [pixel_shares(maps[None], grid, size, align_corners).mean((2, 3)) for maps in prompt_maps]
     return torch.cat(rows) if rows else prompt_maps.new_zeros(prompt_maps.shape[:2])
@@ -70,13 +67,10 @@ def moments(images: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor, Ten
 
 
 def scores(images: Tensor, entropies: Tensor, total: Tensor, squares: Tensor) -> Tensor:
-    """The five numbers of `Ranking`, in its order, from sums over images.
+    """The five numbers of `Ranking`, in its order, from sums over images: float [5,...,L].
 
     Args:
         images: N, float []. entropies: sum of H(m_n), float [...,L]. total, squares: as in `moments`, float [...,L,C].
-
-    Returns:
-        float [5,...,L].
     """
     mean, std = moments(images, total, squares)
     image_entropy, all_entropy = entropies / images, entropy(mean)
@@ -118,11 +112,9 @@ class Ranking(NamedTuple):
         """
         if not 1 <= k <= len(self.layers):
             raise ConfigError(
-                "the ranking cannot give so many layers",
-                path="method.top",
-                found=k,
+                "the ranking cannot give so many layers", path="method.top", found=k,
                 expected=f"1..{len(self.layers)}, the layers that were ranked",
-            )
+            )  # fmt: skip
         return self.order()[:k]
 
 
@@ -153,17 +145,12 @@ class InfoScoreMetric(Metric):
         self.layers, self.columns = tuple(layers), int(columns)
         if not self.layers or len(set(self.layers)) < len(self.layers) or self.columns < 2:
             raise ConfigError(
-                "InfoScore cannot rank this",
-                found=f"layers {list(self.layers)}, {self.columns} columns",
+                "InfoScore cannot rank this", found=f"layers {list(self.layers)}, {self.columns} columns",
                 expected="at least one layer, none twice, and at least two prompts or classes",
-            )
-        shapes = {"images": (), "entropies": self._shape[:1], "total": self._shape, "squares": self._shape}
-        for name, shape in shapes.items():
-            self.add_state(name, default=torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        return len(self.layers), self.columns
+            )  # fmt: skip
+        shape = (len(self.layers), self.columns)
+        for name, size in {"images": (), "entropies": shape[:1], "total": shape, "squares": shape}.items():
+            self.add_state(name, default=torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, marginals: Tensor) -> None:
         """Add B images.
@@ -174,12 +161,11 @@ class InfoScoreMetric(Metric):
         Raises:
             ConfigError: another number of layers or columns than declared.
         """
-        if marginals.ndim != 3 or tuple(marginals.shape[1:]) != self._shape:
+        if marginals.ndim != 3 or marginals.shape[1:] != self.total.shape:
             raise ConfigError(
-                "the marginals are not those of the ranked layers",
-                found=list(marginals.shape),
-                expected=f"[images, {self._shape[0]} layers, {self._shape[1]} prompts or classes]",
-            )
+                "the marginals are not those of the ranked layers", found=list(marginals.shape),
+                expected=f"[images, {len(self.layers)} layers, {self.columns} prompts or classes]",
+            )  # fmt: skip
         marginals = marginals.detach().to(self.total)
         self.images += len(marginals)
         self.entropies += entropy(marginals).sum(0)
@@ -199,19 +185,17 @@ class InfoScoreMetric(Metric):
         images = round(float(self.images))
         if images < MIN_IMAGES:
             raise DataError(
-                "InfoScore needs several images: it measures how they differ",
-                found=f"{images} image(s)",
+                "InfoScore needs several images: it measures how they differ", found=f"{images} image(s)",
                 expected=f"at least {MIN_IMAGES}",
                 remedy="rank on more images, or name the layers in the configuration",
-            )
+            )  # fmt: skip
         values = scores(self.images, self.entropies, self.total, self.squares)
         finite = values.isfinite().all(0).tolist()
         if not all(finite):
             raise BackboneError(
                 "the attention of a layer is not finite, so it cannot be ranked",
                 path=", ".join(name for name, fine in zip(self.layers, finite, strict=True) if not fine),
-                found="NaN or infinity in its maps",
-                remedy="use trainer.precision=bf16 or fp32",
-            )
+                found="NaN or infinity in its maps", remedy="use trainer.precision=bf16 or fp32",
+            )  # fmt: skip
         rows = [tuple(row) for row in values.tolist()]
         return Ranking(self.layers, rows[0], rows[1], rows[2], rows[3], rows[4], images)

@@ -1,16 +1,24 @@
-"""SLiMe's settings, and the checks that they can pass before anything is loaded."""
+"""SLiMe's settings, and all that is known of it before anything is loaded."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field
+
+from slime_bench.backbones.diffusion import BackboneFacts, StableDiffusion
 from slime_bench.config.parts import located
+from slime_bench.config.schema import Natural, NotNegative, Positive
 from slime_bench.errors import ConfigError
-from slime_bench.methods.slime.inference import patch_boxes
+from slime_bench.methods.description import MethodDescription
+from slime_bench.methods.slime.protocol import SlimeProtocol
 
-START_KINDS = ("words", "class_names", "random", "file")
+Box = tuple[int, int, int, int]
+"""(y0, y1, x0, x1) in pixels, the ends excluded."""
 
 
 @dataclass
@@ -21,8 +29,8 @@ class LossWeights:
         alpha: of the WAS loss. beta: of the diffusion loss. A term of weight 0 is not computed.
     """
 
-    alpha: float = field(default=1.0, metadata={"min": 0})
-    beta: float = field(default=0.005, metadata={"min": 0})
+    alpha: NotNegative = 1.0
+    beta: NotNegative = 0.005
 
 
 @dataclass
@@ -37,7 +45,7 @@ class Start:
         path: for `file`: a state.safetensors of this bench, or a folder of the authors' embedding_<i>.pth.
     """
 
-    kind: str = field(default="words", metadata={"choices": START_KINDS})
+    kind: Literal["words", "class_names", "random", "file"] = "words"
     word: str = "part"
     path: str | None = field(default=None, metadata=located("start"))
 
@@ -62,27 +70,96 @@ class SlimeConfig:
     """
 
     name: str = "slime"
-    epochs: int = field(default=200, metadata={"min": 0})
-    max_steps: int | None = field(default=None, metadata={"min": 1})
-    lr: float = field(default=0.1, metadata={"min": 0})
+    epochs: Natural = 200
+    max_steps: Positive | None = None
+    lr: NotNegative = 0.1
     loss_weights: LossWeights = field(default_factory=LossWeights)
-    t_opt: list[int] = field(default_factory=lambda: [5, 100])
-    t_test: int = field(default=100, metadata={"min": 0})
+    t_opt: Annotated[list[int], Field(min_length=2, max_length=2)] = field(default_factory=lambda: [5, 100])
+    t_test: Natural = 100
     start: Start = field(default_factory=Start)
-    maps: str = field(default="was", metadata={"choices": ("was", "cross")})
-    train_map_size: int = field(default=64, metadata={"min": 1})
-    patch_size: int | None = field(default=None, metadata={"min": 1})
-    patches_per_side: int = field(default=1, metadata={"min": 1})
+    maps: Literal["was", "cross"] = "was"
+    train_map_size: Positive = 64
+    patch_size: Positive | None = None
+    patches_per_side: Positive = 1
+
+
+class SlimeDescription(MethodDescription):
+    """SLiMe without its computation."""
+
+    implementation: ClassVar[str | None] = "slime_bench.methods.slime.method.Slime"
+    Config = SlimeConfig
+    Protocol = SlimeProtocol
+    Backbone = StableDiffusion
+    may_differ = ("lr", "loss_weights", "t_opt", "t_test", "start", "maps")
+
+    @classmethod
+    def check(
+        cls,
+        config: SlimeConfig,
+        backbone: BackboneFacts | None,
+        classes: Sequence[str],
+        image_size: int,
+        shots: int = 1,
+    ) -> None:
+        """See `check_settings`; also the width of embeddings that come from a file."""
+        if backbone is None:
+            return  # left to the constructor, which has the loaded backbone
+        check_settings(config, classes, backbone.num_tokens, backbone.num_timesteps, image_size)
+        if config.start.path is not None:
+            check_shape(_embeddings(config).shape, (len(classes) - 1, backbone.text_width), config.start.path)
+
+    @classmethod
+    def fingerprints(cls, config: SlimeConfig) -> dict[str, str]:
+        """`start`: sha256 of the embeddings that come from a file."""
+        if config.start.path is None:
+            return {}
+        return {"start": hashlib.sha256(_embeddings(config).contiguous().numpy().tobytes()).hexdigest()}
+
+
+def _embeddings(config: SlimeConfig) -> Any:
+    """Those that `config.start.path` points to, float32 [K-1,D]."""
+    from slime_bench.methods.slime.embeddings import read_embeddings  # with torch, which only such a trial waits for
+
+    return read_embeddings(str(config.start.path))
+
+
+def check_shape(found: Sequence[int], expected: Sequence[int], path: str) -> None:
+    """Refuse embeddings [K-1,D] of another shape.
+
+    Raises:
+        ConfigError: names `path`.
+    """
+    if tuple(found) != tuple(expected):
+        raise ConfigError(
+            "these embeddings are of another class list or backbone", path=path, found=list(found),
+            expected=list(expected), remedy="use the classes and the backbone that they were optimised with",
+        )  # fmt: skip
+
+
+def patch_boxes(size: tuple[int, int], patch: int, per_side: int) -> list[Box]:
+    """`per_side` x `per_side` evenly spread square patches of an image of `size` = (H, W), row by row; they may
+    overlap. The stride is rounded down, as in the authors' code.
+
+    Raises:
+        ConfigError: a patch is larger than the image.
+    """
+    if patch > min(size):
+        raise ConfigError(
+            "a test patch is larger than the image", path="method.patch_size", found=patch,
+            expected=f"at most {min(size)}", remedy="lower method.patch_size, or raise data.image_size",
+        )  # fmt: skip
+    rows, columns = ([i * ((length - patch) // max(1, per_side - 1)) for i in range(per_side)] for length in size)
+    return [(y, y + patch, x, x + patch) for y in rows for x in columns]
 
 
 def check_settings(
     config: SlimeConfig, classes: Sequence[str], num_tokens: int, num_timesteps: int, image_size: int | None = None
 ) -> None:
-    """What can be known to go wrong from numbers alone.
+    """What is bound to go wrong by the numbers alone.
 
     Args:
         num_tokens, num_timesteps: of the backbone's prompt and of its schedule. image_size: side of the test images in
-            pixels, None where it is not known yet.
+            pixels, None where it is not there yet.
 
     Raises:
         ConfigError: more classes than tokens, timesteps outside the schedule, patches that are half described or larger
@@ -93,8 +170,8 @@ def check_settings(
             "more classes than text tokens", path="data.classes", found=len(classes), expected=f"at most {num_tokens}",
             remedy="merge classes: every class owns one token of the prompt",
         )  # fmt: skip
-    low, high = [*config.t_opt, -1, -1][:2]
-    if len(config.t_opt) != 2 or not 0 <= low <= high < num_timesteps:
+    low, high = config.t_opt
+    if not 0 <= low <= high < num_timesteps:
         raise ConfigError(
             "bad range of training timesteps", path="method.t_opt", found=config.t_opt,
             expected=f"[low, high] with 0 <= low <= high < {num_timesteps}", remedy="e.g. method.t_opt=[5,100]",
@@ -110,26 +187,17 @@ def check_settings(
             found=f"kind {config.start.kind}, path {config.start.path}", expected="a path for the kind `file` alone",
             remedy="e.g. method.start.kind=file method.start.path=checkpoints/car",
         )  # fmt: skip
-    _check_patches(config, image_size)
-
-
-def _check_patches(config: SlimeConfig, image_size: int | None) -> None:
-    size, count = config.patch_size, config.patches_per_side
+    size, count, summary, expected = config.patch_size, config.patches_per_side, "", ""
     if size is None and count > 1:
-        raise _bad_patches("test patches are half described", config, "both, or neither")
-    if image_size is None or size is None:
-        return
-    row = [(left, right) for _, _, left, right in patch_boxes((image_size, image_size), size, count)[:count]]
-    # The stride is rounded down, so that the last patch may end too early.
-    if row[-1][1] < image_size or any(right < left for (_, right), (left, _) in pairwise(row)):
-        raise _bad_patches(
-            "the test patches leave gaps in the image", config, f"patches that cover {image_size} pixels along a side"
-        )
-
-
-def _bad_patches(summary: str, config: SlimeConfig, expected: str) -> ConfigError:
-    return ConfigError(
-        summary, path="method.patch_size",
-        found=f"patch_size={config.patch_size}, patches_per_side={config.patches_per_side}", expected=expected,
-        remedy="e.g. method.patch_size=400 method.patches_per_side=2 for images of 512 pixels",
-    )  # fmt: skip
+        summary, expected = "test patches are half described", "both, or neither"
+    elif size is not None and image_size is not None:
+        row = [box[2:] for box in patch_boxes((image_size, image_size), size, count)[:count]]
+        # The stride is rounded down, so that the last patch may end too early.
+        if row[-1][1] < image_size or any(right < left for (_, right), (left, _) in pairwise(row)):
+            summary = "the test patches leave gaps in the image"
+            expected = f"patches that cover {image_size} pixels along a side"
+    if summary:
+        raise ConfigError(
+            summary, path="method.patch_size", found=f"patch_size={size}, patches_per_side={count}", expected=expected,
+            remedy="e.g. method.patch_size=400 method.patches_per_side=2 for images of 512 pixels",
+        )  # fmt: skip

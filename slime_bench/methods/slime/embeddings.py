@@ -15,9 +15,9 @@ import secrets
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from slime_bench.errors import ResultError, StorageError
@@ -36,8 +36,6 @@ def read_embeddings(path: str | Path) -> Tensor:
     path = Path(path)
     if path.is_dir():
         return read_authors_folder(path)
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
@@ -66,18 +64,16 @@ def read_authors_folder(folder: str | Path) -> Tensor:
         ResultError: no such folder or file, a gap in the numbering, another `.pth` file, a file that is cut short or
             holds code or no tensor [1,1,D] of real numbers, files that differ in D, a value that is not finite.
     """
-    folder = Path(folder)
-    paths = _numbered(folder)
+    paths = _numbered(Path(folder))
     rows: list[Tensor] = []
     for path in paths:
-        row = _read_tensor(path)
-        if rows and len(row) != len(rows[0]):
+        rows.append(_read_tensor(path))
+        if len(rows[-1]) != len(rows[0]):
             raise ResultError(
-                "the embeddings are of different widths", path=path, found=f"{len(row)} numbers",
+                "the embeddings are of different widths", path=path, found=f"{len(rows[-1])} numbers",
                 expected=f"{len(rows[0])}, as in {paths[0].name}",
                 remedy="use the files of one checkpoint; the width is that of the backbone's text encoder",
             )  # fmt: skip
-        rows.append(row)
     return torch.stack(rows)
 
 
@@ -95,23 +91,33 @@ def write_authors_folder(folder: str | Path, embeddings: Tensor, *, force: bool 
     folder = Path(folder).resolve()
     embeddings = checked(embeddings, folder)
     _check_free(folder, force)
-    made = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    names = [f"embedding_{index}.pth" for index in range(len(embeddings))]
+    new, old = (folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
     try:
-        names = [f"embedding_{index}.pth" for index in range(len(embeddings))]
         for name, row in zip(names, embeddings, strict=True):
-            write_atomic(made / name, _file_content(row))
-        _replace(folder, made)
+            content = io.BytesIO()
+            torch.save(row[None, None].clone(), content)  # a clone, as a view would bring all of its tensor along
+            write_atomic(new / name, content.getvalue())
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
     except (OSError, StorageError) as error:
         raise StorageError(
             "the folder cannot be written", path=folder, found=getattr(error, "found", None) or error,
             expected="a folder with the right permissions, on a disk with free space", remedy="choose another folder",
         ) from error  # fmt: skip
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     return [folder / name for name in names]
 
 
-def checked(embeddings: Any, path: Path) -> Tensor:
+def checked(embeddings: Tensor, path: Path) -> Tensor:
     """`embeddings` as float32 [K-1,D] on the CPU, once it is sure that they are some.
 
     Raises:
@@ -124,8 +130,8 @@ def checked(embeddings: Any, path: Path) -> Tensor:
             expected="real numbers [K-1,D], one row for each class but the background",
             remedy="give the embeddings of a finished optimisation",
         )  # fmt: skip
-    plain: Tensor = embeddings.detach().cpu().float()
-    wrong = [row for row, good in enumerate(plain.isfinite().all(1).tolist()) if not good]
+    plain = embeddings.detach().cpu().float()
+    wrong = (~plain.isfinite().all(1)).nonzero().flatten().tolist()
     if wrong:
         raise ResultError(
             "the embeddings are not finite", path=path, found=f"NaN or infinity in embedding(s) {wrong[:8]}",
@@ -137,67 +143,36 @@ def checked(embeddings: Any, path: Path) -> Tensor:
 def _numbered(folder: Path) -> list[Path]:
     """The files embedding_0.pth, embedding_1.pth, ... of a folder, in the order of their numbers."""
     try:
-        names = sorted(
-            each.name for each in folder.iterdir() if each.suffix == ".pth" and not each.name.startswith(".")
-        )
+        names = sorted(each.name for each in folder.iterdir() if re.fullmatch(r"[^.].*\.pth", each.name))
     except OSError as error:
         raise ResultError(
             "the folder of embeddings cannot be read", path=folder, found=error.strerror or str(error),
             expected="a folder with embedding_0.pth and so on", remedy="give the folder of a checkpoint",
         ) from error  # fmt: skip
-    matches = {name: _FILE.fullmatch(name) for name in names}
-    strangers = [name for name, match in matches.items() if match is None]
-    if strangers:
+    strangers = [name for name in names if _FILE.fullmatch(name) is None]
+    if strangers or not names:
         raise ResultError(
-            "the folder holds another .pth file", path=folder, found=", ".join(strangers[:5]),
+            "the folder holds another .pth file" if strangers else "the folder holds no embeddings", path=folder,
+            found=", ".join(strangers[:5]) or "no .pth file",
             expected="embedding_0.pth, embedding_1.pth, ... only, as their number gives the number of classes",
-            remedy="move the other files away",
+            remedy="move the other files away" if strangers else "give the folder of a checkpoint",
         )  # fmt: skip
-    numbers = sorted(int(match[1]) for match in matches.values() if match is not None)
-    if not numbers:
-        raise ResultError(
-            "the folder holds no embeddings", path=folder, found="no .pth file",
-            expected="embedding_0.pth, embedding_1.pth, ...", remedy="give the folder of a checkpoint",
-        )  # fmt: skip
-    missing = next((index for index, number in enumerate(numbers) if index != number), None)
-    if missing is not None:
-        raise ResultError(
-            "an embedding is missing", path=folder / f"embedding_{missing}.pth",
-            found=f"{len(numbers)} files up to embedding_{numbers[-1]}.pth",
-            expected="the numbers from 0 without a gap", remedy="copy the whole checkpoint again",
-        )  # fmt: skip
-    return [folder / f"embedding_{number}.pth" for number in numbers]
+    paths = [folder / f"embedding_{number}.pth" for number in range(len(names))]
+    for path in paths:
+        if path.name not in names:
+            raise ResultError(
+                "an embedding is missing", path=path, found=f"{len(names)} other files",
+                expected="the numbers from 0 without a gap", remedy="copy the whole checkpoint again",
+            )  # fmt: skip
+    return paths
 
 
 def _read_tensor(path: Path) -> Tensor:
-    """One of the authors' files as float32 [D]."""
-    content = _load(path)
-    if not isinstance(content, Tensor):
-        raise ResultError(
-            "the file does not hold one tensor", path=path, found=f"a {type(content).__name__}",
-            expected="a tensor [1,1,D]", remedy="save the tensor itself: torch.save(embedding, file)",
-        )  # fmt: skip
-    shape, found = list(content.shape), None
-    if content.layout != torch.strided or content.device.type != "cpu" or not content.is_floating_point():
-        found = f"{content.dtype}, {content.layout}, on {content.device.type}"
-    elif len(shape) != 3 or shape[:2] != [1, 1] or shape[2] == 0:
-        found = f"a tensor {shape}"
-    elif not content.is_contiguous():  # one number, repeated, may pretend to be a tensor of any size
-        found = f"a tensor {shape} of strides {list(content.stride())}"
-    if found is not None:
-        raise ResultError(
-            "the tensor is no embedding", path=path, found=found, expected="real numbers [1,1,D]",
-            remedy="give the files that the authors' code writes, one token each",
-        )  # fmt: skip
-    return checked(content[0], path)[0]
-
-
-def _load(path: Path) -> Any:
-    """What torch.save wrote, as far as it is plain data; nothing in the file is executed."""
+    """One of the authors' files as float32 [D]; nothing in the file is executed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles and TorchScript; what they mean is refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own words go on to say how to run the code.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -213,13 +188,26 @@ def _load(path: Path) -> Any:
             "the embedding cannot be read", path=path, found=": ".join([type(error).__name__, *first[:1]]),
             expected="a tensor [1,1,D] as torch.save writes it", remedy="copy the checkpoint again",
         ) from error  # fmt: skip
-
-
-def _file_content(row: Tensor) -> bytes:
-    """float32 [D] -> bytes of one of the authors' files."""
-    buffer = io.BytesIO()
-    torch.save(row[None, None].clone(), buffer)  # a clone, as a view would bring all of its tensor along
-    return buffer.getvalue()
+    if not isinstance(content, Tensor):
+        raise ResultError(
+            "the file does not hold one tensor", path=path, found=f"a {type(content).__name__}",
+            expected="a tensor [1,1,D]", remedy="save the tensor itself: torch.save(embedding, file)",
+        )  # fmt: skip
+    plain = content.layout == torch.strided and content.device.type == "cpu" and content.is_floating_point()
+    # One number, repeated, may pretend to be a tensor of any size.
+    if (
+        not plain
+        or content.ndim != 3
+        or content.shape[:2] != (1, 1)
+        or not content.numel()
+        or not content.is_contiguous()
+    ):
+        raise ResultError(
+            "the tensor is no embedding", path=path, expected="real numbers [1,1,D], one after another",
+            found=f"{content.dtype} {list(content.shape)}, {content.layout}, on {content.device.type}",
+            remedy="give the files that the authors' code writes, one token each",
+        )  # fmt: skip
+    return checked(content[0], path)[0]
 
 
 def _check_free(folder: Path, force: bool) -> None:
@@ -235,22 +223,7 @@ def _check_free(folder: Path, force: bool) -> None:
     strangers = [name for name in names if _FILE.fullmatch(name) is None]
     if strangers or (names and not force):
         raise ResultError(
-            "the folder is in use", path=folder, found=", ".join([*(strangers or names)][:5]),
+            "the folder is in use", path=folder, found=", ".join((strangers or names)[:5]),
             expected="nothing, an empty folder, or with --force one that holds nothing but embeddings",
             remedy="choose another folder" if strangers else "choose another folder, or replace it with --force",
         )  # fmt: skip
-
-
-def _replace(folder: Path, made: Path) -> None:
-    """Put the folder `made` in the place of `folder`; where that fails, the old one stays."""
-    if not folder.exists():
-        os.rename(made, folder)
-        return
-    old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
-    os.rename(folder, old)
-    try:
-        os.rename(made, folder)
-    except OSError:
-        os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -8,30 +8,8 @@ import torch
 
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import Size, average, class_logits, class_probabilities, resize, was
-from slime_bench.errors import ConfigError
+from slime_bench.methods.slime.config import Box
 from slime_bench.methods.slime.protocol import SlimeProtocol
-
-Box = tuple[int, int, int, int]
-
-
-def patch_boxes(size: Size, patch: int, per_side: int) -> list[Box]:
-    """(y0, y1, x0, x1) of `per_side` x `per_side` evenly spread square patches, row by row; they may overlap.
-
-    The stride is rounded down, as in the authors' code.
-
-    Raises:
-        ConfigError: a patch is larger than the image.
-    """
-    if patch > min(size):
-        raise ConfigError(
-            "a test patch is larger than the image", path="method.patch_size", found=patch,
-            expected=f"at most {min(size)}", remedy="lower method.patch_size, or raise data.image_size",
-        )  # fmt: skip
-
-    def starts(length: int) -> list[int]:
-        return [i * ((length - patch) // max(1, per_side - 1)) for i in range(per_side)]
-
-    return [(y, y + patch, x, x + patch) for y in starts(size[0]) for x in starts(size[1])]
 
 
 def cross_maps(
@@ -81,30 +59,22 @@ def patch_scores(
     protocol: SlimeProtocol,
     use_was: bool,
     size: Size,
-    spread: torch.Tensor | None = None,
+    propagated: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score maps of patches at `size`, float [B,K,*size], 0 where a class did not pass the gate; who passed [B,K].
 
     Args:
         cross: test-time cross maps on the self-attention's grid, float [B,K,h,w].
         use_was: propagate through self-attention (Eq. 6), or leave the cross maps as they are (Table 1's other row).
-        spread: `was(self_layers, to_propagate(cross, protocol))`, where it was computed on the way.
+        propagated: `was(self_layers, to_propagate(cross, protocol))`, where the pass has computed it.
     """
     passed, maps = passes_gate(cross, protocol), to_propagate(cross, protocol)
     if use_was:
-        maps = was(self_layers, maps) if spread is None else spread
+        maps = was(self_layers, maps) if propagated is None else propagated
     scores = resize(maps, size)
     if use_was and protocol.affine_rescale:
         scores = rescale(scores, cross)  # after resizing, to the range of the map as it was before zeroing
     return scores * passed[:, :, None, None], passed
-
-
-def scale_boxes(boxes: Sequence[Box], frame: Size, size: Size) -> list[Box]:
-    """Boxes in a frame of (H, W) pixels, carried over to a frame of `size`; equal boxes stay equal in extent."""
-    y, x = size[0] / frame[0], size[1] / frame[1]
-    tops = [(min(int(y0 * y), size[0] - round((y1 - y0) * y)), round((y1 - y0) * y)) for y0, y1, _, _ in boxes]
-    lefts = [(min(int(x0 * x), size[1] - round((x1 - x0) * x)), round((x1 - x0) * x)) for _, _, x0, x1 in boxes]
-    return [(top, top + h, left, left + w) for (top, h), (left, w) in zip(tops, lefts, strict=True)]
 
 
 def merge_patches(scores: torch.Tensor, passed: torch.Tensor, boxes: Sequence[Box], size: Size) -> torch.Tensor:

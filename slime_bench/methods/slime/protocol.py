@@ -5,7 +5,10 @@ Both readings of each, with what they change: docs/switches.md. Sets of them: co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class SlimeProtocol:
         diffusion_loss: `guided`: classifier-free guidance around the empty prompt; `plain`: Eq. 1.
         guidance_scale: of the guided loss.
         was_loss: `mean`: of squares over pixels and classes, times K; `sum`: of squares over classes and pixels.
-        halves: which halves of the guidance batch the maps come from: the `conditional` one, or the mean of `both`.
+        halves: which branches of the guidance batch the maps come from: the `conditional` one, or the mean of `both`.
         test_softmax: test-time softmax per head and layer over `all_tokens` of the prompt, or over the `classes` alone;
             or `as_trained`: as the training maps become probabilities.
         token_gate: a class takes part in an image or patch only if the maximum of its cross map reaches this value;
@@ -34,18 +37,18 @@ class SlimeProtocol:
     """
 
     name: str
-    channel_order: str = field(metadata={"choices": ("rgb", "bgr")})
-    ce_input: str = field(metadata={"choices": ("logits", "probabilities")})
-    ce_weights: str = field(metadata={"choices": ("foreground", "all")})
-    diffusion_loss: str = field(metadata={"choices": ("guided", "plain")})
+    channel_order: Literal["rgb", "bgr"]
+    ce_input: Literal["logits", "probabilities"]
+    ce_weights: Literal["foreground", "all"]
+    diffusion_loss: Literal["guided", "plain"]
     guidance_scale: float
-    was_loss: str = field(metadata={"choices": ("mean", "sum")})
-    halves: str = field(metadata={"choices": ("conditional", "both")})
-    test_softmax: str = field(metadata={"choices": ("all_tokens", "classes", "as_trained")})
-    token_gate: float = field(metadata={"min": 0.0, "max": 1.0})
+    was_loss: Literal["mean", "sum"]
+    halves: Literal["conditional", "both"]
+    test_softmax: Literal["all_tokens", "classes", "as_trained"]
+    token_gate: Annotated[float, Field(ge=0.0, le=1.0)]
     gate_inclusive: bool
-    no_class_passes: str = field(metadata={"choices": ("background", "ungated")})
+    no_class_passes: Literal["background", "ungated"]
     zero_below_mean: bool
     affine_rescale: bool
     sample_latents: bool
-    test_noise: str = field(metadata={"choices": ("per_image", "shared")})
+    test_noise: Literal["per_image", "shared"]
