@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_bench.data.augment import (
-    Augmentation,
     augment,
     blur,
     choose_crop,
@@ -22,7 +21,8 @@ from slime_bench.data.augment import (
     resize_bilinear,
     rotate,
 )
-from slime_bench.data.labels import IGNORE
+from slime_bench.data.config import Augmentation
+from slime_bench.data.label_maps import IGNORE
 from slime_bench.errors import ConfigError
 from slime_bench.seeding import generator
 from tests.fixtures.rounding import rounding

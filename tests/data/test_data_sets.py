@@ -108,10 +108,11 @@ def hashes(root: Path) -> dict[str, str]:
 def test_a_prepared_data_set(prepared: Path) -> None:
     data = data_of("data=pascal_part_car", f"data_root={prepared}", "data.image_size=64", shots=2)
     data.prepare_data()
-    data.setup()
-    (batch,) = data.val_dataloader()
+    batches = data.datamodule()
+    batches.setup()
+    (batch,) = batches.val_dataloader()
     assert len(batch["id"]) == 1 and batch["image"].shape == (1, 3, 64, 64)
-    assert len(data.test_dataloader()) == 2
+    assert len(batches.test_dataloader()) == 2
 
 
 def test_the_folder_of_another_subject_or_of_other_classes(prepared: Path, tmp_path: Path) -> None:
@@ -155,11 +156,11 @@ def test_regans_test_set(prepared: Path, tmp_path: Path) -> None:
         places = ("data=pascal_part_car_regan", f"data_root={tmp_path / 'data'}", "data.image_size=128")
         data = data_of(*places, *overrides)
         data.prepare_data()
-        data.setup()
+        data.datamodule().setup()
         return data
 
     data = regan()
-    for batch, label in zip(data.test_dataloader(), labels, strict=True):
+    for batch, label in zip(data.datamodule().test_dataloader(), labels, strict=True):
         assert torch.equal(batch["label"][0], label) and batch["image"].mean() > 0.1
     assert data.support_ids[0].startswith("support")
     # The same test set elsewhere, and without background; the hash of the data follows the contents alone.
@@ -167,7 +168,10 @@ def test_regans_test_set(prepared: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(folder, tmp_path / "regan")
     assert regan(f"data.splits.test={moved}").fingerprint() == data.fingerprint() != plain
     black = regan("data.splits.test=../Car_TestSet/image_no_bg")
-    assert next(iter(black.test_dataloader()))["image"].max() == 0 and black.fingerprint() != data.fingerprint()
+    assert (
+        next(iter(black.datamodule().test_dataloader()))["image"].max() == 0
+        and black.fingerprint() != data.fingerprint()
+    )
 
 
 # --- the authors' zip
@@ -187,14 +191,14 @@ def test_the_authors_zip_as_it_is(release: Path) -> None:
         size = ("data.image_size=128", "data.batch_size=4")
         data = data_of("data=slime_release_horse", f"data_root={release}", *size, shots=shots, seed=seed)
         data.prepare_data()
-        data.setup()
+        data.datamodule().setup()
         return data
 
     one, ten = horse(1), horse(10, seed=3)
     assert one.support_ids == ["support0"] and ten.support_ids == [f"support{index}" for index in range(10)]
-    assert [batch["id"] for batch in one.val_dataloader()] == [["support0"]]
-    assert [batch["id"] for batch in ten.val_dataloader()] == [["val0", "val1"]]
-    (test,) = ten.test_dataloader()
+    assert [batch["id"] for batch in one.datamodule().val_dataloader()] == [["support0"]]
+    assert [batch["id"] for batch in ten.datamodule().val_dataloader()] == [["val0", "val1"]]
+    (test,) = ten.datamodule().test_dataloader()
     assert torch.equal(test["label"][2], torch.from_numpy(mini_world.render("horse", "test", 2).label).long())
     before = one.fingerprint()
     assert before == ten.fingerprint()  # one table, one data set
@@ -229,11 +233,12 @@ def test_any_folder(tmp_path: Path) -> None:
     named = (f"data.root='{tmp_path / 'my data'}'", f"data.classes_file={names}", "data.name=cars")
     data = data_of("data=folder", *named, *places, shots=2)
     data.prepare_data()
-    data.setup()
+    batches = data.datamodule()
+    batches.setup()
     assert data.classes == ("background", "hull", "lamp", "number", "tyre", "glass")
     # What the file says is in the configuration; its place, which is no part of the trial, is not.
     assert data.config.classes_file is None and str(names) not in str(data.config)
-    assert sorted(data.support_ids) == ["support0", "support1"] and len(data.test_dataloader()) == 2
+    assert sorted(data.support_ids) == ["support0", "support1"] and len(batches.test_dataloader()) == 2
 
 
 def test_a_folder_needs_its_place_and_its_classes(tmp_path: Path) -> None:

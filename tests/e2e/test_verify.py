@@ -12,7 +12,7 @@ from PIL import Image
 from slime_bench import cli
 from slime_bench.data.manifest import MANIFEST
 from slime_bench.data.mini_world.render import write_dataset
-from slime_bench.data.verified import CACHE
+from slime_bench.data.verify import CACHE
 from slime_bench.data.verify_command import main
 from slime_bench.errors import ConfigError, DataError
 

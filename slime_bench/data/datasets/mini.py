@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from slime_bench.data.config import SPLITS
-from slime_bench.data.datamodule import SegmentationDataModule
-from slime_bench.data.labels import check_same_classes
+from slime_bench.data.folder import FolderData
+from slime_bench.data.label_maps import check_same_classes
 from slime_bench.data.manifest import MANIFEST, check_subject, read_manifest
 from slime_bench.errors import DataError, StorageError
 from slime_bench.storage import alone
 
 
-class MiniDataModule(SegmentationDataModule):
+class MiniData(FolderData):
     """One subject (car, horse or face) of the procedural world: support pool 30, validation 10, test 100 images."""
 
     def prepare_data(self) -> None:
@@ -49,12 +49,11 @@ class MiniDataModule(SegmentationDataModule):
         if not (self.root / MANIFEST).is_file():
             # Rendering replaces the folder: what has no manifest was not made here and may be someone's work.
             raise DataError(
-                "this is not a mini data set",
-                path=self.root,
+                "this is not a mini data set", path=self.root,
                 found=f"a folder without {MANIFEST}" if self.root.is_dir() else "a file",
                 expected="nothing, or a data set made by slime_bench.data.mini_world",
                 remedy="choose another `data_root`, or move this folder away",
-            )
+            )  # fmt: skip
         manifest = read_manifest(self.root)
         check_subject(manifest, self.config.subject, self.root, "give each subject its own `data.root`")
         return str(manifest["version"]) != version
@@ -74,9 +73,7 @@ class MiniDataModule(SegmentationDataModule):
             yield
         except OSError as error:
             raise StorageError(
-                "cannot write the mini data set",
-                path=self.root,
-                found=str(error),
+                "cannot write the mini data set", path=self.root, found=str(error),
                 expected="a folder that can be written, with 20 MB free",
                 remedy="free some space, or choose another `data_root` (or the variable SLIME_BENCH_DATA)",
-            ) from error
+            ) from error  # fmt: skip
