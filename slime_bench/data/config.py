@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import yaml
+from pydantic import Field
 
 from slime_bench.config.parts import NO_NUMBERS, located
 from slime_bench.data.label_maps import listing, validate_classes, validate_colours
@@ -16,13 +18,16 @@ from slime_bench.errors import ConfigError
 SUPPORT, VAL, TEST = SPLITS = ("support", "val", "test")
 SHOTS = "{shots}"
 """In the name of a split's folder: the number of shots."""
-VALIDATIONS = ("auto", "paper", "support", "val", "none")
 DRAWN, IN_ORDER = "drawn", "in_order"
 AUTHORS_EVAL, AUTHORS_TRAIN, NO_SUPPORT = "authors_eval", "authors_train", "none"
-EACH, FIRST, NONE = RULES = ("each", "first", "none")
-SQUASH, PAD, PAD_FLOOR8 = FITS = ("squash", "pad", "pad_floor8")
-ANTIALIAS, OPENCV, OPENCV_FLOAT = RESIZES = ("antialias", "opencv", "opencv_float")
-CROP_KEEPS = ("every_class", "background", "nothing")
+EACH, FIRST = "each", "first"
+Fit = Literal["squash", "pad", "pad_floor8"]
+SQUASH, PAD, PAD_FLOOR8 = FITS = get_args(Fit)
+Resize = Literal["antialias", "opencv", "opencv_float"]
+ANTIALIAS, OPENCV, OPENCV_FLOAT = RESIZES = get_args(Resize)
+Share = Annotated[float, Field(ge=0, le=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
 
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _REMEDY = "correct it in the data set's YAML or on the command line"
@@ -48,24 +53,20 @@ class Augmentation:
         ConfigError: a value outside its range.
     """
 
-    flip_p: float = 0.5
-    blur_p: float = 0.5
+    flip_p: Share = 0.5
+    blur_p: Share = 0.5
     blur_kernels: list[int] = field(default_factory=lambda: [1, 3, 3, 5, 5])
-    rotation_p: float = 0.5
-    rotation_degrees: float = 30.0
+    rotation_p: Share = 0.5
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 30.0
     crop_ratio: list[float] = field(default_factory=lambda: [0.6, 1.0])
-    crop_keep: str = "every_class"
-    crop_keep_fraction: float = 0.3
+    crop_keep: Literal["every_class", "background", "nothing"] = "every_class"
+    crop_keep_fraction: Share = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("flip_p", "blur_p", "rotation_p", "crop_keep_fraction"):
-            self._require(0.0 <= getattr(self, name) <= 1.0, name, "a number from 0 to 1")
         odd = bool(self.blur_kernels) and all(width > 0 and width % 2 == 1 for width in self.blur_kernels)
         self._require(odd, "blur_kernels", "odd widths, e.g. [1, 3, 5]")
-        self._require(0 <= self.rotation_degrees <= 180, "rotation_degrees", "0 to 180")
         pair = len(self.crop_ratio) == 2 and 0 < self.crop_ratio[0] <= self.crop_ratio[1] <= 1
         self._require(pair, "crop_ratio", "[lowest, highest] with 0 < lowest <= highest <= 1")
-        self._require(self.crop_keep in CROP_KEEPS, "crop_keep", " or ".join(CROP_KEEPS))
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
@@ -127,45 +128,25 @@ class DataConfig:
     subject: str = "any"
     splits: dict[str, str] = field(default_factory=dict, metadata=located("data"))
     colours: dict[str, list[int]] = field(default_factory=dict)
-    image_size: int = 512
-    fit: str = "squash"
-    resize: str = "antialias"
-    batch_size: int = field(default=10, metadata=NO_NUMBERS)
-    train_batch_size: int = 1
-    num_workers: int | None = field(default=None, metadata=NO_NUMBERS)
-    passes_per_epoch: int = 1
+    image_size: Annotated[int, Field(ge=8)] = 512
+    fit: Fit = "squash"
+    resize: Resize = "antialias"
+    batch_size: Positive = field(default=10, metadata=NO_NUMBERS)
+    train_batch_size: Positive = 1
+    num_workers: Natural | None = field(default=None, metadata=NO_NUMBERS)
+    passes_per_epoch: Positive = 1
     augment: Augmentation = field(default_factory=Augmentation)
     support: str = DRAWN
     support_ids: list[str] | None = None
-    require_all_classes: str = field(default=FIRST, metadata={"choices": (EACH, FIRST, NONE)})
-    min_pixels: int = 12
-    validation: str = "auto"
-    val_size: int | None = None
+    require_all_classes: Literal["each", "first", "none"] = "first"
+    min_pixels: Positive = 12
+    validation: Literal["auto", "paper", "support", "val", "none"] = "auto"
+    val_size: Positive | None = None
 
     def __post_init__(self) -> None:
         self._settle_classes()
         validate_classes(self.classes)
         validate_colours(self.colours, self.classes)
-        for name, least in (
-            ("image_size", 8),
-            ("batch_size", 1),
-            ("train_batch_size", 1),
-            ("num_workers", 0),
-            ("passes_per_epoch", 1),
-            ("min_pixels", 1),
-            ("val_size", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise _bad(name, value, f"a whole number of at least {least}")
-        for name, options in (
-            ("fit", FITS),
-            ("resize", RESIZES),
-            ("validation", VALIDATIONS),
-            ("require_all_classes", (EACH, FIRST, NONE)),
-        ):
-            if getattr(self, name) not in options:
-                raise _bad(name, getattr(self, name), " or ".join(options))
         unknown = [name for name in self.splits if name not in SPLITS]
         if unknown:
             raise _bad("splits", listing(unknown), f"the keys {', '.join(SPLITS)}")
@@ -220,15 +201,8 @@ class SceneConfig(DataConfig):
             null = all. The second paper's code stops after 10000 images of COCO.
     """
 
-    max_pool_images: int | None = None
-    max_test_images: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("max_pool_images", "max_test_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise _bad(name, value, "a whole number of at least 1, or null for all")
+    max_pool_images: Positive | None = None
+    max_test_images: Positive | None = None
 
 
 def read_classes(path: Path) -> list[str]:

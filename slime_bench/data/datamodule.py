@@ -1,10 +1,9 @@
-"""Batches of a data set for Lightning: items of the support set, of queries and of plain images, and their order."""
+"""Batches of a data set for Lightning: items of the support set and of queries, and their order."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -13,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from slime_bench.data.augment import augment
 from slime_bench.data.config import DRAWN, DataConfig
-from slime_bench.data.reading import FolderDataset, ImageFolder, Sample
-from slime_bench.data.transforms import fit_image, fit_sample
+from slime_bench.data.reading import FolderDataset, Sample
+from slime_bench.data.transforms import fit_sample
 from slime_bench.errors import ConfigError, SlimeBenchError
 from slime_bench.seeding import generator
 
@@ -104,16 +103,6 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """Batches of images whose labels are not to be used; see `FolderData.unlabelled`."""
         return self._queries(self.data.unlabelled(limit))
 
-    def image_dataloader(self, folder: str | Path) -> DataLoader[Any]:
-        """Batches of any folder of images: `image` and `id` as in `Batch`, and `size` int64 [B,2], the files' (H, W).
-
-        Score maps go back to that size by `slime_bench.data.transforms.unfit(maps, size, config.fit)`.
-
-        Raises:
-            DataError: the folder is missing or holds no image.
-        """
-        return self._loader(ImageDataset(ImageFolder(folder), self.config), batch_size=self.config.batch_size)
-
     def _queries(self, samples: Sequence[Sample] | FolderDataset) -> DataLoader[Any]:
         return self._loader(QueryDataset(samples, self.config), batch_size=self.config.batch_size)
 
@@ -170,22 +159,6 @@ class QueryDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         sample = fit_sample(self.samples[index], self.size, self.mode, self.fit)
         return {"image": sample.image.float() / 255, "label": sample.label, "id": sample.id, "epoch": 0}
-
-
-class ImageDataset(Dataset[Batch]):
-    """Images without labels, with the size of their file so that predictions can be brought back to it."""
-
-    def __init__(self, pictures: ImageFolder, config: DataConfig) -> None:
-        self.pictures = pictures
-        self.size, self.mode, self.fit = config.image_size, config.resize, config.fit
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> Batch:
-        picture = self.pictures[index]
-        image = fit_image(picture.image, self.size, self.mode, self.fit).float() / 255
-        return {"image": image, "id": picture.id, "size": torch.tensor(picture.image.shape[:2])}
 
 
 class CarryingDataset(Dataset[Any]):
@@ -249,8 +222,6 @@ class SupportSampler(Sampler[Key]):
     """
 
     def __init__(self, num_samples: int, seed: int, passes: int = 1) -> None:
-        if num_samples < 1 or passes < 1:
-            raise ValueError(f"num_samples and passes are at least 1, found {num_samples} and {passes}")
         self.num_samples = num_samples
         self.seed = seed
         self.passes = passes
@@ -282,8 +253,6 @@ class SupportBatchSampler(Sampler[list[Key]]):
     """
 
     def __init__(self, sampler: SupportSampler, batch_size: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is at least 1, found {batch_size}")
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = False
@@ -313,8 +282,6 @@ class ContinuedBatchSampler(Sampler[list[Any]]):
     """
 
     def __init__(self, batches: Any, first: int) -> None:
-        if not 0 <= first <= len(batches):
-            raise ValueError(f"first is 0 to {len(batches)}, found {first}")
         self.batches = batches
         self.sampler = getattr(batches, "sampler", None)
         self._first = first

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import colorsys
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_bench.config.read import nearest
 from slime_bench.errors import ConfigError
 
 BACKGROUND = "background"
@@ -32,11 +32,6 @@ def listing(names: Sequence[str]) -> str:
     """The first few of `names`, and how many there are in all."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def nearest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
-    """The `options` whose spelling is nearest to `name`, best first; empty when nothing is near."""
-    return difflib.get_close_matches(name, list(options), n=count, cutoff=0.5)
 
 
 def validate_classes(classes: Sequence[str], *, path: str = "data.classes") -> tuple[str, ...]:

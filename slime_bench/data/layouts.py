@@ -121,15 +121,11 @@ def _paired(images: Path, image_files: Mapping[str, Path], labels: Path, label_f
             remedy="add the missing images, or move these label maps away",
         )  # fmt: skip
     if not image_files:
-        raise no_images(images, "put the images here, or prepare the data again")
+        raise DataError(
+            "no images", path=images, found="no file with a known suffix", expected=", ".join(IMAGE_SUFFIXES),
+            remedy="put the images here, or prepare the data again",
+        )  # fmt: skip
     return [Pair(stem, file, label_files[stem]) for stem, file in image_files.items()]
-
-
-def no_images(folder: Path, remedy: str) -> DataError:
-    """The error for a folder that holds no image."""
-    return DataError(
-        "no images", path=folder, found="no file with a known suffix", expected=", ".join(IMAGE_SUFFIXES), remedy=remedy
-    )
 
 
 def _files(folder: Path) -> list[Path]:

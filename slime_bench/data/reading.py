@@ -21,7 +21,7 @@ from slime_bench.data.label_maps import (
     validate_classes,
     validate_colours,
 )
-from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem, find_pairs, no_images
+from slime_bench.data.layouts import Pair, find_pairs
 from slime_bench.errors import DataError, LabelError
 
 DECODING_ERRORS: Final = (
@@ -36,17 +36,12 @@ _ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image: its file's stem and uint8 [H,W,3] RGB in 0..255, in the size of the file."""
+class Sample:
+    """An image, uint8 [H,W,3] RGB in 0..255 in the size of its file, and its label map, int64 [H,W]: 0 = background,
+    255 = ignore. The id is the file's stem."""
 
     id: str
     image: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Sample(Picture):
-    """An image with its label map, int64 [H,W] of the same H and W: 0 = background, 255 = ignore."""
-
     label: NDArray[np.int64]
 
 
@@ -205,21 +200,6 @@ class FolderDataset:
         """The samples called `ids`, in that order; KeyError for an id that is not there."""
         by_id = {pair.id: pair for pair in self.pairs}
         return FolderDataset(self.folder, self.classes, self.colours, pairs=[by_id[key] for key in ids])
-
-
-class ImageFolder:
-    """The images of a folder, without label maps, in order of the file's stem."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.files = list(files_by_stem(Path(folder), IMAGE_SUFFIXES).values())
-        if not self.files:
-            raise no_images(Path(folder), "name a folder that holds images")
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Picture:
-        return Picture(self.files[index].stem, read_image(self.files[index]))
 
 
 def _read_array(path: Path) -> NDArray[Any]:

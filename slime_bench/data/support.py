@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_bench.config.read import nearest
 from slime_bench.data.config import DRAWN, EACH, FIRST, IN_ORDER, DataConfig
-from slime_bench.data.label_maps import class_pixels, listing, nearest
+from slime_bench.data.label_maps import class_pixels, listing
 from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.errors import DataError
 from slime_bench.seeding import generator

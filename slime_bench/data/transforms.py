@@ -110,25 +110,19 @@ def unfit(maps: Tensor, size: Size, fit: str = "squash") -> Tensor:
     """Maps of a fitted image, brought back to the size of its file; padding is cut away.
 
     Args:
-        maps: float score maps [K,S,S], resized bilinearly (half-pixel centres, no antialias), or a predicted label map
-            [S,S] or [B,S,S] of integers, resized to the nearest pixel. S is the side that the image was fitted to.
-        size: (H, W) of the file, as `image_dataloader` gives it.
+        maps: float score maps [K,S,S], resized bilinearly (half-pixel centres, no antialias). S is the side that the
+            image was fitted to.
+        size: (H, W) of the file.
         fit: as in `fit_image`.
 
     Returns:
-        [...,H,W] of the same type.
+        [K,H,W] of the same type.
     """
     height, width = fitted_size(size, int(maps.shape[-1]), fit)
-    inside = maps[..., :height, :width]
+    inside = maps[:, :height, :width]
     if (height, width) == tuple(size):
         return inside
-    if maps.is_floating_point():
-        return F.interpolate(inside[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
-    for axis, old, new in ((-2, height, size[0]), (-1, width, size[1])):
-        # The centre of every new pixel, as bilinear resizing sees it: floor((i + 1/2) old / new) in whole numbers.
-        index = (2 * torch.arange(new, device=maps.device) + 1) * old // (2 * new)
-        inside = inside.index_select(axis, index)
-    return inside
+    return F.interpolate(inside[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
 def resize_label(label: Tensor, size: int | tuple[int, int], *, opencv: bool = False) -> Tensor:

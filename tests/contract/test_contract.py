@@ -505,7 +505,7 @@ def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     own = [f"data.root={tmp_path}/own", "data.classes=[background,body,light,plate,wheel,window]"]
     small = ["shots=2", "data.batch_size=2", "data.val_size=2", "data.validation=val"]
     cfg = trial(f"data={name}", f"data_root={tmp_path}", *small, *(own if name == "folder" else []))
-    data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
+    data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
     if name in STAND_INS:
         with pytest.raises(DataError) as caught:
             data.prepare_data()
@@ -513,7 +513,7 @@ def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         place, subject, write = STAND_INS[name]
         assert Path(cfg.data.root) == tmp_path / place and cfg.data.subject in (subject, "any")
         write(tmp_path / place, subject)
-        data = build(cfg.data, shots=cfg.shots, seed=cfg.seed)
+        data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
     batches = data.datamodule()
     batches.setup()

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slime_bench.config.read import read
 from slime_bench.data.augment import (
     augment,
     blur,
@@ -241,7 +242,7 @@ def test_same_generator_same_bytes_for_any_number_of_threads() -> None:
 )
 def test_bad_settings(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name) as caught:
-        Augmentation(**{name: value})
+        read(Augmentation, {name: value}, "data.augment")
     assert caught.value.path == f"data.augment.{name}"
 
 

@@ -7,7 +7,7 @@ import tracemalloc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,6 +16,11 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import build_part, read_part
+from slime_bench.data.datasets.coco_object import Crowd, Instances, Overlap, Photo, Rules, fill_truncated, mask_of
+from slime_bench.errors import DataError, LabelError
 from tests.fixtures.twins.coco import (
     CATEGORY_IDS,
     FORMS,
@@ -32,11 +37,6 @@ from tests.fixtures.twins.coco import (
     write_coco_twin,
 )
 
-from slime_bench.config.compose import plan
-from slime_bench.data.datasets.coco_object import CROWDS, OVERLAPS, Instances, Photo, Rules, fill_truncated, mask_of
-from slime_bench.errors import DataError, LabelError
-from slime_bench.config.schema import build
-
 CLASSES = ["background", "person", "bicycle", "car", "motorcycle"]
 FEW = f"data.classes=[{','.join(CLASSES)}]"
 SEVERAL = [
@@ -50,12 +50,13 @@ SEVERAL = [
 @cache
 def composed() -> DictConfig:
     """The file conf/data/coco_object.yaml in a whole configuration; composing it takes longer than most tests here."""
-    return OmegaConf.create(OmegaConf.to_container(plan(["data=coco_object"]).trials[0].data, resolve=True))
+    return OmegaConf.create(plan(["data=coco_object"]).trials[0].plain["data"])
 
 
 def coco(root: Path, *overrides: str, shots: int = 1, seed: int = 0) -> Any:
     changes = [f"root={root}", "min_pixels=900", *(each.removeprefix("data.") for each in overrides)]
-    return build(OmegaConf.merge(composed(), OmegaConf.from_dotlist(changes)), shots=shots, seed=seed)
+    node = OmegaConf.to_container(OmegaConf.merge(composed(), OmegaConf.from_dotlist(changes)))
+    return build_part(*read_part(node, "data"), "data", shots=shots, seed=seed)
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_polygons_are_the_pixels_whose_centres_lie_inside(corners: int, seed: in
     points = np.stack([columns.ravel(), rows.ravel()], 1)
     outline = Outline(np.vstack([polygon, polygon[:1]]))
     inside = outline.contains_points(points).reshape(50, 60)
-    corner = [outline.contains_points(points + [x, y]).reshape(50, 60) for x in (-1, 1) for y in (-1, 1)]
+    corner = [outline.contains_points(points + np.array([x, y])).reshape(50, 60) for x in (-1, 1) for y in (-1, 1)]
     clear = np.all([each == inside for each in corner], 0)  # the same a pixel further on all sides
     assert (found == inside)[clear].mean() > 0.99 and abs(
         int(found.sum()) - int(inside.sum())
@@ -135,8 +136,8 @@ def test_truncated_polygons_are_opencvs() -> None:
 # --- label maps
 
 
-@pytest.mark.parametrize("overlap", OVERLAPS)
-@pytest.mark.parametrize("crowd", CROWDS)
+@pytest.mark.parametrize("overlap", get_args(Overlap))
+@pytest.mark.parametrize("crowd", get_args(Crowd))
 def test_label_maps_of_every_rule(twin: Path, overlap: str, crowd: str) -> None:
     data = coco(twin, FEW, f"data.overlap={overlap}", f"data.crowd={crowd}")
     data.prepare_data()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from slime_bench.data.mini_world import render as mini_world
 from slime_bench.config.compose import plan
 from slime_bench.data.config import DataConfig, read_classes
+from slime_bench.data.mini_world import render as mini_world
 from slime_bench.errors import ConfigError, DataError, LabelError
-from slime_bench.config.schema import build
 
 FOLDERS = {
     "pascal_part_car": "pascal_part/car",
@@ -33,7 +34,7 @@ REGAN |= {"plate": (0, 137, 65)}
 
 def data_of(*overrides: str, shots: int = 1, seed: int = 0) -> Any:
     cfg = plan([*overrides, f"shots={shots}", f"seed={seed}"]).trials[0]
-    return build(cfg.data, shots=shots, seed=seed)
+    return cfg.build("data", shots=shots, seed=seed)
 
 
 def save(folder: Path, subject: str, split: str, count: int, *, layout: str = "folders") -> None:
@@ -298,3 +299,24 @@ def test_a_pool_that_goes_by_the_shots_needs_some(release: Path) -> None:
     with pytest.raises(ConfigError, match="goes by the number of shots") as caught:
         data_of("data=slime_release_horse", f"data.root='{release}'", shots=0)
     assert "data.splits.support=train_10" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("name", ["mini_car", "pascal_part_car", "voc2012", "coco_object"])
+def test_a_finished_trial_is_recognised_without_torch(name: str, tmp_path: Path) -> None:
+    """Class, settings, checks and content hash of a data set; the choice of images needs torch's generators."""
+    code = f"""
+import sys
+from slime_bench.config.schema import read_part
+from slime_bench.data.verify import verify_splits
+node = {plan([f"data={name}", f"data_root={tmp_path}"]).trials[0].plain["data"]!r}
+part, config = read_part(node, "data")
+data = part(config=config, shots=1, seed=0)
+try:
+    data.prepare_data()
+    verify_splits(data.split_datasets(), data.root)
+except Exception as error:
+    assert "is not there" in str(error), error
+print(data.fingerprint(), *sorted({{"torch", "lightning", "scipy", "pandas"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(done.stdout.strip()) == 64

@@ -114,9 +114,9 @@ def test_a_class_keeps_its_share_of_the_picture(
 
 
 @settings(deadline=None, max_examples=60)
-@given(LENGTHS, LENGTHS, SIDES)
-def test_every_pixel_of_the_file_is_in_the_label_map_when_it_grows(height: int, width: int, side: int) -> None:
-    assume(max(height, width) <= side)
+@given(st.integers(1, 48), st.integers(1, 48), st.integers(0, 20))
+def test_every_pixel_of_the_file_is_in_the_label_map_when_it_grows(height: int, width: int, more: int) -> None:
+    side = max(8, height, width) + more
     label = np.arange(height * width).reshape(height, width) + 1000  # one value for each pixel; none is 255
     fitted = fit_sample(Sample("a", scene(height, width).image, label), side, "antialias", "pad").label
     rows, columns = fitted_size((height, width), side, "pad")
@@ -140,23 +140,6 @@ def test_the_way_back_covers_the_file_and_moves_nothing(height: int, width: int,
         edge = 0.5 * old / new - 0.5
         expected = ramps[axis].clamp(edge, old - 1 - edge) if edge > 0 else ramps[axis]
         assert torch.allclose(back[axis], expected, atol=1e-9)
-
-
-@settings(deadline=None, max_examples=60)
-@given(LENGTHS, LENGTHS, SIDES, st.sampled_from(FITS), st.integers(0, 100))
-def test_label_maps_take_the_nearest_pixel(height: int, width: int, side: int, fit: str, seed: int) -> None:
-    prediction = torch.randint(5, (2, side, side), generator=torch.Generator().manual_seed(seed))
-    rows, columns = size_or_skip((height, width), side, fit)
-    prediction[:, rows:], prediction[:, :, columns:] = 9, 9
-    back = unfit(prediction, (height, width), fit)
-    assert back.shape == (2, height, width) and back.dtype == torch.int64 and (back < 5).all()
-    assert torch.equal(unfit(prediction[0], (height, width), fit), back[0])
-    for y, x in {(0, 0), (height - 1, width - 1), (height // 2, width // 3)}:
-        near = [
-            {i for i in range(new) if abs((i + 0.5) * old / new - (at + 0.5)) <= 0.5 * old / new + 1e-9}
-            for at, old, new in ((y, height, rows), (x, width, columns))
-        ]
-        assert int(back[0, y, x]) in {int(prediction[0, i, j]) for i in near[0] for j in near[1]}
 
 
 def test_squashed_maps_go_back_as_they_always_did() -> None:

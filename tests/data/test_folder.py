@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slime_bench.data.support import check_support
 from slime_bench.data.label_maps import class_pixels
-from slime_bench.data.reading import FolderDataset, ImageFolder, Sample, read_image, read_label
 from slime_bench.data.manifest import folder_sha256, read_manifest
+from slime_bench.data.reading import FolderDataset, Sample, read_image, read_label
+from slime_bench.data.support import check_support
 from slime_bench.data.verify import compare_manifest, refuse, verify_splits
 from slime_bench.errors import ConfigError, DataError, LabelError
 
@@ -93,8 +93,6 @@ def test_missing_folders_and_empty_folders(tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
     with pytest.raises(DataError, match="no images"):
         FolderDataset(tmp_path, CLASSES)
-    with pytest.raises(DataError, match="no images"):
-        ImageFolder(tmp_path / "images")
 
 
 def test_orphans_are_named(folder: Path) -> None:
@@ -188,12 +186,6 @@ def test_labels_outside_the_classes(tmp_path: Path) -> None:
     np.save(tmp_path / "labels" / "a.npy", label_map(1).astype(np.int64) - 1)
     with pytest.raises(LabelError, match=r"-1 \("):
         FolderDataset(tmp_path, CLASSES).label(0)
-
-
-def test_image_folder(folder: Path) -> None:
-    pictures = ImageFolder(folder / "images")
-    assert [each.id for each in pictures] == ["a", "b"] and len(pictures) == 2
-    assert pictures[1].id == "b" and np.array_equal(pictures[1].image, FolderDataset(folder, CLASSES)[1].image)
 
 
 def test_verification_counts(folder: Path) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slime_bench.data.reading import FolderDataset
 from slime_bench.data.layouts import Pair, find_pairs
+from slime_bench.data.reading import FolderDataset
 from slime_bench.errors import DataError
 
 CLASSES = ("background", "body", "wheel")

@@ -14,21 +14,20 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
-from tests.fixtures.twins.toy_folder import CLASSES, COMPLETE, POOL, SIZE, write_split
 
+from slime_bench.config.read import read
 from slime_bench.data.config import Augmentation, DataConfig
 from slime_bench.data.datamodule import (
-    ContinuedBatchSampler,
     SegmentationDataModule,
     SupportBatchSampler,
     SupportSampler,
 )
 from slime_bench.data.folder import FolderData
 from slime_bench.data.reading import FolderDataset, Sample
-from slime_bench.data.transforms import fit_sample, resize_image, unfit
+from slime_bench.data.transforms import fit_sample, resize_image
 from slime_bench.errors import ConfigError, DataError, LabelError
+from tests.fixtures.twins.toy_folder import CLASSES, COMPLETE, POOL, SIZE, write_split
 
 Make = Callable[..., SegmentationDataModule]
 
@@ -115,12 +114,6 @@ def test_batches_end_with_their_pass() -> None:
     assert [len(batch) for batch in batches] == [2, 2, 1, 2, 2, 1]
     assert len(sampler) == 6
     assert all(len({epoch for _, epoch in batch}) == 1 for batch in batches)
-
-
-@pytest.mark.parametrize(("samples", "passes", "batch"), [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
-def test_sampler_refuses_nonsense(samples: int, passes: int, batch: int) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        SupportBatchSampler(SupportSampler(samples, seed=0, passes=passes), batch)
 
 
 # --- before training
@@ -242,12 +235,6 @@ def test_only_the_first_epoch_leaves_out_batches(make: Make, group: int | None, 
     assert_same(list(loader), expected)
 
 
-@pytest.mark.parametrize("first", [-1, 4])
-def test_no_more_batches_can_be_left_out_than_there_are(first: int) -> None:
-    with pytest.raises(ValueError, match="0 to 3"):
-        ContinuedBatchSampler([[0], [1], [2]], first)
-
-
 class Recorder(lightning.LightningModule):
     """Keeps what the loop hands over."""
 
@@ -360,20 +347,6 @@ def test_antialias_averages_and_opencv_samples() -> None:
     assert np.array_equal(resize_image(image[:, :40], (40, 40)), image[:, :40])
 
 
-def test_any_folder_of_images(make: Make, tmp_path: Path) -> None:
-    Image.new("RGB", (30, 20), (255, 0, 0)).save(tmp_path / "wide.png")
-    Image.new("L", (10, 40), 51).save(tmp_path / "tall.jpg")
-    (batch,) = make().image_dataloader(tmp_path)
-    assert batch["id"] == ["tall", "wide"]
-    assert batch["size"].tolist() == [[40, 10], [20, 30]]
-    assert batch["image"].shape == (2, 3, SIZE, SIZE)
-    assert batch["image"][1, :, 5, 5].tolist() == [1, 0, 0] and batch["image"][0].unique().tolist() == pytest.approx(
-        [0.2]
-    )
-    with pytest.raises(DataError, match="folder not found"):
-        make().image_dataloader(tmp_path / "no")
-
-
 def test_padding_reaches_every_loader(make: Make, root: Path, tmp_path: Path) -> None:
     """Pictures of 24 x 16: two thirds of the frame are the picture, the rest is black and ignored, in all batches."""
     for split in ("support", "val", "test"):
@@ -388,12 +361,6 @@ def test_padding_reaches_every_loader(make: Make, root: Path, tmp_path: Path) ->
             assert batch["image"].shape[-2:] == batch["label"].shape[-2:] == (SIZE, SIZE)
             assert (batch["label"][:, 16:] == 255).all() and (batch["label"][:, :16] != 255).all()
             assert (batch["image"][:, :, 16:] == 0).all() and batch["image"][:, :, :16].mean() > 0.3
-    (first, *_) = module.image_dataloader(tmp_path / "data" / "test" / "images")
-    assert first["size"].tolist() == [[16, SIZE], [16, SIZE]] and (first["image"][:, :, 16:] == 0).all()
-    files = [np.array(Image.open(tmp_path / "data" / "test" / "images" / f"{name}.png")) for name in first["id"]]
-    for image, size, pixels in zip(first["image"], first["size"].tolist(), files, strict=True):
-        back = unfit(image, tuple(size), module.config.fit)
-        assert torch.equal((back * 255).round().byte().permute(1, 2, 0), torch.from_numpy(pixels))
 
 
 # --- configuration and fingerprint
@@ -409,21 +376,8 @@ def test_padding_reaches_every_loader(make: Make, root: Path, tmp_path: Path) ->
 )  # fmt: skip
 def test_bad_settings(name: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        DataConfig(**{"name": "toy", "root": "data", "classes": CLASSES, name: value})
+        read(DataConfig, {"name": "toy", "root": "data", "classes": CLASSES, name: value}, "data")
     assert caught.value.path == f"data.{name}"
-
-
-def test_config_is_a_structured_config() -> None:
-    schema = OmegaConf.structured(FolderData.Config)
-    given = {
-        "name": "toy",
-        "root": "data",
-        "classes": CLASSES,
-        "augment": {"crop_ratio": [0.8, 1], "rotation_degrees": 10},
-    }
-    config = OmegaConf.to_object(OmegaConf.merge(schema, given))
-    assert isinstance(config, DataConfig) and isinstance(config.augment, Augmentation)
-    assert config.augment.crop_ratio == [0.8, 1.0] and config.augment.flip_p == 0.5 and config.support_ids is None
 
 
 def test_fingerprint_follows_the_data(broken: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from slime_bench.config.schema import read_part
+from slime_bench.data.datasets.mini import MiniData
 from slime_bench.data.mini_world import render as mini_world
 from slime_bench.data.reading import FolderDataset
-from slime_bench.data.datasets.mini import MiniData
 from slime_bench.data.verify import verify_splits
 from slime_bench.errors import ConfigError, DataError, StorageError
 
@@ -27,10 +28,9 @@ SUBJECTS = ("car", "horse", "face")
 def config(subject: str, data_root: Path, **settings: Any) -> Any:
     """The shipped YAML, checked against the dataclass."""
     node = OmegaConf.merge({"data_root": str(data_root)}, {"data": OmegaConf.load(CONF / f"mini_{subject}.yaml")}).data
-    target = node.pop("_target_")
-    assert target == "slime_bench.data.datasets.mini.MiniData"
-    values = OmegaConf.to_container(node, resolve=True)
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MiniData.Config), values, settings))
+    part, found = read_part({**OmegaConf.to_container(node, resolve=True), **settings}, "data")
+    assert part is MiniData
+    return found
 
 
 def module(subject: str, data_root: Path, shots: int = 1, seed: int = 0, **settings: Any) -> MiniData:

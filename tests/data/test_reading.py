@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slime_bench.data.reading import read_image, read_label, read_sample
 from slime_bench.data.label_maps import labels_of_colours, validate_colours
 from slime_bench.data.layouts import Pair
+from slime_bench.data.reading import read_image, read_label, read_sample
 from slime_bench.errors import ConfigError, DataError, LabelError
 
 CLASSES = ("background", "body", "wheel")

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.fixtures.twins.toy_folder import CLASSES, COMPLETE, POOL, SIZE, write_split
 
 from slime_bench.data.config import DataConfig
 from slime_bench.data.datamodule import SegmentationDataModule
@@ -21,6 +20,7 @@ from slime_bench.data.folder import FolderData
 from slime_bench.data.reading import FolderDataset
 from slime_bench.data.support import choose_support, choose_val, draw, first_choices, permuted, read_list
 from slime_bench.errors import ConfigError, DataError
+from tests.fixtures.twins.toy_folder import CLASSES, COMPLETE, POOL, SIZE, write_split
 
 Make = Callable[..., SegmentationDataModule]
 

@@ -1,4 +1,4 @@
-"""slime_bench.data.verify and duplicates: what is wrong with a data set is found and named; a good one is remembered."""
+"""Verification: what is wrong with a data set is found and named; a good verdict is remembered."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.fft import dctn
 
-from slime_bench.data.mini_world.render import render
-from slime_bench.data.label_maps import class_pixels
-from slime_bench.data.reading import FolderDataset
-from slime_bench.data.manifest import MANIFEST, pixels_sha256, read_manifest
 from slime_bench.data.duplicates import MAX_BITS, MAX_DIFFERENCE, Fingerprint, Fingerprints, fingerprint
+from slime_bench.data.label_maps import class_pixels
+from slime_bench.data.manifest import MANIFEST, pixels_sha256, read_manifest
+from slime_bench.data.mini_world.render import render
+from slime_bench.data.reading import FolderDataset
 from slime_bench.data.verify import (
     CACHE,
     Duplicate,

@@ -13,12 +13,12 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from tests.fixtures.twins.voc2012 import CLASSES, SIZE, Scene, alone, label_map, write_voc_twin
 
 from slime_bench.config.compose import plan
+from slime_bench.config.schema import build_part, read_part
 from slime_bench.data.support import authors_support, draw_per_class
 from slime_bench.errors import ConfigError, DataError, LabelError
-from slime_bench.config.schema import build
+from tests.fixtures.twins.voc2012 import CLASSES, SIZE, Scene, alone, label_map, write_voc_twin
 
 BASE = "VOCdevkit/VOC2012"
 LISTS = f"{BASE}/ImageSets/Segmentation"
@@ -28,12 +28,13 @@ LABELS = range(1, CLASSES)
 @cache
 def composed() -> DictConfig:
     """The file conf/data/voc2012.yaml in a whole configuration; composing it takes longer than most tests here."""
-    return OmegaConf.create(OmegaConf.to_container(plan(["data=voc2012"]).trials[0].data, resolve=True))
+    return OmegaConf.create(plan(["data=voc2012"]).trials[0].plain["data"])
 
 
 def voc(root: Path, *overrides: str, shots: int = 1, seed: int = 0) -> Any:
     changes = [f"root={root}", "min_pixels=400", *(each.removeprefix("data.") for each in overrides)]
-    return build(OmegaConf.merge(composed(), OmegaConf.from_dotlist(changes)), shots=shots, seed=seed)
+    node = OmegaConf.to_container(OmegaConf.merge(composed(), OmegaConf.from_dotlist(changes)))
+    return build_part(*read_part(node, "data"), "data", shots=shots, seed=seed)
 
 
 @pytest.fixture(scope="module")

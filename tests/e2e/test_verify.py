@@ -154,9 +154,9 @@ def test_bad_command_lines(overrides: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_another_kind_of_data_module(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
-    import slime_bench.config.schema as schema
+    from slime_bench.config.schema import TrialConfig
 
-    monkeypatch.setattr(schema, "build", lambda *_, **__: object())
+    monkeypatch.setattr(TrialConfig, "build", lambda *_, **__: object())
     with pytest.raises(ConfigError, match="cannot be verified"):
         main(overrides)
 

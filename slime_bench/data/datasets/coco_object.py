@@ -16,23 +16,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from slime_bench.config.parts import located
+from slime_bench.config.read import nearest
 from slime_bench.data.config import SUPPORT, TEST, SceneConfig
-from slime_bench.data.label_maps import IGNORE, listing, nearest
+from slime_bench.data.label_maps import IGNORE, listing
 from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
 from slime_bench.data.reading import FolderDataset, Sample, read_image
 from slime_bench.data.scenes import SceneData, SceneDataset
 from slime_bench.errors import DataError, LabelError
 
-LATER, SMALLER = OVERLAPS = ("later", "smaller")
-CLASS, IGNORED, BACKGROUND = CROWDS = ("class", "ignore", "background")
-ALL, FIRST = POLYGONS = ("all", "first")
+Overlap = Literal["later", "smaller"]
+Crowd = Literal["class", "ignore", "background"]
+Polygons = Literal["all", "first"]
 
 SUFFIX = "_instanceTrainIds"
 """Of prepared label maps in the field's naming."""
@@ -53,9 +54,9 @@ class CocoConfig(SceneConfig):
     """
 
     label_maps: str | None = field(default=None, metadata=located("data"))
-    overlap: str = field(default=LATER, metadata={"choices": OVERLAPS})
-    crowd: str = field(default=CLASS, metadata={"choices": CROWDS})
-    polygons: str = field(default=ALL, metadata={"choices": POLYGONS})
+    overlap: Overlap = "later"
+    crowd: Crowd = "class"
+    polygons: Polygons = "all"
 
 
 _REMEDY: Final = "download the annotations again (annotations_trainval2017.zip), or correct the file"
@@ -65,9 +66,9 @@ _REMEDY: Final = "download the annotations again (annotations_trainval2017.zip),
 class Rules:
     """How the masks of objects become one label map; see `CocoConfig`."""
 
-    overlap: str = LATER
-    crowd: str = CLASS
-    polygons: str = ALL
+    overlap: Overlap = "later"
+    crowd: Crowd = "class"
+    polygons: Polygons = "all"
 
 
 @dataclass(frozen=True)
@@ -147,15 +148,15 @@ class Instances:
         """
         label = np.zeros(photo.size, np.uint8)
         objects = sorted(self._objects.get(photo.id, []), key=lambda each: not each.crowd)  # stable
-        if rules.overlap == SMALLER:
+        if rules.overlap == "smaller":
             objects.sort(key=lambda each: (not each.crowd, -int(self._mask(each, photo).sum())))
         for each in objects:
             value = self._label_of[each.category]
-            if each.crowd and rules.crowd != CLASS:
-                if rules.crowd == BACKGROUND:
+            if each.crowd and rules.crowd != "class":
+                if rules.crowd == "background":
                     continue
                 value = IGNORE
-            if rules.polygons == FIRST and isinstance(each.shape, list):
+            if rules.polygons == "first" and isinstance(each.shape, list):
                 label = fill_truncated(label, each.shape[0], value)
             else:
                 label[self._mask(each, photo)] = value
