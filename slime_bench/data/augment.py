@@ -104,8 +104,8 @@ def choose_crop(label: Tensor, config: Augmentation, generator: torch.Generator)
     for ratio, down, right in draws:
         side = crop_side(lowest + (highest - lowest) * ratio, height, width)
         top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
-        kept = _count(label[top : top + side, left : left + side])
-        if bool((kept[needed > 0] > config.crop_keep_fraction * needed[needed > 0]).all()):
+        left_in = _count(label[top : top + side, left : left + side])
+        if bool((left_in[needed > 0] > config.crop_keep_fraction * needed[needed > 0]).all()):
             return top, left, side, side
     return whole
 

@@ -116,8 +116,8 @@ class FolderData(Part):
         """
         if self.shots == 0:
             return []
-        pool, known = self._listable, self._known_pixels()
-        return choose_support(pool, self.shots, self.seed, self.config, listed=self._list, known=known)
+        pool, counted = self._listable, self._manifest_counts()
+        return choose_support(pool, self.shots, self.seed, self.config, listed=self._list, counted=counted)
 
     @cached_property
     def missing_classes(self) -> list[str]:
@@ -247,7 +247,7 @@ class FolderData(Part):
     def fingerprint(self) -> str:
         """sha256 of the data set, the same for every number of shots and every seed, as one table's trials share it.
 
-        Of the manifest, which vouches for the splits of their usual names below the root; of names, sizes and contents
+        Of the manifest, which vouches for the splits of their own names below the root; of names, sizes and contents
         of the files of every other split that is there; and of the lists that `data.support` chooses among. Where the
         folders lie does not matter.
         """
@@ -315,7 +315,7 @@ class FolderData(Part):
             )  # fmt: skip
         return FolderDataset(self.root, self.classes, self.config.colours, pairs=[*self.pool.pairs, *val.pairs])
 
-    def _known_pixels(self) -> dict[str, Sequence[int]]:
+    def _manifest_counts(self) -> dict[str, Sequence[int]]:
         """id -> pixels per class, where a manifest of these classes has them: the label maps need not be decoded."""
         if self.split_path(SUPPORT) != self.root / SUPPORT:
             return {}  # the manifest's ids and counts are those of its own pool

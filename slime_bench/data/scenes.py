@@ -7,7 +7,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -252,12 +252,7 @@ class SceneData(FolderData):
         return authors_support(counts, self.shots, self.seed, self.config.min_pixels, self.classes, str(path))
 
     def _drawn(self) -> list[Example]:
-        known: dict[int, Counts] = {}
-
-        def counts(index: int) -> Counts:
-            if index not in known:
-                known[index] = self._count(self.pool, index)
-            return known[index]
+        counts = cache(partial(self._count, self.pool))
 
         def order(count: int) -> Sequence[int]:
             return range(count) if self.config.support == IN_ORDER else permuted(count, self.seed)

@@ -90,17 +90,17 @@ def first_choices(order: Sequence[int], shots: int, rule: str, shown: Shown, com
     return list(order[:shots])
 
 
-def foreground_counter(pool: FolderDataset, min_pixels: int, known: Mapping[str, Sequence[int]]) -> Shown:
+def foreground_counter(pool: FolderDataset, min_pixels: int, counted: Mapping[str, Sequence[int]]) -> Shown:
     """Counts the foreground classes of a sample with at least `min_pixels` pixels.
 
     Args:
-        pool: the samples; a label map is decoded where `known` does not have it.
-        known: id -> pixels per class, in label order, as a manifest has them.
+        pool: the samples; a label map is decoded where `counted` does not have it.
+        counted: id -> pixels per class, in label order, as a manifest has them.
     """
     ids, classes = pool.ids, len(pool.classes)
 
     def shown(index: int) -> int:
-        pixels = known.get(ids[index])
+        pixels = counted.get(ids[index])
         if pixels is None or len(pixels) != classes:
             pixels = class_pixels(pool.label(index), classes).tolist()
         return sum(count >= min_pixels for count in pixels[1:])
@@ -115,21 +115,21 @@ def choose_support(
     config: DataConfig,
     *,
     listed: Path | None = None,
-    known: Mapping[str, Sequence[int]] | None = None,
+    counted: Mapping[str, Sequence[int]] | None = None,
 ) -> list[str]:
     """The support ids of a trial.
 
     Args:
         pool: what may be chosen. shots, seed: of the trial.
         config: see `DataConfig.support`, `support_ids` and `require_all_classes`.
-        listed: the list to follow, as `list_file` names it. known: see `foreground_counter`.
+        listed: the list to follow, as `list_file` names it. counted: see `foreground_counter`.
 
     Raises:
         DataError: `shots` is larger than the pool or than `support_ids`, a list of another length, or an unknown id.
     """
     ids, fixed = pool.ids, config.support_ids
     if fixed is not None:
-        _check_known(fixed, ids, pool.folder, "correct `data.support_ids`; an id is a file name without its suffix")
+        _check_ids(fixed, ids, pool.folder, "correct `data.support_ids`; an id is a file name without its suffix")
     available = len(ids if fixed is None else fixed)
     if shots > available:
         raise DataError(
@@ -150,7 +150,7 @@ def choose_support(
         return names
     if config.support == IN_ORDER:
         return ids[:shots]
-    shown = foreground_counter(pool, config.min_pixels, known or {})
+    shown = foreground_counter(pool, config.min_pixels, counted or {})
     order = permuted(len(ids), seed)
     chosen = first_choices(order, shots, config.require_all_classes, shown, len(pool.classes) - 1)
     return [ids[index] for index in chosen]
@@ -239,19 +239,19 @@ def list_files(root: Path, config: DataConfig) -> list[Path]:
     return sorted(path for path in (root / LISTS).glob(f"{config.support}-*.txt") if path.is_file())
 
 
-def read_list(path: Path, known: Iterable[str]) -> list[str]:
+def read_list(path: Path, ids: Sequence[str]) -> list[str]:
     """The ids of a list, in its order.
 
     Args:
-        path: the file. known: the ids there are.
+        path: the file. ids: those there are.
 
     Raises:
-        DataError: unreadable, empty, an id twice, or one that is not `known`.
+        DataError: unreadable, empty, an id twice, or one that is none of `ids`.
     """
     remedy = "mend the list, or prepare the data again"
     stripped = (f" {line}".split(" #", 1)[0] for line in read_lines(path, remedy))
     names = unique_ids(stripped, path, remedy)
-    _check_known(names, list(known), path, remedy)
+    _check_ids(names, ids, path, remedy)
     return names
 
 
@@ -286,9 +286,8 @@ def unique_ids(lines: Iterable[str], path: Path, remedy: str) -> list[str]:
     return names
 
 
-def _check_known(names: Sequence[str], ids: Sequence[str], path: Path, remedy: str) -> None:
-    known = set(ids)
-    unknown = [name for name in names if name not in known]
+def _check_ids(names: Sequence[str], ids: Sequence[str], path: Path, remedy: str) -> None:
+    unknown = sorted(set(names) - set(ids), key=list(names).index)
     if unknown:
         raise DataError(
             "unknown support id", path=path, found=listing(unknown), remedy=remedy,

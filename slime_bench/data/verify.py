@@ -10,12 +10,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -119,7 +119,7 @@ def verify_splits(splits: Mapping[str, FolderDataset], root: Path, *, progress: 
     total = sum(len(dataset) for dataset in splits.values())
     reports: dict[str, DatasetReport] = {}
     names: list[tuple[str, str]] = []
-    seen = Fingerprints(total)
+    prints = Fingerprints(total)
     hashes: dict[str, str] = {}
     # Decoding and hashing let go of Python's lock, so that threads use all processors.
     with (
@@ -127,20 +127,24 @@ def verify_splits(splits: Mapping[str, FolderDataset], root: Path, *, progress: 
         ThreadPoolExecutor(processors()) as pool,
     ):
         for name, dataset in splits.items():
-            tally = _Tally(dataset.classes)
-            for found in _looks(pool, dataset, root, files):
+            counts = np.zeros((2, len(dataset.classes)), np.int64)
+            ignored, sizes = 0, Counter[str]()
+            for pair, found in zip(dataset.pairs, _looks(pool, dataset, root, files), strict=True):
                 line.update()
                 if isinstance(found, SlimeBenchError):
                     problems.append(found)
                     continue
-                tally.add(found)
+                names.append((name, f"{name}/{pair.id}"))
+                prints.add(found.print)
                 hashes |= found.hashes
-                names.append((name, f"{name}/{found.id}"))
-                seen.add(found.print)
-            reports[name] = tally.report()
+                counts += (found.counts > 0, found.counts)
+                ignored += found.ignored
+                sizes[found.size] += 1
+            shown, pixels = (dict(zip(dataset.classes, each, strict=True)) for each in counts.tolist())
+            reports[name] = DatasetReport(sizes.total(), shown, pixels, ignored, dict(sorted(sizes.items())))
     duplicates = [
         Duplicate(names[i][1], names[j][1], (names[i][0] == TEST) != (names[j][0] == TEST))
-        for i, j in seen.duplicates()
+        for i, j in prints.duplicates()
     ]
     faulty = {_relative(Path(str(each.path)), root) for each in problems}
     folders = {_relative(folder, root) for dataset in splits.values() for folder in _folders(dataset)}
@@ -179,9 +183,9 @@ def verified(splits: Mapping[str, FolderDataset], root: Path, *, fresh: bool = F
     """
     verdicts = Verdicts(root)
     state = _state(verdicts, splits)
-    known = None if fresh else verdicts.read(state)
-    if known is not None:
-        return _report(known, splits)
+    remembered = None if fresh else verdicts.read(state)
+    if remembered is not None:
+        return _report(remembered, splits)
     report = verify_splits(splits, root, progress=True)
     # Only what is good is remembered: a mended permission changes neither size nor time of a file.
     if report.usable and _state(verdicts, splits) == state:
@@ -220,7 +224,7 @@ def compare_manifest(
     Args:
         files: the manifest's sha256 by relative path.
         hashes: those of the files that were decoded.
-        skip: files that are known to be faulty already.
+        skip: files that were found faulty.
     """
     present: set[str] = set()
     for folder in {name.rpartition("/")[0] for name in files}:
@@ -256,11 +260,9 @@ def processors() -> int:
 # --- what one sample holds
 
 
-@dataclass(frozen=True)
-class _Look:
+class _Look(NamedTuple):
     """What one sample holds: `counts` int64 [K], `hashes` of those of its files that the manifest lists."""
 
-    id: str
     counts: np.ndarray
     ignored: int
     size: str
@@ -271,54 +273,22 @@ class _Look:
 def _looks(
     pool: ThreadPoolExecutor, dataset: FolderDataset, root: Path, files: Mapping[str, str]
 ) -> Iterator[_Look | SlimeBenchError]:
-    """`_look` at every sample, in their order."""
-    indices = iter(range(len(dataset)))
-    while batch := list(islice(indices, _BATCH)):
-        yield from pool.map(lambda index: _look(dataset, index, root, files), batch)
+    """What every sample holds, in their order, or its error."""
 
+    def look(index: int) -> _Look | SlimeBenchError:
+        pair = dataset.pairs[index]
+        try:
+            sample = dataset[index]
+        except SlimeBenchError as error:
+            return error
+        height, width = sample.label.shape
+        both = ((_relative(pair.image, root), sample.image), (_relative(pair.label, root), sample.label))
+        hashes = {name: pixels_sha256(pixels.astype(np.uint8)) for name, pixels in both if name in files}
+        counts, ignored = class_pixels(sample.label, len(dataset.classes)), int((sample.label == IGNORE).sum())
+        return _Look(counts, ignored, f"{width}x{height}", fingerprint(sample.image), hashes)
 
-def _look(dataset: FolderDataset, index: int, root: Path, files: Mapping[str, str]) -> _Look | SlimeBenchError:
-    pair = dataset.pairs[index]
-    try:
-        sample = dataset[index]
-    except SlimeBenchError as error:
-        return error
-    height, width = sample.label.shape
-    both = ((_relative(pair.image, root), sample.image), (_relative(pair.label, root), sample.label))
-    return _Look(
-        pair.id,
-        counts=class_pixels(sample.label, len(dataset.classes)),
-        ignored=int((sample.label == IGNORE).sum()),
-        size=f"{width}x{height}",
-        print=fingerprint(sample.image),
-        hashes={name: pixels_sha256(pixels.astype(np.uint8)) for name, pixels in both if name in files},
-    )
-
-
-class _Tally:
-    """Sums over the samples of one split that could be read; holds nothing of the single sample."""
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self._classes = classes
-        self._pixels = np.zeros(len(classes), np.int64)
-        self._present = np.zeros(len(classes), np.int64)
-        self._ignored = 0
-        self._sizes: dict[str, int] = {}
-
-    def add(self, found: _Look) -> None:
-        self._pixels += found.counts
-        self._present += found.counts > 0
-        self._ignored += found.ignored
-        self._sizes[found.size] = self._sizes.get(found.size, 0) + 1
-
-    def report(self) -> DatasetReport:
-        return DatasetReport(
-            images=sum(self._sizes.values()),
-            images_with_class=dict(zip(self._classes, self._present.tolist(), strict=True)),
-            pixels_of_class=dict(zip(self._classes, self._pixels.tolist(), strict=True)),
-            ignored_pixels=self._ignored,
-            sizes=dict(sorted(self._sizes.items())),
-        )
+    for start in range(0, len(dataset), _BATCH):
+        yield from pool.map(look, range(start, min(start + _BATCH, len(dataset))))
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -359,9 +329,9 @@ class Verdicts:
     def read(self, state: State) -> dict[str, Any] | None:
         """What was remembered of these splits in this very state, alone or among others; or None."""
         for path in self._files:
-            for known in _read(path):
-                if state.items() <= known["state"].items():
-                    return dict(known["report"])
+            for verdict in _read(path):
+                if state.items() <= verdict["state"].items():
+                    return dict(verdict["report"])
         return None
 
     def write(self, state: State, report: Mapping[str, Any]) -> None:
@@ -423,6 +393,8 @@ def _plain(report: VerifyReport) -> dict[str, object]:
 def _report(values: Mapping[str, Any], names: Iterable[str]) -> VerifyReport:
     """The part of a remembered report that is about the splits called `names`."""
     splits = {name: DatasetReport(**values["splits"][name]) for name in names}
-    known = [Duplicate(**each) for each in values["duplicates"]]
-    inside = [each for each in known if {each.first.split("/", 1)[0], each.second.split("/", 1)[0]} <= splits.keys()]
+    duplicates = [Duplicate(**each) for each in values["duplicates"]]
+    inside = [
+        each for each in duplicates if {each.first.split("/", 1)[0], each.second.split("/", 1)[0]} <= splits.keys()
+    ]
     return VerifyReport(splits, duplicates=inside, remembered=True)

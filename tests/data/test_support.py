@@ -210,7 +210,7 @@ def test_a_manifest_spares_the_decoding(root: Path, make: Make, monkeypatch: pyt
     known = {key: [0, 20, 20] for key in pool.ids[1:]}
     config = DataConfig("toy", str(root), CLASSES, require_all_classes="each")
     with pytest.raises(pytest.fail.Exception, match="decoded"):
-        choose_support(pool, POOL, 0, config, known=known)
+        choose_support(pool, POOL, 0, config, counted=known)
 
 
 # --- lists

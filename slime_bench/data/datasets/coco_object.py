@@ -117,8 +117,8 @@ class Instances:
         self._objects: dict[int, list[Annotation]] = {}
         for each in content["annotations"]:
             if each.category not in categories:
-                known = f"the categories {listing([f'{key} {name}' for key, name in categories.items()])}"
-                raise self._unknown("category", each.category, each.image, known)
+                valid = f"the categories {listing([f'{key} {name}' for key, name in categories.items()])}"
+                raise self._unknown("category", each.category, each.image, valid)
             if each.image not in images:
                 raise self._unknown("image", each.image, each.image, f"the file's {len(images)} images")
             self._objects.setdefault(each.image, []).append(each)
@@ -171,10 +171,10 @@ class Instances:
                 expected=f"run lengths of {photo.size[1]}x{photo.size[0]} pixels (width x height)", remedy=_REMEDY,
             ) from error  # fmt: skip
 
-    def _unknown(self, what: str, found: int, image: int, known: str) -> DataError:
+    def _unknown(self, what: str, found: int, image: int, valid: str) -> DataError:
         return DataError(
             f"an annotation of an unknown {what}", path=self.path, found=f"{what}_id {found} (image {image})",
-            expected=f"one of {known}", remedy=_REMEDY,
+            expected=f"one of {valid}", remedy=_REMEDY,
         )  # fmt: skip
 
 
