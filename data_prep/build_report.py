@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.build_types import SPLITS, BuildReport
-from slime_bench.data.verify_command import class_table, stdout_console
+from slime_bench.data.class_table import class_table, stdout_console
 
 _SHOWN = 20
 

@@ -8,18 +8,17 @@ the test split is in another split too.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slime_bench.data.class_table import class_table, stdout_console
 from slime_bench.errors import ConfigError, SlimeBenchError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from slime_bench.data.folder import FolderData
     from slime_bench.data.reading import FolderDataset
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 FAULTY = 2
 _SHOWN = 20
-
-Shown = tuple[int, Sequence[int], Sequence[int]]
-"""Of a split: number of images, and per class, in label order, the images that show it and its pixels."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,37 +137,3 @@ def _sizes(sizes: dict[str, int]) -> str:
         tuple(extreme(side[axis] for side in sides) for axis in (0, 1)) for extreme in (min, max)
     )
     return f"{len(sizes)} from {least_w}x{least_h} to {most_w}x{most_h}"
-
-
-def stdout_console() -> Console:
-    """A console that prints text as it is; where the output is no terminal nothing is cut at 80 columns."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, soft_wrap=True)
-
-
-def class_table(classes: Sequence[str], splits: Mapping[str, Shown], more: Mapping[str, Sequence[str]] = {}) -> Table:
-    """Classes by splits: in how many images each is seen, and its share of the pixels.
-
-    Args:
-        classes: in label order.
-        splits: by name, in the order of the columns.
-        more: further rows, one cell for each split.
-    """
-    from rich.table import Table
-
-    table = Table("class", title="images that show it (share of the pixels)", title_justify="left")
-    for name in splits:
-        table.add_column(name, justify="right")
-    table.add_row("all", *(f"{count:,}" for count, _, _ in splits.values()), end_section=True)
-    for index, name in enumerate(classes):
-        last = bool(more) and index == len(classes) - 1
-        cells = [_cell(images[index], pixels[index], sum(pixels)) for _, images, pixels in splits.values()]
-        table.add_row(name, *cells, end_section=last)
-    for name, row in more.items():
-        table.add_row(name, *row)
-    return table
-
-
-def _cell(images: int, pixels: int, total: int) -> str:
-    return f"{images:,} ({pixels / max(1, total):6.2%})"

@@ -1,0 +1,48 @@
+"""The table of what each split shows of each class. No torch here: the processes that prepare data print it too."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Shown = tuple[int, Sequence[int], Sequence[int]]
+"""Of a split: number of images, and per class, in label order, the images that show it and its pixels."""
+
+
+def stdout_console() -> Console:
+    """A console that prints text as it is; where the output is no terminal nothing is cut at 80 columns."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, soft_wrap=True)
+
+
+def class_table(classes: Sequence[str], splits: Mapping[str, Shown], more: Mapping[str, Sequence[str]] = {}) -> Table:
+    """Classes by splits: in how many images each is seen, and its share of the pixels.
+
+    Args:
+        classes: in label order.
+        splits: by name, in the order of the columns.
+        more: further rows, one cell for each split.
+    """
+    from rich.table import Table
+
+    table = Table("class", title="images that show it (share of the pixels)", title_justify="left")
+    for name in splits:
+        table.add_column(name, justify="right")
+    table.add_row("all", *(f"{count:,}" for count, _, _ in splits.values()), end_section=True)
+    for index, name in enumerate(classes):
+        last = bool(more) and index == len(classes) - 1
+        cells = [_cell(images[index], pixels[index], sum(pixels)) for _, images, pixels in splits.values()]
+        table.add_row(name, *cells, end_section=last)
+    for name, row in more.items():
+        table.add_row(name, *row)
+    return table
+
+
+def _cell(images: int, pixels: int, total: int) -> str:
+    return f"{images:,} ({pixels / max(1, total):6.2%})"
