@@ -19,7 +19,7 @@ from PIL import Image
 
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import build_part, read_part
-from slime_bench.data.datasets.coco_object import Crowd, Instances, Overlap, Photo, Rules, fill_truncated, mask_of
+from slime_bench.data.datasets.coco_object import Crowd, Instances, Overlap, Photo, Rules, Runs, fill_truncated, mask_of
 from slime_bench.errors import DataError, LabelError
 from tests.fixtures.twins.coco import (
     CATEGORY_IDS,
@@ -77,18 +77,18 @@ def test_run_lengths_of_any_mask(height: int, width: int, seed: int, share: floa
     mask = np.random.default_rng(seed).random((height, width)) < share
     runs = runs_of(mask)
     for counts in (runs, text_of(runs)):
-        assert np.array_equal(mask_of({"size": [height, width], "counts": counts}, height, width), mask)
+        assert np.array_equal(mask_of(Runs((height, width), counts), height, width), mask)
 
 
 def test_masks_go_down_the_columns() -> None:
-    mask = mask_of({"size": [2, 3], "counts": [2, 3, 1]}, 2, 3)  # 2 zeros, 3 ones, 1 zero
+    mask = mask_of(Runs((2, 3), [2, 3, 1]), 2, 3)  # 2 zeros, 3 ones, 1 zero
     assert mask.tolist() == [[False, True, True], [False, True, False]]
     for counts in ([2, 3], [8, -2], [7]):
         with pytest.raises(ValueError, match="image of 3x2"):
-            mask_of({"size": [2, 3], "counts": counts}, 2, 3)
+            mask_of(Runs((2, 3), counts), 2, 3)
     for text in ("P", "6\x10", "6é", "5", "62", "7"):  # cut off, no such character, too short, too long
         with pytest.raises(ValueError, match=r"RLE|run lengths"):
-            mask_of({"size": [2, 3], "counts": text}, 2, 3)
+            mask_of(Runs((2, 3), text), 2, 3)
 
 
 @settings(max_examples=80, deadline=None)
@@ -294,15 +294,15 @@ Change = Callable[[dict[str, Any]], Any]
         (lambda each: each["annotations"][0].update(category_id=12), "unknown category", "category_id 12"),
         (lambda each: each["annotations"][0].update(image_id=99), "unknown image", "image_id 99"),
         (lambda each: each["categories"].append({"id": 5, "name": "motorcycles"}), "no class: motorcycles", "5 cat"),
-        (lambda each: each["categories"].append({"id": 5}), "COCO's instances", "without id or name"),
-        (lambda each: each.pop("categories"), "COCO's instances", "annotations, images"),
+        (lambda each: each["categories"].append({"id": 5}), "COCO's instances", "categories.4.name"),
+        (lambda each: each.pop("categories"), "COCO's instances", "categories"),
         (lambda each: each["images"][0].pop("height"), "COCO's instances", "images"),
         (lambda each: each["annotations"][0].pop("segmentation"), "COCO's instances", "annotations"),
-        (lambda each: shape(each, [[1, 2, 3, 4, 5]]), "cannot read", "reshape"),
-        (lambda each: shape(each, []), "cannot read", "segmentation"),
-        (lambda each: shape(each, [[1, 2, NAN, 4, 5, 6]]), "cannot read", "number"),
-        (lambda each: shape(each, "6"), "cannot read", "segmentation"),
-        (lambda each: shape(each, {"size": [60, 80]}), "cannot read", "counts"),
+        (lambda each: shape(each, [[1, 2, 3, 4, 5]]), "cannot read COCO's instances", "reshape"),
+        (lambda each: shape(each, []), "cannot read COCO's instances", "segmentation"),
+        (lambda each: shape(each, [[1, 2, NAN, 4, 5, 6]]), "cannot read COCO's instances", "number"),
+        (lambda each: shape(each, "6"), "cannot read COCO's instances", "segmentation"),
+        (lambda each: shape(each, {"size": [60, 80]}), "cannot read COCO's instances", "counts"),
         (lambda each: shape(each, {"size": [60, 80], "counts": [5, 7]}), "not fit", "12 p"),
         (lambda each: shape(each, {"size": [60, 80], "counts": "6P"}), "not fit", "RLE"),
         (lambda each: shape(each, {"size": [80, 60], "counts": [4800]}), "not fit", "60x80"),

@@ -12,15 +12,15 @@ images without such objects: `polygons: first`, `crowd: background`, `max_test_i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
+from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from slime_bench.config.parts import located
 from slime_bench.config.read import nearest
@@ -71,30 +71,61 @@ class Rules:
     polygons: Polygons = "all"
 
 
+def _corners(values: list[float]) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32).reshape(-1, 2)
+
+
+Polygon = Annotated[list[FiniteFloat], AfterValidator(_corners)]
+"""[N,2] once it is read: corners (x, y) in pixels of the image, whose upper left pixel reaches from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A mask as COCO's run lengths: (height, width), and numbers or text."""
+
+    size: tuple[int, int]
+    counts: list[int] | str
+
+
 @dataclass(frozen=True)
 class Annotation:
-    """One object: its category, and polygons (float32 [N,2] each) or COCO's run lengths {"size", "counts"}."""
+    """One object."""
 
-    image: int
-    category: int
-    crowd: bool
-    shape: list[NDArray[np.float32]] | dict[str, Any]
+    image_id: int
+    category_id: int
+    segmentation: Runs | Annotated[list[Polygon], Field(min_length=1)]
+    iscrowd: bool = False
 
 
 @dataclass(frozen=True)
 class Photo:
-    """An image of the file; (height, width) in pixels."""
+    """An image of the file."""
 
     id: int
-    file: str
-    size: tuple[int, int]
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Category:
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class InstancesFile:
+    """What is used of an `instances_*.json`; every other key is dropped while it is parsed."""
+
+    images: list[Photo]
+    annotations: list[Annotation]
+    categories: list[Category]
 
 
 class Instances:
     """The objects of one annotation file, an `instances_*.json`.
 
-    Coordinates lie in float32 arrays and every other key of the file is dropped while it is parsed, so that a file of
-    20 MB (val2017) takes about as much memory again. Label maps are made on demand and never kept.
+    Label maps are made on demand and dropped again.
 
     Args:
         path: the file.
@@ -108,20 +139,17 @@ class Instances:
     def __init__(self, path: Path, classes: Sequence[str]) -> None:
         self.path = path
         content = _read(path)
-        self.photos: list[Photo] = sorted(content["images"], key=lambda photo: photo.file)
-        try:
-            categories = {int(each["id"]): str(each["name"]) for each in content["categories"]}
-        except (KeyError, TypeError, ValueError) as error:
-            raise _unlike(path, f"a category without id or name ({error!r})") from error
+        self.photos = sorted(content.images, key=lambda photo: photo.file_name)
+        categories = {each.id: each.name for each in content.categories}
         images = {photo.id for photo in self.photos}
         self._objects: dict[int, list[Annotation]] = {}
-        for each in content["annotations"]:
-            if each.category not in categories:
+        for each in content.annotations:
+            if each.category_id not in categories:
                 valid = f"the categories {listing([f'{key} {name}' for key, name in categories.items()])}"
-                raise self._unknown("category", each.category, each.image, valid)
-            if each.image not in images:
-                raise self._unknown("image", each.image, each.image, f"the file's {len(images)} images")
-            self._objects.setdefault(each.image, []).append(each)
+                raise self._unknown("category", each.category_id, each.image_id, valid)
+            if each.image_id not in images:
+                raise self._unknown("image", each.image_id, each.image_id, f"the file's {len(images)} images")
+            self._objects.setdefault(each.image_id, []).append(each)
         names = list(classes)
         strangers = [name for name in categories.values() if name not in names[1:]]
         if strangers:
@@ -136,7 +164,7 @@ class Instances:
 
     def shown(self, photo: Photo) -> set[int]:
         """The labels of an image's objects, hidden ones included; no mask is decoded."""
-        return {self._label_of[each.category] for each in self._objects.get(photo.id, [])}
+        return {self._label_of[each.category_id] for each in self._objects.get(photo.id, [])}
 
     def label(self, photo: Photo, rules: Rules) -> NDArray[np.uint8]:
         """The label map of an image, uint8 [H,W]: 0 where no object is.
@@ -146,29 +174,30 @@ class Instances:
         Raises:
             DataError: run lengths that do not fit the image.
         """
-        label = np.zeros(photo.size, np.uint8)
-        objects = sorted(self._objects.get(photo.id, []), key=lambda each: not each.crowd)  # stable
+        label = np.zeros((photo.height, photo.width), np.uint8)
+        objects = sorted(self._objects.get(photo.id, []), key=lambda each: not each.iscrowd)  # stable
         if rules.overlap == "smaller":
-            objects.sort(key=lambda each: (not each.crowd, -int(self._mask(each, photo).sum())))
+            objects.sort(key=lambda each: (not each.iscrowd, -int(self._mask(each, photo).sum())))
         for each in objects:
-            value = self._label_of[each.category]
-            if each.crowd and rules.crowd != "class":
+            value = self._label_of[each.category_id]
+            if each.iscrowd and rules.crowd != "class":
                 if rules.crowd == "background":
                     continue
                 value = IGNORE
-            if rules.polygons == "first" and isinstance(each.shape, list):
-                label = fill_truncated(label, each.shape[0], value)
+            if rules.polygons == "first" and isinstance(each.segmentation, list):
+                label = fill_truncated(label, each.segmentation[0], value)
             else:
                 label[self._mask(each, photo)] = value
         return label
 
     def _mask(self, each: Annotation, photo: Photo) -> NDArray[np.bool_]:
         try:
-            return mask_of(each.shape, *photo.size)
+            return mask_of(each.segmentation, photo.height, photo.width)
         except ValueError as error:
             raise DataError(
-                "the mask of an object does not fit its image", path=f"{self.path}: {photo.file}", found=str(error),
-                expected=f"run lengths of {photo.size[1]}x{photo.size[0]} pixels (width x height)", remedy=_REMEDY,
+                "the mask of an object does not fit its image", path=f"{self.path}: {photo.file_name}",
+                found=str(error), remedy=_REMEDY,
+                expected=f"run lengths of {photo.width}x{photo.height} pixels (width x height)",
             ) from error  # fmt: skip
 
     def _unknown(self, what: str, found: int, image: int, valid: str) -> DataError:
@@ -178,23 +207,21 @@ class Instances:
         )  # fmt: skip
 
 
-def mask_of(shape: list[NDArray[np.float32]] | dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels of an object, bool [height,width]: of all its polygons (corners (x, y) in pixels of the image, whose
-    upper left pixel reaches from 0 to 1), or of its run lengths as numbers or as text.
+def mask_of(shape: Runs | Sequence[ArrayLike], height: int, width: int) -> NDArray[np.bool_]:
+    """The pixels of an object, bool [height,width]: of all its polygons, or of its run lengths.
 
     Raises:
         ValueError: run lengths of another size, or that do not add up to the image.
     """
     from pycocotools import mask as coco
 
-    if isinstance(shape, list):
-        polygons = [
-            each.astype(np.float64).ravel().tolist() for each in shape if len(each) >= 3
-        ]  # others enclose nothing
+    if not isinstance(shape, Runs):
+        flat = [np.asarray(each, np.float64).ravel().tolist() for each in shape]
+        polygons = [each for each in flat if len(each) >= 6]  # fewer corners enclose nothing
         if not polygons:
             return np.zeros((height, width), bool)
         return coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))).astype(bool)
-    size, counts = tuple(shape["size"]), shape["counts"]
+    size, counts = shape.size, shape.counts
     if size != (height, width):
         raise ValueError(f"a mask of {size[1]}x{size[0]}")
     # pycocotools leaves what the run lengths do not reach as the memory happens to be.
@@ -208,10 +235,10 @@ def mask_of(shape: list[NDArray[np.float32]] | dict[str, Any], height: int, widt
     return coco.decode(coco.frPyObjects({"size": size, "counts": counts}, height, width)).astype(bool)
 
 
-def fill_truncated(label: NDArray[np.uint8], polygon: NDArray[np.float32], value: int) -> NDArray[np.uint8]:
+def fill_truncated(label: NDArray[np.uint8], polygon: ArrayLike, value: int) -> NDArray[np.uint8]:
     """`label` [H,W] with a polygon filled whose corners are cut to whole pixels, its edge included, as the masks of the
     authors' lists are. Those are of OpenCV's `fillPoly`, from which 3 pixels in 1000 differ here."""
-    corners = polygon.astype(np.int32)
+    corners = np.asarray(polygon).astype(np.int32)
     if len(corners) < 3:
         return label
     picture = Image.fromarray(np.where(mask_of([corners + np.float32(0.5)], *label.shape), np.uint8(value), label))
@@ -278,7 +305,7 @@ class CocoData(SceneData):
         if self.config.label_maps is not None:
             return self._prepared_split(name, pictures)
         instances = Instances(self.index_file(name), self.classes)
-        missing = [each.file for each in instances.photos if Path(each.file).stem not in pictures]
+        missing = [each.file_name for each in instances.photos if Path(each.file_name).stem not in pictures]
         if missing or not instances.photos:
             few = f"{len(missing)} annotated image(s) of `{name}` are not there"
             raise DataError(
@@ -288,7 +315,7 @@ class CocoData(SceneData):
                 expected=f"the {len(instances.photos)} images of {self.index_file(name).name}",
                 remedy=self.how_to_get(),
             )
-        samples = [(Path(photo.file).stem, photo) for photo in instances.photos]
+        samples = [(Path(photo.file_name).stem, photo) for photo in instances.photos]
         pairs = [(Pair(stem, pictures[stem], instances.path), photo) for stem, photo in samples]
         rules = Rules(self.config.overlap, self.config.crowd, self.config.polygons)
         return InstanceDataset(instances, self.classes, rules, pairs)
@@ -344,57 +371,21 @@ class CocoData(SceneData):
         return f"{names[0]}/, {names[1]}/ and annotations/instances_{names[1]}.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> InstancesFile:
     try:
-        content = json.loads(path.read_bytes(), object_hook=_compact)
+        return TypeAdapter(InstancesFile).validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(
             "the annotations are not there", path=path, found="nothing", expected="an instances_*.json", remedy=_REMEDY
         ) from error
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except (OSError, ValidationError) as error:
+        found = str(error)
+        if isinstance(error, ValidationError):
+            # A mask may be of two kinds: what is wrong with the likelier one.
+            worst = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+            found = ": ".join([*([".".join(map(str, worst["loc"]))] if worst["loc"] else []), worst["msg"]])
         raise DataError(
-            "cannot read the annotations", path=path, found=found, expected="COCO's JSON of instances", remedy=_REMEDY
-        ) from error
-    if not isinstance(content, dict):
-        raise _unlike(path, type(content).__name__)
-    for key, kind in (("images", Photo), ("annotations", Annotation), ("categories", dict)):
-        values = content.get(key)
-        if not isinstance(values, list):
-            raise _unlike(path, f"the keys {listing(sorted(content))}")
-        odd = next((each for each in values if not isinstance(each, kind)), None)
-        if odd is not None:
-            raise _unlike(path, f"in `{key}`: {str(odd)[:100]}")
-    return content
-
-
-def _compact(each: dict[str, Any]) -> Any:
-    """What is kept of one JSON object, as soon as it is parsed."""
-    if "segmentation" in each and "category_id" in each:
-        crowd = bool(each.get("iscrowd", 0))
-        return Annotation(int(each["image_id"]), int(each["category_id"]), crowd, _shape(each["segmentation"]))
-    if "file_name" in each and "height" in each:
-        return Photo(int(each["id"]), str(each["file_name"]), (int(each["height"]), int(each["width"])))
-    return each
-
-
-def _shape(found: Any) -> list[NDArray[np.float32]] | dict[str, Any]:
-    if isinstance(found, dict):
-        height, width = found["size"]
-        counts = found["counts"]
-        return {"size": [int(height), int(width)], "counts": counts if isinstance(counts, str) else [*map(int, counts)]}
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"a segmentation that is {str(found)[:60] or 'empty'}")
-    polygons = [np.asarray(each, np.float32).reshape(-1, 2) for each in found]
-    if not all(np.isfinite(each).all() for each in polygons):
-        raise ValueError("a polygon with a corner that is no number")
-    return polygons
-
-
-def _unlike(path: Path, found: str) -> DataError:
-    return DataError(
-        "the file does not hold COCO's instances", path=path, found=found,
-        expected="`images` (id, file_name, height, width), `annotations` (image_id, category_id, segmentation) and "
-        "`categories` (id, name)",
-        remedy="name a folder with annotations/instances_<split>.json, or correct the file",
-    )  # fmt: skip
+            "cannot read COCO's instances", path=path, found=found, remedy=_REMEDY,
+            expected="`images` (id, file_name, height, width), `annotations` (image_id, category_id, segmentation) and "
+            "`categories` (id, name)",
+        ) from error  # fmt: skip
