@@ -24,7 +24,7 @@ from data_prep.build_report import print_report, report_of
 from data_prep.build_types import Assign, BuildReport, Dropped, Job, Made, Recipe, Sample, Work
 from data_prep.build_worker import spelling
 from slime_bench.data.manifest import MANIFEST
-from slime_bench.data.progress import Progress
+from slime_bench.data.verify import progress_bar
 from slime_bench.errors import ConfigError, DataError, SlimeBenchError
 from slime_bench.storage import alone
 
@@ -162,7 +162,7 @@ def _make_all(
     owners: dict[str, str] = {}
     errors: dict[str, SlimeBenchError] = {}
     missing = [job for job in jobs if job.key not in records]
-    progress = Progress(recipe.name, len(jobs), resumed)
+    progress = progress_bar(recipe.name, len(jobs), resumed)
     journal.start(records.values())
     try:
         for record in records.values():
@@ -170,13 +170,13 @@ def _make_all(
         with closing(outcomes(missing, work, building, len(recipe.classes), workers)) as results:
             for outcome in results:
                 if outcome is None:
-                    progress.advance(0)
+                    progress.refresh()
                     continue
                 if outcome.error is not None:
                     errors[outcome.key] = outcome.error
                 elif outcome.record is not None:
                     _add({**outcome.record, "payload": seen[outcome.key]}, records, owners, journal)
-                progress.advance()
+                progress.update()
     finally:
         journal.close()
         progress.close()

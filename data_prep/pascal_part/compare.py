@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from data_prep.pascal_part.rules import REASONS, RULES, Crop, Refused, Rule
 from data_prep.pascal_part.work import VocPicture, annotations_of, judge_picture
-from slime_bench.data.progress import Progress
+from slime_bench.data.verify import progress_bar
 from slime_bench.errors import DataError, SlimeBenchError
 
 KEPT = "kept"
@@ -37,7 +37,7 @@ class Comparison:
 def compare(pictures: Sequence[VocPicture], subject: str, rules: Mapping[str, Rule] = RULES) -> Comparison:
     """Judge every picture by every rule; each annotation is read once, no picture is decoded."""
     result = Comparison()
-    progress = Progress(f"comparing {', '.join(rules)}", len(pictures), 0)
+    progress = progress_bar(f"comparing {', '.join(rules)}", len(pictures))
     for source in pictures:
         try:
             read = annotations_of(source, subject)
@@ -48,7 +48,7 @@ def compare(pictures: Sequence[VocPicture], subject: str, rules: Mapping[str, Ru
         else:
             for name, verdicts in found.items():
                 result.counts.update((source.split, name, _word(verdict)) for verdict in _each(verdicts))
-        progress.advance()
+        progress.update()
     progress.close()
     return result
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from slime_bench.data.decoding import DECODING_ERRORS
+from slime_bench.data.reading import DECODING_ERRORS
 from slime_bench.errors import DataError
 
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from hydra import compose, initialize_config_dir
@@ -25,8 +26,8 @@ from data_prep.pretrain.vae import measure_vae
 from slime_bench.attention.maps import perplexity
 from slime_bench.config.schema import validate
 from slime_bench.data.datamodule import SegmentationDataModule
-from slime_bench.data.folder import FolderDataset
 from slime_bench.data.mini_world.render import vocabulary
+from slime_bench.data.reading import FolderDataset
 from slime_bench.methods.slime.method import Slime
 from slime_bench.metrics.iou import IouMetric
 from slime_bench.paths import config_dir
@@ -47,6 +48,11 @@ def write_checkpoint(work: Path, out: Path) -> None:
     ).to(torch.float16).save_pretrained(out)  # fmt: skip
 
 
+def as_batch(images: Sequence[np.ndarray]) -> torch.Tensor:
+    """uint8 [H,W,3] each -> float32 [B,3,H,W] in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
 def fit(method: Slime, data: SegmentationDataModule) -> None:
     """The optimisation without a trainer: every step, no validation, last embeddings."""
     (optimiser,) = [method.configure_optimizers()]
@@ -64,8 +70,8 @@ def validation_miou(method: Slime, pictures: FolderDataset) -> tuple[float, list
     """Mean and per-class IoU in percent, convention `slime`."""
     metric = IouMetric(len(method.classes))
     for sample in map(pictures.__getitem__, range(len(pictures))):
-        prediction = method.predict(sample.image[None].float() / 255, [sample.id])
-        metric.update(prediction, sample.label[None])
+        prediction = method.predict(as_batch([sample.image]), [sample.id])
+        metric.update(prediction, torch.from_numpy(sample.label[None]))
     per_class = 100 * metric.compute()
     return float(per_class.nanmean()), [round(float(v), 1) for v in per_class]
 
@@ -79,7 +85,7 @@ def probe(overrides: Sequence[str], pictures: FolderDataset | None = None) -> di
     method = cfg.build(
         "method", protocol=cfg.build("protocol"), backbone=cfg.build("backbone"), classes=data.classes, seed=cfg.seed
     )
-    fit(method, data)
+    fit(method, data.datamodule())
     pictures = pictures or FolderDataset(Path(cfg.data.root) / "val", data.classes)
     found = {}
     for maps in ("was", "cross"):
@@ -95,7 +101,7 @@ def self_perplexity(overrides: Sequence[str], t: int) -> list[float]:
         cfg = validate(compose("config", overrides=list(overrides)))
     backbone = cfg.build("backbone")
     pictures = FolderDataset(Path(cfg.data.root) / "val", list(cfg.data.classes))
-    images = torch.stack([pictures[index].image.float() / 255 for index in range(len(pictures))])
+    images = as_batch([pictures[index].image for index in range(len(pictures))])
     latents = backbone.encode(images, None)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     steps = torch.full((len(images),), t)

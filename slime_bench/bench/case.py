@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from slime_bench.bench.architecture import WIDTHS
 from slime_bench.config.compose import plan
-from slime_bench.data.augment import Augmentation, augment
+from slime_bench.data.augment import augment
+from slime_bench.data.config import Augmentation
 from slime_bench.errors import ConfigError
 from slime_bench.methods.slime.method import Slime
 from slime_bench.seeding import generator

@@ -79,8 +79,7 @@ def compare(cfg: TrialConfig, rounds: int = ROUNDS) -> dict[str, Any]:
     """Passes per image, images per second and their ratio; `differing`: share of pixels whose label differs."""
     data = cfg.build("data", shots=0, seed=cfg.seed)
     data.prepare_data()
-    data.setup("test")
-    stream, backbone = Stream(list(data.test_dataloader())), cfg.build("backbone")
+    stream, backbone = Stream(list(data.datamodule().test_dataloader())), cfg.build("backbone")
 
     def make(**settings: Any) -> InfoScore:
         return made(cfg, backbone, data.classes, **settings)

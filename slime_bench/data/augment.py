@@ -8,63 +8,22 @@ horizontal flip, Gaussian blur, square crop resized back, rotation. Shapes: imag
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slime_bench.data.labels import IGNORE, resize_label
-from slime_bench.errors import ConfigError
+from slime_bench.data.config import Augmentation
+from slime_bench.data.label_maps import IGNORE
+from slime_bench.data.transforms import resize_label
 
 CROP_TRIES = 20
-CROP_KEEPS = ("every_class", "background", "nothing")
 
 # OpenCV's fixed kernels, which it takes when the size is 3 or 5 and no sigma is given, as in the reference.
 _BINOMIAL = {1: (1.0,), 3: (0.25, 0.5, 0.25), 5: (0.0625, 0.25, 0.375, 0.25, 0.0625)}
 
 Box = tuple[int, int, int, int]
 """(top, left, height, width) in pixels."""
-
-
-@dataclass
-class Augmentation:
-    """How support samples are varied; `crop_ratio: [1, 1]` and zero probabilities switch everything off.
-
-    Args:
-        flip_p: probability of a horizontal flip.
-        blur_p: probability of a Gaussian blur.
-        blur_kernels: odd kernel widths, drawn evenly. albumentations draws 1..5 and rounds even widths up, so that
-            3 and 5 are twice as likely as 1; repeating them here says the same.
-        rotation_p: probability of a rotation.
-        rotation_degrees: the angle is drawn evenly from plus and minus this.
-        crop_ratio: [lowest, highest] side of the square crop, as a part of the shorter side.
-        crop_keep: what a crop must keep more than `crop_keep_fraction` of, of the pixels that were there: `every_class`
-            (each class of the image), `background` (what the reference's rule comes to, see `choose_crop`), `nothing`.
-        crop_keep_fraction: 0..1.
-
-    Raises:
-        ConfigError: a value outside its range.
-    """
-
-    flip_p: float = 0.5
-    blur_p: float = 0.5
-    blur_kernels: list[int] = field(default_factory=lambda: [1, 3, 3, 5, 5])
-    rotation_p: float = 0.5
-    rotation_degrees: float = 30.0
-    crop_ratio: list[float] = field(default_factory=lambda: [0.6, 1.0])
-    crop_keep: str = "every_class"
-    crop_keep_fraction: float = 0.3
-
-    def __post_init__(self) -> None:
-        for name in ("flip_p", "blur_p", "rotation_p", "crop_keep_fraction"):
-            _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "a number from 0 to 1")
-        odd = bool(self.blur_kernels) and all(width > 0 and width % 2 == 1 for width in self.blur_kernels)
-        _require(odd, "blur_kernels", self.blur_kernels, "odd widths, e.g. [1, 3, 5]")
-        _require(0 <= self.rotation_degrees <= 180, "rotation_degrees", self.rotation_degrees, "0 to 180")
-        pair = len(self.crop_ratio) == 2 and 0 < self.crop_ratio[0] <= self.crop_ratio[1] <= 1
-        _require(pair, "crop_ratio", self.crop_ratio, "[lowest, highest] with 0 < lowest <= highest <= 1")
-        _require(self.crop_keep in CROP_KEEPS, "crop_keep", self.crop_keep, " or ".join(CROP_KEEPS))
 
 
 def augment(image: Tensor, label: Tensor, config: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -145,8 +104,8 @@ def choose_crop(label: Tensor, config: Augmentation, generator: torch.Generator)
     for ratio, down, right in draws:
         side = crop_side(lowest + (highest - lowest) * ratio, height, width)
         top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
-        kept = _count(label[top : top + side, left : left + side])
-        if bool((kept[needed > 0] > config.crop_keep_fraction * needed[needed > 0]).all()):
+        left_in = _count(label[top : top + side, left : left + side])
+        if bool((left_in[needed > 0] > config.crop_keep_fraction * needed[needed > 0]).all()):
             return top, left, side, side
     return whole
 
@@ -218,14 +177,3 @@ def _gaussian(kernel: int) -> tuple[float, ...]:
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
     weights = [math.exp(-((index - kernel // 2) ** 2) / (2 * sigma**2)) for index in range(kernel)]
     return tuple(weight / sum(weights) for weight in weights)
-
-
-def _require(holds: bool, name: str, found: object, expected: str) -> None:
-    if not holds:
-        raise ConfigError(
-            f"bad augmentation setting `{name}`",
-            path=f"data.augment.{name}",
-            found=found,
-            expected=expected,
-            remedy="correct it in the data set's YAML or on the command line",
-        )

@@ -1,4 +1,4 @@
-"""The settings of a folder data set, checked as far as that is possible without the files."""
+"""The settings of data sets, checked as far as that is possible without the files. No torch here."""
 
 from __future__ import annotations
 
@@ -6,26 +6,74 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import yaml
+from pydantic import Field
 
 from slime_bench.config.parts import NO_NUMBERS, located
-from slime_bench.data.augment import Augmentation
-from slime_bench.data.fit import FITS, RESIZES
-from slime_bench.data.labels import validate_classes, validate_colours
-from slime_bench.data.layouts import listing
+from slime_bench.data.label_maps import listing, validate_classes, validate_colours
 from slime_bench.errors import ConfigError
 
-SUPPORT, VAL, TEST = "support", "val", "test"
-SPLITS = (SUPPORT, VAL, TEST)
+SUPPORT, VAL, TEST = SPLITS = ("support", "val", "test")
 SHOTS = "{shots}"
 """In the name of a split's folder: the number of shots."""
-VALIDATIONS = ("auto", "paper", "support", "val", "none")
 DRAWN, IN_ORDER = "drawn", "in_order"
-EACH, FIRST, NONE = "each", "first", "none"
+AUTHORS_EVAL, AUTHORS_TRAIN, NO_SUPPORT = "authors_eval", "authors_train", "none"
+EACH, FIRST = "each", "first"
+Fit = Literal["squash", "pad", "pad_floor8"]
+SQUASH, PAD, PAD_FLOOR8 = FITS = get_args(Fit)
+Resize = Literal["antialias", "opencv", "opencv_float"]
+ANTIALIAS, OPENCV, OPENCV_FLOAT = RESIZES = get_args(Resize)
+Share = Annotated[float, Field(ge=0, le=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
 
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _REMEDY = "correct it in the data set's YAML or on the command line"
+
+
+@dataclass
+class Augmentation:
+    """How support samples are varied; `crop_ratio: [1, 1]` and zero probabilities switch everything off.
+
+    Args:
+        flip_p: probability of a horizontal flip.
+        blur_p: probability of a Gaussian blur.
+        blur_kernels: odd kernel widths, drawn evenly. albumentations draws 1..5 and rounds even widths up, so that
+            3 and 5 are twice as likely as 1; repeating them here says the same.
+        rotation_p: probability of a rotation.
+        rotation_degrees: the angle is drawn evenly from plus and minus this.
+        crop_ratio: [lowest, highest] side of the square crop, as a part of the shorter side.
+        crop_keep: what a crop must keep more than `crop_keep_fraction` of, of the pixels that were there: `every_class`
+            (each class of the image), `background` (what the reference's rule comes to, see `choose_crop`), `nothing`.
+        crop_keep_fraction: 0..1.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    flip_p: Share = 0.5
+    blur_p: Share = 0.5
+    blur_kernels: list[int] = field(default_factory=lambda: [1, 3, 3, 5, 5])
+    rotation_p: Share = 0.5
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 30.0
+    crop_ratio: list[float] = field(default_factory=lambda: [0.6, 1.0])
+    crop_keep: Literal["every_class", "background", "nothing"] = "every_class"
+    crop_keep_fraction: Share = 0.3
+
+    def __post_init__(self) -> None:
+        odd = bool(self.blur_kernels) and all(width > 0 and width % 2 == 1 for width in self.blur_kernels)
+        self._require(odd, "blur_kernels", "odd widths, e.g. [1, 3, 5]")
+        pair = len(self.crop_ratio) == 2 and 0 < self.crop_ratio[0] <= self.crop_ratio[1] <= 1
+        self._require(pair, "crop_ratio", "[lowest, highest] with 0 < lowest <= highest <= 1")
+
+    def _require(self, holds: bool, name: str, expected: str) -> None:
+        if not holds:
+            raise ConfigError(
+                f"bad augmentation setting `{name}`", path=f"data.augment.{name}", found=getattr(self, name),
+                expected=expected, remedy=_REMEDY,
+            )  # fmt: skip
 
 
 @dataclass
@@ -44,8 +92,8 @@ class DataConfig:
         colours: class name, or `ignore`, -> [red, green, blue] of label maps that are colour pictures. Any other colour
             is background, unless the background's own is given.
         image_size: side S; images of another size are brought to S x S.
-        fit: how: `squash` (stretched, as in the first paper), `pad` (the longer side becomes S, the rest is black and
-            ignored) or `pad_floor8` (the second paper's, whose sides are multiples of 8); see `slime_bench.data.fit`.
+        fit: how, see `slime_bench.data.transforms`: `squash` (stretched, as in the first paper), `pad` (the longer side
+            becomes S, the rest is black and ignored) or `pad_floor8` (the second paper's: multiples of 8).
         resize: `antialias` (PIL's bilinear, which averages when it shrinks), `opencv` (the reference's INTER_LINEAR
             for images and INTER_NEAREST for label maps) or `opencv_float` (the same on float32 images, whose values are
             then not rounded to grey levels: the second paper's).
@@ -80,45 +128,25 @@ class DataConfig:
     subject: str = "any"
     splits: dict[str, str] = field(default_factory=dict, metadata=located("data"))
     colours: dict[str, list[int]] = field(default_factory=dict)
-    image_size: int = 512
-    fit: str = "squash"
-    resize: str = "antialias"
-    batch_size: int = field(default=10, metadata=NO_NUMBERS)
-    train_batch_size: int = 1
-    num_workers: int | None = field(default=None, metadata=NO_NUMBERS)
-    passes_per_epoch: int = 1
+    image_size: Annotated[int, Field(ge=8)] = 512
+    fit: Fit = "squash"
+    resize: Resize = "antialias"
+    batch_size: Positive = field(default=10, metadata=NO_NUMBERS)
+    train_batch_size: Positive = 1
+    num_workers: Natural | None = field(default=None, metadata=NO_NUMBERS)
+    passes_per_epoch: Positive = 1
     augment: Augmentation = field(default_factory=Augmentation)
     support: str = DRAWN
     support_ids: list[str] | None = None
-    require_all_classes: str = field(default=FIRST, metadata={"choices": (EACH, FIRST, NONE)})
-    min_pixels: int = 12
-    validation: str = "auto"
-    val_size: int | None = None
+    require_all_classes: Literal["each", "first", "none"] = "first"
+    min_pixels: Positive = 12
+    validation: Literal["auto", "paper", "support", "val", "none"] = "auto"
+    val_size: Positive | None = None
 
     def __post_init__(self) -> None:
         self._settle_classes()
         validate_classes(self.classes)
         validate_colours(self.colours, self.classes)
-        for name, least in (
-            ("image_size", 8),
-            ("batch_size", 1),
-            ("train_batch_size", 1),
-            ("num_workers", 0),
-            ("passes_per_epoch", 1),
-            ("min_pixels", 1),
-            ("val_size", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise _bad(name, value, f"a whole number of at least {least}")
-        for name, options in (
-            ("fit", FITS),
-            ("resize", RESIZES),
-            ("validation", VALIDATIONS),
-            ("require_all_classes", (EACH, FIRST, NONE)),
-        ):
-            if getattr(self, name) not in options:
-                raise _bad(name, getattr(self, name), " or ".join(options))
         unknown = [name for name in self.splits if name not in SPLITS]
         if unknown:
             raise _bad("splits", listing(unknown), f"the keys {', '.join(SPLITS)}")
@@ -135,21 +163,46 @@ class DataConfig:
         if self.classes_file is not None:
             if self.classes:
                 raise ConfigError(
-                    "the classes are given twice",
-                    path="data.classes_file",
+                    "the classes are given twice", path="data.classes_file", expected="one of the two",
                     found=f"`data.classes` and {self.classes_file}",
-                    expected="one of the two",
                     remedy="leave `data.classes_file` out, or set data.classes=[]",
-                )
+                )  # fmt: skip
             self.classes, self.classes_file = read_classes(Path(self.classes_file)), None
         if not self.classes:
             raise ConfigError(
-                "the classes are not given",
-                path="data.classes",
+                "the classes are not given", path="data.classes",
                 found="neither `data.classes` nor `data.classes_file`",
                 expected="the names of the label maps' classes, `background` first",
                 remedy="e.g. data.classes=[background,leaf,stem], or data.classes_file=<a YAML list of names>",
-            )
+            )  # fmt: skip
+
+
+@dataclass
+class SceneConfig(DataConfig):
+    """Settings of a data set of scenes.
+
+    `shots` is the number of support images **of each class**, as in the second paper, whose one shot is 20 images of
+    VOC. `support` is `drawn` (from the support split, with the seed), `in_order` (the same without a seed), the name of
+    a list as elsewhere, `none` (no support images, for methods that learn nothing), or one of
+
+    - `authors_eval`: as the second paper's code: from the images of the *test* split, which then lose them; images
+      without any object are no queries then. (With shots=0 all images of the list are, as in its training-free script.)
+      The seed s stands for the code's run number s, whose first draw is seeded
+      with 1.
+    - `authors_train`: the same choice from the support split; nothing is taken from the test split.
+
+    `drawn` and `in_order` prefer images that show one class only, and at least `min_pixels` of it (the files' own
+    pixels; 16384 in the code); an image may stand for two classes, and is in the set once. `support_ids` and lists are
+    taken whole, whatever `shots` says; `require_all_classes` means nothing here.
+
+    Args:
+        max_pool_images: the first so many images of the support split are its pool; null = all.
+        max_test_images: the first so many images of the test split are tested, after `authors_eval` has taken its own;
+            null = all. The second paper's code stops after 10000 images of COCO.
+    """
+
+    max_pool_images: Positive | None = None
+    max_test_images: Positive | None = None
 
 
 def read_classes(path: Path) -> list[str]:
@@ -172,21 +225,16 @@ def read_classes(path: Path) -> list[str]:
         labels = list(content.values())
         if any(type(label) is not int for label in labels) or sorted(labels) != list(range(len(labels))):
             raise ConfigError(
-                "the labels of the class file are not 0, 1, 2, ...",
-                path=path,
+                "the labels of the class file are not 0, 1, 2, ...", path=path, remedy=remedy,
                 found=", ".join(f"{name}: {label}" for name, label in content.items()),
                 expected=f"every whole number from 0 to {len(labels) - 1} once",
-                remedy=remedy,
-            )
+            )  # fmt: skip
         names = sorted(content, key=lambda name: int(content[name]))
     if not isinstance(names, list):
         raise ConfigError(
-            "the class file does not list classes",
-            path=path,
-            found=type(content).__name__,
-            expected=expected,
+            "the class file does not list classes", path=path, found=type(content).__name__, expected=expected,
             remedy=remedy,
-        )
+        )  # fmt: skip
     return list(validate_classes(names, path=str(path)))
 
 

@@ -1,309 +1,358 @@
-"""Reading of images and label maps, and folders of them as data sets; `layouts` says which files pair up."""
+"""Folder data sets: where the splits of a trial lie, what is in them, which images it learns from. No torch here.
+
+Every choice is a function of (config, shots, seed); `FolderData.datamodule` makes batches of it.
+"""
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import glob
+import shlex
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
-from torch.utils.data import Dataset
+from slime_bench.config.parts import Part
+from slime_bench.data.config import SHOTS, SPLITS, SUPPORT, TEST, VAL, DataConfig
+from slime_bench.data.label_maps import check_same_classes, listing
+from slime_bench.data.manifest import (
+    MANIFEST,
+    check_subject,
+    file_sha256,
+    folder_sha256,
+    read_manifest,
+    text_sha256,
+)
+from slime_bench.data.reading import FolderDataset, Sample
+from slime_bench.data.support import (
+    check_support,
+    choose_support,
+    choose_val,
+    list_file,
+    list_files,
+    permuted,
+    read_list,
+    val_list_file,
+)
+from slime_bench.data.verify import VerifyReport, compare_manifest, ensure_verified, refuse
+from slime_bench.errors import ConfigError, DataError
 
-from slime_bench.data.labels import IGNORE, Colours, labels_of_colours, validate_classes, validate_colours
-from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem, find_pairs, listing
-from slime_bench.data.decoding import DECODING_ERRORS
-from slime_bench.errors import DataError, LabelError
+if TYPE_CHECKING:
+    from slime_bench.data.datamodule import SegmentationDataModule
 
-_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-_COLOUR_MODES = ("RGB", "RGBA", "P", "PA")
-_LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM")
-_ORIENTATION = 0x0112
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image: its file's stem and uint8 [3,H,W] RGB in 0..255, in the size of the file."""
-
-    id: str
-    image: Tensor
-
-
-@dataclass(frozen=True)
-class Sample(Picture):
-    """An image with its label map, int64 [H,W] of the same H and W: 0 = background, 255 = ignore."""
-
-    label: Tensor
-
-
-def read_image(path: Path) -> Tensor:
-    """One image as uint8 [3,H,W] RGB, whatever its suffix says of its format.
-
-    Grey images get three equal channels, CMYK is converted, transparency is dropped, of 16-bit RGB the upper 8 bits are
-    kept, and the camera's orientation is applied, as image viewers and OpenCV do.
-
-    Raises:
-        DataError: missing, unreadable, cut short, or grey with more than 8 bits.
-    """
-    try:
-        with Image.open(path) as file:
-            mode = file.mode
-            if mode.startswith(("I", "F")):
-                raise DataError(
-                    "image with more than 8 bits per pixel",
-                    path=path,
-                    found=f"mode {mode}",
-                    expected="8-bit RGB or grey",
-                    remedy="convert the image to 8 bits; only you know which range of values matters",
-                )
-            pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    except DataError:
-        raise
-    except DECODING_ERRORS as error:
-        raise _unreadable("image", path, error, "a complete PNG or JPEG file") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
-def read_label(path: Path, colours: Colours | None = None) -> Tensor:
-    """One label map as int64 [H,W].
+class FolderData(Part):
+    """A data set whose splits are folders.
 
     Args:
-        path: a PNG (grey or palette index), a colour PNG whose colours `colours` holds, or a `.npy` array of whole
-            numbers, which may be stored as floats.
-        colours: as `validate_colours` gives them. Without a colour for the background, every colour that is none of
-            them is background; with one, such a colour is an error. Grey label maps and arrays hold indices all the
-            same; a palette then counts as colours.
+        config: see `DataConfig`.
+        shots: number of support images, k; 0 for a method that needs none.
+        seed: decides the support set, the order and the augmentation.
 
     Raises:
-        DataError: missing, unreadable or cut short.
-        LabelError: not one whole number per pixel, a format that loses pixels, or colours that are no class.
+        ConfigError: `shots` below 0, or 0 where the pool goes by their number.
     """
-    array = _read_array(path) if path.suffix.lower() == ".npy" else _read_picture(path, colours or {})
-    if array.ndim != 2 or array.dtype.kind not in "biuf":
-        raise LabelError(
-            "not a label map",
-            path=path,
-            found=f"an array {list(array.shape)} of {array.dtype}",
-            expected="[H,W] whole numbers, one class index per pixel",
-            remedy="save class indices, e.g. `np.save(file, label.astype(np.uint8))`",
-        )
-    if array.dtype.kind == "f":
-        array = array.astype(np.float64)
-        broken = ~(np.isfinite(array) & (np.abs(array) < 2**31) & (array == np.round(array)))
-        if broken.any():
-            raise LabelError(
-                "the label map holds numbers that are no class index",
-                path=path,
-                found=f"{listing([f'{value:g}' for value in np.unique(array[broken])])} ({int(broken.sum())} pixels)",
-                expected="whole numbers, one class index per pixel",
-                remedy="resize and save label maps without interpolation; scores become labels by their argmax",
+
+    Config = DataConfig
+    commands: ClassVar[dict[str, str]] = {}
+    """Of a data set that a command of `data_prep` makes: subject -> the command. One that was laid out by hand, without
+    a manifest, is taken as it is."""
+    choices: ClassVar[tuple[str, ...]] = ()
+    """Settings of the manifest that change published numbers."""
+
+    def __init__(self, config: DataConfig, shots: int, seed: int) -> None:
+        if shots < 0:
+            raise ConfigError(
+                "there is no such support set", path="shots", found=shots, expected="0 or more", remedy="e.g. shots=1"
             )
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def check_label(label: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Refuse labels that are no class: every value must lie in 0..K-1 or be 255 (ignore).
-
-    Args:
-        label: int64 [H,W].
-        classes: the K class names.
-        path: the file, for the message.
-
-    Raises:
-        LabelError: names the values, and how many pixels carry each.
-    """
-    strangers = (label < 0) | ((label >= len(classes)) & (label != IGNORE))
-    if not bool(strangers.any()):
-        return
-    values, counts = label[strangers].unique(return_counts=True)
-    counted = [f"{value} ({count} pixels)" for value, count in zip(values.tolist(), counts.tolist(), strict=True)]
-    raise LabelError(
-        "label outside the classes",
-        path=path,
-        found=listing(counted),
-        expected=f"0..{len(classes) - 1} ({', '.join(classes)}) or {IGNORE} (ignore)",
-        remedy="name the missing classes in `data.classes`, or map these labels to a class or to 255",
-    )
-
-
-def read_sample(pair: Pair, classes: Sequence[str], colours: Colours | None = None) -> Sample:
-    """Decode and check one sample.
-
-    Raises:
-        DataError, LabelError: an unreadable file, sizes that differ, or labels outside `classes`.
-    """
-    image = read_image(pair.image)
-    label = read_label(pair.label, colours)
-    if image.shape[-2:] != label.shape:
-        size, turned = f"{label.shape[1]}x{label.shape[0]}", label.shape == image.shape[:0:-1] and _turns(pair.image)
-        raise LabelError(
-            "image and label map differ in size",
-            path=pair.label,
-            found=f"{size}, the size before the image's EXIF orientation is applied" if turned else size,
-            expected=f"{image.shape[2]}x{image.shape[1]} (width x height) as {pair.image}"
-            + (" is shown" if turned else ""),
-            remedy="turn the label map as viewers show the image, or save the image with its orientation applied"
-            if turned
-            else "export the label map in the size of its image, without interpolation",
-        )
-    check_label(label, classes, pair.label)
-    return Sample(pair.id, image, label)
-
-
-class FolderDataset(Dataset[Sample]):
-    """The samples of a folder in any layout of `slime_bench.data.layouts`, in order of the id.
-
-    Files are listed and paired at once and decoded on demand; see `read_sample` for what is refused.
-
-    Args:
-        folder: where the files lie.
-        classes: class names in label order.
-        colours: class name -> RGB of label maps that are colour pictures; see `read_label`.
-        pairs: the samples, where they are not all of the folder's.
-
-    Raises:
-        DataError: see `find_pairs`.
-        ConfigError: a bad class list or colour.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        classes: Sequence[str],
-        colours: Mapping[str, Sequence[int]] | None = None,
-        *,
-        pairs: Sequence[Pair] | None = None,
-    ) -> None:
-        self.folder = Path(folder)
-        self.classes = validate_classes(classes)
-        self.colours = {name: list(colour) for name, colour in (colours or {}).items()}
-        self._table = validate_colours(self.colours, self.classes)
-        self.pairs = find_pairs(self.folder) if pairs is None else list(pairs)
+        pool = config.splits[SUPPORT]
+        if shots == 0 and SHOTS in pool:
+            raise ConfigError(
+                "the support folder of this data set goes by the number of shots", path="data.splits.support",
+                found=f"{pool} with shots=0", expected="a folder whose images may be looked at",
+                remedy=f"say which, e.g. data.splits.support={pool.replace(SHOTS, '10')}",
+            )  # fmt: skip
+        self.config = config
+        self.shots = shots
+        self.seed = seed
+        self.root = Path(config.root)
 
     @property
-    def ids(self) -> list[str]:
-        return [pair.id for pair in self.pairs]
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return tuple(self.config.classes)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    @property
+    def validation(self) -> str:
+        """Where validation images come from, once the shots have their say: `support`, `val` or `none`."""
+        if self.shots == 0:
+            return "none"
+        if self.config.validation not in ("auto", "paper"):
+            return self.config.validation
+        if self.shots > 1:
+            return "val"
+        return "support" if self.config.validation == "auto" else "none"
 
-    def __getitem__(self, index: int) -> Sample:
-        return read_sample(self.pairs[index], self.classes, self._table)
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The splits that the trial reads: always `support` and `test`; `val` where it validates on it, or where a list
+        may name images of it."""
+        listed = self._list is not None and self.split_path(VAL).is_dir()
+        return SPLITS if self.validation == "val" or listed else (SUPPORT, TEST)
 
-    def label(self, index: int) -> Tensor:
-        """Only the label map, int64 [H,W], checked against the classes: a choice by content need not decode images."""
-        path = self.pairs[index].label
-        label = read_label(path, self._table)
-        check_label(label, self.classes, path)
-        return label
+    @property
+    def images_per_shot(self) -> int:
+        """Support images that one shot stands for."""
+        return 1
 
-    def select(self, ids: Sequence[str]) -> FolderDataset:
-        """The samples called `ids`, in that order; KeyError for an id that is not there."""
-        by_id = {pair.id: pair for pair in self.pairs}
-        return FolderDataset(self.folder, self.classes, self.colours, pairs=[by_id[key] for key in ids])
+    @cached_property
+    def support_ids(self) -> list[str]:
+        """The ids of the support set, in order of the draw: a 1-shot trial's image is the first of a 10-shot trial's.
 
+        Raises:
+            DataError: `shots` is larger than the pool, an id that is not in it, or a list that is not there.
+        """
+        if self.shots == 0:
+            return []
+        pool, counted = self._listable, self._manifest_counts()
+        return choose_support(pool, self.shots, self.seed, self.config, listed=self._list, counted=counted)
 
-class ImageFolder(Dataset[Picture]):
-    """The images of a folder, without label maps, in order of the file's stem."""
+    @cached_property
+    def missing_classes(self) -> list[str]:
+        """Classes that the support set does not show; a warning names them when the support set is first read.
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        files = files_by_stem(self.folder, IMAGE_SUFFIXES)
-        if not files:
+        Raises:
+            DataError: the support set has no foreground at all.
+        """
+        return check_support(self.support, self.classes)
+
+    @cached_property
+    def pool(self) -> FolderDataset:
+        """What support images are drawn from."""
+        return self.split(SUPPORT)
+
+    @cached_property
+    def support(self) -> list[Sample]:
+        """The support set, in order of `support_ids`."""
+        chosen = self._listable.select(self.support_ids)
+        return [chosen[index] for index in range(len(chosen))]
+
+    @cached_property
+    def val(self) -> FolderDataset:
+        """The validation split, as far as it is used."""
+        listed = val_list_file(self.root, self.config)
+        if listed is not None:
+            return self._train_side.select(read_list(listed, self._train_side.ids))
+        split = self.split(VAL)
+        support = set(self.support_ids) if self._list is not None else set()
+        ids = [key for key in split.ids if key not in support]
+        return split.select(choose_val(ids, self.config.val_size, self.seed, split.folder))
+
+    @cached_property
+    def test(self) -> FolderDataset:
+        """The test split, in order of the id."""
+        return self.split(TEST)
+
+    def unlabelled(self, limit: int | None) -> FolderDataset:
+        """Images of the pool whose labels are not to be used: at most `limit`, drawn with the seed; None for all."""
+        if limit is None or limit >= len(self.pool):
+            return self.pool
+        order = permuted(len(self.pool), self.seed, "unlabelled")[:limit]
+        return self.pool.select([self.pool.ids[index] for index in sorted(order)])
+
+    def datamodule(self) -> SegmentationDataModule:
+        """Batches of it for Lightning; here torch is imported."""
+        from slime_bench.data.datamodule import SegmentationDataModule
+
+        return SegmentationDataModule(self)
+
+    # --- the files
+
+    def split_path(self, split: str) -> Path:
+        """The folder of a split, which may not be there."""
+        return self.root / self._split_name(split)
+
+    def split(self, name: str) -> FolderDataset:
+        """The samples of a split, whole.
+
+        Raises:
+            DataError: the folder is missing, or its files do not pair up.
+        """
+        folder = self.split_path(name)
+        if not folder.exists():
+            there = sorted(f"{each.name}/" for each in folder.parent.glob("*/") if not each.name.startswith("."))
+            shots = f" for {self.shots} shot(s)" if SHOTS in self.config.splits[name] else ""
+            instead = "or choose data.validation=support" if name == VAL else self.how_to_get()
             raise DataError(
-                "no images",
-                path=self.folder,
-                found="no file with a known suffix",
-                expected=", ".join(IMAGE_SUFFIXES),
-                remedy="name a folder that holds images",
-            )
-        self.files = list(files.values())
+                f"the data set has no {name} split{shots}", path=folder, found=listing(there) or "nothing",
+                expected="a folder of images and label maps",
+                remedy=f"say where it is: data.splits.{name}=<folder>; {instead}",
+            )  # fmt: skip
+        return self._dataset(folder)
+
+    def split_datasets(self, names: Sequence[str] | None = None) -> dict[str, FolderDataset]:
+        """The splits called `names`, whole; by default those that the trial needs.
+
+        Raises:
+            DataError: a split is missing, or its files do not pair up.
+        """
+        return {name: self.split(name) for name in (self.needed if names is None else names)}
+
+    def present_splits(self) -> list[str]:
+        """Names of the splits whose folders are there, needed or not."""
+        return [name for name in SPLITS if self.split_path(name).is_dir()]
+
+    def how_to_get(self) -> str:
+        """What to do where the data are missing, as an instruction."""
+        command = self.commands.get(self.config.subject)
+        if command is None:
+            return "prepare the data as README.md says under `Real data`"
+        return f"{command} (README.md, `Real data`)"
+
+    def prepared(self) -> dict[str, str]:
+        """Named choices with which the data set was made, that tables have to state; none for one laid out by hand.
+
+        Raises:
+            DataError: the manifest cannot be read.
+        """
+        if not self.choices or not (self.root / MANIFEST).is_file():
+            return {}
+        settings = read_manifest(self.root).get("settings") or {}
+        chosen = {name: str(settings[name]) for name in self.choices if settings.get(name) is not None}
+        if self.split_path(TEST) != self.root / TEST:  # what the manifest says of its own test split does not hold
+            chosen["test"] = self.split_path(TEST).name
+        return chosen
+
+    def prepare_data(self) -> None:
+        """Check that the data are there, and every file of the needed splits, unless that was done before; data sets
+        that can be made or fetched do so here.
+
+        Raises:
+            DataError: the root folder or a split is missing, another subject's folder, or files that cannot be used.
+            ConfigError: `data.classes` is not the data set's class list.
+        """
+        self._check_root()
+        self.check_manifest()
+        self._verify()
+
+    def check_manifest(self) -> None:
+        """Refuse a manifest of another subject or of other classes, where the data set is one that a command makes."""
+        if self.commands and (self.root / MANIFEST).is_file():
+            manifest = read_manifest(self.root)
+            check_subject(manifest, self.config.subject, self.root, f"correct `data.root`, or {self.how_to_get()}")
+            check_same_classes(self.classes, manifest["classes"])
+
+    def fingerprint(self) -> str:
+        """sha256 of the data set, the same for every number of shots and every seed, as one table's trials share it.
+
+        Of the manifest, which vouches for the splits of their own names below the root; of names, sizes and contents
+        of the files of every other split that is there; and of the lists that `data.support` chooses among. Where the
+        folders lie does not matter.
+        """
+        manifest = self.root / MANIFEST
+        vouched = manifest.is_file()
+        files = self._manifest_files() if vouched else set()
+        parts = [file_sha256(manifest)] if vouched else []
+        for split in SPLITS:
+            for title, folder in self._folders_of(split):
+                try:
+                    pairs = self._dataset(folder).pairs
+                except DataError:
+                    continue  # what is wrong with a split that is needed the verification says
+                own = [file for pair in pairs for file in (pair.image, pair.label)]
+                if folder == self.root / split and {file.relative_to(self.root).as_posix() for file in own} <= files:
+                    continue
+                above = folder if all(file.is_relative_to(folder) for file in own) else folder.parent
+                parts.append(f"{title} {folder_sha256(above, own)}")
+        parts += [f"{path.name} {file_sha256(path)}" for path in list_files(self.root, self.config)]
+        return parts[0] if vouched and len(parts) == 1 else text_sha256(parts)
+
+    def _folders_of(self, split: str) -> list[tuple[str, Path]]:
+        """The folders of a split that are there, for whatever number of shots, each with a title."""
+        pattern = self.config.splits[split]
+        if SHOTS not in pattern:
+            return [(split, self.split_path(split))] if self.split_path(split).is_dir() else []
+        leaf = "*".join(glob.escape(part) for part in Path(pattern).name.split(SHOTS))
+        found = sorted((self.root / pattern).parent.glob(leaf))
+        return [(f"{split} {folder.name}", folder) for folder in found if folder.is_dir()]
+
+    def _manifest_files(self) -> set[str]:
+        try:
+            return set(read_manifest(self.root)["files"])
+        except DataError:
+            return set()  # it vouches for nothing; what is wrong with it the verification says
+
+    def _split_name(self, split: str) -> str:
+        """The folder's name or path as configured, relative to the root or absolute."""
+        return self.config.splits[split].replace(SHOTS, str(self.shots))
+
+    def _dataset(self, folder: Path) -> FolderDataset:
+        return FolderDataset(folder, self.config.classes, self.config.colours)
+
+    @cached_property
+    def _list(self) -> Path | None:
+        return list_file(self.root, self.config, self.shots, self.seed)
 
     @property
-    def ids(self) -> list[str]:
-        return [file.stem for file in self.files]
+    def _listable(self) -> FolderDataset:
+        """What support images may come from: a list may name those of the whole train side."""
+        return self.pool if self._list is None else self._train_side
 
-    def __len__(self) -> int:
-        return len(self.files)
+    @cached_property
+    def _train_side(self) -> FolderDataset:
+        """The pool and, where it is there, the validation split."""
+        if not self.split_path(VAL).is_dir():
+            return self.pool
+        val = self.split(VAL)
+        both = sorted(set(self.pool.ids) & set(val.ids))
+        if both:
+            raise DataError(
+                "an id stands for two images", path=self.root, found=listing(both),
+                expected=f"ids that are in {SUPPORT}/ or in {VAL}/",
+                remedy="rename one of the two, or choose data.support=drawn",
+            )  # fmt: skip
+        return FolderDataset(self.root, self.classes, self.config.colours, pairs=[*self.pool.pairs, *val.pairs])
 
-    def __getitem__(self, index: int) -> Picture:
-        file = self.files[index]
-        return Picture(file.stem, read_image(file))
+    def _manifest_counts(self) -> dict[str, Sequence[int]]:
+        """id -> pixels per class, where a manifest of these classes has them: the label maps need not be decoded."""
+        if self.split_path(SUPPORT) != self.root / SUPPORT:
+            return {}  # the manifest's ids and counts are those of its own pool
+        try:
+            manifest = read_manifest(self.root)
+        except DataError:
+            return {}  # whether there is one, and as it should be, is the verification's business
+        samples = manifest.get("samples", {}) if manifest["classes"] == list(self.classes) else {}
+        prefix = f"{SUPPORT}/"
+        return {name.removeprefix(prefix): each["pixels"] for name, each in samples.items() if name.startswith(prefix)}
 
+    def _check_root(self) -> None:
+        if self.root.is_file() and self.root.name.lower().endswith(ARCHIVES):
+            folder = shlex.quote(str(self.root.with_name(self.root.name.split(".", 1)[0])))
+            raise DataError(
+                "the data set is still an archive", path=self.root, found="a file", expected="a folder",
+                remedy=f"python -m data_prep.archive {shlex.quote(str(self.root))} --out {folder}, "
+                f"then data.root={folder}",
+            )  # fmt: skip
+        if not self.root.is_dir():
+            raise DataError(
+                f"the data set `{self.config.name}` is not there", path=self.root,
+                found="a file" if self.root.exists() else "nothing", expected=f"a folder with {self._layout()}",
+                remedy=f"{self.how_to_get()}; or say where they are: "
+                "data.root=<folder>, data_root=<folder of all data sets> or the variable SLIME_BENCH_DATA",
+            )  # fmt: skip
 
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (*DECODING_ERRORS, MemoryError) as error:  # a header may promise more than there is memory
-        if "pickle" in str(error):  # NumPy's own message ends with how to load it all the same
-            error = ValueError("pickled Python objects, which could run any code")
-        raise _unreadable("label map", path, error, "a NumPy array saved without pickling") from error
-    if not isinstance(array, np.ndarray):  # several arrays in one file
-        array.close()
-        return np.empty(0, dtype=object)
-    return array
+    def _layout(self) -> str:
+        """What the root holds, for messages."""
+        return ", ".join(f"{self._split_name(name)}/" for name in SPLITS)
 
-
-def _read_picture(path: Path, colours: Colours) -> np.ndarray:
-    try:
-        with Image.open(path) as file:
-            mode, kind = file.mode, file.format
-            coloured = bool(colours) and mode in _COLOUR_MODES
-            array = np.array(file.convert("RGB") if coloured else file)
-    except DECODING_ERRORS as error:
-        raise _unreadable("label map", path, error, "a complete PNG file") from error
-    if kind not in _LOSSLESS:
-        raise LabelError(
-            "the label map is stored in a format that changes pixels",
-            path=path,
-            found=f"a {kind} file",
-            expected="a PNG file",
-            remedy="export the label map as PNG from its source; converting this file keeps the false labels in it",
-        )
-    if coloured:
-        return _indices(path, array, colours)
-    if mode not in _LABEL_MODES:
-        raise LabelError(
-            "the label map is a colour picture",
-            path=path,
-            found=f"mode {mode}, {array.shape[-1]} channels",
-            expected="one channel of class indices (8-bit grey or palette), or the classes' colours in `data.colours`",
-            remedy="say which colour is which class, e.g. data.colours={wheel:[255,255,0]}, or convert the colours to "
-            "class indices; grey conversion would invent classes",
-        )
-    return array
-
-
-def _indices(path: Path, picture: np.ndarray, colours: Colours) -> np.ndarray:
-    labels, strangers = labels_of_colours(picture, colours)
-    if strangers and 0 in colours.values():
-        raise LabelError(
-            "the label map has colours that are no class",
-            path=path,
-            found=listing([f"{list(colour)} ({count} pixels)" for colour, count in strangers.items()]),
-            expected=f"only the {len(colours)} colours of `data.colours`",
-            remedy="add the missing colours, or leave the background's out: every other colour is then background",
-        )
-    return labels
-
-
-def _turns(path: Path) -> bool:
-    """Whether the EXIF orientation of an image exchanges its width and height."""
-    with Image.open(path) as file:
-        return file.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-
-
-def _unreadable(kind: str, path: Path, error: BaseException, expected: str) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        found, remedy = "nothing", "restore the file, or prepare the data again"
-    elif isinstance(error, PermissionError):
-        found, remedy = "a file this user may not read", "change the file's permissions"
-    else:
-        size = path.stat().st_size if path.is_file() else 0
-        found = f"{size} bytes that do not decode ({type(error).__name__}: {error})"
-        remedy = "copy or download the file again, or prepare the data again"
-    return DataError(f"cannot read the {kind}", path=path, found=found, expected=expected, remedy=remedy)
+    def _verify(self, names: Sequence[str] | None = None) -> None:
+        try:
+            splits = self.split_datasets(names)
+        except DataError:
+            if (self.root / MANIFEST).is_file():  # files that are gone are better named by it than by their partners
+                differences = compare_manifest(self.root, read_manifest(self.root)["files"], {})
+                refuse(VerifyReport({}, differences=differences), self.root)
+            raise
+        ensure_verified(splits, self.root)

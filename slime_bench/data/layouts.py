@@ -11,14 +11,15 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from slime_bench.data.label_maps import listing
 from slime_bench.errors import DataError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 JPEG_SUFFIXES = (".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", *JPEG_SUFFIXES)
 LABEL_SUFFIXES = (".png", ".npy")
 IMAGES = "images"
 LABELS = "labels"
@@ -26,7 +27,6 @@ REGAN_LABELS = "gt_mask"
 REGAN_IMAGES = ("image_bg", "image_no_bg")
 """With the background, as SLiMe-lab reads it by default, and with it blacked out."""
 
-_SHOWN = 5
 _log = logging.getLogger(__name__)
 
 
@@ -37,12 +37,6 @@ class Pair:
     id: str
     image: Path
     label: Path
-
-
-def listing(names: Sequence[str]) -> str:
-    """The first few of `names`, and how many there are in all."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
@@ -63,12 +57,9 @@ def files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
         stem = unicodedata.normalize("NFC", file.stem)
         if stem in found:
             raise DataError(
-                "two files share one stem",
-                path=folder,
-                found=f"{found[stem].name}, {file.name}",
-                expected="one file per stem",
-                remedy="remove or rename one of the two",
-            )
+                "two files share one stem", path=folder, found=f"{found[stem].name}, {file.name}",
+                expected="one file per stem", remedy="remove or rename one of the two",
+            )  # fmt: skip
         found[stem] = file
     return dict(sorted(found.items()))
 
@@ -81,8 +72,9 @@ def find_pairs(folder: Path) -> list[Pair]:
     Raises:
         DataError: the folder is missing, has none of the layouts or is empty, or a file has no partner.
     """
-    if (folder / IMAGES).is_dir() or (folder / LABELS).is_dir():
-        return pair_files(folder / IMAGES, folder / LABELS)
+    images, labels = folder / IMAGES, folder / LABELS
+    if images.is_dir() or labels.is_dir():
+        return _paired(images, files_by_stem(images, IMAGE_SUFFIXES), labels, files_by_stem(labels, LABEL_SUFFIXES))
     if folder.name in REGAN_IMAGES and (folder.parent / REGAN_LABELS).is_dir():
         return _pair_regan(folder, folder.parent / REGAN_LABELS)
     if (folder / REGAN_LABELS).is_dir():
@@ -94,26 +86,11 @@ def find_pairs(folder: Path) -> list[Pair]:
     if ".png" in suffixes and suffixes & set(JPEG_SUFFIXES):
         return _paired(folder, files_by_stem(folder, JPEG_SUFFIXES), folder, files_by_stem(folder, (".png",)))
     raise DataError(
-        "no images with label maps",
-        path=folder,
-        found=_contents(folder),
+        "no images with label maps", path=folder, found=_contents(folder),
         expected=f"{IMAGES}/ and {LABELS}/; or, side by side, <id>.png or <id>.jpg with <id>.npy, or <id>.jpg with "
         f"<id>.png; or {REGAN_IMAGES[0]}/ and {REGAN_LABELS}/",
         remedy="lay the files out in one of these ways, or name another folder in `data.root` or `data.splits`",
-    )
-
-
-def pair_files(images: Path, labels: Path) -> list[Pair]:
-    """Images and label maps of the same stem, in order of the stem.
-
-    Args:
-        images: folder of `.png`, `.jpg` or `.jpeg`.
-        labels: folder of `.png` (label maps) or `.npy` ([H,W] whole numbers).
-
-    Raises:
-        DataError: a folder is missing or empty, or a file has no partner.
-    """
-    return _paired(images, files_by_stem(images, IMAGE_SUFFIXES), labels, files_by_stem(labels, LABEL_SUFFIXES))
+    )  # fmt: skip
 
 
 def _pair_regan(images: Path, labels: Path) -> list[Pair]:
@@ -128,33 +105,26 @@ def _pair_regan(images: Path, labels: Path) -> list[Pair]:
     return _paired(images, image_files, labels, label_files)
 
 
-def _paired(images: Path, image_files: dict[str, Path], labels: Path, label_files: dict[str, Path]) -> list[Pair]:
+def _paired(images: Path, image_files: Mapping[str, Path], labels: Path, label_files: Mapping[str, Path]) -> list[Pair]:
     without_label = [file.name for stem, file in image_files.items() if stem not in label_files]
     without_image = [file.name for stem, file in label_files.items() if stem not in image_files]
     if without_label:
         raise DataError(
-            f"{len(without_label)} image(s) without a label map",
-            path=images,
-            found=listing(without_label),
+            f"{len(without_label)} image(s) without a label map", path=images, found=listing(without_label),
             expected=f"a file of the same stem ({' or '.join(LABEL_SUFFIXES)}) in {labels}",
             remedy="add the missing label maps, or move these images away",
-        )
+        )  # fmt: skip
     if without_image:
         raise DataError(
-            f"{len(without_image)} label map(s) without an image",
-            path=labels,
-            found=listing(without_image),
+            f"{len(without_image)} label map(s) without an image", path=labels, found=listing(without_image),
             expected=f"a file of the same stem ({', '.join(IMAGE_SUFFIXES)}) in {images}",
             remedy="add the missing images, or move these label maps away",
-        )
+        )  # fmt: skip
     if not image_files:
         raise DataError(
-            "no images",
-            path=images,
-            found="no file with a known suffix",
-            expected=", ".join(IMAGE_SUFFIXES),
+            "no images", path=images, found="no file with a known suffix", expected=", ".join(IMAGE_SUFFIXES),
             remedy="put the images here, or prepare the data again",
-        )
+        )  # fmt: skip
     return [Pair(stem, file, label_files[stem]) for stem, file in image_files.items()]
 
 
@@ -162,21 +132,18 @@ def _files(folder: Path) -> list[Path]:
     """The plain files of a folder, sorted by name, without hidden ones."""
     if not folder.is_dir():
         raise DataError(
-            "folder not found",
-            path=folder,
-            found="a file" if folder.exists() else "nothing",
-            expected="a folder",
+            "folder not found", path=folder, found="a file" if folder.exists() else "nothing", expected="a folder",
             remedy="check `data_root` (or the variable SLIME_BENCH_DATA), `data.root` and `data.splits`, "
             "or prepare the data",
-        )
+        )  # fmt: skip
     try:
         with os.scandir(folder) as entries:  # 24,000 faces: one call instead of one per file
             names = sorted(each.name for each in entries if not each.name.startswith(".") and each.is_file())
-        return [folder / name for name in names]
     except OSError as error:
         raise DataError(
             "cannot list the folder", path=folder, found=error.strerror, remedy="change the folder's permissions"
         ) from error
+    return [folder / name for name in names]
 
 
 def _contents(folder: Path) -> str:

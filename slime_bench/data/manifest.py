@@ -1,4 +1,4 @@
-"""The manifest of a prepared data set: written last, so that its presence says that the data set is whole.
+"""The manifest of a prepared data set, written last, so that its presence says that the data set is whole; and hashes.
 
 Nothing here imports torch: the processes that prepare data start in a fraction of a second.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,17 +41,11 @@ def read_manifest(root: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError("cannot read the data set's manifest", path=path, found=str(error), remedy=remedy) from error
     missing = [key for key in _KEYS if key not in manifest] if isinstance(manifest, dict) else list(_KEYS)
+    if not missing and not isinstance(manifest["files"], dict):
+        missing = ["map of files"]
     if missing:
         raise DataError(
             "the data set's manifest is not complete", path=path, found=f"no {', '.join(missing)}", remedy=remedy
-        )
-    files = manifest["files"]
-    if not isinstance(files, dict) or not all(isinstance(each, str) for each in files.values()):
-        raise DataError(
-            "the data set's manifest is not complete",
-            path=path,
-            found="`files` is no map from relative paths to sha256",
-            remedy=remedy,
         )
     return dict(manifest)
 
@@ -66,3 +60,29 @@ def check_subject(manifest: Mapping[str, Any], subject: str, root: Path, remedy:
         raise DataError(
             "the folder holds another subject", path=root, found=manifest["subject"], expected=subject, remedy=remedy
         )
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            "cannot read a file of the data set", path=path, found=str(error), remedy="prepare the data again"
+        ) from error
+
+
+def folder_sha256(root: Path, files: Iterable[Path]) -> str:
+    """A hash of names, sizes and contents of `files` (below `root`), independent of their order and of `root`."""
+    lines = sorted(f"{file.relative_to(root).as_posix()}\t{file.stat().st_size}\t{file_sha256(file)}" for file in files)
+    return text_sha256(lines)
+
+
+def text_sha256(lines: Iterable[str]) -> str:
+    """The sha256 of lines of text, in hex."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -2,44 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
-from slime_bench.data.config import DRAWN, IN_ORDER, SPLITS, SUPPORT, TEST, VAL
-from slime_bench.data.counts import class_pixels
-from slime_bench.data.datamodule import SegmentationDataModule
-from slime_bench.data.folder import FolderDataset, Sample
-from slime_bench.data.labels import IGNORE
-from slime_bench.data.layouts import listing
-from slime_bench.data.per_class import Counts, Example, authors_support, by_seed, draw_per_class
-from slime_bench.data.scene_config import AUTHORS_EVAL, AUTHORS_TRAIN, NO_SUPPORT, SceneConfig
-from slime_bench.data.scene_splits import SceneSplits
-from slime_bench.data.support import choose_val, list_files, read_list
+from slime_bench.data.config import (
+    AUTHORS_EVAL,
+    AUTHORS_TRAIN,
+    DRAWN,
+    IN_ORDER,
+    NO_SUPPORT,
+    SPLITS,
+    SUPPORT,
+    TEST,
+    VAL,
+    SceneConfig,
+)
+from slime_bench.data.folder import FolderData
+from slime_bench.data.label_maps import IGNORE, class_pixels, listing
+from slime_bench.data.manifest import file_sha256, folder_sha256, text_sha256
+from slime_bench.data.reading import FolderDataset, Sample
+from slime_bench.data.support import (
+    Counts,
+    Example,
+    authors_support,
+    choose_val,
+    draw_per_class,
+    list_files,
+    permuted,
+    read_lines,
+    read_list,
+    unique_ids,
+)
+from slime_bench.data.verify import processors
 from slime_bench.errors import ConfigError, DataError
 
 BUILT_IN = (DRAWN, IN_ORDER, AUTHORS_EVAL, AUTHORS_TRAIN, NO_SUPPORT)
 """Values of `data.support` that are no names of lists."""
 
 MOST_RUNS = 1000
-"""Largest seed for which the choice of the second paper\'s code is repeated."""
+"""Largest seed for which the choice of the second paper's code is repeated."""
 
 
-class SceneDataModule(SegmentationDataModule):
-    """See `SceneConfig`. Subclasses say where files lie and read a split by its name."""
+class SceneDataset(FolderDataset):
+    """Samples that are some of their folders' files."""
+
+    @property
+    def meaning(self) -> list[Any]:
+        return [hashlib.sha256("\n".join(self.ids).encode()).hexdigest()]
+
+    def select(self, ids: Sequence[str]) -> SceneDataset:
+        return SceneDataset(self.folder, self.classes, pairs=super().select(ids).pairs)
+
+
+class SceneData(FolderData):
+    """A data set whose files lie in common folders; splits of one name are one. See `SceneConfig`.
+
+    Subclasses say where files lie and read a split by its name.
+    """
 
     Config = SceneConfig
     config: SceneConfig
-
-    def __init__(self, config: SceneConfig, shots: int, seed: int) -> None:
-        super().__init__(config, shots, seed)
-        self._folders = SceneSplits(config, self, shots)
 
     @abstractmethod
     def index_file(self, name: str) -> Path:
@@ -59,7 +89,6 @@ class SceneDataModule(SegmentationDataModule):
 
     @property
     def images_per_shot(self) -> int:
-        """Support images that one shot stands for."""
         return len(self.classes) - 1
 
     @property
@@ -74,7 +103,6 @@ class SceneDataModule(SegmentationDataModule):
         return [name for name in SPLITS if self._own_name(name) and self.is_there(self.config.splits[name])]
 
     def prepared(self) -> dict[str, str]:
-        """The choices that tables have to state."""
         chosen = {"support": self.config.support} if self.config.support in (AUTHORS_EVAL, AUTHORS_TRAIN) else {}
         limit = self.config.max_test_images
         return chosen | ({"test images": f"the first {limit}"} if limit is not None else {})
@@ -94,107 +122,14 @@ class SceneDataModule(SegmentationDataModule):
         """As the base class; nothing is missing where no support set is wanted."""
         return super().missing_classes if self.support_ids else []
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """As the base class.
-
-        Raises:
-            ConfigError: there are no support images.
-        """
-        if not self.support_ids:
-            raise ConfigError(
-                "there is nothing to learn from", path="data.support",
-                found=f"{self.config.support}, shots={self.shots}",
-                expected=f"{DRAWN}, {AUTHORS_EVAL} or another choice, and shots",
-                remedy=f"e.g. data.support={DRAWN} shots=1",
-            )  # fmt: skip
-        return super().train_dataloader()
-
-    def split_named(self, name: str) -> FolderDataset:
-        """The samples of a list by its own name, within its limit."""
-        split = next(each for each in SPLITS if self.config.splits[each] == name)
-        return self._split(split)
-
-    def _own_name(self, split: str) -> bool:
-        """Whether no split before this one has the same list."""
-        return self.config.splits[split] not in [self.config.splits[each] for each in SPLITS[: SPLITS.index(split)]]
-
-    def _split(self, name: str) -> FolderDataset:
-        whole = super()._split(name)
-        limits = {TEST: self.config.max_test_images, SUPPORT: self.config.max_pool_images}
-        limit = limits.get(name, self.config.max_pool_images if not self._own_name(name) else None)
-        if name == TEST and self.config.support == AUTHORS_EVAL:
-            limit = None  # the code cuts what is left
-        return whole if limit is None or limit >= len(whole) else whole.select(whole.ids[:limit])
-
-    @property
-    def _source(self) -> FolderDataset:
-        """What support images come from."""
-        return self._whole_test if self.config.support == AUTHORS_EVAL else self._pool
-
     @cached_property
-    def _whole_test(self) -> FolderDataset:
-        return self._split(TEST)
-
-    @cached_property
-    def _test_counts(self) -> Counts:
-        """Pixels of each class in every image of the test split, [N,K]."""
-        return self._count_all(self._whole_test)
-
-    @cached_property
-    def _examples(self) -> list[Example]:
-        config = self.config
-        if self.shots == 0 or (config.support == NO_SUPPORT and config.support_ids is None):
-            return []
-        names = config.support_ids
-        if names is None and self._list is not None:
-            names = read_list(self._list, self._source.ids)
-        if names is not None:
-            places = {key: index for index, key in enumerate(self._source.ids)}
-            self._check_ids(names, places)
-            return [Example(places[name]) for name in names]
-        if config.support in (AUTHORS_EVAL, AUTHORS_TRAIN):
-            counts = self._test_counts if config.support == AUTHORS_EVAL else self._count_all(self._pool)
-            return self._authors(counts)
-        return self._drawn()
-
-    def _authors(self, counts: Counts) -> list[Example]:
-        if self.seed > MOST_RUNS:  # every run before it has to be drawn first
-            raise ConfigError(
-                "the seed is the number of the authors' run here", path="seed", found=self.seed,
-                expected=f"0 to {MOST_RUNS}", remedy="e.g. seed=0,1,2,3,4, or data.support=drawn",
-            )  # fmt: skip
-        path = self._folders.path(TEST if self.config.support == AUTHORS_EVAL else SUPPORT)
-        return authors_support(counts, self.shots, self.seed, self.config.min_pixels, self.classes, str(path))
-
-    def _drawn(self) -> list[Example]:
-        known: dict[int, np.ndarray] = {}
-
-        def counts(index: int) -> np.ndarray:
-            if index not in known:
-                known[index] = self._count(self._pool, index)
-            return known[index]
-
-        order = range if self.config.support == IN_ORDER else by_seed(self.seed)
-        chosen = draw_per_class(self.candidates(self._pool), counts, self.shots, self.config.min_pixels, order)
-        found = zip(self.classes[1:], chosen, strict=True)
-        few = [f"{name} ({len(own)})" for name, own in found if len(own) < self.shots]
-        if few:
-            raise DataError(
-                "more shots than images of a class",
-                path=self._folders.path(SUPPORT),
-                found=f"shots={self.shots}; too few of {listing(few)}",
-                expected=f"at least {self.shots} image(s) of each class among {len(self._pool)}",
-                remedy="lower `shots`, raise `data.max_pool_images`, or add images to the support list",
-            )
-        return [Example(index) for index in dict.fromkeys(index for own in chosen for index in own)]
-
-    @cached_property
-    def _support(self) -> list[Sample]:
+    def support(self) -> list[Sample]:
         source = self._source
         return [_only(source[each.index], each.only) for each in self._examples]
 
     @cached_property
-    def _test(self) -> FolderDataset:
+    def test(self) -> FolderDataset:
+        """The images that are tested, in order of their list."""
         if self.config.support != AUTHORS_EVAL:
             return self._whole_test
         left = self._whole_test.ids
@@ -205,9 +140,9 @@ class SceneDataModule(SegmentationDataModule):
         return self._whole_test.select(left[: self.config.max_test_images])
 
     @cached_property
-    def _val(self) -> FolderDataset:
-        split = self._split(VAL)
-        if self._folders.path(VAL) == self._folders.path(TEST):
+    def val(self) -> FolderDataset:
+        split, path = self.split(VAL), self.split_path(VAL)
+        if path == self.split_path(TEST):
             raise ConfigError(
                 "validation on the test images", path="data.splits.val", found=self.config.splits[VAL],
                 expected="another list than that of the test split",
@@ -215,41 +150,152 @@ class SceneDataModule(SegmentationDataModule):
             )  # fmt: skip
         support = set(self.support_ids)
         ids = [key for key in split.ids if key not in support]
-        return split.select(choose_val(ids, self.config.val_size, self.seed, self._folders.path(VAL)))
+        return split.select(choose_val(ids, self.config.val_size, self.seed, path))
+
+    # --- the files
+
+    def split_path(self, split: str) -> Path:
+        """The file that says which images belong to a split, which may not be there."""
+        return self.index_file(self.config.splits[split])
+
+    def split(self, name: str) -> FolderDataset:
+        """The samples of a split within its limit."""
+        whole = self._named(self.config.splits[name])
+        limits = {TEST: self.config.max_test_images, SUPPORT: self.config.max_pool_images}
+        limit = limits.get(name, self.config.max_pool_images if not self._own_name(name) else None)
+        if name == TEST and self.config.support == AUTHORS_EVAL:
+            limit = None  # the code cuts what is left
+        return whole if limit is None or limit >= len(whole) else whole.select(whole.ids[:limit])
+
+    def fingerprint(self) -> str:
+        """sha256 of the lists or annotations, of all images and label maps of the splits that are there, and of the
+        lists that `data.support` names."""
+        parts = [f"{split}={name}" for split, name in sorted(self.config.splits.items())]
+        for name in sorted(set(self.config.splits.values())):
+            if not self.is_there(name):
+                continue
+            found = self.split(next(each for each in SPLITS if self.config.splits[each] == name))
+            index = self.index_file(name)
+            files = {file for pair in found.pairs for file in (pair.image, pair.label)} - {index}
+            said = file_sha256(index) if index.is_file() else ""
+            parts.append(f"{name} {said} {folder_sha256(common_folder(files), files)}")
+        lists = [] if self.config.support in BUILT_IN else list_files(self.root, self.config)
+        return text_sha256([*parts, *(f"{path.name} {file_sha256(path)}" for path in lists)])
+
+    @cached_property
+    def _read(self) -> dict[str, FolderDataset]:
+        """The splits that were read, by the names of their lists."""
+        return {}
+
+    def _named(self, name: str) -> FolderDataset:
+        if name not in self._read:
+            self._read[name] = self.read_split(name)
+        return self._read[name]
+
+    def _own_name(self, split: str) -> bool:
+        """Whether no split before this one has the same list."""
+        return self.config.splits[split] not in [self.config.splits[each] for each in SPLITS[: SPLITS.index(split)]]
+
+    @property
+    def _source(self) -> FolderDataset:
+        """What support images come from."""
+        return self._whole_test if self.config.support == AUTHORS_EVAL else self.pool
+
+    @cached_property
+    def _whole_test(self) -> FolderDataset:
+        return self.split(TEST)
+
+    @cached_property
+    def _test_counts(self) -> Counts:
+        """Pixels of each class in every image of the test split, [N,K]."""
+        return self._count_all(self._whole_test)
 
     @cached_property
     def _list(self) -> Path | None:
         return None if self.config.support in BUILT_IN else super()._list
 
-    @property
-    def _lists(self) -> list[Path]:
-        return [] if self.config.support in BUILT_IN else list_files(self.root, self.config)
+    # --- the choice of the support set
 
-    def fingerprint(self) -> str:
-        """sha256 of the lists or annotations, of all images and label maps of the splits that are there, and of the
-        lists that `data.support` names."""
-        return self._folders.fingerprint(self._lists)
+    @cached_property
+    def _examples(self) -> list[Example]:
+        config = self.config
+        if self.shots == 0 or (config.support == NO_SUPPORT and config.support_ids is None):
+            return []
+        names = config.support_ids
+        if names is None and self._list is not None:
+            names = read_list(self._list, self._source.ids)
+        if names is not None:
+            return self._named_examples(names)
+        if config.support in (AUTHORS_EVAL, AUTHORS_TRAIN):
+            counts = self._test_counts if config.support == AUTHORS_EVAL else self._count_all(self.pool)
+            return self._authors(counts)
+        return self._drawn()
 
-    def _count(self, dataset: FolderDataset, index: int) -> np.ndarray:
-        return class_pixels(dataset.label(index), len(self.classes)).numpy()
-
-    def _count_all(self, dataset: FolderDataset) -> Counts:
-        from slime_bench.data.look import threads
-
-        with threads() as pool:
-            found = list(pool.map(lambda index: self._count(dataset, index), range(len(dataset))))
-        return np.stack(found) if found else np.zeros((0, len(self.classes)), np.int64)
-
-    def _check_ids(self, names: Sequence[str], places: dict[str, int]) -> None:
+    def _named_examples(self, names: Sequence[str]) -> list[Example]:
+        places = {key: index for index, key in enumerate(self._source.ids)}
         unknown = [name for name in names if name not in places]
         if unknown:
             raise DataError(
-                "unknown support id",
-                path="data.support_ids",
-                found=listing(unknown),
-                expected=f"ids of {self._folders.path(SUPPORT)}",
+                "unknown support id", path="data.support_ids", found=listing(unknown),
+                expected=f"ids of {self.split_path(SUPPORT)}",
                 remedy="correct `data.support_ids`; an id is a file name without its suffix",
-            )
+            )  # fmt: skip
+        return [Example(places[name]) for name in names]
+
+    def _authors(self, counts: Counts) -> list[Example]:
+        if self.seed > MOST_RUNS:  # every run before it has to be drawn first
+            raise ConfigError(
+                "the seed is the number of the authors' run here", path="seed", found=self.seed,
+                expected=f"0 to {MOST_RUNS}", remedy="e.g. seed=0,1,2,3,4, or data.support=drawn",
+            )  # fmt: skip
+        path = self.split_path(TEST if self.config.support == AUTHORS_EVAL else SUPPORT)
+        return authors_support(counts, self.shots, self.seed, self.config.min_pixels, self.classes, str(path))
+
+    def _drawn(self) -> list[Example]:
+        counts = cache(partial(self._count, self.pool))
+
+        def order(count: int) -> Sequence[int]:
+            return range(count) if self.config.support == IN_ORDER else permuted(count, self.seed)
+
+        chosen = draw_per_class(self.candidates(self.pool), counts, self.shots, self.config.min_pixels, order)
+        found = zip(self.classes[1:], chosen, strict=True)
+        few = [f"{name} ({len(own)})" for name, own in found if len(own) < self.shots]
+        if few:
+            raise DataError(
+                "more shots than images of a class", path=self.split_path(SUPPORT),
+                found=f"shots={self.shots}; too few of {listing(few)}",
+                expected=f"at least {self.shots} image(s) of each class among {len(self.pool)}",
+                remedy="lower `shots`, raise `data.max_pool_images`, or add images to the support list",
+            )  # fmt: skip
+        return [Example(index) for index in dict.fromkeys(index for own in chosen for index in own)]
+
+    def _count(self, dataset: FolderDataset, index: int) -> Counts:
+        return class_pixels(dataset.label(index), len(self.classes))
+
+    def _count_all(self, dataset: FolderDataset) -> Counts:
+        with ThreadPoolExecutor(processors()) as pool:
+            found = list(pool.map(lambda index: self._count(dataset, index), range(len(dataset))))
+        return np.stack(found) if found else np.zeros((0, len(self.classes)), np.int64)
+
+
+def common_folder(files: Iterable[Path]) -> Path:
+    """The deepest folder that holds all `files`."""
+    return Path(os.path.commonpath([file.parent for file in files]))
+
+
+def read_ids(path: Path, remedy: str) -> list[str]:
+    """The ids of a list of a data set, one per line; what follows the first word of a line does not count.
+
+    Raises:
+        DataError: missing, unreadable, empty, or an id twice.
+    """
+    if not path.exists():
+        there = sorted(each.name for each in path.parent.glob("*.txt"))
+        raise DataError(
+            "a list of the data set is not there", path=path, found=listing(there) or "no list", expected=path.name,
+            remedy=remedy,
+        )  # fmt: skip
+    return unique_ids((line.split()[0] for line in read_lines(path, remedy) if line.strip()), path, remedy)
 
 
 def _only(sample: Sample, label: int | None) -> Sample:
@@ -257,4 +303,4 @@ def _only(sample: Sample, label: int | None) -> Sample:
     if label is None:
         return sample
     others = (sample.label != label) & (sample.label != IGNORE)
-    return Sample(sample.id, sample.image, torch.where(others, 0, sample.label))
+    return Sample(sample.id, sample.image, np.where(others, 0, sample.label))

@@ -1,35 +1,46 @@
 """Which images a trial learns from and validates on: drawn with the seed, in order, or by a list of ids.
 
 Lists lie in `splits/` of the data set's root, one id per line; what follows a `#` at the start of a line or after a
-space is a comment.
+space is a comment. For data sets of whole scenes one shot is one image of each class (VOC's one-shot support set has 20
+images, COCO's 80), and k shots are k images of each class, whoever chooses them.
 """
 
 from __future__ import annotations
 
+import logging
+import random
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
+from slime_bench.config.read import nearest
 from slime_bench.data.config import DRAWN, EACH, FIRST, IN_ORDER, DataConfig
-from slime_bench.data.counts import class_pixels
-from slime_bench.data.folder import FolderDataset
-from slime_bench.data.labels import nearest
-from slime_bench.data.layouts import listing
+from slime_bench.data.label_maps import class_pixels, listing
+from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.errors import DataError
 from slime_bench.seeding import generator
 
 LISTS = "splits"
 LISTED_BY = (EACH, 12)
 """`require_all_classes` and `min_pixels` that the builders draw the lists `drawn-...` by (data_prep.split_lists)."""
+AUTHORS_SEED = 1
 
 Shown = Callable[[int], int]
 """Index of a sample -> the number of its foreground classes."""
+Counts = NDArray[np.int64]
+"""Pixels of each class, [K] or [N,K]."""
+
+_log = logging.getLogger(__name__)
 
 
 def permuted(count: int, seed: int, purpose: str = "support") -> list[int]:
     """A permutation of 0..count-1 by the generator (seed, purpose)."""
+    import torch  # seconds to import, which a finished trial that is only looked at need not wait for
+
     return torch.randperm(count, generator=generator(seed, purpose)).tolist()
 
 
@@ -40,10 +51,8 @@ def draw(ids: Sequence[str], shown: Sequence[int], seed: int, purpose: str = "su
     of k shots: sets are nested.
 
     Args:
-        ids: the samples.
-        shown: number of classes that each of them shows.
-        seed: of the trial.
-        purpose: of the generator.
+        ids: the samples. shown: number of classes that each of them shows.
+        seed: of the trial. purpose: of the generator.
     """
     by_id = dict(zip(ids, shown, strict=True))
     names = sorted(by_id)
@@ -57,11 +66,8 @@ def first_choices(order: Sequence[int], shots: int, rule: str, shown: Shown, com
     With `each` this is `draw`, but no more images are looked at than it takes to find `shots` complete ones.
 
     Args:
-        order: permutation of the pool.
-        shots: at most its length.
-        rule: `each`, `first` or `none`.
-        shown: foreground classes of a sample.
-        complete: number of foreground classes there are.
+        order: permutation of the pool. shots: at most its length. rule: `each`, `first` or `none`.
+        shown: foreground classes of a sample. complete: number of foreground classes there are.
     """
     if rule == EACH:
         counts: dict[int, int] = {}
@@ -84,17 +90,17 @@ def first_choices(order: Sequence[int], shots: int, rule: str, shown: Shown, com
     return list(order[:shots])
 
 
-def foreground_counter(pool: FolderDataset, min_pixels: int, known: dict[str, Sequence[int]]) -> Shown:
+def foreground_counter(pool: FolderDataset, min_pixels: int, counted: Mapping[str, Sequence[int]]) -> Shown:
     """Counts the foreground classes of a sample with at least `min_pixels` pixels.
 
     Args:
-        pool: the samples; a label map is decoded where `known` does not have it.
-        known: id -> pixels per class, in label order, as a manifest has them.
+        pool: the samples; a label map is decoded where `counted` does not have it.
+        counted: id -> pixels per class, in label order, as a manifest has them.
     """
     ids, classes = pool.ids, len(pool.classes)
 
     def shown(index: int) -> int:
-        pixels = known.get(ids[index])
+        pixels = counted.get(ids[index])
         if pixels is None or len(pixels) != classes:
             pixels = class_pixels(pool.label(index), classes).tolist()
         return sum(count >= min_pixels for count in pixels[1:])
@@ -109,54 +115,45 @@ def choose_support(
     config: DataConfig,
     *,
     listed: Path | None = None,
-    known: dict[str, Sequence[int]] | None = None,
+    counted: Mapping[str, Sequence[int]] | None = None,
 ) -> list[str]:
     """The support ids of a trial.
 
     Args:
-        pool: what may be chosen.
-        shots, seed: of the trial.
+        pool: what may be chosen. shots, seed: of the trial.
         config: see `DataConfig.support`, `support_ids` and `require_all_classes`.
-        listed: the list to follow, as `list_file` names it.
-        known: see `foreground_counter`.
+        listed: the list to follow, as `list_file` names it. counted: see `foreground_counter`.
 
     Raises:
         DataError: `shots` is larger than the pool or than `support_ids`, a list of another length, or an unknown id.
     """
-    ids = pool.ids
-    if config.support_ids is not None:
-        _check_known(
-            config.support_ids, ids, pool.folder, "correct `data.support_ids`; an id is a file name without its suffix"
-        )
-    available = ids if config.support_ids is None else config.support_ids
-    if shots > len(available):
+    ids, fixed = pool.ids, config.support_ids
+    if fixed is not None:
+        _check_ids(fixed, ids, pool.folder, "correct `data.support_ids`; an id is a file name without its suffix")
+    available = len(ids if fixed is None else fixed)
+    if shots > available:
         raise DataError(
-            "more shots than support images",
-            path=pool.folder if config.support_ids is None else "data.support_ids",
-            found=f"shots={shots}",
-            expected=f"at most {len(available)}",
+            "more shots than support images", path=pool.folder if fixed is None else "data.support_ids",
+            found=f"shots={shots}", expected=f"at most {available}",
             remedy="lower `shots`, or add images to the support pool",
-        )
-    if config.support_ids is not None:
-        return list(config.support_ids[:shots])
+        )  # fmt: skip
+    if fixed is not None:
+        return list(fixed[:shots])
     if listed is not None:
         names = read_list(listed, ids)
         if len(names) != shots:
             raise DataError(
-                "a list of support images has another length than its name says",
-                path=listed,
-                found=f"{len(names)} ids",
-                expected=f"{shots}, one for each shot",
+                "a list of support images has another length than its name says", path=listed,
+                found=f"{len(names)} ids", expected=f"{shots}, one for each shot",
                 remedy="mend the list, or choose another `data.support`",
-            )
+            )  # fmt: skip
         return names
     if config.support == IN_ORDER:
         return ids[:shots]
-    shown = foreground_counter(pool, config.min_pixels, known or {})
+    shown = foreground_counter(pool, config.min_pixels, counted or {})
     order = permuted(len(ids), seed)
-    return [
-        ids[index] for index in first_choices(order, shots, config.require_all_classes, shown, len(pool.classes) - 1)
-    ]
+    chosen = first_choices(order, shots, config.require_all_classes, shown, len(pool.classes) - 1)
+    return [ids[index] for index in chosen]
 
 
 def choose_val(ids: Sequence[str], size: int | None, seed: int, folder: Path) -> list[str]:
@@ -167,14 +164,38 @@ def choose_val(ids: Sequence[str], size: int | None, seed: int, folder: Path) ->
     """
     if len(ids) < (size or 1):
         raise DataError(
-            "too few validation images",
-            path=folder,
-            found=f"{len(ids)} that are not support images",
-            expected=f"at least {size or 1}",
-            remedy="lower `data.val_size`, or choose data.validation=support",
-        )
+            "too few validation images", path=folder, found=f"{len(ids)} that are not support images",
+            expected=f"at least {size or 1}", remedy="lower `data.val_size`, or choose data.validation=support",
+        )  # fmt: skip
     chosen = set(permuted(len(ids), seed, "val")[: size or len(ids)])
     return [key for index, key in enumerate(ids) if index in chosen]
+
+
+def check_support(samples: Sequence[Sample], classes: Sequence[str]) -> list[str]:
+    """Refuse a support set that shows nothing to learn, and say which classes it does not show.
+
+    Returns:
+        the classes without a single pixel, in label order; a warning is logged when there are any.
+
+    Raises:
+        DataError: no support image has a foreground pixel.
+    """
+    total = sum((class_pixels(sample.label, len(classes)) for sample in samples), np.zeros(len(classes), np.int64))
+    ids = listing([sample.id for sample in samples]) or "no image"
+    if not total[1:].any():
+        raise DataError(
+            "the support set has no foreground", path="data.support_ids",
+            found=f"only background or ignored pixels in {ids}",
+            expected=f"pixels of at least one of {', '.join(classes[1:])}",
+            remedy="choose other support images, another seed, or mend the label maps",
+        )  # fmt: skip
+    missing = [name for name, count in zip(classes, total, strict=True) if count == 0]
+    if missing:
+        _log.warning("the support set (%s) shows no %s: nothing can be learnt about it", ids, ", ".join(missing))
+    return missing
+
+
+# --- lists of ids
 
 
 def list_file(root: Path, config: DataConfig, shots: int, seed: int) -> Path | None:
@@ -195,12 +216,11 @@ def list_file(root: Path, config: DataConfig, shots: int, seed: int) -> Path | N
     if not path.is_file():
         there = sorted(each.stem for each in folder.glob("*.txt") if not each.name.startswith((".", f"{DRAWN}-")))
         raise DataError(
-            f"there is no list `{config.support}` of {shots} support image(s)",
-            path=path,
+            f"there is no list `{config.support}` of {shots} support image(s)", path=path,
             found=f"the lists {listing(there)}" if there else "no list with a name",
             expected=f"one id per line in {LISTS}/<name>-<shots>.txt",
             remedy=f"choose another `data.support` (data.support={DRAWN} draws with the seed) or other `shots`",
-        )
+        )  # fmt: skip
     return path
 
 
@@ -219,44 +239,146 @@ def list_files(root: Path, config: DataConfig) -> list[Path]:
     return sorted(path for path in (root / LISTS).glob(f"{config.support}-*.txt") if path.is_file())
 
 
-def read_list(path: Path, known: Iterable[str]) -> list[str]:
+def read_list(path: Path, ids: Sequence[str]) -> list[str]:
     """The ids of a list, in its order.
 
     Args:
-        path: the file.
-        known: the ids there are.
+        path: the file. ids: those there are.
 
     Raises:
-        DataError: unreadable, empty, an id twice, or one that is not `known`.
+        DataError: unreadable, empty, an id twice, or one that is none of `ids`.
     """
     remedy = "mend the list, or prepare the data again"
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError("cannot read a list of ids", path=path, found=str(error), remedy=remedy) from error
-    stripped = (f" {line}".split(" #", 1)[0].strip() for line in lines)
-    names = [unicodedata.normalize("NFC", name) for name in stripped if name]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated or not names:
-        raise DataError(
-            "a list of ids is empty or names an id twice",
-            path=path,
-            found=listing(repeated) or "no id",
-            expected="one id per line, each of them once",
-            remedy=remedy,
-        )
-    _check_known(names, list(known), path, remedy)
+    stripped = (f" {line}".split(" #", 1)[0] for line in read_lines(path, remedy))
+    names = unique_ids(stripped, path, remedy)
+    _check_ids(names, ids, path, remedy)
     return names
 
 
-def _check_known(names: Sequence[str], ids: Sequence[str], path: Path, remedy: str) -> None:
-    known = set(ids)
-    unknown = [name for name in names if name not in known]
+def read_lines(path: Path, remedy: str) -> list[str]:
+    """The lines of a list.
+
+    Raises:
+        DataError: unreadable, or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError("cannot read a list of ids", path=path, found=str(error), remedy=remedy) from error
+
+
+def unique_ids(lines: Iterable[str], path: Path, remedy: str) -> list[str]:
+    """The ids of a list's lines, in Unicode's composed form.
+
+    Raises:
+        DataError: there are none, or one is there twice.
+    """
+    names = [unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip()]
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated or not names:
+        raise DataError(
+            "a list of ids is empty or names an id twice", path=path, found=listing(sorted(repeated)) or "no id",
+            expected="one id per line, each of them once", remedy=remedy,
+        )  # fmt: skip
+    return names
+
+
+def _check_ids(names: Sequence[str], ids: Sequence[str], path: Path, remedy: str) -> None:
+    unknown = sorted(set(names) - set(ids), key=list(names).index)
     if unknown:
         raise DataError(
-            "unknown support id",
-            path=path,
-            found=listing(unknown),
+            "unknown support id", path=path, found=listing(unknown), remedy=remedy,
             expected=f"ids of the pool, the nearest being {listing(nearest(unknown[0], ids) or ids)}",
-            remedy=remedy,
-        )
+        )  # fmt: skip
+
+
+# --- k images of each class
+
+
+@dataclass(frozen=True)
+class Example:
+    """A support image.
+
+    Attributes:
+        index: of the sample. only: where set, the one foreground class that counts; the others are background.
+    """
+
+    index: int
+    only: int | None = None
+
+
+def draw_per_class(
+    candidates: Sequence[Sequence[int]],
+    counts: Callable[[int], Counts],
+    shots: int,
+    min_pixels: int,
+    order: Callable[[int], Sequence[int]],
+) -> list[list[int]]:
+    """`shots` samples of each class, class by class: first those that show nothing else, and much of it.
+
+    Of each class's samples in their `order`, those come first that show at least `min_pixels` of it and no other
+    foreground class, then those that show as much of it beside others, then all that show it. No more samples are
+    looked at than it takes. The sets of fewer shots are the beginnings of those of more.
+
+    Args:
+        candidates: for each foreground class the samples that may show it; those that do not are passed over.
+        counts: pixels per class of a sample, [K].
+        order: count -> permutation of 0..count-1, for the samples of one class.
+
+    Returns:
+        for each foreground class its samples; fewer than `shots` where there are no more.
+    """
+    chosen = []
+    for label, samples in enumerate(candidates, start=1):
+        tiers: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for place in order(len(samples)):
+            found = counts(samples[place])
+            if found[label] == 0:
+                continue
+            alone = np.count_nonzero(found[1:]) == 1
+            tiers[2 if found[label] < min_pixels else 0 if alone else 1].append(samples[place])
+            if len(tiers[0]) == shots:
+                break
+        chosen.append([each for tier in tiers for each in tier][:shots])
+    return chosen
+
+
+def authors_support(
+    counts: Counts, shots: int, run: int, min_pixels: int, classes: Sequence[str] = (), path: str = ""
+) -> list[Example]:
+    """The support set of run number `run` of the second paper's code, class by class; its runs are a sequence.
+
+    Candidates of a class are the samples with at least `min_pixels` (16384 there) of it. Each run shuffles them, class
+    after class, by one stream of python's `random`, seeded 1 before the first run, and takes the first `shots` that
+    show no other foreground class. Where there are too few, candidates are taken at random, also twice, and their other
+    classes become background; such an image stays among the queries, as in the code.
+
+    Args:
+        counts: pixels [N,K] of the samples, in the order of the list. run: from 0. classes, path: for the message.
+
+    Raises:
+        DataError: no sample has so many pixels of a class. (The code stops with an IndexError.)
+    """
+    alone = (counts[:, 1:] > 0).sum(1) == 1
+    candidates = [np.flatnonzero(counts[:, label] >= min_pixels).tolist() for label in range(1, counts.shape[1])]
+    stream = random.Random(AUTHORS_SEED)
+    found: list[Example] = []
+    for _ in range(run + 1):
+        found = []
+        for label, samples in enumerate(candidates, start=1):
+            if not samples:
+                raise DataError(
+                    f"no image can be a support of the class `{classes[label] if classes else label}`", path=path,
+                    found=f"none of {len(counts)} images has {min_pixels} pixels of it",
+                    expected="an image for every class",
+                    remedy="lower `data.min_pixels`, or choose data.support=drawn",
+                )  # fmt: skip
+            places = list(range(len(samples)))
+            stream.shuffle(places)
+            own = [Example(samples[place]) for place in places if alone[samples[place]]][:shots]
+            own += [Example(samples[int(stream.random() * len(samples))], only=label) for _ in range(shots - len(own))]
+            found += own
+    return found

@@ -1,27 +1,54 @@
-"""Verification of a data set: every file is decoded once, counted, compared with the others and with the manifest."""
+"""Verification of a data set: every file is decoded once, counted, compared with the others and with the manifest.
+
+A good verdict is remembered by name, size and time of every file, as decoding them takes minutes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-from slime_bench.data.counts import DatasetReport
-from slime_bench.data.folder import FolderDataset, listing
-from slime_bench.data.look import Tally, looks, relative, threads
-from slime_bench.data.manifest import MANIFEST, read_manifest
-from slime_bench.data.phash import Fingerprints
-from slime_bench.data.progress import Progress
-from slime_bench.data.verified import State, Verdicts
-from slime_bench.errors import DataError, SlimeBenchError
+import numpy as np
+from tqdm import tqdm
 
-TEST = "test"
+from slime_bench.data.config import TEST
+from slime_bench.data.duplicates import Fingerprint, Fingerprints, fingerprint
+from slime_bench.data.label_maps import IGNORE, class_pixels, listing
+from slime_bench.data.manifest import MANIFEST, pixels_sha256, read_manifest
+from slime_bench.data.reading import FolderDataset
+from slime_bench.errors import DataError, SlimeBenchError, StorageError
+from slime_bench.storage import write_atomic
+
+CACHE: Final = ".verified.json"
+VERSION: Final = 2
+_KEPT = 8  # verdicts of one data set, e.g. with other class lists
 _SHOWN = 5
+_BATCH = 64  # samples that wait for a thread at a time
 
 _log = logging.getLogger(__name__)
+
+State = dict[str, str]
+"""Per split a hash of what was verified and of the state that its files were in."""
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What a split holds; both counts are per class, in label order; `sizes` is images of each "WIDTHxHEIGHT"."""
+
+    images: int
+    images_with_class: dict[str, int]
+    pixels_of_class: dict[str, int]
+    ignored_pixels: int
+    sizes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -80,7 +107,7 @@ def verify_splits(splits: Mapping[str, FolderDataset], root: Path, *, progress: 
     Args:
         splits: by name; an image in `test` and in any other split is a leak.
         root: folder of the data set, whose manifest (if there is one) the files are compared with.
-        progress: show a line on stderr.
+        progress: show a line on stderr where it takes long.
     """
     files: dict[str, str] = {}
     problems: list[SlimeBenchError] = []
@@ -90,40 +117,44 @@ def verify_splits(splits: Mapping[str, FolderDataset], root: Path, *, progress: 
         except DataError as error:
             problems.append(error)
     total = sum(len(dataset) for dataset in splits.values())
-    line = Progress(f"verify {root.name}", total, final=False) if progress else None
     reports: dict[str, DatasetReport] = {}
     names: list[tuple[str, str]] = []
-    seen = Fingerprints(total)
+    prints = Fingerprints(total)
     hashes: dict[str, str] = {}
-    with threads() as pool:
+    # Decoding and hashing let go of Python's lock, so that threads use all processors.
+    with (
+        progress_bar(f"verify {root.name}", total, hidden=not progress) as line,
+        ThreadPoolExecutor(processors()) as pool,
+    ):
         for name, dataset in splits.items():
-            tally = Tally(dataset.classes)
-            for found in looks(pool, dataset, root, files):
-                tally.add(found)
+            counts = np.zeros((2, len(dataset.classes)), np.int64)
+            ignored, sizes = 0, Counter[str]()
+            for pair, found in zip(dataset.pairs, _looks(pool, dataset, root, files), strict=True):
+                line.update()
+                if isinstance(found, SlimeBenchError):
+                    problems.append(found)
+                    continue
+                names.append((name, f"{name}/{pair.id}"))
+                prints.add(found.print)
                 hashes |= found.hashes
-                if found.error is not None:
-                    problems.append(found.error)
-                if found.print is not None:
-                    names.append((name, f"{name}/{found.id}"))
-                    seen.add(found.print)
-                if line is not None:
-                    line.advance()
-            reports[name] = tally.report()
-    if line is not None:
-        line.close()
+                counts += (found.counts > 0, found.counts)
+                ignored += found.ignored
+                sizes[found.size] += 1
+            shown, pixels = (dict(zip(dataset.classes, each, strict=True)) for each in counts.tolist())
+            reports[name] = DatasetReport(sizes.total(), shown, pixels, ignored, dict(sorted(sizes.items())))
     duplicates = [
         Duplicate(names[i][1], names[j][1], (names[i][0] == TEST) != (names[j][0] == TEST))
-        for i, j in seen.duplicates()
+        for i, j in prints.duplicates()
     ]
-    faulty = {relative(Path(str(each.path)), root) for each in problems}
-    folders = {relative(folder, root) for dataset in splits.values() for folder in _folders(dataset)}
+    faulty = {_relative(Path(str(each.path)), root) for each in problems}
+    folders = {_relative(folder, root) for dataset in splits.values() for folder in _folders(dataset)}
     listed = {
         name: each
         for name, each in files.items()
-        if name.rpartition("/")[0] in folders or any(f"{folder}/".startswith(f"{name.split('/')[0]}/") for folder in folders)
+        if name.rpartition("/")[0] in folders
+        or any(f"{folder}/".startswith(f"{name.split('/')[0]}/") for folder in folders)
     }
-    differences = compare_manifest(root, listed, hashes, faulty)
-    return VerifyReport(reports, problems, duplicates, differences)
+    return VerifyReport(reports, problems, duplicates, compare_manifest(root, listed, hashes, faulty))
 
 
 def ensure_verified(splits: Mapping[str, FolderDataset], root: Path) -> None:
@@ -138,14 +169,10 @@ def ensure_verified(splits: Mapping[str, FolderDataset], root: Path) -> None:
     """
     report = verified(splits, root)
     refuse(report, root)
-    if report.leaks:
-        _log.warning(
-            "%s: %d image(s) of the test split are in another split too: %s",
-            root, len(report.leaks), listing([str(each) for each in report.leaks]),
-        )  # fmt: skip
     within = [each for each in report.duplicates if not each.leak]
-    if within:
-        _log.warning("%s: %d image(s) appear twice: %s", root, len(within), listing([str(each) for each in within]))
+    for found, what in ((report.leaks, "of the test split are in another split too"), (within, "appear twice")):
+        if found:
+            _log.warning("%s: %d image(s) %s: %s", root, len(found), what, listing([str(each) for each in found]))
 
 
 def verified(splits: Mapping[str, FolderDataset], root: Path, *, fresh: bool = False) -> VerifyReport:
@@ -156,9 +183,9 @@ def verified(splits: Mapping[str, FolderDataset], root: Path, *, fresh: bool = F
     """
     verdicts = Verdicts(root)
     state = _state(verdicts, splits)
-    known = None if fresh else verdicts.read(state)
-    if known is not None:
-        return _report(known, splits)
+    remembered = None if fresh else verdicts.read(state)
+    if remembered is not None:
+        return _report(remembered, splits)
     report = verify_splits(splits, root, progress=True)
     # Only what is good is remembered: a mended permission changes neither size nor time of a file.
     if report.usable and _state(verdicts, splits) == state:
@@ -177,20 +204,16 @@ def refuse(report: VerifyReport, root: Path) -> None:
     if report.problems:
         good = sum(split.images for split in report.splits.values())
         raise DataError(
-            f"{len(report.problems)} of {good + len(report.problems)} samples are unusable",
-            path=root,
+            f"{len(report.problems)} of {good + len(report.problems)} samples are unusable", path=root,
             found="; ".join(f"{each.path}: {each.summary} ({each.found})" for each in report.problems[:_SHOWN]),
             expected="images and label maps that decode, agree in size and hold only known classes",
             remedy=f"mend or remove these files; the first: {report.problems[0].remedy}",
-        )
+        )  # fmt: skip
     if report.differences:
         raise DataError(
-            "the data set differs from its manifest",
-            path=root,
-            found="; ".join(report.differences),
-            expected=f"the files of {MANIFEST}",
-            remedy=f"delete {root} and prepare the data again",
-        )
+            "the data set differs from its manifest", path=root, found="; ".join(report.differences),
+            expected=f"the files of {MANIFEST}", remedy=f"delete {root} and prepare the data again",
+        )  # fmt: skip
 
 
 def compare_manifest(
@@ -201,7 +224,7 @@ def compare_manifest(
     Args:
         files: the manifest's sha256 by relative path.
         hashes: those of the files that were decoded.
-        skip: files that are known to be faulty already.
+        skip: files that were found faulty.
     """
     present: set[str] = set()
     for folder in {name.rpartition("/")[0] for name in files}:
@@ -216,17 +239,147 @@ def compare_manifest(
     return [f"{kind}: {listing(names)}" for kind, names in kinds.items() if names]
 
 
+def progress_bar(title: str, total: int, done: int = 0, *, hidden: bool = False) -> tqdm[Any]:
+    """How many of `total` images are done, on stderr: redrawn on a terminal, every ten seconds in a file.
+
+    Args:
+        done: how many of them were ready before; they do not count for the speed.
+    """
+    every, delay = (0.25, 1.0) if sys.stderr.isatty() else (10.0, 10.0)
+    return tqdm(
+        total=total, initial=done, desc=title, unit=" images", mininterval=every, delay=delay, disable=hidden,
+        dynamic_ncols=True,
+    )  # fmt: skip
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --- what one sample holds
+
+
+class _Look(NamedTuple):
+    """What one sample holds: `counts` int64 [K], `hashes` of those of its files that the manifest lists."""
+
+    counts: np.ndarray
+    ignored: int
+    size: str
+    print: Fingerprint
+    hashes: dict[str, str]
+
+
+def _looks(
+    pool: ThreadPoolExecutor, dataset: FolderDataset, root: Path, files: Mapping[str, str]
+) -> Iterator[_Look | SlimeBenchError]:
+    """What every sample holds, in their order, or its error."""
+
+    def look(index: int) -> _Look | SlimeBenchError:
+        pair = dataset.pairs[index]
+        try:
+            sample = dataset[index]
+        except SlimeBenchError as error:
+            return error
+        height, width = sample.label.shape
+        both = ((_relative(pair.image, root), sample.image), (_relative(pair.label, root), sample.label))
+        hashes = {name: pixels_sha256(pixels.astype(np.uint8)) for name, pixels in both if name in files}
+        counts, ignored = class_pixels(sample.label, len(dataset.classes)), int((sample.label == IGNORE).sum())
+        return _Look(counts, ignored, f"{width}x{height}", fingerprint(sample.image), hashes)
+
+    for start in range(0, len(dataset), _BATCH):
+        yield from pool.map(look, range(start, min(start + _BATCH, len(dataset))))
+
+
+def _relative(path: Path, root: Path) -> str:
+    """`path` below `root`, with forward slashes, as a manifest names it; whole where it lies elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
 def _folders(dataset: FolderDataset) -> set[Path]:
     return {path.parent for pair in dataset.pairs for path in (pair.image, pair.label)}
+
+
+# --- what is remembered
+
+
+class Verdicts:
+    """The verdicts on the data set in `root`: in `<root>/.verified.json`, or, where that cannot be written, in the
+    user's cache folder ($XDG_CACHE_HOME or ~/.cache, slime-bench/verified/)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
+        user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        self._files = (root / CACHE, user / "slime-bench" / "verified" / f"{name}.json")
+
+    def state(self, folders: Iterable[Path], *meaning: Any) -> str:
+        """The state of all files in the folders of a split; 60,000 take a fraction of a second.
+
+        Args:
+            meaning: what else decides what the files mean, such as the classes (JSON).
+        """
+        found = hashlib.sha256(json.dumps([VERSION, *meaning]).encode())
+        found.update(_stamp(self.root / MANIFEST))
+        for each in sorted(folders):
+            for line in _stamps(each):
+                found.update(line)
+        return found.hexdigest()
+
+    def read(self, state: State) -> dict[str, Any] | None:
+        """What was remembered of these splits in this very state, alone or among others; or None."""
+        for path in self._files:
+            for verdict in _read(path):
+                if state.items() <= verdict["state"].items():
+                    return dict(verdict["report"])
+        return None
+
+    def write(self, state: State, report: Mapping[str, Any]) -> None:
+        """Remember `report`; where no folder can be written the data set is verified again next time."""
+        for path in self._files:
+            others = [each for each in _read(path) if not each["state"].items() <= state.items()]
+            verdicts = [*others[1 - _KEPT :], {"state": state, "report": dict(report)}]
+            try:
+                write_atomic(path, json.dumps({"version": VERSION, "verdicts": verdicts}).encode())
+                return
+            except StorageError as error:
+                _log.debug("cannot remember the verdict in %s: %s", path, error.found)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return list(content["verdicts"]) if content["version"] == VERSION else []
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):  # none yet, or of another version
+        return []
+
+
+def _stamps(folder: Path) -> list[bytes]:
+    found = [os.fsencode(folder)]
+    try:
+        with os.scandir(folder) as entries:
+            for each in entries:
+                if not each.name.startswith("."):
+                    found.append(b"%s\t%s\n" % (os.fsencode(each.name), _stamp(each)))
+    except OSError as error:  # cannot be verified either, which then says why
+        found.append(str(error).encode("utf-8", "replace"))
+    return sorted(found)
+
+
+def _stamp(file: Path | os.DirEntry[str]) -> bytes:
+    try:
+        stat = file.stat()
+    except OSError:
+        return b"-"
+    return b"%d\t%d" % (stat.st_size, stat.st_mtime_ns)
 
 
 def _state(verdicts: Verdicts, splits: Mapping[str, FolderDataset]) -> State:
     states = {}
     for name, dataset in splits.items():
-        colours = {key: list(each) for key, each in dict(getattr(dataset, "colours", None) or {}).items()}
         folders = sorted(_folders(dataset))
-        more = getattr(dataset, "meaning", [])  # e.g. which files of a common folder are the split
-        states[name] = verdicts.state(folders, [str(each) for each in folders], list(dataset.classes), colours, *more)
+        said = [[str(each) for each in folders], list(dataset.classes), dataset.colours, *dataset.meaning]
+        states[name] = verdicts.state(folders, *said)
     return states
 
 
@@ -240,10 +393,8 @@ def _plain(report: VerifyReport) -> dict[str, object]:
 def _report(values: Mapping[str, Any], names: Iterable[str]) -> VerifyReport:
     """The part of a remembered report that is about the splits called `names`."""
     splits = {name: DatasetReport(**values["splits"][name]) for name in names}
-    known = [Duplicate(**each) for each in values["duplicates"]]
-    inside = [each for each in known if {_split(each.first), _split(each.second)} <= splits.keys()]
+    duplicates = [Duplicate(**each) for each in values["duplicates"]]
+    inside = [
+        each for each in duplicates if {each.first.split("/", 1)[0], each.second.split("/", 1)[0]} <= splits.keys()
+    ]
     return VerifyReport(splits, duplicates=inside, remembered=True)
-
-
-def _split(sample: str) -> str:
-    return sample.split("/", 1)[0]

@@ -12,12 +12,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from slime_bench.data.class_table import class_table, stdout_console
 from slime_bench.errors import ConfigError, SlimeBenchError
 
 if TYPE_CHECKING:
-    from slime_bench.data.folder import FolderDataset
+    from rich.console import Console
+
+    from slime_bench.data.folder import FolderData
+    from slime_bench.data.reading import FolderDataset
     from slime_bench.data.verify import VerifyReport
 
 FAULTY = 2
@@ -39,13 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, data = _data_of(args.overrides)
     began = time.monotonic()
     report = _verify(data, fresh=args.fresh)
-    _print(name, Path(data.root), data.classes, report, time.monotonic() - began)
+    _print(name, data.root, data.classes, report, time.monotonic() - began)
     return 0 if report.usable and not report.leaks else FAULTY
 
 
-def _data_of(overrides: Sequence[str]) -> tuple[str, Any]:
-    """Name and data module that the overrides describe."""
+def _data_of(overrides: Sequence[str]) -> tuple[str, FolderData]:
+    """Name and data set that the overrides describe."""
     from slime_bench.config.compose import plan
+    from slime_bench.data.folder import FolderData
 
     trials = plan(list(overrides), sweep=True).trials
     if len(trials) != 1:
@@ -55,44 +60,35 @@ def _data_of(overrides: Sequence[str]) -> tuple[str, Any]:
         )  # fmt: skip
     cfg = trials[0]
     data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
-    if not all(
-        hasattr(data, each) for each in ("root", "needed", "present_splits", "split_datasets", "check_manifest")
-    ):
+    if not isinstance(data, FolderData):
         raise ConfigError(
             "this kind of data set cannot be verified", path="data._target_", found=cfg.plain["data"]["_target_"],
-            expected="a data module of folders, as slime_bench.data.datamodule.SegmentationDataModule",
-            remedy="choose another data set, or derive its class from SegmentationDataModule",
+            expected="a data set of folders, as slime_bench.data.folder.FolderData",
+            remedy="choose another data set, or derive its class from FolderData",
         )  # fmt: skip
     return str(cfg.data.name), data
 
 
-def _verify(data: Any, *, fresh: bool) -> VerifyReport:
+def _verify(data: FolderData, *, fresh: bool) -> VerifyReport:
+    from slime_bench.data.config import SPLITS
     from slime_bench.data.verify import verified
 
-    root = Path(data.root)
-    if not root.is_dir() or not any(root.iterdir()):
+    if not data.root.is_dir() or not any(data.root.iterdir()):
         data.prepare_data()  # makes the data set, or says how to get it
     data.check_manifest()  # another subject's folder, or classes in another order, would look good below
-    wanted = [*data.needed, *(name for name in data.present_splits() if name not in data.needed)]
     splits: dict[str, FolderDataset] = {}
     problems: list[SlimeBenchError] = []
-    for name in sorted(wanted, key=_place):
+    wanted = {*data.needed, *data.present_splits()}
+    for name in (each for each in SPLITS if each in wanted):
         try:
             splits |= data.split_datasets([name])
         except SlimeBenchError as error:  # the other splits are looked at all the same
             problems.append(error)
-    report = verified(splits, root, fresh=fresh)
+    report = verified(splits, data.root, fresh=fresh)
     return replace(report, problems=[*problems, *report.problems])
 
 
-def _place(name: str) -> int:
-    order = ("support", "val", "test")
-    return order.index(name) if name in order else len(order)
-
-
 def _print(name: str, root: Path, classes: Sequence[str], report: VerifyReport, seconds: float) -> None:
-    from slime_bench.data.class_table import class_table, stdout_console
-
     console = stdout_console()
     console.print(f"{name}  {root}")
     if report.splits:
@@ -122,7 +118,7 @@ def _print(name: str, root: Path, classes: Sequence[str], report: VerifyReport, 
     console.print(f"{'good' if good else 'NOT GOOD'}: {images:,} images in {seconds:.1f} s{source}")
 
 
-def _section(console: Any, title: str, lines: Sequence[str]) -> None:
+def _section(console: Console, title: str, lines: Sequence[str]) -> None:
     if not lines:
         return
     console.print(f"{title}: {len(lines)}")

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_bench.data.labels import BACKGROUND, IGNORE, palette
+from slime_bench.data.label_maps import BACKGROUND, IGNORE, palette
 from slime_bench.errors import ConfigError, LabelError
 from slime_bench.segment.masks import COLOURS, INDICES, RGB, Mask, hexadecimal, pack, unpack
 from slime_bench.segment.spec import IGNORED, ClassSpec

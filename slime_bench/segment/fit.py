@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import TrialConfig, validate
-from slime_bench.data.datamodule import SegmentationDataModule
+from slime_bench.data.folder import FolderData
 from slime_bench.errors import ConfigError
 from slime_bench.results import identity
 from slime_bench.segment.progress import Lines, fit_callback
@@ -34,7 +34,7 @@ _KEPT = (
 _SETTLED = ("shots", "data.root", "data.name", "data.classes", "data.support_ids")
 
 
-class SupportData(SegmentationDataModule):
+class SupportData(FolderData):
     """A support set alone, which was read and checked before it was laid out."""
 
     def prepare_data(self) -> None:
@@ -72,7 +72,7 @@ def configuration(
     plain = copy.deepcopy(cfg.plain)
     plain["data"] = {
         **{name: plain["data"][name] for name in _KEPT if name in plain["data"]},
-        "_target_": f"{SegmentationDataModule.__module__}.{SegmentationDataModule.__qualname__}",
+        "_target_": f"{FolderData.__module__}.{FolderData.__qualname__}",
         "name": "segment",
         "subject": "any",
         "root": "support",
@@ -124,7 +124,7 @@ def fit(cfg: TrialConfig, support: Support, folder: Path, lines: Lines) -> Any:
     with tempfile.TemporaryDirectory(prefix="slime-bench-") as root, memory_errors(), closed_logger(cfg):
         support.write(Path(root))
         cfg = cfg.replace(data={"root": root}, trainer={"progress": False})
-        data = SupportData(cfg.data, shots=cfg.shots, seed=cfg.seed)
+        data = SupportData(cfg.data, shots=cfg.shots, seed=cfg.seed).datamodule()
         data.setup("fit")  # mistakes in the data come before the backbone is loaded
         lines.note("backbone", f"{cfg.backbone.name} on {cfg.trainer.device}")
         method = cfg.build(

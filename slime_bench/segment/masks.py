@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from slime_bench.data.decoding import DECODING_ERRORS
+from slime_bench.data.reading import DECODING_ERRORS
 from slime_bench.errors import DataError, LabelError
 
 RGB = tuple[int, int, int]

@@ -18,10 +18,10 @@ from omegaconf import OmegaConf
 
 from slime_bench.config.read import read
 from slime_bench.config.schema import build_part, read_part
-from slime_bench.data.datamodule import DataConfig
-from slime_bench.data.fit import fit_image, unfit
-from slime_bench.data.folder import read_image
-from slime_bench.data.labels import palette
+from slime_bench.data.config import DataConfig
+from slime_bench.data.label_maps import palette
+from slime_bench.data.reading import read_image
+from slime_bench.data.transforms import fit_image, unfit
 from slime_bench.errors import ConfigError, DeviceError, SlimeBenchError
 from slime_bench.results import identity
 from slime_bench.segment.files import LABELS, OVERLAYS, Record, Run, write, write_run
@@ -231,8 +231,8 @@ def _load(name: str, path: Path, made: Recipe) -> _Loaded | tuple[Path, SlimeBen
     except SlimeBenchError as error:
         return path, error
     fitted = fit_image(image, made.data.image_size, made.data.resize, made.data.fit).float() / 255
-    shown = view(image.permute(1, 2, 0).contiguous().numpy())
-    size = (int(image.shape[1]), int(image.shape[2]))
+    shown = view(image)
+    size = (int(image.shape[0]), int(image.shape[1]))
     return _Loaded(name, fitted, shown, size, path, status.st_size, status.st_mtime_ns)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from PIL import ImageColor
 
-from slime_bench.data.labels import BACKGROUND, validate_classes
+from slime_bench.data.label_maps import BACKGROUND, validate_classes
 from slime_bench.errors import ConfigError
 from slime_bench.segment.masks import RGB
 

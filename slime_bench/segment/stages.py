@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from slime_bench.data.folder import read_image
+from slime_bench.data.reading import read_image
 from slime_bench.errors import ResultError
 from slime_bench.segment import fit as learning
 from slime_bench.segment.files import (
@@ -179,7 +179,7 @@ def _write_grid(out: Path, made: Recipe, files: Mapping[str, Path], support: Sup
     below, names = [], list(files)
     for name in (names[place] for place in evenly(len(names), SHOWN)):
         with Image.open(out / LABELS / f"{name}.png") as label:
-            image = read_image(files[name]).permute(1, 2, 0).contiguous().numpy()
+            image = read_image(files[name])
             below.append(Shown(files[name].name, image, np.array(label)))
     write(out / GRID, grid_png(above, below, len(names), made.classes, made.colours))
 

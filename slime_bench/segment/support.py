@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from slime_bench.data.folder import read_image
 from slime_bench.data.layouts import IMAGES, LABELS, find_pairs
+from slime_bench.data.reading import read_image
 from slime_bench.errors import ConfigError, LabelError
 from slime_bench.segment.classes import Classes, resolve
 from slime_bench.segment.masks import Mask, read_mask
@@ -89,7 +89,7 @@ def read_support(pairs: Sequence[tuple[Path, Path]], spec: ClassSpec) -> Support
     """
     images, masks = [], []
     for image_path, mask_path in pairs:
-        image = read_image(image_path).permute(1, 2, 0).contiguous().numpy()
+        image = read_image(image_path)
         mask = read_mask(mask_path)
         _check_size(image, mask, image_path)
         images.append(image)

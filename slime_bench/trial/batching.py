@@ -64,8 +64,9 @@ def fit_batch(candidates: Sequence[TrialSpec], limit: int | None, begun: bool = 
                 locked.append(spec)
         if not locked or locked[0] is not candidates[0] or len(locked) < 2:
             return {}
-        for spec in locked:
-            spec.data.setup("fit")  # mistakes in the data come before the backbone is loaded
+        modules = {spec.signature: spec.data.datamodule() for spec in locked}
+        for module in modules.values():
+            module.setup("fit")  # mistakes in the data come before the backbone is loaded
         cfg = locked[0].cfg
         with threads(cfg.trainer.threads, cfg.trainer.deterministic), backbone_of(locked[0]) as backbone:
             size = limit
@@ -75,7 +76,7 @@ def fit_batch(candidates: Sequence[TrialSpec], limit: int | None, begun: bool = 
                     backbone, cfg.data.image_size, cfg.data.train_batch_size, cfg.trainer.device
                 )
             batch = locked[: even_share(len(locked), size)]
-            return _fit(batch, backbone) if len(batch) > 1 else {}
+            return _fit(batch, [modules[spec.signature] for spec in batch], backbone) if len(batch) > 1 else {}
 
 
 def even_share(count: int, most: int) -> int:
@@ -83,15 +84,15 @@ def even_share(count: int, most: int) -> int:
     return -(-count // -(-count // max(1, most)))
 
 
-def _fit(batch: Sequence[TrialSpec], backbone: Any) -> dict[str, dict[str, Any]]:
+def _fit(batch: Sequence[TrialSpec], modules: Sequence[Any], backbone: Any) -> dict[str, dict[str, Any]]:
     began = time.monotonic()
     first, signatures = batch[0], [spec.signature for spec in batch]
     cfg = first.cfg
     methods = [method_of(spec, backbone) for spec in batch]
     try:
-        for spec, method in zip(batch, methods, strict=True):
-            method.prepare(spec.data, cfg.trainer.device)
-            spec.data.support_group = method.support_group
+        for batches, method in zip(modules, methods, strict=True):
+            method.prepare(batches, cfg.trainer.device)
+            batches.support_group = method.support_group
         steps = {steps_of(spec.cfg, spec.data, method) for spec, method in zip(batch, methods, strict=True)}
         if len(steps) > 1 or not (total := steps.pop()):
             return {}
@@ -100,7 +101,7 @@ def _fit(batch: Sequence[TrialSpec], backbone: Any) -> dict[str, dict[str, Any]]
         title = f"{first.title.rpartition(' seed ')[0]}, {len(batch)} trials in one batch"
         progress = ProgressLine(title, total, 0) if cfg.trainer.progress else None
         trainer = lightning_trainer(cfg, module, total, first.folder, [keeper, progress])
-        trainer.fit(module, BatchData([spec.data for spec in batch]))
+        trainer.fit(module, BatchData(modules))
         if progress is not None:
             progress.finish("fitted")
         spent = time.monotonic() - began + (0.0 if keeper is None else keeper.seconds)

@@ -120,31 +120,34 @@ def _compute(spec: TrialSpec, fitted: dict[str, Any] | None) -> TrialResult:
     cfg, began = spec.cfg, time.monotonic()
     reset_peaks(cfg.trainer.device)
     with threads(cfg.trainer.threads, cfg.trainer.deterministic):
-        spec.data.setup()  # mistakes in the data come before the backbone is loaded
+        batches = spec.data.datamodule()
+        batches.setup()  # mistakes in the data come before the backbone is loaded
         with backbone_of(spec) as backbone:
             method = method_of(spec, backbone, keep_maps=cfg.save_maps)
             try:
-                return _fit_and_test(spec, fitted, method, began)
+                return _fit_and_test(spec, batches, fitted, method, began)
             finally:
                 method.restore()
 
 
-def _fit_and_test(spec: TrialSpec, fitted: dict[str, Any] | None, method: Any, began: float) -> TrialResult:
+def _fit_and_test(
+    spec: TrialSpec, batches: Any, fitted: dict[str, Any] | None, method: Any, began: float
+) -> TrialResult:
     from slime_bench.results.confusion import CONFUSION_FILE, write_confusion
     from slime_bench.results.curves import CURVES_FILE, write_curves
     from slime_bench.trial import checkpoint
 
     cfg, data, folder = spec.cfg, spec.data, spec.folder
-    method.prepare(data, cfg.trainer.device)
-    data.support_group = method.support_group
+    method.prepare(batches, cfg.trainer.device)
+    batches.support_group = method.support_group
     keeper = _checkpoints(spec, fitted, method, began)
-    trainer, progress = make_trainer(cfg, data, method, folder, spec.title, keeper)
+    trainer, progress = make_trainer(cfg, batches, method, folder, spec.title, keeper)
     if method.epochs > 0:
-        trainer.fit(method, data)
+        trainer.fit(method, batches)
         method.use_best_state()
         write_curves(folder / CURVES_FILE, method.curve.points())
     tested = time.monotonic()
-    _test(cfg, trainer, method, data, folder)
+    _test(cfg, trainer, method, batches, folder)
     counts = method.test_metric.counts()
     found = result.from_counts(
         counts,
@@ -165,7 +168,6 @@ def _fit_and_test(spec: TrialSpec, fitted: dict[str, Any] | None, method: Any, b
         background=cfg.metric.background,
         support_ids=data.support_ids,
         prepared=data.prepared(),
-        facts=cfg.parts["method"].facts(cfg.method, cfg.shots),
         validation={"score": method.best_score, "epoch": method.best_epoch} if method.best_epoch is not None else {},
         facts=method.facts(cfg.method, cfg.shots),
     )

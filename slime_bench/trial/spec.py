@@ -22,7 +22,7 @@ class TrialSpec:
 
     Attributes:
         cfg: with the device that it computes on.
-        data: the data set, not set up. fingerprints: content hashes, see `identity.signature`.
+        data: the data set, prepared. fingerprints: content hashes, see `identity.signature`.
         folder: of the trial; it need not be there.
     """
 

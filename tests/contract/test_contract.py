@@ -514,10 +514,11 @@ def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         write(tmp_path / place, subject)
         data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
-    data.setup()
+    batches = data.datamodule()
+    batches.setup()
     assert len(data.fingerprint()) == 64 and len(data.support_ids) == 2 * data.images_per_shot
-    (validation,), test = list(data.val_dataloader()), list(data.test_dataloader())
-    train = list(data.train_dataloader())
+    (validation,), test = list(batches.val_dataloader()), list(batches.test_dataloader())
+    train = list(batches.train_dataloader())
     assert len(train) == len(data.support_ids) * cfg.data.passes_per_epoch and [len(one["id"]) for one in test] == [
         2,
         1,

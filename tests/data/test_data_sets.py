@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from slime_bench.data.mini_world import render as mini_world
 from slime_bench.config.compose import plan
 from slime_bench.data.config import DataConfig, read_classes
+from slime_bench.data.mini_world import render as mini_world
 from slime_bench.errors import ConfigError, DataError, LabelError
-from slime_bench.config.schema import build
 
 FOLDERS = {
     "pascal_part_car": "pascal_part/car",
@@ -33,7 +34,7 @@ REGAN |= {"plate": (0, 137, 65)}
 
 def data_of(*overrides: str, shots: int = 1, seed: int = 0) -> Any:
     cfg = plan([*overrides, f"shots={shots}", f"seed={seed}"]).trials[0]
-    return build(cfg.data, shots=shots, seed=seed)
+    return cfg.build("data", shots=shots, seed=seed)
 
 
 def save(folder: Path, subject: str, split: str, count: int, *, layout: str = "folders") -> None:
@@ -108,10 +109,11 @@ def hashes(root: Path) -> dict[str, str]:
 def test_a_prepared_data_set(prepared: Path) -> None:
     data = data_of("data=pascal_part_car", f"data_root={prepared}", "data.image_size=64", shots=2)
     data.prepare_data()
-    data.setup()
-    (batch,) = data.val_dataloader()
+    batches = data.datamodule()
+    batches.setup()
+    (batch,) = batches.val_dataloader()
     assert len(batch["id"]) == 1 and batch["image"].shape == (1, 3, 64, 64)
-    assert len(data.test_dataloader()) == 2
+    assert len(batches.test_dataloader()) == 2
 
 
 def test_the_folder_of_another_subject_or_of_other_classes(prepared: Path, tmp_path: Path) -> None:
@@ -155,11 +157,11 @@ def test_regans_test_set(prepared: Path, tmp_path: Path) -> None:
         places = ("data=pascal_part_car_regan", f"data_root={tmp_path / 'data'}", "data.image_size=128")
         data = data_of(*places, *overrides)
         data.prepare_data()
-        data.setup()
+        data.datamodule().setup()
         return data
 
     data = regan()
-    for batch, label in zip(data.test_dataloader(), labels, strict=True):
+    for batch, label in zip(data.datamodule().test_dataloader(), labels, strict=True):
         assert torch.equal(batch["label"][0], label) and batch["image"].mean() > 0.1
     assert data.support_ids[0].startswith("support")
     # The same test set elsewhere, and without background; the hash of the data follows the contents alone.
@@ -167,7 +169,10 @@ def test_regans_test_set(prepared: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(folder, tmp_path / "regan")
     assert regan(f"data.splits.test={moved}").fingerprint() == data.fingerprint() != plain
     black = regan("data.splits.test=../Car_TestSet/image_no_bg")
-    assert next(iter(black.test_dataloader()))["image"].max() == 0 and black.fingerprint() != data.fingerprint()
+    assert (
+        next(iter(black.datamodule().test_dataloader()))["image"].max() == 0
+        and black.fingerprint() != data.fingerprint()
+    )
 
 
 # --- the authors' zip
@@ -187,14 +192,14 @@ def test_the_authors_zip_as_it_is(release: Path) -> None:
         size = ("data.image_size=128", "data.batch_size=4")
         data = data_of("data=slime_release_horse", f"data_root={release}", *size, shots=shots, seed=seed)
         data.prepare_data()
-        data.setup()
+        data.datamodule().setup()
         return data
 
     one, ten = horse(1), horse(10, seed=3)
     assert one.support_ids == ["support0"] and ten.support_ids == [f"support{index}" for index in range(10)]
-    assert [batch["id"] for batch in one.val_dataloader()] == [["support0"]]
-    assert [batch["id"] for batch in ten.val_dataloader()] == [["val0", "val1"]]
-    (test,) = ten.test_dataloader()
+    assert [batch["id"] for batch in one.datamodule().val_dataloader()] == [["support0"]]
+    assert [batch["id"] for batch in ten.datamodule().val_dataloader()] == [["val0", "val1"]]
+    (test,) = ten.datamodule().test_dataloader()
     assert torch.equal(test["label"][2], torch.from_numpy(mini_world.render("horse", "test", 2).label).long())
     before = one.fingerprint()
     assert before == ten.fingerprint()  # one table, one data set
@@ -229,11 +234,12 @@ def test_any_folder(tmp_path: Path) -> None:
     named = (f"data.root='{tmp_path / 'my data'}'", f"data.classes_file={names}", "data.name=cars")
     data = data_of("data=folder", *named, *places, shots=2)
     data.prepare_data()
-    data.setup()
+    batches = data.datamodule()
+    batches.setup()
     assert data.classes == ("background", "hull", "lamp", "number", "tyre", "glass")
     # What the file says is in the configuration; its place, which is no part of the trial, is not.
     assert data.config.classes_file is None and str(names) not in str(data.config)
-    assert sorted(data.support_ids) == ["support0", "support1"] and len(data.test_dataloader()) == 2
+    assert sorted(data.support_ids) == ["support0", "support1"] and len(batches.test_dataloader()) == 2
 
 
 def test_a_folder_needs_its_place_and_its_classes(tmp_path: Path) -> None:
@@ -293,3 +299,24 @@ def test_a_pool_that_goes_by_the_shots_needs_some(release: Path) -> None:
     with pytest.raises(ConfigError, match="goes by the number of shots") as caught:
         data_of("data=slime_release_horse", f"data.root='{release}'", shots=0)
     assert "data.splits.support=train_10" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("name", ["mini_car", "pascal_part_car", "voc2012", "coco_object"])
+def test_a_finished_trial_is_recognised_without_torch(name: str, tmp_path: Path) -> None:
+    """Class, settings, checks and content hash of a data set; the choice of images needs torch's generators."""
+    code = f"""
+import sys
+from slime_bench.config.schema import read_part
+from slime_bench.data.verify import verify_splits
+node = {plan([f"data={name}", f"data_root={tmp_path}"]).trials[0].plain["data"]!r}
+part, config = read_part(node, "data")
+data = part(config=config, shots=1, seed=0)
+try:
+    data.prepare_data()
+    verify_splits(data.split_datasets(), data.root)
+except Exception as error:
+    assert "is not there" in str(error), error
+print(data.fingerprint(), *sorted({{"torch", "lightning", "scipy", "pandas"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(done.stdout.strip()) == 64

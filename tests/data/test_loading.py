@@ -14,17 +14,20 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
-from tests.fixtures.twins.toy_folder import CLASSES, COMPLETE, POOL, SIZE, write_split
 
-from slime_bench.data.augment import Augmentation
-from slime_bench.data.config import DataConfig
-from slime_bench.data.datamodule import SegmentationDataModule
-from slime_bench.data.fit import fit_sample, resize_image, unfit
-from slime_bench.data.folder import FolderDataset, Sample
-from slime_bench.data.sampler import ContinuedBatchSampler, SupportBatchSampler, SupportSampler
+from slime_bench.config.read import read
+from slime_bench.data.config import Augmentation, DataConfig
+from slime_bench.data.datamodule import (
+    SegmentationDataModule,
+    SupportBatchSampler,
+    SupportSampler,
+)
+from slime_bench.data.folder import FolderData
+from slime_bench.data.reading import FolderDataset, Sample
+from slime_bench.data.transforms import fit_sample, resize_image
 from slime_bench.errors import ConfigError, DataError, LabelError
+from tests.fixtures.twins.toy_folder import CLASSES, COMPLETE, POOL, SIZE, write_split
 
 Make = Callable[..., SegmentationDataModule]
 
@@ -48,8 +51,9 @@ def make(root: Path) -> Make:
             "image_size": SIZE,
             "batch_size": 2,
         }
-        module = SegmentationDataModule(DataConfig(**{**arguments, **settings}), shots=shots, seed=seed)
-        module.prepare_data()
+        data = FolderData(DataConfig(**{**arguments, **settings}), shots=shots, seed=seed)
+        data.prepare_data()
+        module = data.datamodule()
         module.setup()
         return module
 
@@ -64,6 +68,10 @@ def epochs(module: SegmentationDataModule, count: int) -> list[dict[str, Any]]:
         loader.batch_sampler.sampler.set_epoch(epoch)
         batches += list(loader)
     return batches
+
+
+def as_tensor(sample: Sample) -> torch.Tensor:
+    return torch.from_numpy(sample.image).permute(2, 0, 1).float()
 
 
 def assert_same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
@@ -108,12 +116,6 @@ def test_batches_end_with_their_pass() -> None:
     assert all(len({epoch for _, epoch in batch}) == 1 for batch in batches)
 
 
-@pytest.mark.parametrize(("samples", "passes", "batch"), [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
-def test_sampler_refuses_nonsense(samples: int, passes: int, batch: int) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        SupportBatchSampler(SupportSampler(samples, seed=0, passes=passes), batch)
-
-
 # --- before training
 
 
@@ -122,15 +124,15 @@ def test_support_without_foreground_stops_before_training(tmp_path: Path) -> Non
         (tmp_path / "support" / kind).mkdir(parents=True)
     Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "support" / "images" / "a.png")
     Image.new("L", (SIZE, SIZE)).save(tmp_path / "support" / "labels" / "a.png")
-    module = SegmentationDataModule(DataConfig(name="toy", root=str(tmp_path), classes=CLASSES), shots=1, seed=0)
+    data = FolderData(DataConfig(name="toy", root=str(tmp_path), classes=CLASSES), shots=1, seed=0)
     with pytest.raises(DataError, match="no foreground"):
-        module.setup("fit")
+        data.datamodule().setup("fit")
 
 
 def test_missing_root(tmp_path: Path) -> None:
     config = DataConfig(name="toy", root=str(tmp_path / "no"), classes=CLASSES)
     with pytest.raises(DataError, match="`toy` is not there") as caught:
-        SegmentationDataModule(config, shots=1, seed=0).prepare_data()
+        FolderData(config, shots=1, seed=0).prepare_data()
     assert "SLIME_BENCH_DATA" in str(caught.value.remedy)
 
 
@@ -151,13 +153,13 @@ def test_batches_have_the_promised_form(make: Make) -> None:
         assert batch["image"].min() >= 0 and 0.5 < batch["image"].max() <= 1
         assert batch["label"].shape == (count, SIZE, SIZE) and batch["label"].dtype == torch.int64
         assert batch["epoch"].shape == (count,) and batch["epoch"].dtype == torch.int64
-    assert module.missing_classes == [] and module.classes == tuple(CLASSES)
+    assert module.data.missing_classes == [] and module.data.classes == tuple(CLASSES)
 
 
 def test_query_images_are_those_of_the_files(make: Make, root: Path) -> None:
     batch = next(iter(make().test_dataloader()))
-    assert torch.equal(batch["image"][1] * 255, FolderDataset(root / "test", CLASSES)[1].image.float())
-    assert torch.equal(batch["label"][1], FolderDataset(root / "test", CLASSES)[1].label)
+    assert torch.equal(batch["image"][1] * 255, as_tensor(FolderDataset(root / "test", CLASSES)[1]))
+    assert np.array_equal(batch["label"][1], FolderDataset(root / "test", CLASSES)[1].label)
 
 
 def test_validation_images(make: Make, root: Path) -> None:
@@ -165,15 +167,15 @@ def test_validation_images(make: Make, root: Path) -> None:
         return [key for batch in make(**settings).val_dataloader() for key in batch["id"]]
 
     one = make(shots=1)
-    assert one.validation == "support" and ids(shots=1) == one.support_ids
+    assert one.data.validation == "support" and ids(shots=1) == one.support_ids
     batch = next(iter(one.val_dataloader()))
     pool = FolderDataset(root / "support", CLASSES)
-    assert torch.equal(batch["image"][0] * 255, pool[pool.ids.index(batch["id"][0])].image.float())
-    assert make(shots=2).validation == "val" and ids(shots=2) == ["v00", "v01", "v02"]
+    assert torch.equal(batch["image"][0] * 255, as_tensor(pool[pool.ids.index(batch["id"][0])]))
+    assert make(shots=2).data.validation == "val" and ids(shots=2) == ["v00", "v01", "v02"]
     assert ids(shots=1, validation="val") == ["v00", "v01", "v02"]
     assert ids(shots=2, validation="support") == make(shots=2).support_ids
     assert ids(validation="none") == []
-    assert make(shots=1, validation="paper").validation == "none" and ids(shots=1, validation="paper") == []
+    assert make(shots=1, validation="paper").data.validation == "none" and ids(shots=1, validation="paper") == []
     assert ids(shots=2, validation="paper") == ["v00", "v01", "v02"]
 
 
@@ -233,12 +235,6 @@ def test_only_the_first_epoch_leaves_out_batches(make: Make, group: int | None, 
     assert_same(list(loader), expected)
 
 
-@pytest.mark.parametrize("first", [-1, 4])
-def test_no_more_batches_can_be_left_out_than_there_are(first: int) -> None:
-    with pytest.raises(ValueError, match="0 to 3"):
-        ContinuedBatchSampler([[0], [1], [2]], first)
-
-
 class Recorder(lightning.LightningModule):
     """Keeps what the loop hands over."""
 
@@ -291,7 +287,7 @@ def broken(root: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("fault", ["image", "label"])
 def test_typed_errors_cross_the_process_border(broken: Path, workers: int, fault: str) -> None:
     config = DataConfig("toy", str(broken), CLASSES, image_size=SIZE, batch_size=2, num_workers=workers)
-    module = SegmentationDataModule(config, shots=1, seed=0)
+    module = FolderData(config, shots=1, seed=0).datamodule()
     module.setup("test")
     if fault == "image":
         path, kind = broken / "test" / "images" / "t03.png", DataError
@@ -330,38 +326,25 @@ def test_data_sets_survive_spawning(make: Make) -> None:
 def test_resizing_squashes_image_and_label(make: Make) -> None:
     batch = next(iter(make(image_size=12).test_dataloader()))
     assert batch["image"].shape[-2:] == (12, 12) and batch["label"].shape[-2:] == (12, 12)
-    label = torch.arange(24).reshape(4, 6) % 3
-    image = torch.randint(256, (3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    label = np.arange(24).reshape(4, 6) % 3
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     for mode in ("antialias", "opencv"):
         sample = fit_sample(Sample("a", image, label), 8, mode)
         assert sample.image.shape == (3, 8, 8) and sample.image.dtype == torch.uint8
-        assert torch.equal(sample.label, label.repeat_interleave(2, 0)[:, [0, 0, 1, 2, 3, 3, 4, 5]])
+        assert np.array_equal(sample.label, label.repeat(2, 0)[:, [0, 0, 1, 2, 3, 3, 4, 5]])
 
 
 def test_antialias_averages_and_opencv_samples() -> None:
-    stripes = torch.tensor([0, 0, 0, 255], dtype=torch.uint8).repeat(3, 32, 8)
-    averaged, sampled = resize_image(stripes, 8), resize_image(stripes, 8, "opencv")
-    assert (averaged[:, :, 1:-1].float() - 255 / 4).abs().max() < 30
-    assert sampled.unique().tolist() == [0]  # the reference never sees the stripes: it reads columns 1 and 2 of 4
+    stripes = np.tile(np.array([0, 0, 0, 255], np.uint8)[:, None], (32, 8, 3))
+    averaged, sampled = resize_image(stripes, (8, 8)), resize_image(stripes, (8, 8), "opencv")
+    assert np.abs(averaged[:, 1:-1].astype(float) - 255 / 4).max() < 30
+    assert not sampled.any()  # the reference never sees the stripes: it reads columns 1 and 2 of 4
     # PIL's and torch's antialiased filters are the same triangle.
-    image = torch.randint(256, (3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = torch.nn.functional.interpolate(image[None].float(), 16, mode="bilinear", antialias=True)[0]
-    assert (resize_image(image, 16).float() - expected).abs().max() < 1.5
-    assert torch.equal(resize_image(image[:, :, :40], 40), image[:, :, :40])
-
-
-def test_any_folder_of_images(make: Make, tmp_path: Path) -> None:
-    Image.new("RGB", (30, 20), (255, 0, 0)).save(tmp_path / "wide.png")
-    Image.new("L", (10, 40), 51).save(tmp_path / "tall.jpg")
-    (batch,) = make().image_dataloader(tmp_path)
-    assert batch["id"] == ["tall", "wide"]
-    assert batch["size"].tolist() == [[40, 10], [20, 30]]
-    assert batch["image"].shape == (2, 3, SIZE, SIZE)
-    assert batch["image"][1, :, 5, 5].tolist() == [1, 0, 0] and batch["image"][0].unique().tolist() == pytest.approx(
-        [0.2]
-    )
-    with pytest.raises(DataError, match="folder not found"):
-        make().image_dataloader(tmp_path / "no")
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    expected = torch.nn.functional.interpolate(planes, 16, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    assert np.abs(resize_image(image, (16, 16)) - expected.numpy()).max() < 1.5
+    assert np.array_equal(resize_image(image[:, :40], (40, 40)), image[:, :40])
 
 
 def test_padding_reaches_every_loader(make: Make, root: Path, tmp_path: Path) -> None:
@@ -378,12 +361,6 @@ def test_padding_reaches_every_loader(make: Make, root: Path, tmp_path: Path) ->
             assert batch["image"].shape[-2:] == batch["label"].shape[-2:] == (SIZE, SIZE)
             assert (batch["label"][:, 16:] == 255).all() and (batch["label"][:, :16] != 255).all()
             assert (batch["image"][:, :, 16:] == 0).all() and batch["image"][:, :, :16].mean() > 0.3
-    (first, *_) = module.image_dataloader(tmp_path / "data" / "test" / "images")
-    assert first["size"].tolist() == [[16, SIZE], [16, SIZE]] and (first["image"][:, :, 16:] == 0).all()
-    files = [np.array(Image.open(tmp_path / "data" / "test" / "images" / f"{name}.png")) for name in first["id"]]
-    for image, size, pixels in zip(first["image"], first["size"].tolist(), files, strict=True):
-        back = unfit(image, tuple(size), module.config.fit)
-        assert torch.equal((back * 255).round().byte().permute(1, 2, 0), torch.from_numpy(pixels))
 
 
 # --- configuration and fingerprint
@@ -399,27 +376,14 @@ def test_padding_reaches_every_loader(make: Make, root: Path, tmp_path: Path) ->
 )  # fmt: skip
 def test_bad_settings(name: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        DataConfig(**{"name": "toy", "root": "data", "classes": CLASSES, name: value})
+        read(DataConfig, {"name": "toy", "root": "data", "classes": CLASSES, name: value}, "data")
     assert caught.value.path == f"data.{name}"
-
-
-def test_config_is_a_structured_config() -> None:
-    schema = OmegaConf.structured(SegmentationDataModule.Config)
-    given = {
-        "name": "toy",
-        "root": "data",
-        "classes": CLASSES,
-        "augment": {"crop_ratio": [0.8, 1], "rotation_degrees": 10},
-    }
-    config = OmegaConf.to_object(OmegaConf.merge(schema, given))
-    assert isinstance(config, DataConfig) and isinstance(config.augment, Augmentation)
-    assert config.augment.crop_ratio == [0.8, 1.0] and config.augment.flip_p == 0.5 and config.support_ids is None
 
 
 def test_fingerprint_follows_the_data(broken: Path) -> None:
     def fingerprint() -> str:
         config = DataConfig(name="toy", root=str(broken), classes=CLASSES)
-        return SegmentationDataModule(config, shots=1, seed=0).fingerprint()
+        return FolderData(config, shots=1, seed=0).fingerprint()
 
     before = fingerprint()
     assert len(before) == 64 and fingerprint() == before
@@ -449,9 +413,9 @@ def test_a_bad_test_mask_comes_to_light_before_training(root: Path, tmp_path: Pa
     data = shutil.copytree(root, tmp_path / "data")
     path = data / "test" / "labels" / "t03.png"
     Image.new("L", (SIZE, SIZE), 9).save(path)
-    module = SegmentationDataModule(DataConfig("toy", str(data), CLASSES, image_size=SIZE), shots=1, seed=0)
+    config = DataConfig("toy", str(data), CLASSES, image_size=SIZE)
     with pytest.raises(LabelError) as caught:
-        module.prepare_data()
+        FolderData(config, shots=1, seed=0).prepare_data()
     assert caught.value.path == path
 
 
@@ -461,10 +425,10 @@ def test_splits_that_the_trial_does_not_read_may_be_absent_or_bad(root: Path, tm
 
     def prepare(shots: int, **settings: Any) -> None:
         config = DataConfig("toy", str(data), CLASSES, image_size=SIZE, **settings)
-        module = SegmentationDataModule(config, shots=shots, seed=0)
-        module.prepare_data()
-        module.setup()
-        assert len(module.fingerprint()) == 64
+        data_set = FolderData(config, shots=shots, seed=0)
+        data_set.prepare_data()
+        data_set.datamodule().setup()
+        assert len(data_set.fingerprint()) == 64
 
     prepare(1)
     with pytest.raises(DataError, match="cannot read the label map"):

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from slime_bench.config.schema import read_part
+from slime_bench.data.datasets.mini import MiniData
 from slime_bench.data.mini_world import render as mini_world
-from slime_bench.data.folder import FolderDataset
-from slime_bench.data.datasets.mini import MiniDataModule
+from slime_bench.data.reading import FolderDataset
 from slime_bench.data.verify import verify_splits
 from slime_bench.errors import ConfigError, DataError, StorageError
 
@@ -28,14 +28,13 @@ SUBJECTS = ("car", "horse", "face")
 def config(subject: str, data_root: Path, **settings: Any) -> Any:
     """The shipped YAML, checked against the dataclass."""
     node = OmegaConf.merge({"data_root": str(data_root)}, {"data": OmegaConf.load(CONF / f"mini_{subject}.yaml")}).data
-    target = node.pop("_target_")
-    assert target == "slime_bench.data.datasets.mini.MiniDataModule"
-    values = OmegaConf.to_container(node, resolve=True)
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MiniDataModule.Config), values, settings))
+    part, found = read_part({**OmegaConf.to_container(node, resolve=True), **settings}, "data")
+    assert part is MiniData
+    return found
 
 
-def module(subject: str, data_root: Path, shots: int = 1, seed: int = 0, **settings: Any) -> MiniDataModule:
-    return MiniDataModule(config(subject, data_root, **settings), shots=shots, seed=seed)
+def module(subject: str, data_root: Path, shots: int = 1, seed: int = 0, **settings: Any) -> MiniData:
+    return MiniData(config(subject, data_root, **settings), shots=shots, seed=seed)
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +63,8 @@ def test_shipped_settings_are_the_papers(subject: str, tmp_path: Path) -> None:
 
 def test_rendered_data_set_is_whole(rendered: Path) -> None:
     data = module("car", rendered, shots=10)
-    data.setup()
+    batches = data.datamodule()
+    batches.setup()
     counts = {"support": 30, "val": 10, "test": 100}
     for split, count in counts.items():
         whole = verify_splits(data.split_datasets([split]), data.root)
@@ -75,14 +75,14 @@ def test_rendered_data_set_is_whole(rendered: Path) -> None:
     assert data.missing_classes == []
     first = FolderDataset(rendered / "mini" / "car" / "support", data.classes)
     label = first.label(first.ids.index(data.support_ids[0]))
-    assert label.unique().tolist() == list(range(6))
-    batch = next(iter(data.train_dataloader()))
+    assert np.unique(label).tolist() == list(range(6))
+    batch = next(iter(batches.train_dataloader()))
     assert batch["image"].shape == (1, 3, 128, 128) and batch["label"].max() <= 5
     # Files hold exactly what the renderer makes.
     picture = mini_world.render("car", "test", 7)
     sample = FolderDataset(rendered / "mini" / "car" / "test", data.classes)[7]
-    assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), picture.image)
-    assert torch.equal(sample.label, torch.from_numpy(picture.label.astype(np.int64)))
+    assert np.array_equal(sample.image, picture.image)
+    assert np.array_equal(sample.label, picture.label)
 
 
 SUPPORT = {

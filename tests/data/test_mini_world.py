@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slime_bench.data.mini_world import render as mini_world
 from data_prep.pretrain.models import build_tokenizer
+from slime_bench.data.datasets.mini import MiniData
+from slime_bench.data.mini_world import render as mini_world
 from slime_bench.data.mini_world.render import CLASSES, SPLIT_SIZES, STREAM, Picture, render, vocabulary, write_dataset
-from slime_bench.data.datasets.mini import MiniDataModule
 from slime_bench.errors import ConfigError, StorageError
 
 # sha256 of the pixels of image and label map: the mini backbone was trained on these bytes and the tables made on them.
@@ -136,13 +136,14 @@ class TestDataSet:
 
     def test_it_loads_as_a_data_module(self, tmp_path: Path) -> None:
         write_dataset(tmp_path / "face", "face")
-        config = MiniDataModule.Config(
+        config = MiniData.Config(
             name="mini_face", root=str(tmp_path / "face"), classes=CLASSES["face"], subject="face", image_size=128
         )
-        data = MiniDataModule(config, shots=2, seed=0)
+        data = MiniData(config, shots=2, seed=0)
         data.prepare_data()
-        data.setup()
-        (batch,) = list(data.test_dataloader())
+        batches = data.datamodule()
+        batches.setup()
+        (batch,) = list(batches.test_dataloader())
         assert batch["image"].shape == (3, 3, 128, 128) and batch["label"].shape == (3, 128, 128)
         assert batch["id"] == [f"face-test-{index:04d}" for index in range(3)]
         assert np.array_equal(batch["label"][2].numpy(), render("face", "test", 2).label)

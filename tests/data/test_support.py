@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.fixtures.twins.toy_folder import CLASSES, COMPLETE, POOL, SIZE, write_split
 
 from slime_bench.data.config import DataConfig
 from slime_bench.data.datamodule import SegmentationDataModule
-from slime_bench.data.folder import FolderDataset
+from slime_bench.data.folder import FolderData
+from slime_bench.data.reading import FolderDataset
 from slime_bench.data.support import choose_support, choose_val, draw, first_choices, permuted, read_list
 from slime_bench.errors import ConfigError, DataError
+from tests.fixtures.twins.toy_folder import CLASSES, COMPLETE, POOL, SIZE, write_split
 
 Make = Callable[..., SegmentationDataModule]
 
@@ -43,8 +44,9 @@ def root(shared_root: Path, tmp_path: Path) -> Path:
 def make(root: Path) -> Make:
     def build(shots: int = 3, seed: int = 0, **chosen: Any) -> SegmentationDataModule:
         arguments: dict[str, Any] = {"name": "toy", "root": str(root), "classes": CLASSES, "image_size": SIZE}
-        module = SegmentationDataModule(DataConfig(**{**arguments, **chosen}), shots=shots, seed=seed)
-        module.prepare_data()
+        data = FolderData(DataConfig(**{**arguments, **chosen}), shots=shots, seed=seed)
+        data.prepare_data()
+        module = data.datamodule()
         module.setup()
         return module
 
@@ -146,7 +148,7 @@ def test_no_shots(make: Make) -> None:
     """For a method that learns nothing: no support set, no validation, all test images."""
     data = make(shots=0, validation="val")
     data.setup()
-    assert data.support_ids == [] and data.validation == "none" and data.val_dataloader() == []
+    assert data.support_ids == [] and data.data.validation == "none" and data.val_dataloader() == []
     assert len(list(data.test_dataloader())) > 0
     every = [name for batch in data.unlabelled_dataloader(None) for name in batch["id"]]
     some = [name for batch in data.unlabelled_dataloader(3) for name in batch["id"]]
@@ -199,7 +201,7 @@ def test_a_manifest_spares_the_decoding(root: Path, make: Make, monkeypatch: pyt
         manifest = {"version": 1, "subject": "any", "classes": classes, "files": {}, "samples": counts}
         (root / "manifest.json").write_text(json.dumps(manifest))
         config = DataConfig("toy", str(root), CLASSES, require_all_classes="each")
-        return SegmentationDataModule(config, shots=5, seed=seed).support_ids
+        return FolderData(config, shots=5, seed=seed).support_ids
 
     assert [ids(CLASSES, seed) for seed in range(3)] == expected
     # Counts of other classes are not trusted, nor are those of an id that is not listed.
@@ -208,7 +210,7 @@ def test_a_manifest_spares_the_decoding(root: Path, make: Make, monkeypatch: pyt
     known = {key: [0, 20, 20] for key in pool.ids[1:]}
     config = DataConfig("toy", str(root), CLASSES, require_all_classes="each")
     with pytest.raises(pytest.fail.Exception, match="decoded"):
-        choose_support(pool, POOL, 0, config, known=known)
+        choose_support(pool, POOL, 0, config, counted=known)
 
 
 # --- lists
@@ -240,7 +242,7 @@ def test_a_named_list_may_name_the_whole_train_side(root: Path, make: Make) -> N
     assert val_ids(data) == ["s05", "v01"]
     write_list(root, "lab-1", "v00")
     one = make(shots=1, support="lab")
-    assert one.validation == "support" and val_ids(one) == ["v00"]
+    assert one.data.validation == "support" and val_ids(one) == ["v00"]
     # Without a validation split the lists name the pool alone.
     shutil.rmtree(root / "val")
     write_list(root, "lab-1", "s08")
@@ -325,7 +327,7 @@ def test_validation_sets_are_nested(count: int, seed: int, data: st.DataObject) 
 
 def test_the_lists_are_part_of_the_data(root: Path) -> None:
     def fingerprint(shots: int = 1, seed: int = 0, **chosen: Any) -> str:
-        return SegmentationDataModule(DataConfig("toy", str(root), CLASSES, **chosen), shots, seed).fingerprint()
+        return FolderData(DataConfig("toy", str(root), CLASSES, **chosen), shots, seed).fingerprint()
 
     plain = fingerprint()
     path = write_list(root, "drawn-1-seed0", "s01")

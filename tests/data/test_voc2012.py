@@ -13,12 +13,12 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from tests.fixtures.twins.voc2012 import CLASSES, SIZE, Scene, alone, label_map, write_voc_twin
 
 from slime_bench.config.compose import plan
-from slime_bench.data.per_class import authors_support, draw_per_class
+from slime_bench.config.schema import build_part, read_part
+from slime_bench.data.support import authors_support, draw_per_class
 from slime_bench.errors import ConfigError, DataError, LabelError
-from slime_bench.config.schema import build
+from tests.fixtures.twins.voc2012 import CLASSES, SIZE, Scene, alone, label_map, write_voc_twin
 
 BASE = "VOCdevkit/VOC2012"
 LISTS = f"{BASE}/ImageSets/Segmentation"
@@ -28,12 +28,13 @@ LABELS = range(1, CLASSES)
 @cache
 def composed() -> DictConfig:
     """The file conf/data/voc2012.yaml in a whole configuration; composing it takes longer than most tests here."""
-    return OmegaConf.create(OmegaConf.to_container(plan(["data=voc2012"]).trials[0].data, resolve=True))
+    return OmegaConf.create(plan(["data=voc2012"]).trials[0].plain["data"])
 
 
 def voc(root: Path, *overrides: str, shots: int = 1, seed: int = 0) -> Any:
     changes = [f"root={root}", "min_pixels=400", *(each.removeprefix("data.") for each in overrides)]
-    return build(OmegaConf.merge(composed(), OmegaConf.from_dotlist(changes)), shots=shots, seed=seed)
+    node = OmegaConf.to_container(OmegaConf.merge(composed(), OmegaConf.from_dotlist(changes)))
+    return build_part(*read_part(node, "data"), "data", shots=shots, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def classes_of(sample: Any) -> set[int]:
-    return set(sample.label.unique().tolist()) - {0, 255}
+    return set(np.unique(sample.label).tolist()) - {0, 255}
 
 
 # --- what is read
@@ -58,15 +59,15 @@ def test_the_test_split_is_the_list_val_with_its_palette_indices(twin: Path) -> 
     assert split.ids == (twin / LISTS / "val.txt").read_text().split()
     for index, scene in enumerate([{1: 20, 15: 12}, {7: 30}, {20: 16, 12: 16, 3: 16}]):
         sample = split[index]
-        assert np.array_equal(sample.label.numpy(), label_map(scene)) and (sample.label == 255).any()
-        assert sample.image.dtype == torch.uint8 and tuple(sample.image.shape[1:]) == SIZE
+        assert np.array_equal(sample.label, label_map(scene)) and (sample.label == 255).any()
+        assert sample.image.dtype == np.uint8 and sample.image.shape[:2] == SIZE
     assert len(data.classes) == CLASSES and data.classes[20] == "tvmonitor" and data.images_per_shot == 20
 
 
 def test_batches_are_in_the_second_paper_s_frame(twin: Path) -> None:
     data = voc(twin, "data.batch_size=3", "data.image_size=64")
     data.prepare_data()
-    (batch,) = list(data.test_dataloader())
+    (batch,) = list(data.datamodule().test_dataloader())
     assert batch["image"].shape == (3, 3, 64, 64) and batch["image"].dtype == torch.float32
     assert batch["image"].min() >= 0 and batch["image"].max() <= 1
     rows = 48  # 72 x 96 -> 48 x 64
@@ -120,11 +121,11 @@ def test_a_verdict_holds_for_its_list_only(tmp_path: Path) -> None:
 def test_one_shot_is_one_image_of_each_class_from_the_train_list(twin: Path) -> None:
     data = voc(twin)
     data.prepare_data()
-    data.setup()
+    data.datamodule().setup()
     assert data.missing_classes == [] and len(data.support_ids) == 20
-    assert [classes_of(sample) for sample in data._support] == [{label} for label in LABELS]
+    assert [classes_of(sample) for sample in data.support] == [{label} for label in LABELS]
     assert set(data.support_ids) <= set((twin / LISTS / "train.txt").read_text().split())
-    train = list(data.train_dataloader())
+    train = list(data.datamodule().train_dataloader())
     assert {each for batch in train for each in batch["id"]} == set(data.support_ids) and len(train) == 20
     assert data.prepared() == {}
 
@@ -155,26 +156,26 @@ def test_images_of_one_class_and_enough_of_it_are_preferred(tmp_path: Path) -> N
 def test_validation_images_are_of_the_train_list_and_no_support(twin: Path) -> None:
     data = voc(twin, "data.validation=val", "data.val_size=5", shots=2)
     data.prepare_data()
-    (ids,) = ([each for batch in data.val_dataloader() for each in batch["id"]],)
+    (ids,) = ([each for batch in data.datamodule().val_dataloader() for each in batch["id"]],)
     assert len(ids) == 5 and not set(ids) & set(data.support_ids)
     assert set(ids) <= set((twin / LISTS / "train.txt").read_text().split())
     leaky = voc(twin, "data.validation=val", "data.splits.val=val")
     with pytest.raises(ConfigError, match="validation on the test images"):
-        leaky.setup()
+        leaky.datamodule().setup()
 
 
 def test_no_support_at_all(twin: Path, tmp_path: Path) -> None:
     data = voc(twin, "data.support=none")
     assert data.needed == ("test",)
     data.prepare_data()
-    data.setup()
-    assert data.support_ids == [] and data.missing_classes == [] and len(data.test_dataloader()) == 3
+    data.datamodule().setup()
+    assert data.support_ids == [] and data.missing_classes == [] and len(data.datamodule().test_dataloader()) == 3
     with pytest.raises(ConfigError, match="nothing to learn from"):
-        data.train_dataloader()
+        data.datamodule().train_dataloader()
     none = voc(twin, "data.support=authors_eval", "data.max_test_images=2", shots=0)
     none.prepare_data()
-    none.setup()
-    assert none.support_ids == [] and [len(batch["id"]) for batch in none.test_dataloader()] == [1, 1]
+    none.datamodule().setup()
+    assert none.support_ids == [] and [len(batch["id"]) for batch in none.datamodule().test_dataloader()] == [1, 1]
     assert none.fingerprint() == voc(twin, "data.support=authors_eval", "data.max_test_images=2", shots=1).fingerprint()
 
 
@@ -234,19 +235,19 @@ def test_supports_of_the_authors_come_from_the_evaluation_list_and_leave_it(
     data = voc(tmp_path, "data.support=authors_eval", shots=shots, seed=run)
     assert data.needed == ("test",)
     data.prepare_data()
-    data.setup()
+    data.datamodule().setup()
     assert data.support_ids == [ids[index] for index, _ in expected] and len(data.support_ids) == 20 * shots
-    for sample, (index, only) in zip(data._support, expected, strict=True):
+    for sample, (index, only) in zip(data.support, expected, strict=True):
         kept = {only} if only is not None else set(AUTHORS_SCENES[index])
         assert classes_of(sample) == kept
         assert (sample.label == 255).sum() == (label_map(AUTHORS_SCENES[index]) == 255).sum()
     gone = {index for index, only in expected if only is None}
     left = [key for index, key in enumerate(ids) if index not in gone and AUTHORS_SCENES[index]]
-    assert [each for batch in data.test_dataloader() for each in batch["id"]] == left
+    assert [each for batch in data.datamodule().test_dataloader() for each in batch["id"]] == left
     assert any(only is not None for _, only in expected), "classes 4 and 9 are never alone"
     assert data.prepared() == {"support": "authors_eval"}
     cut = voc(tmp_path, "data.support=authors_eval", "data.max_test_images=3", shots=shots, seed=run)
-    assert [each for batch in cut.test_dataloader() for each in batch["id"]] == left[:3]
+    assert [each for batch in cut.datamodule().test_dataloader() for each in batch["id"]] == left[:3]
 
 
 def test_the_same_choice_from_the_train_list_takes_nothing_from_the_queries(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_the_same_choice_from_the_train_list_takes_nothing_from_the_queries(tmp_
     data = voc(tmp_path, "data.support=authors_train", seed=2)
     data.prepare_data()
     assert data.support_ids == [ids["train"][index] for index, _ in by_the_book(AUTHORS_SCENES, 1, 2, 400)]
-    assert [each for batch in data.test_dataloader() for each in batch["id"]] == ids["val"]
+    assert [each for batch in data.datamodule().test_dataloader() for each in batch["id"]] == ids["val"]
 
 
 def test_a_seed_that_is_no_run_of_the_authors(twin: Path) -> None:

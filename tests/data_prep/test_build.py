@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -27,9 +26,8 @@ from data_prep.build import Dropped, Job, Made, Sample, build, print_report
 from data_prep.build_files import JOURNAL, manifest_text, plain
 from data_prep.build_pool import outcomes
 from data_prep.build_worker import is_file_stem, spelling
-from slime_bench.data.folder import FolderDataset
 from slime_bench.data.manifest import MANIFEST, read_manifest
-from slime_bench.data.progress import Progress
+from slime_bench.data.reading import FolderDataset
 from slime_bench.data.verify import verify_splits
 from slime_bench.errors import ConfigError, DataError, StorageError
 from tests.fixtures import toy_build
@@ -739,39 +737,6 @@ class TestReport:
         assert f"{sum(wheels) / counted:.2%}" in wheel
         assert any("overlaps another box" in line and "3" in line for line in lines)
         assert any(line.startswith("12 source pictures in") for line in lines)
-
-    def test_progress_in_a_file(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        now = [100.0]
-        monkeypatch.setattr(time, "monotonic", lambda: now[0])
-        line = Progress("toy", total=1000, done=400)
-        for _ in range(300):
-            now[0] += 0.1
-            line.advance()
-        line.close()
-        printed = capsys.readouterr().err.splitlines()
-        assert len(printed) in (3, 4)  # every 10 s, and the end
-        assert re.search(r"50[01]/1000  10\.0 images/s, 0:50 left", printed[0]) and "\r" not in printed[0]
-        assert "700/1000" in printed[-1]
-
-    def test_progress_on_a_terminal(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        now = [0.0]
-        monkeypatch.setattr(time, "monotonic", lambda: now[0])
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-        monkeypatch.setenv("TERM", "xterm")
-        line = Progress("toy", total=8000)
-        for _ in range(8000):
-            now[0] += 1.0
-            line.advance()
-        line.close()
-        printed = capsys.readouterr().err
-        assert "2:13:00 left" in printed and printed.count("\n") == 1
-        assert printed.rsplit("\r", 1)[1].startswith("\x1b[Ktoy [########################] 8000/8000  1.0 images/s\n")
-
-    def test_nothing_to_say_about_a_short_pass(self, capsys: pytest.CaptureFixture[str]) -> None:
-        line = Progress("toy", total=2, final=False)
-        line.advance(2)
-        line.close()
-        assert capsys.readouterr().err == ""
 
 
 def test_plain_values() -> None:

@@ -16,9 +16,9 @@ from data_prep.commands import run
 from data_prep.pascal_part.command import main
 from data_prep.pascal_part.rules import RULES
 from data_prep.split_lists import VAL_SIZE, committed
-from slime_bench.data.folder import FolderDataset
 from slime_bench.data.manifest import read_manifest
 from slime_bench.data.mini_world.subjects import CLASSES
+from slime_bench.data.reading import FolderDataset
 from slime_bench.data.verify import verify_splits
 from slime_bench.errors import ConfigError, DataError
 from tests.fixtures.twins.pascal import (

@@ -67,7 +67,7 @@ def test_the_trial_draws_the_same_where_the_list_is_missing(tmp_path: Path) -> N
     from PIL import Image
 
     from slime_bench.data.config import DataConfig
-    from slime_bench.data.folder import FolderDataset
+    from slime_bench.data.reading import FolderDataset
     from slime_bench.data.support import choose_support
 
     counts = [(90, 50), (0, 50), (90, 50), (0, 0), (90, 50), (MIN_PIXELS, 50)]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from slime_bench.data.labels import palette
+from slime_bench.data.label_maps import palette
 from slime_bench.errors import StorageError
 from slime_bench.methods.slime.method import Slime
 from slime_bench.results.qualitative import read_qualitative

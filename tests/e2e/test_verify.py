@@ -12,7 +12,7 @@ from PIL import Image
 from slime_bench import cli
 from slime_bench.data.manifest import MANIFEST
 from slime_bench.data.mini_world.render import write_dataset
-from slime_bench.data.verified import CACHE
+from slime_bench.data.verify import CACHE
 from slime_bench.data.verify_command import main
 from slime_bench.errors import ConfigError, DataError
 
@@ -154,9 +154,9 @@ def test_bad_command_lines(overrides: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_another_kind_of_data_module(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
-    import slime_bench.config.schema as schema
+    from slime_bench.config.schema import TrialConfig
 
-    monkeypatch.setattr(schema, "build", lambda *_, **__: object())
+    monkeypatch.setattr(TrialConfig, "build", lambda *_, **__: object())
     with pytest.raises(ConfigError, match="cannot be verified"):
         main(overrides)
 

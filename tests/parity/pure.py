@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from slime_bench.data.augment import Augmentation, choose_crop, crop_side
+from slime_bench.data.augment import choose_crop, crop_side
+from slime_bench.data.config import Augmentation
 from slime_bench.methods.slime.config import patch_boxes
 from slime_bench.metrics.iou import image_score, intersection_union, mean_iou, reduce_slime
 from tests.parity.golden import Arrays

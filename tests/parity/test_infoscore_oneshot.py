@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from slime_bench.data.fit import OPENCV_FLOAT, PAD_FLOOR8, fit_sample
-from slime_bench.data.folder import Sample
+from slime_bench.data.config import OPENCV_FLOAT, PAD_FLOOR8
+from slime_bench.data.reading import Sample
+from slime_bench.data.transforms import fit_sample
 from slime_bench.methods.infoscore.config import InfoScoreConfig
 from slime_bench.methods.infoscore.maps import Reading, read
 from slime_bench.methods.infoscore.method import InfoScore
@@ -196,9 +197,9 @@ def _query_images(golden: Golden, names: list[str]) -> tuple[Tensor, Tensor]:
     """The recorded queries, normalised, through the bench's own reading and resizing."""
     samples = []
     for name in names:
-        image = torch.from_numpy(np.array(Image.open(golden.folder / name).convert("RGB"))).permute(2, 0, 1)
-        label = torch.from_numpy(np.array(Image.open(golden.folder / name.replace("images", "labels")))).long()
-        samples.append(fit_sample(Sample(name, image.contiguous(), label), golden.size[0], OPENCV_FLOAT, PAD_FLOOR8))
+        image = np.array(Image.open(golden.folder / name).convert("RGB"))
+        label = np.array(Image.open(golden.folder / name.replace("images", "labels"))).astype(np.int64)
+        samples.append(fit_sample(Sample(name, image, label), golden.size[0], OPENCV_FLOAT, PAD_FLOOR8))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return torch.stack([(each.image / 255 - mean) / std for each in samples]), torch.stack(
         [each.label for each in samples]

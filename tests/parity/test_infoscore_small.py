@@ -18,8 +18,9 @@ from PIL import Image
 
 from slime_bench.backbones.blip import BlipBackbone
 from slime_bench.config.read import read
-from slime_bench.data.fit import OPENCV_FLOAT, PAD_FLOOR8, fit_sample
-from slime_bench.data.folder import Sample
+from slime_bench.data.config import OPENCV_FLOAT, PAD_FLOOR8
+from slime_bench.data.reading import Sample
+from slime_bench.data.transforms import fit_sample
 from slime_bench.methods.infoscore.config import InfoScoreConfig
 from slime_bench.methods.infoscore.method import InfoScore
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
@@ -42,8 +43,8 @@ class Data:
     def __init__(self, expected: dict[str, Any]) -> None:
         samples = []
         for name in expected["images"]:
-            image = torch.from_numpy(np.array(Image.open(SMALL / name).convert("RGB"))).permute(2, 0, 1).contiguous()
-            label = torch.from_numpy(np.array(Image.open(SMALL / name.replace("images", "labels")))).long()
+            image = np.array(Image.open(SMALL / name).convert("RGB"))
+            label = np.array(Image.open(SMALL / name.replace("images", "labels"))).astype(np.int64)
             samples.append(fit_sample(Sample(name, image, label), expected["size"], OPENCV_FLOAT, PAD_FLOOR8))
         self.images = torch.stack([each.image / 255 for each in samples])
         self.labels = torch.stack([each.label for each in samples])

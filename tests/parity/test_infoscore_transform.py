@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from slime_bench.data.fit import OPENCV_FLOAT, PAD_FLOOR8, fit_image, fit_sample, fitted_size, unfit
-from slime_bench.data.folder import Sample
-from slime_bench.data.per_class import Example, authors_support
+from slime_bench.data.config import OPENCV_FLOAT, PAD_FLOOR8
+from slime_bench.data.reading import Sample
+from slime_bench.data.support import Example, authors_support
+from slime_bench.data.transforms import fit_image, fit_sample, fitted_size, unfit
 from slime_bench.errors import DataError
 from slime_bench.methods.infoscore.prompts import PromptFile
 from tests.parity.golden_infoscore import MEAN, STD, Golden, open_golden
@@ -47,11 +48,10 @@ def test_transformed_images_and_labels(golden: Golden, checks: Callable[..., Che
     with checks("transform.npz") as check:
         for case in cases:
             name, side = f"t{case['case']}", int(case["size"])
-            image = arrays.tensor(f"{name}_image").permute(2, 0, 1).contiguous()
-            label = arrays.tensor(f"{name}_label").long()
+            image, label = arrays[f"{name}_image"], arrays[f"{name}_label"].astype(np.int64)
             size = (int(case["new_h"]), int(case["new_w"]))
             found = fit_sample(Sample(name, image, label), side, OPENCV_FLOAT, PAD_FLOOR8)
-            file_size = (image.shape[1], image.shape[2])
+            file_size = (image.shape[0], image.shape[1])
             check.exactly(f"{name} size", fitted_size(file_size, side, PAD_FLOOR8), size, "sizes")
             check.absolute(
                 f"{name} image", normalised(found.image), arrays[f"{name}_out_image"], NORMALISED, "normalised images"
@@ -61,7 +61,7 @@ def test_transformed_images_and_labels(golden: Golden, checks: Callable[..., Che
             padding[: size[0], : size[1]] = False
             check.exactly(f"{name} padding", found.image[:, padding].abs().sum(), 0, "padded pixels, raw")
             back = unfit(found.image, file_size, PAD_FLOOR8)
-            check.exactly(f"{name} back", tuple(back.shape), tuple(image.shape), "size after unfit")
+            check.exactly(f"{name} back", tuple(back.shape), (3, *file_size), "size after unfit")
     assert len(cases) > 1
 
 
@@ -79,7 +79,7 @@ def test_images_that_are_too_long_are_refused(golden: Golden) -> None:
     for name in names:
         height, width, side = (int(each) for each in re.findall(r"\d+", name))
         with pytest.raises(DataError, match="too long") as caught:
-            fit_image(torch.zeros(3, height, width, dtype=torch.uint8), side, OPENCV_FLOAT, PAD_FLOOR8)
+            fit_image(np.zeros((height, width, 3), np.uint8), side, OPENCV_FLOAT, PAD_FLOOR8)
         assert f"{width}x{height}" in str(caught.value.found) and caught.value.remedy
     if not names:
         pytest.skip("this golden folder names no image that is too long")
@@ -91,9 +91,9 @@ def test_the_evaluation_images(golden: Golden, checks: Callable[..., Checks]) ->
     side = golden.size[0]
     with checks("inputs.npz") as check:
         for index, (image_name, label_name) in enumerate(lines[: len(golden.images)]):
-            image = torch.from_numpy(np.array(Image.open(golden.folder / image_name).convert("RGB"))).permute(2, 0, 1)
-            label = torch.from_numpy(np.array(Image.open(golden.folder / label_name))).long()
-            found = fit_sample(Sample(image_name, image.contiguous(), label), side, OPENCV_FLOAT, PAD_FLOOR8)
+            image = np.array(Image.open(golden.folder / image_name).convert("RGB"))
+            label = np.array(Image.open(golden.folder / label_name)).astype(np.int64)
+            found = fit_sample(Sample(image_name, image, label), side, OPENCV_FLOAT, PAD_FLOOR8)
             check.absolute(image_name, normalised(found.image), golden.images[index], NORMALISED, "images")
             check.exactly(label_name, found.label.numpy(), golden.labels[index].numpy(), "labels")
 

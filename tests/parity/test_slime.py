@@ -19,8 +19,9 @@ from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import average, class_logits, class_probabilities, resize, was
 from slime_bench.backbones.stable_diffusion import DiffusionAttention
 from slime_bench.bench import reference_slime as oracle
-from slime_bench.data.datamodule import DataConfig, SegmentationDataModule
-from slime_bench.data.labels import resize_label
+from slime_bench.data.config import DataConfig
+from slime_bench.data.folder import FolderData
+from slime_bench.data.transforms import resize_label
 from slime_bench.methods.slime import inference as slime_segment
 from slime_bench.methods.slime.config import patch_boxes
 from slime_bench.methods.slime.inference import cross_maps, merge_patches, patch_scores
@@ -563,7 +564,7 @@ def test_dataset_item(
     side = want["image"].shape[-1]
     classes = ["background", *(f"part{k}" for k in range(1, int(want["mask_npy"].max()) + 1))]
     config = DataConfig(name="golden", root=str(tmp_path), classes=classes, image_size=side, resize="opencv")
-    (batch,) = SegmentationDataModule(config, shots=1, seed=0).test_dataloader()
+    (batch,) = FolderData(config, shots=1, seed=0).datamodule().test_dataloader()
     backbone = backbone_of(golden.flavours[0])
     method = fed_slime(backbone, len(classes), protocol)
     method.draws = Draws(torch.zeros(1).long(), torch.zeros(1), torch.zeros(1))

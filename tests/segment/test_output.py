@@ -17,8 +17,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from slime_bench.data.fit import unfit
-from slime_bench.data.labels import palette
+from slime_bench.data.label_maps import palette
+from slime_bench.data.transforms import unfit
 from slime_bench.errors import DataError, ResultError, SlimeBenchError, StorageError
 from slime_bench.segment.classes import resolve
 from slime_bench.segment.files import Record, Run, check_folder, list_images, read_run, write_run

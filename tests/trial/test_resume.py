@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slime_bench.data.config import DataConfig
-from slime_bench.data.datamodule import SegmentationDataModule
+from slime_bench.data.folder import FolderData
 from slime_bench.errors import StorageError
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.metrics.iou import IGNORE
@@ -134,7 +134,7 @@ def live(root: Path) -> Callable[..., Life]:
             "toy", str(root), CLASSES, image_size=SIZE, validation=fit.validation, num_workers=fit.workers,
             batch_size=2, **facts,
         )  # fmt: skip
-        data = SegmentationDataModule(config, shots=fit.shots, seed=0)
+        data = FolderData(config, shots=fit.shots, seed=0).datamodule()
         data.setup()
         method = Toy(fit.epochs, fit.max_steps, fit.group, dies)
         data.support_group = method.support_group

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from slime_bench.data.prepared import PreparedDataModule
+from slime_bench.data.folder import FolderData
 
 
-class CelebAMaskDataModule(PreparedDataModule):
+class CelebAMaskData(FolderData):
     """The faces of CelebAMask-HQ in ten classes."""
 
     commands: ClassVar[dict[str, str]] = {"face": "make prepare-face CELEBA=<folder or archive of CelebAMask-HQ>"}

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from slime_bench.data.config import SPLITS
-from slime_bench.data.datamodule import SegmentationDataModule
-from slime_bench.data.labels import check_same_classes
+from slime_bench.data.folder import FolderData
+from slime_bench.data.label_maps import check_same_classes
 from slime_bench.data.manifest import MANIFEST, check_subject, read_manifest
+from slime_bench.data.mini_world import render as mini_world
 from slime_bench.errors import DataError, StorageError
 from slime_bench.storage import alone
 
 
-class MiniDataModule(SegmentationDataModule):
+class MiniData(FolderData):
     """One subject (car, horse or face) of the procedural world: support pool 30, validation 10, test 100 images."""
 
     def prepare_data(self) -> None:
@@ -26,14 +25,18 @@ class MiniDataModule(SegmentationDataModule):
             ConfigError: `data.classes` is not the subject's class list.
             StorageError: the data set cannot be written.
         """
-        from slime_bench.data.mini_world import render as mini_world  # the renderer is only needed here
-
-        version = str(mini_world.WORLD_VERSION)
-        if self._is_stale(version):
-            # Trials that start together wait for the one that renders, instead of building over each other.
-            with self._storage_errors(), alone(self.root):
-                if self._is_stale(version):
-                    self._render()
+        if self._is_stale():
+            try:
+                # Trials that start together wait for the one that renders, instead of building over each other.
+                with alone(self.root):
+                    if self._is_stale():
+                        self._render()
+            except OSError as error:
+                raise StorageError(
+                    "cannot write the mini data set", path=self.root, found=str(error),
+                    expected="a folder that can be written, with 20 MB free",
+                    remedy="free some space, or choose another `data_root` (or the variable SLIME_BENCH_DATA)",
+                ) from error  # fmt: skip
         self.check_manifest()
         # Whole, not only what this trial needs: a data set that was changed by hand is no mini data set any more.
         self._verify(SPLITS)
@@ -43,40 +46,23 @@ class MiniDataModule(SegmentationDataModule):
         if (self.root / MANIFEST).is_file():
             check_same_classes(self.classes, read_manifest(self.root)["classes"])
 
-    def _is_stale(self, version: str) -> bool:
+    def _is_stale(self) -> bool:
         if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
             return True
         if not (self.root / MANIFEST).is_file():
             # Rendering replaces the folder: what has no manifest was not made here and may be someone's work.
             raise DataError(
-                "this is not a mini data set",
-                path=self.root,
+                "this is not a mini data set", path=self.root,
                 found=f"a folder without {MANIFEST}" if self.root.is_dir() else "a file",
                 expected="nothing, or a data set made by slime_bench.data.mini_world",
                 remedy="choose another `data_root`, or move this folder away",
-            )
+            )  # fmt: skip
         manifest = read_manifest(self.root)
         check_subject(manifest, self.config.subject, self.root, "give each subject its own `data.root`")
-        return str(manifest["version"]) != version
+        return str(manifest["version"]) != str(mini_world.WORLD_VERSION)
 
     def _render(self) -> None:
-        from slime_bench.data.mini_world import render as mini_world
-
-        started = time.perf_counter()
-        print(f"mini {self.config.subject}: rendering the data set into {self.root} ...", file=sys.stderr, flush=True)
+        started, title = time.perf_counter(), f"mini {self.config.subject}"
+        print(f"{title}: rendering the data set into {self.root} ...", file=sys.stderr, flush=True)
         mini_world.write_dataset(self.root, self.config.subject)
-        seconds = time.perf_counter() - started
-        print(f"mini {self.config.subject}: ready after {seconds:.1f} s", file=sys.stderr, flush=True)
-
-    @contextmanager
-    def _storage_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                "cannot write the mini data set",
-                path=self.root,
-                found=str(error),
-                expected="a folder that can be written, with 20 MB free",
-                remedy="free some space, or choose another `data_root` (or the variable SLIME_BENCH_DATA)",
-            ) from error
+        print(f"{title}: ready after {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from slime_bench.data.prepared import PreparedDataModule
+from slime_bench.data.folder import FolderData
 
 
-class PascalPartDataModule(PreparedDataModule):
+class PascalPartData(FolderData):
     """The cars or the horses; `data.subject` says which."""
 
     commands: ClassVar[dict[str, str]] = {

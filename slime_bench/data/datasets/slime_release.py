@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from slime_bench.data.datamodule import SegmentationDataModule
+from slime_bench.data.folder import FolderData
 
 
-class SlimeReleaseDataModule(SegmentationDataModule):
+class SlimeReleaseData(FolderData):
     """One subject of the zip, as it is: each image lies beside its label map, `<id>.png` and `<id>.npy`."""
 
     def how_to_get(self) -> str:

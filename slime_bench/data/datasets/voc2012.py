@@ -11,10 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 from slime_bench.data.config import SUPPORT, TEST
-from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem, listing
-from slime_bench.data.scene_config import SceneConfig
-from slime_bench.data.scene_splits import SceneDataset, read_ids
-from slime_bench.data.scenes import SceneDataModule
+from slime_bench.data.label_maps import listing
+from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
+from slime_bench.data.scenes import SceneData, SceneDataset, read_ids
 from slime_bench.errors import DataError
 
 LISTS = "ImageSets/Segmentation"
@@ -23,10 +22,8 @@ PLACES = ("VOCdevkit/VOC2012", "VOC2012", ".")
 """Where VOC 2012 lies below the root, whatever of its folders that is."""
 
 
-class VocDataModule(SceneDataModule):
+class VocData(SceneData):
     """VOC 2012; `data.splits` names lists of ImageSets/Segmentation: support from `train`, test on `val`."""
-
-    Config = SceneConfig
 
     @cached_property
     def base(self) -> Path:
@@ -50,12 +47,10 @@ class VocDataModule(SceneDataModule):
             missing = [each for each in names if each not in files]
             if missing:
                 raise DataError(
-                    f"{len(missing)} image(s) of the list `{name}` have no file in {folder}",
-                    path=self.base / folder,
-                    found=f"no {listing(missing)}",
+                    f"{len(missing)} image(s) of the list `{name}` have no file in {folder}", path=self.base / folder,
+                    found=f"no {listing(missing)}", remedy=self.how_to_get(),
                     expected=f"a file for each of the {len(names)} ids of {self.index_file(name)}",
-                    remedy=self.how_to_get(),
-                )
+                )  # fmt: skip
         pairs = [Pair(each, pictures[each], labels[each]) for each in names]
         return SceneDataset(self.base, self.classes, pairs=pairs)
 

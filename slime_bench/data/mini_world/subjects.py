@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -67,6 +68,7 @@ def draw_car(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> l
     """A car seen from the side and somewhat from its end, so that lights and plate face the camera."""
     body, light, plate, wheel, window = 1, 2, 3, 4, 5
     pose = random_pose(rng, (26, 34) if small else (50, 61), 13, 0.16, 22 if small else 7)
+    paint = partial(canvas.paint, pose=pose)
     body_name, body_colour = _colour(rng)
     wheel_name, wheel_colour = _part_colour(rng, "wheel", unlike=body_name)
     window_name, window_colour = _part_colour(rng, "window", unlike=body_name)
@@ -93,15 +95,15 @@ def draw_car(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> l
         (hood, top),
     ]
     bonnet = [(nose, top - lift + 0.05), (windscreen_foot, top - lift - 0.02), (hood, top), (corner, top + 0.03)]
-    canvas.paint(side, body_colour, body, pose)
-    canvas.paint(bonnet, scaled(body_colour, 1.12), body, pose)
-    canvas.paint(end, scaled(body_colour, 0.86), body, pose)
-    canvas.paint(cabin, body_colour, body, pose)
-    canvas.paint(screen, scaled(body_colour, 0.95), body, pose)
+    paint(side, body_colour, body)
+    paint(bonnet, scaled(body_colour, 1.12), body)
+    paint(end, scaled(body_colour, 0.86), body)
+    paint(cabin, body_colour, body)
+    paint(screen, scaled(body_colour, 0.95), body)
 
     # windows: the end's screen and two or three side panes, framed by bodywork
     inset = lambda quad, t: [_between(p, _centre(quad), t) for p in quad]  # noqa: E731
-    canvas.paint(inset(screen, 0.2), scaled(window_colour, 0.92), window, pose)
+    paint(inset(screen, 0.2), scaled(window_colour, 0.92), window)
     panes = int(rng.integers(2, 4))
     low_l, high_l, high_r, low_r = cabin
     for i in range(panes):
@@ -112,7 +114,7 @@ def draw_car(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> l
             _between(high_l, high_r, b),
             _between(low_l, low_r, b),
         ]
-        canvas.paint(inset(pane, rng.uniform(0.14, 0.22)), window_colour, window, pose)
+        paint(inset(pane, rng.uniform(0.14, 0.22)), window_colour, window)
 
     # the end's face: two lights, a grille of bodywork, and most often a plate
     def on_end(u: float, v: float) -> Point:
@@ -121,33 +123,29 @@ def draw_car(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> l
     lamp_u, lamp_v = rng.uniform(0.24, 0.33), rng.uniform(0.26, 0.36)
     row = rng.uniform(0.08, 0.2)
     for u in (0.03, 0.97 - lamp_u):
-        canvas.paint(
+        paint(
             [on_end(u, row), on_end(u + lamp_u, row), on_end(u + lamp_u, row + lamp_v), on_end(u, row + lamp_v)],
             light_colour,
             light,
-            pose,
         )
     if chance(rng, 0.35):  # a lamp at the far end of the side
         y = top + rng.uniform(0.06, 0.12)
-        canvas.paint(
-            [(tail - 0.11, y), (tail, y), (tail, y + 0.13), (tail - 0.11, y + 0.13)], light_colour, light, pose
-        )
+        paint([(tail - 0.11, y), (tail, y), (tail, y + 0.13), (tail - 0.11, y + 0.13)], light_colour, light)
     has_plate = chance(rng, 0.85)
     if has_plate:
         u0, v0 = rng.uniform(0.14, 0.24), rng.uniform(0.58, 0.66)
         quad = [on_end(u0, v0), on_end(1 - u0, v0), on_end(1 - u0, v0 + 0.3), on_end(u0, v0 + 0.3)]
-        canvas.paint(quad, scaled(plate_colour, 0.6), plate, pose)
-        canvas.paint(inset(quad, 0.14), plate_colour, plate, pose)
+        paint(quad, scaled(plate_colour, 0.6), plate)
+        paint(inset(quad, 0.14), plate_colour, plate)
 
     radius = rng.uniform(0.2, 0.27)
     hub = rng.uniform(0.3, 0.6)
     for x in (corner + radius * rng.uniform(0.9, 1.3), tail - radius * rng.uniform(1.1, 1.7)):
-        canvas.paint(ellipse(x, sill, radius, radius), wheel_colour, wheel, pose)
-        canvas.paint(
+        paint(ellipse(x, sill, radius, radius), wheel_colour, wheel)
+        paint(
             ellipse(x, sill, radius * hub, radius * hub),
             scaled(wheel_colour, 1.5) if sum(wheel_colour) < 420 else scaled(wheel_colour, 0.6),
             wheel,
-            pose,
         )
     words = [
         f"a {body_name} car with {body_name} body",
@@ -166,6 +164,7 @@ def draw_horse(canvas: Canvas, rng: np.random.Generator, small: bool = False) ->
     """A horse from the side, standing, walking or grazing."""
     head, torso, leg, tail = 1, 2, 3, 4
     pose = random_pose(rng, (26, 34) if small else (52, 64), 12, 0.14, 22 if small else 6)
+    paint = partial(canvas.paint, pose=pose)
     coat_name, coat = _part_colour(rng, "coat")
 
     def part_colour(probability: float) -> tuple[str, Rgb]:
@@ -184,53 +183,45 @@ def draw_horse(canvas: Canvas, rng: np.random.Generator, small: bool = False) ->
         root = (rear - 0.02, back + 0.06)
         middle = (root[0] + swing, root[1] + length * 0.45)
         tip = (root[0] + swing * rng.uniform(0.5, 1.2), root[1] + length)
-        canvas.paint(limb(root, middle, 0.1, 0.2), tail_colour, tail, pose)
-        canvas.paint(limb(middle, tip, 0.2, 0.07), tail_colour, tail, pose)
+        paint(limb(root, middle, 0.1, 0.2), tail_colour, tail)
+        paint(limb(middle, tip, 0.2, 0.07), tail_colour, tail)
     reach = rng.uniform(0.5, 0.68)
     for x, shade in ((chest + 0.14, 0.78), (rear - 0.1, 0.78), (chest + 0.08, 1.0), (rear - 0.16, 1.0)):
         knee = (x + rng.uniform(-0.14, 0.14), belly + reach * 0.45)
         hoof = (knee[0] + rng.uniform(-0.12, 0.12), belly + reach)
         width = rng.uniform(0.13, 0.17)
         colour = scaled(leg_colour, shade)
-        canvas.paint(limb((x, belly - 0.16), knee, width * 1.35, width), colour, leg, pose)
-        canvas.paint(limb(knee, hoof, width, width * 0.85), colour, leg, pose)
-        canvas.paint(
+        paint(limb((x, belly - 0.16), knee, width * 1.35, width), colour, leg)
+        paint(limb(knee, hoof, width, width * 0.85), colour, leg)
+        paint(
             limb((hoof[0], hoof[1] - 0.05), (hoof[0] - 0.03, hoof[1] + 0.03), width, width * 1.2),
             scaled(colour, 0.5),
             leg,
-            pose,
         )
     middle_y = (back + belly) / 2
-    canvas.paint(
-        ellipse((rear + chest) / 2, middle_y, (rear - chest) / 2 + 0.04, (belly - back) / 2 + 0.02), coat, torso, pose
-    )
-    canvas.paint(ellipse(rear - 0.18, middle_y - 0.02, 0.24, (belly - back) / 2 + 0.05), coat, torso, pose)
-    canvas.paint(ellipse(chest + 0.14, middle_y, 0.22, (belly - back) / 2 + 0.03), coat, torso, pose)
+    paint(ellipse((rear + chest) / 2, middle_y, (rear - chest) / 2 + 0.04, (belly - back) / 2 + 0.02), coat, torso)
+    paint(ellipse(rear - 0.18, middle_y - 0.02, 0.24, (belly - back) / 2 + 0.05), coat, torso)
+    paint(ellipse(chest + 0.14, middle_y, 0.22, (belly - back) / 2 + 0.03), coat, torso)
     # neck: raised, level or grazing
     lift = math.radians(rng.uniform(-35, 68))
     span = rng.uniform(0.42, 0.56)
     foot = (chest + 0.06, back + 0.1)
     poll = (foot[0] - span * math.cos(lift), foot[1] - span * math.sin(lift))
-    canvas.paint(limb(foot, poll, 0.42, 0.2), coat, torso, pose)
+    paint(limb(foot, poll, 0.42, 0.2), coat, torso)
     if chance(rng, 0.7):
-        canvas.paint(
-            limb((foot[0] + 0.06, foot[1] - 0.12), (poll[0] + 0.05, poll[1] - 0.05), 0.09, 0.08),
-            mane_colour,
-            torso,
-            pose,
-        )
+        paint(limb((foot[0] + 0.06, foot[1] - 0.12), (poll[0] + 0.05, poll[1] - 0.05), 0.09, 0.08), mane_colour, torso)
     bend = lift - math.radians(rng.uniform(70, 115))
     skull = rng.uniform(0.36, 0.46)
     muzzle = (poll[0] - skull * math.cos(bend), poll[1] - skull * math.sin(bend))
     for offset in (-0.05, 0.06):
         ear = (poll[0] + offset * math.cos(lift), poll[1] + offset * math.sin(lift))
         tip = (ear[0] - 0.17 * math.cos(lift + 0.35), ear[1] - 0.17 * math.sin(lift + 0.35))
-        canvas.paint(limb(ear, tip, 0.09, 0.02), head_colour, head, pose)
-    canvas.paint(ellipse(poll[0], poll[1], 0.13, 0.13), head_colour, head, pose)
-    canvas.paint(limb(poll, muzzle, 0.26, 0.16), head_colour, head, pose)
-    canvas.paint(ellipse(muzzle[0], muzzle[1], 0.09, 0.08), scaled(head_colour, 0.7), head, pose)
+        paint(limb(ear, tip, 0.09, 0.02), head_colour, head)
+    paint(ellipse(poll[0], poll[1], 0.13, 0.13), head_colour, head)
+    paint(limb(poll, muzzle, 0.26, 0.16), head_colour, head)
+    paint(ellipse(muzzle[0], muzzle[1], 0.09, 0.08), scaled(head_colour, 0.7), head)
     eye = _between(poll, muzzle, 0.28)
-    canvas.paint(ellipse(eye[0], eye[1], 0.025, 0.025), (15, 15, 15), head, pose)
+    paint(ellipse(eye[0], eye[1], 0.025, 0.025), (15, 15, 15), head)
     words = [f"a {coat_name} horse with {coat_name} torso", f"{head_name} head", f"{leg_name} legs"]
     return words + ([f"{tail_name} tail"] if has_tail else [])
 
@@ -239,6 +230,7 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> 
     """A head and shoulders, slightly turned."""
     skin, eye, mouth, nose, brow, ear, neck, cloth, hair = range(1, 10)
     pose = random_pose(rng, (26, 34) if small else (48, 60), 14, 0.1, 22 if small else 8)
+    paint = partial(canvas.paint, pose=pose)
     tone = choose(rng, list(SKIN_TONES))
     skin_colour = jitter(rng, SKIN_TONES[tone], 12)
     hair_name, hair_colour = _part_colour(rng, "hair")
@@ -254,8 +246,8 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> 
     volume = rng.uniform(0.1, 0.2)
     if style == "long":
         drop = rng.uniform(0.5, 0.95)
-        canvas.paint(ellipse(0, cy - 0.05, width + volume, height + volume), hair_colour, hair, pose)
-        canvas.paint(
+        paint(ellipse(0, cy - 0.05, width + volume, height + volume), hair_colour, hair)
+        paint(
             [
                 (-width - volume, cy),
                 (width + volume, cy),
@@ -264,18 +256,16 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> 
             ],
             hair_colour,
             hair,
-            pose,
         )
     elif style == "short":
-        canvas.paint(ellipse(0, cy - 0.12, width + volume * 0.6, height * 0.95), hair_colour, hair, pose)
+        paint(ellipse(0, cy - 0.12, width + volume * 0.6, height * 0.95), hair_colour, hair)
     shoulder = rng.uniform(0.72, 0.98)
     collar = rng.uniform(0.16, 0.3)
     half_neck = rng.uniform(0.18, 0.25)
-    canvas.paint(
+    paint(
         [(-half_neck, cy + 0.3), (half_neck, cy + 0.3), (half_neck + 0.05, 0.95), (-half_neck - 0.05, 0.95)],
         scaled(skin_colour, 0.84),
         neck,
-        pose,
     )
     garment = [
         (-half_neck - 0.06, 0.62),
@@ -286,21 +276,18 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> 
         (-shoulder - 0.14, 1.7),
         (-shoulder, 0.8),
     ]
-    canvas.paint(garment, cloth_colour, cloth, pose)
+    paint(garment, cloth_colour, cloth)
     if not covers_ears:
         for side in (-1, 1):
             size = rng.uniform(0.9, 1.15)
-            canvas.paint(
+            paint(
                 ellipse(side * width * 1.02 + turn * 0.2, cy + 0.04, 0.1 * size, 0.17 * size),
                 scaled(skin_colour, 0.92),
                 ear,
-                pose,
             )
-            canvas.paint(
-                ellipse(side * width * 1.03 + turn * 0.2, cy + 0.05, 0.045, 0.09), scaled(skin_colour, 0.72), ear, pose
-            )
-    canvas.paint(ellipse(0, cy, width, height), skin_colour, skin, pose)
-    canvas.paint(ellipse(turn, cy + height * 0.62, width * 0.55, height * 0.3), scaled(skin_colour, 0.97), skin, pose)
+            paint(ellipse(side * width * 1.03 + turn * 0.2, cy + 0.05, 0.045, 0.09), scaled(skin_colour, 0.72), ear)
+    paint(ellipse(0, cy, width, height), skin_colour, skin)
+    paint(ellipse(turn, cy + height * 0.62, width * 0.55, height * 0.3), scaled(skin_colour, 0.97), skin)
 
     eye_x, eye_y = rng.uniform(0.17, 0.22), cy - rng.uniform(0.02, 0.1)
     eye_w, eye_h = rng.uniform(0.09, 0.12), rng.uniform(0.045, 0.07)
@@ -308,16 +295,16 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> 
     has_brows = chance(rng, 0.92)
     for side in (-1, 1):
         x = side * eye_x + turn
-        canvas.paint(ellipse(x, eye_y, eye_w, eye_h), (240, 240, 240), eye, pose)
-        canvas.paint(ellipse(x + turn * 0.3, eye_y, eye_h * 0.9, eye_h * 0.9), eye_colour, eye, pose)
-        canvas.paint(ellipse(x + turn * 0.3, eye_y, eye_h * 0.4, eye_h * 0.4), (12, 12, 12), eye, pose)
+        paint(ellipse(x, eye_y, eye_w, eye_h), (240, 240, 240), eye)
+        paint(ellipse(x + turn * 0.3, eye_y, eye_h * 0.9, eye_h * 0.9), eye_colour, eye)
+        paint(ellipse(x + turn * 0.3, eye_y, eye_h * 0.4, eye_h * 0.4), (12, 12, 12), eye)
         if has_brows:
             outer = (x + side * eye_w * 1.1, eye_y - raise_ + tilt * 0.1)
             inner = (x - side * eye_w * 0.9, eye_y - raise_ - tilt * 0.1)
-            canvas.paint(limb(inner, outer, 0.065, 0.045), brow_colour, brow, pose)
+            paint(limb(inner, outer, 0.065, 0.045), brow_colour, brow)
     tip = eye_y + rng.uniform(0.2, 0.28)
     half = rng.uniform(0.075, 0.11)
-    canvas.paint(
+    paint(
         [
             (turn * 1.2 - 0.035, eye_y + 0.02),
             (turn * 1.2 + 0.035, eye_y + 0.02),
@@ -327,16 +314,10 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> 
         ],
         scaled(skin_colour, 0.8),
         nose,
-        pose,
     )
     lip_y, lip_w, lip_h = tip + rng.uniform(0.13, 0.18), rng.uniform(0.13, 0.19), rng.uniform(0.045, 0.085)
-    canvas.paint(ellipse(turn, lip_y, lip_w, lip_h), lip_colour, mouth, pose)
-    canvas.paint(
-        limb((turn - lip_w * 0.8, lip_y), (turn + lip_w * 0.8, lip_y), 0.018, 0.018),
-        scaled(lip_colour, 0.5),
-        mouth,
-        pose,
-    )
+    paint(ellipse(turn, lip_y, lip_w, lip_h), lip_colour, mouth)
+    paint(limb((turn - lip_w * 0.8, lip_y), (turn + lip_w * 0.8, lip_y), 0.018, 0.018), scaled(lip_colour, 0.5), mouth)
 
     if style != "bald":
         line = rng.uniform(0.28, 0.42) * height
@@ -344,14 +325,13 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> 
         fringe.sort()
         part = rng.uniform(-0.6, 0.6) * width
         if len(fringe) > 2:
-            canvas.paint([*fringe, (part, cy - line - rng.uniform(0.02, 0.16))], hair_colour, hair, pose)
+            paint([*fringe, (part, cy - line - rng.uniform(0.02, 0.16))], hair_colour, hair)
     if covers_ears:
         for side in (-1, 1):
-            canvas.paint(
+            paint(
                 limb((side * width * 0.95, cy - 0.3), (side * (width + volume * 0.3), cy + 0.45), 0.2, 0.26),
                 hair_colour,
                 hair,
-                pose,
             )
     words = [f"a {tone} face with {tone} skin", f"{eye_name} eyes", f"{lip_name} mouth", f"{tone} nose"]
     words += [f"{brow_name} brows"] if has_brows else []
