@@ -50,11 +50,11 @@ class Curve:
         if len(self._waiting) >= WAITING:
             self._settle()
 
-    def points(self) -> list[Point]:
-        """Everything so far; on a GPU this waits for the last step."""
+    def points(self, since: int = 0) -> list[Point]:
+        """Everything so far but the first `since` points; on a GPU this waits for the last step."""
         self._settle()
         columns = (self._steps, self._epochs, self._names, self._values, self._weights)
-        return [Point(*row) for row in zip(*columns, strict=True)]
+        return [Point(*row) for row in zip(*(column[since:] for column in columns), strict=True)]
 
     def state(self) -> dict[str, Any]:
         """The same for a checkpoint: tensors and plain values."""

@@ -8,19 +8,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
 from slime_bench.config.compose import plan
+from slime_bench.config.schema import TrialConfig
 from slime_bench.methods.infoscore.method import InfoScore
 from slime_bench.methods.slime.method import Slime
-from slime_bench.trial import checkpoint, resume
-from slime_bench.trial import runner as trial
+from slime_bench.trial import checkpoint, resume, runner
 from tests.e2e.conftest import SIDE, Bench
 from tests.fixtures.blip_toys import save_blip
 
@@ -45,7 +45,7 @@ class Trial:
     steps: int
 
     @cached_property
-    def cfg(self) -> DictConfig:
+    def cfg(self) -> TrialConfig:
         (cfg,) = plan(self.settings).trials
         return cfg
 
@@ -76,13 +76,9 @@ class Trial:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.method, "training_step", fitted)
             patch.setattr(self.method, "test_step", seen)
-            changes = {"output_root": str(outputs), "force": force, "trainer": {"checkpoint_every": every}}
-            cfg = OmegaConf.merge(self.cfg, changes)
-            if fit or test:
-                with pytest.raises(Killed):
-                    trial.run(cfg)
-            else:
-                trial.run(cfg)
+            cfg = self.cfg.replace(output_root=str(outputs), force=force, trainer={"checkpoint_every": every})
+            with pytest.raises(Killed) if fit or test else nullcontext():
+                runner.run(runner.spec_of(cfg))
         return began
 
 
@@ -210,8 +206,8 @@ def test_force_begins_anew(trials: dict[str, Trial], remains: Path) -> None:
 
 
 def of_another_version(path: Path, patch: pytest.MonkeyPatch) -> None:
-    real = checkpoint.metadata.version
-    patch.setattr(checkpoint.metadata, "version", lambda name: "9.9" if name == "torch" else real(name))
+    real = checkpoint.version
+    patch.setattr(checkpoint, "version", lambda name: "9.9" if name == "torch" else real(name))
 
 
 def of_another_code(path: Path, patch: pytest.MonkeyPatch) -> None:
