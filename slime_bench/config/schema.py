@@ -59,7 +59,6 @@ class TrainerConfig:
     Args:
         device: `auto` is CUDA where there is one, otherwise the CPU.
         precision: of the frozen backbone's and the method's arithmetic.
-        devices: GPUs that share the test images of a trial, or processes on the CPU; the optimisation takes one.
         threads: CPU threads; null leaves torch's own choice.
         progress: show progress bars.
         deterministic: use deterministic algorithms only.
@@ -69,7 +68,6 @@ class TrainerConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    devices: Positive = field(default=1, metadata=NO_NUMBERS)
     threads: Positive | None = field(default=None, metadata=NO_NUMBERS)
     progress: bool = field(default=True, metadata=NO_NUMBERS)
     deterministic: bool = True

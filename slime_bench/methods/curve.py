@@ -42,10 +42,10 @@ class Curve:
         if len(self._waiting) >= WAITING:
             self._settle()
 
-    def points(self) -> list[Point]:
-        """Everything so far; on a GPU this waits for the last step."""
+    def points(self, since: int = 0) -> list[Point]:
+        """Everything so far but the first `since` points; on a GPU this waits for the last step."""
         self._settle()
-        return list(self._points)
+        return list(self._points[since:])
 
     def state(self) -> dict[str, Any]:
         """The same for a checkpoint: `names`, and `points` float64 [N,5], a point's name as its place among them."""

@@ -51,19 +51,27 @@ def table(points: Iterable[Point]) -> bytes:
 
     A name that was logged several times in one step, as for each batch of a validation, has its weighted mean there.
     """
+    lines = rows(points)
+    names = sorted({name for row in lines.values() for name in row} - {"epoch"})
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*AXES, *names])
+    for step, row in lines.items():
+        writer.writerow([step, row["epoch"], *(repr(row[name]) if name in row else "" for name in names)])
+    return buffer.getvalue().encode()
+
+
+def rows(points: Iterable[Point]) -> dict[int, dict[str, float]]:
+    """By step, in increasing order, the values by their names, and the `epoch`; several of a name as in `table`."""
     epochs: dict[int, int] = {}
     cells: dict[int, dict[str, list[tuple[float, float]]]] = {}
     for point in points:
         epochs[point.step] = point.epoch
         cells.setdefault(point.step, {}).setdefault(point.name, []).append((point.value, point.weight))
-    names = sorted({name for row in cells.values() for name in row})
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*AXES, *names])
-    for step, row in sorted(cells.items()):
-        values = [repr(_mean(row[name])) if name in row else "" for name in names]
-        writer.writerow([step, epochs[step], *values])
-    return buffer.getvalue().encode()
+    return {
+        step: {"epoch": epochs[step], **{name: _mean(values) for name, values in row.items()}}
+        for step, row in sorted(cells.items())
+    }
 
 
 def read_curves(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:

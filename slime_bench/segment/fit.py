@@ -19,7 +19,7 @@ from slime_bench.results import identity
 from slime_bench.segment.progress import Lines, fit_callback
 from slime_bench.segment.state import write_state
 from slime_bench.segment.support import Support
-from slime_bench.tracking import closed_logger
+from slime_bench.tracking.loggers import trial_logger
 from slime_bench.trial import fitting
 from slime_bench.trial import runner as trial
 from slime_bench.trial.device import check_precision, pick_device
@@ -121,7 +121,11 @@ def fit(cfg: TrialConfig, support: Support, folder: Path, lines: Lines) -> Any:
     """
     classes = support.classes.names
     cfg.parts["method"].check(cfg.method, backbone_facts(cfg), classes, cfg.data.image_size)
-    with tempfile.TemporaryDirectory(prefix="slime-bench-") as root, memory_errors(), closed_logger(cfg):
+    with (
+        tempfile.TemporaryDirectory(prefix="slime-bench-") as root,
+        memory_errors(),
+        trial_logger(cfg, folder) as logger,
+    ):
         support.write(Path(root))
         cfg = cfg.replace(data={"root": root}, trainer={"progress": False})
         data = SupportData(cfg.data, shots=cfg.shots, seed=cfg.seed).datamodule()
@@ -131,7 +135,7 @@ def fit(cfg: TrialConfig, support: Support, folder: Path, lines: Lines) -> Any:
             "method", protocol=cfg.build("protocol"), backbone=cfg.build("backbone"), classes=classes, seed=cfg.seed
         )
         with fitting.threads(cfg.trainer.threads, cfg.trainer.deterministic):
-            trainer, _ = trial.make_trainer(cfg, data, method, folder, "")
+            trainer, _ = trial.make_trainer(cfg, data, method, folder, "", logger=logger)
             trainer.callbacks.append(fit_callback(lines, trainer.max_steps))
             if method.epochs > 0:
                 trainer.fit(method, data)

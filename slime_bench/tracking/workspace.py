@@ -1,27 +1,75 @@
-"""Builds a saved W&B workspace of the bench's runs.
+"""Builds a saved W&B workspace of the bench's runs, of a subject or of one ablation, or prints an ablation as a sweep.
 
-    python -m slime_bench.tracking.workspace --subject car [--project slime-bench] [--entity <team>]
+    python -m slime_bench.tracking.workspace --subject car [--ablation lr] [--project slime-bench] [--entity <team>]
+    python -m slime_bench.tracking.workspace --subject car --ablation lr --print-sweep > lr.yaml
 
-It needs `pip install 'slime-bench[workspaces]'`, an account that may save views, and the network. Runs that were kept
-offline are in it once they are synced.
+The first needs `pip install 'slime-bench[workspaces]'`, an account that may save views, and the network. Runs that were
+kept offline are in it once they are synced.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from slime_bench.config.compose import plan
 from slime_bench.errors import ConfigError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.paths import config_dir
-from slime_bench.tracking import keys
-from slime_bench.tracking.layout import COLUMNS, Panel, Section, layout
+from slime_bench.results.identity import flatten, recorded
+from slime_bench.tracking import media
 
-EXTRA = "pip install 'slime-bench[workspaces]'"
+EXTRA: Final = "pip install 'slime-bench[workspaces]'"
+
+
+class Panel(NamedTuple):
+    """A panel over all runs that are shown.
+
+    Attributes:
+        kind: `curves` over the training steps, and `bars`, are means over runs of one group (the seeds), with their
+            spread; `media` are pictures and `table` is a table, of single runs.
+        keys: what was logged, see `slime_bench.tracking.media`.
+    """
+
+    kind: str
+    title: str
+    keys: tuple[str, ...]
+
+
+def layout(classes: Sequence[str]) -> dict[str, list[Panel]]:
+    """Sections: result, pictures, optimisation, layers; from what a reader asks first to what only some methods have.
+
+    Args:
+        classes: K names, `background` first.
+    """
+    return {
+        "Result": [
+            Panel("bars", "mIoU (%)", (media.MIOU,)),
+            Panel("bars", "IoU per class (%)", tuple(media.iou(name) for name in classes)),
+            Panel(
+                "bars", "mIoU under each convention (%)", tuple(media.iou("miou", name) for name in CONVENTION_RULES)
+            ),
+            Panel("table", "Classes, beside the published numbers", (media.CLASSES,)),
+        ],
+        "Test images": [
+            Panel("media", "Prediction and ground truth", (media.EXAMPLES,)),
+            Panel("table", "Test images", (media.IMAGES,)),
+            *(Panel("media", f"Score map: {name}", (media.score_map(name),)) for name in classes),
+        ],
+        "Optimisation": [
+            Panel("curves", "Validation mIoU (%)", (media.VALIDATION,)),
+            Panel("curves", "Loss", (media.LOSS,)),
+            Panel("curves", "Terms of the loss", ("train/cross_entropy", "train/was", "train/diffusion")),
+            Panel("curves", "Learning rate", ("train/lr",)),
+            Panel("curves", "Timestep t", ("train/t",)),
+        ],
+        "Layers": [Panel("table", "InfoScore of the layers", (media.LAYERS,))],
+    }
 
 
 def classes_of(subject: str) -> list[str]:
@@ -30,71 +78,103 @@ def classes_of(subject: str) -> list[str]:
     Raises:
         ConfigError: no such subject.
     """
-    folder = config_dir() / "paper"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if subject not in known:
-        raise ConfigError(
-            "there is no table of this subject", path="--subject", found=subject, expected=" or ".join(known)
-        )
-    columns = yaml.safe_load((folder / f"{subject}.yaml").read_text(encoding="utf-8"))["columns"]
-    return sorted(columns, key=lambda name: name != "background")
+    return sorted(_read("paper", subject, "--subject")["columns"], key=lambda name: bool(name != "background"))
 
 
-def workspace(sections: Sequence[Section], entity: str, project: str, name: str, subject: str) -> Any:
-    """The sections as a workspace, not saved; its runs are those of `subject`, grouped by all but their seed.
+def grid(ablation: str) -> dict[str, list[str]]:
+    """Key -> its values, swept or fixed, of a file of conf/ablation, as they stand on a command line.
 
     Raises:
-        ConfigError: wandb-workspaces is not installed.
+        ConfigError: no such ablation.
     """
+    file = _read("ablation", ablation, "--ablation")
+    found: dict[str, list[str]] = {}
+    for key, text in file.pop("hydra")["sweeper"]["params"].items():
+        override = OverridesParser.create().parse_override(f"{key}={text}")
+        found[key] = list(override.sweep_string_iterator()) if override.is_sweep_override() else [text]
+    return found | {key: [str(value)] for key, value in flatten(file)}
+
+
+def sweep(ablation: str, experiment: str) -> dict[str, Any]:
+    """The ablation's grid as `wandb sweep` reads it; its agents run the trials one after the other.
+
+    Raises:
+        ConfigError: no such ablation.
+    """
+    parameters = {
+        key: {"value": values[0]} if len(values) == 1 else {"values": values} for key, values in grid(ablation).items()
+    }
+    return {
+        "program": "slime-bench",
+        "command": ["${env}", "${program}", f"experiment={experiment}", "logger=wandb", "${args_no_hyphens}"],
+        "method": "grid",
+        "metric": {"name": media.MIOU, "goal": "maximize"},
+        "parameters": parameters,
+    }
+
+
+def runs_of(ablation: str, experiment: str) -> tuple[dict[str, Any], list[str]]:
+    """How an ablation's runs are found: key -> value of what they have in common, and the keys in which they differ.
+
+    In common are the preset, the shots, and what other ablations vary, where that is a number or a word.
+
+    Raises:
+        ConfigError: no such ablation or experiment.
+    """
+    varied = [key for key, values in grid(ablation).items() if len(values) > 1 and key != "seed"]
+    trial = plan([f"experiment={experiment}", f"ablation={ablation}"], sweep=True).trials[0]
+    others = {key for path in (config_dir() / "ablation").glob("*.yaml") for key in grid(path.stem)} | {"preset"}
+    common = {
+        key: value
+        for key, value in flatten(recorded(trial))
+        if isinstance(value, int | float | str) and _under(key, others) and not _under(key, {*varied, "seed"})
+    }
+    return common, varied
+
+
+def workspace(subject: str, entity: str, project: str, ablation: str | None = None, experiment: str = "") -> Any:
+    """A workspace, not saved, of the subject's runs, grouped by all but their seed; where an ablation is named, of its
+    runs alone, and first grouped by what it varies.
+
+    Raises:
+        ConfigError: no such subject, ablation or experiment, or wandb-workspaces is not installed.
+    """
+    sections = layout(classes_of(subject))
     reports, workspaces = _library()
+    filters, varied = [f"Tags in ['{subject}']"], list[str]()
+    if ablation is not None:
+        common, varied = runs_of(ablation, experiment)
+        filters += [f"Config('{key}') = {value!r}" for key, value in common.items()]
     return workspaces.Workspace(
         entity=entity,
         project=project,
-        name=name,
+        name=f"slime-bench: {subject}" + (f", {ablation}" if ablation else ""),
         sections=[
-            workspaces.Section(
-                name=section.title, panels=[_panel(reports, each) for each in section.panels], is_open=not number
-            )
-            for number, section in enumerate(sections)
+            workspaces.Section(name=title, panels=[_panel(reports, each) for each in panels], is_open=title == "Result")
+            for title, panels in sections.items()
         ],
-        settings=workspaces.WorkspaceSettings(x_axis=keys.STEP),
+        settings=workspaces.WorkspaceSettings(x_axis=media.STEP),
         runset_settings=workspaces.RunsetSettings(
-            filters=f"Tags in ['{subject}']", groupby=[workspaces.Metric("Group")], pinned_columns=list(COLUMNS)
+            filters=" and ".join(filters),
+            groupby=[*(workspaces.Config(key) for key in varied), workspaces.Metric("Group")],
+            pinned_columns=[f"summary:{media.MIOU}", "config:seed", "config:shots"],
         ),
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Build and save; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m slime_bench.tracking.workspace", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--subject", default="car", help="car, horse or face")
-    parser.add_argument("--project", default="slime-bench")
-    parser.add_argument("--entity", help="a team; the default is the account of the key")
-    args = parser.parse_args(argv)
-    try:
-        save(args.subject, args.project, args.entity)
-    except SlimeBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def save(subject: str, project: str, entity: str | None) -> None:
+def save(subject: str, project: str, entity: str | None, ablation: str | None = None, experiment: str = "") -> None:
     """Save a new workspace in the account of the key, or of the team `entity`.
 
     Raises:
-        ConfigError: no such subject, or wandb-workspaces is not installed.
-        SlimeBenchError: W&B does not take it.
+        ConfigError: see `workspace`. SlimeBenchError: W&B does not take it.
     """
-    sections = layout(classes_of(subject), list(CONVENTION_RULES))
-    _library()
     import wandb
 
     try:
         owner = entity or str(wandb.Api(timeout=30).default_entity)
-        workspace(sections, owner, project, f"slime-bench: {subject}", subject).save()
+        workspace(subject, owner, project, ablation, experiment).save()
+    except SlimeBenchError:
+        raise
     except Exception as error:  # of a library that talks to a server, any
         raise SlimeBenchError(
             "W&B did not save it", path=project, found=(str(error).strip() or type(error).__name__).splitlines()[0],
@@ -104,18 +184,51 @@ def save(subject: str, project: str, entity: str | None) -> None:
         ) from error  # fmt: skip
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build and save, or print; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m slime_bench.tracking.workspace", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--subject", default="car", help="car, horse or face")
+    parser.add_argument("--ablation", help="a file of conf/ablation, such as lr")
+    parser.add_argument("--experiment", help="whose trials the ablation varies; the default is mini_<subject>")
+    parser.add_argument("--print-sweep", action="store_true", help="print the ablation's grid for `wandb sweep`")
+    parser.add_argument("--project", default="slime-bench")
+    parser.add_argument("--entity", help="a team; the default is the account of the key")
+    args = parser.parse_args(argv)
+    experiment = args.experiment or f"mini_{args.subject}"
+    try:
+        if args.print_sweep:
+            print(yaml.safe_dump(sweep(args.ablation or "", experiment), sort_keys=False), end="")
+        else:
+            save(args.subject, args.project, args.entity, args.ablation, experiment)
+    except SlimeBenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _under(key: str, keys: Iterable[str]) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in keys)
+
+
+def _read(group: str, name: str, option: str) -> dict[str, Any]:
+    known = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    if name not in known:
+        raise ConfigError("there is no such file", path=option, found=name, expected=" or ".join(known))
+    return dict(yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
 def _panel(reports: Any, panel: Panel) -> Any:
+    keys = list(panel.keys)
+    spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
     if panel.kind == "curves":
-        return reports.LinePlot(
-            title=panel.title, x=keys.STEP, y=list(panel.keys), groupby_aggfunc="mean", groupby_rangefunc="stddev"
-        )
+        return reports.LinePlot(title=panel.title, x=media.STEP, y=keys, **spread)
     if panel.kind == "bars":
-        return reports.BarPlot(
-            title=panel.title, metrics=list(panel.keys), groupby_aggfunc="mean", groupby_rangefunc="stddev"
-        )
+        return reports.BarPlot(title=panel.title, metrics=keys, **spread)
     if panel.kind == "media":
-        return reports.MediaBrowser(title=panel.title, media_keys=list(panel.keys))
-    return reports.WeavePanelSummaryTable(table_name=panel.keys[0])
+        return reports.MediaBrowser(title=panel.title, media_keys=keys)
+    return reports.WeavePanelSummaryTable(table_name=keys[0])
 
 
 def _library() -> tuple[Any, Any]:

@@ -57,23 +57,3 @@ def check_precision(name: str, device: str) -> None:
             expected="fp32 or bf16 on the CPU",
             remedy="use trainer.precision=bf16",
         )
-
-
-def check_devices(count: int, device: str) -> None:
-    """Refuse more GPUs than there are.
-
-    Raises:
-        DeviceError: `count` GPUs were asked for and there are fewer.
-    """
-    if device != "cuda" or count == 1:
-        return
-    import torch
-
-    if count > torch.cuda.device_count():
-        raise DeviceError(
-            "more GPUs were asked for than there are",
-            path="trainer.devices",
-            found=f"{torch.cuda.device_count()} visible to torch",
-            expected=f"{count}",
-            remedy="lower trainer.devices (it changes no number), or set CUDA_VISIBLE_DEVICES",
-        )

@@ -51,9 +51,7 @@ def steps_of(cfg: TrialConfig, data: Any, method: Any) -> int:
     return min(steps, method.max_steps or steps)
 
 
-def lightning_trainer(
-    cfg: TrialConfig, method: Any, steps: int, folder: Path, callbacks: Sequence[Any], logger: Any = False
-) -> Any:
+def lightning_trainer(cfg: TrialConfig, method: Any, steps: int, folder: Path, callbacks: Sequence[Any]) -> Any:
     """Lightning's trainer for the fit and the test of `method`.
 
     Args:
@@ -62,28 +60,20 @@ def lightning_trainer(
     import lightning
 
     return lightning.Trainer(
-        **trainer_settings(cfg, folder),
+        accelerator="cpu" if cfg.trainer.device == "cpu" else "gpu",
+        devices=1,
+        precision=_PRECISION[cfg.trainer.precision],
         max_epochs=math.ceil(method.epochs / int(cfg.data.passes_per_epoch)),
         max_steps=steps or -1,
         num_sanity_val_steps=0,
-        logger=logger,
+        logger=False,  # see `tracking.loggers.curve_callback`
         callbacks=[each for each in callbacks if each is not None],
-        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        deterministic="warn" if cfg.trainer.deterministic else False,
+        default_root_dir=folder,
     )
-
-
-def trainer_settings(cfg: TrialConfig, folder: Path) -> dict[str, Any]:
-    """What fit and test have in common."""
-    return {
-        "accelerator": cfg.trainer.device if cfg.trainer.device == "cpu" else "gpu",
-        "devices": 1,
-        "precision": _PRECISION[cfg.trainer.precision],
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-        "deterministic": "warn" if cfg.trainer.deterministic else False,
-        "default_root_dir": folder,
-    }
 
 
 @contextmanager

@@ -6,7 +6,6 @@ frozen backbone; here a callback keeps what training changes, and puts it back b
 
 from __future__ import annotations
 
-import csv
 import logging
 import random
 import time
@@ -20,14 +19,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from slime_bench.errors import StorageError
-from slime_bench.results.curves import CURVES_FILE, Point, write_curves
+from slime_bench.results.curves import CURVES_FILE, write_curves
 from slime_bench.results.result import RESULT_FILE
 from slime_bench.trial import checkpoint
 
 SHARE = 0.02
 """Part of the time that checkpoints may take, apart from the one at the end of the optimisation."""
 _BYTES_PER_SECOND, _LEAST_SECONDS = 2e8, 0.01  # what a checkpoint is expected to take before one was written
-_CURVE = Path("log", "metrics.csv")  # where the CSV logger writes, see slime_bench.tracking
 _log = logging.getLogger(__name__)
 
 
@@ -56,7 +54,6 @@ class Checkpoints(Callback):
         self.batch: list[str] = []
         self._began = began
         self._found: dict[str, Any] | None = None
-        self._curve: list[dict[str, str]] = []
         self._generators: dict[str, Any] | None = None
         self._last_step, self._last_time = 0, began
         self._cost: float | None = None  # of writing a checkpoint, in seconds
@@ -81,8 +78,6 @@ class Checkpoints(Callback):
             )
             return None
         self._found, self.seconds, self.batch = found, float(found["seconds"]), list(found.get("batch", []))
-        steps = found["loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
-        self._curve = [] if found.get("unlogged") else _rows(self.path.parent / _CURVE, steps)
         return int(found["step"])
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -95,14 +90,6 @@ class Checkpoints(Callback):
         loop = found["loop"]
         trainer.fit_loop.load_state_dict(loop if found["finished"] else _restarting(loop))
         self._last_step = found["step"]
-        if found.get("unlogged"):
-            _replay(trainer.loggers, pl_module.curve.points())
-        for logger in trainer.loggers:
-            if isinstance(logger, lightning.pytorch.loggers.CSVLogger):  # it has begun an empty file
-                for row in self._curve:
-                    values: dict[str, Any] = {name: text for name, text in row.items() if name != "step"}
-                    logger.log_metrics(values, int(row["step"]))
-                logger.save()
         if found["finished"]:
             trainer.should_stop = True
             return
@@ -153,8 +140,7 @@ def finished_state(trainer: lightning.Trainer, method: Any, seconds: float, batc
     Args:
         trainer: of the batch. method: the trial's own. seconds: its part of the time. batch: signatures of all.
     """
-    # No logger has seen the curve yet.
-    return {**_fit_state(trainer, method, seconds, batch, finished=True), "unlogged": True}
+    return _fit_state(trainer, method, seconds, batch, finished=True)
 
 
 def _fit_state(
@@ -204,25 +190,3 @@ def _restarting(loop: Mapping[str, Any]) -> dict[str, Any]:
     """Lightning's loop state, to be loaded between two steps: on a restart it counts a logged step too many."""
     inner = loop["epoch_loop.state_dict"]
     return {**loop, "epoch_loop.state_dict": {**inner, "_batches_that_stepped": inner["_batches_that_stepped"] - 1}}
-
-
-def _replay(loggers: list[Any], points: list[Point]) -> None:
-    """Give the loggers a curve that none of them has seen, step by step, as the fit would have."""
-    rows: dict[int, dict[str, float]] = {}
-    for point in points:
-        rows.setdefault(point.step, {"epoch": point.epoch})[point.name] = point.value
-    for logger in loggers:
-        log = getattr(logger, "replay", logger.log_metrics)
-        for step, row in sorted(rows.items()):
-            log(row, step)
-        logger.save()
-
-
-def _rows(path: Path, steps: int) -> list[dict[str, str]]:
-    """The rows of a CSV logger's file for the first `steps` steps, as text; none where there is no such file."""
-    try:
-        with path.open(newline="") as file:
-            rows = [{name: text for name, text in row.items() if text} for row in csv.DictReader(file)]
-        return [row for row in rows if int(row["step"]) < steps]
-    except (OSError, ValueError, KeyError, csv.Error):
-        return []  # it mirrors the curve, and nothing hangs on it

@@ -24,7 +24,7 @@ from slime_bench.results import identity, result
 from slime_bench.results.environment import ENVIRONMENT_FILE, environment, reset_peaks, without_home
 from slime_bench.results.result import TrialResult
 from slime_bench.storage import ordered, remove_temporary, write_atomic
-from slime_bench.tracking import closed_logger, log_result, mirror_finished
+from slime_bench.tracking.loggers import curve_callback, log_result, mirror_finished, trial_logger
 from slime_bench.trial.failure import ERROR_FILE, forget_failure, recorded_failure
 from slime_bench.trial.spec import (
     TrialSpec,
@@ -109,11 +109,11 @@ def _finished(spec: TrialSpec) -> TrialEnd | None:
 def _computed(spec: TrialSpec, fitted: dict[str, Any] | None) -> TrialResult:
     cfg, folder = spec.cfg, spec.folder
     _prepare(folder, cfg)
-    with closed_logger(cfg, folder, spec.fingerprints), recorded_failure(folder):
-        return _compute(spec, fitted)
+    with trial_logger(cfg, folder, spec.fingerprints) as logger, recorded_failure(folder):
+        return _compute(spec, fitted, logger)
 
 
-def _compute(spec: TrialSpec, fitted: dict[str, Any] | None) -> TrialResult:
+def _compute(spec: TrialSpec, fitted: dict[str, Any] | None, logger: Any) -> TrialResult:
     """Fit, test, write."""
     from slime_bench.trial.fitting import backbone_of, method_of, threads
 
@@ -125,13 +125,13 @@ def _compute(spec: TrialSpec, fitted: dict[str, Any] | None) -> TrialResult:
         with backbone_of(spec) as backbone:
             method = method_of(spec, backbone, keep_maps=cfg.save_maps)
             try:
-                return _fit_and_test(spec, batches, fitted, method, began)
+                return _fit_and_test(spec, batches, fitted, logger, method, began)
             finally:
                 method.restore()
 
 
 def _fit_and_test(
-    spec: TrialSpec, batches: Any, fitted: dict[str, Any] | None, method: Any, began: float
+    spec: TrialSpec, batches: Any, fitted: dict[str, Any] | None, logger: Any, method: Any, began: float
 ) -> TrialResult:
     from slime_bench.results.confusion import CONFUSION_FILE, write_confusion
     from slime_bench.results.curves import CURVES_FILE, write_curves
@@ -141,13 +141,13 @@ def _fit_and_test(
     method.prepare(batches, cfg.trainer.device)
     batches.support_group = method.support_group
     keeper = _checkpoints(spec, fitted, method, began)
-    trainer, progress = make_trainer(cfg, batches, method, folder, spec.title, keeper)
+    trainer, progress = make_trainer(cfg, batches, method, folder, spec.title, keeper, logger)
     if method.epochs > 0:
         trainer.fit(method, batches)
         method.use_best_state()
         write_curves(folder / CURVES_FILE, method.curve.points())
     tested = time.monotonic()
-    _test(cfg, trainer, method, batches, folder)
+    trainer.test(method, batches, verbose=False)
     counts = method.test_metric.counts()
     found = result.from_counts(
         counts,
@@ -184,22 +184,10 @@ def _fit_and_test(
     write_atomic(folder / ENVIRONMENT_FILE, _json(facts))
     result.write_result(folder, found)
     checkpoint.discard(folder)
-    log_result(folder, found)
+    log_result(logger, folder, found)
     if progress is not None:
         progress.finish(f"mIoU {_percent(found.average)}")
     return found
-
-
-def _test(cfg: TrialConfig, trainer: Any, method: Any, data: Any, folder: Path) -> None:
-    """Test on as many devices as the trial is given, and as there are batches for."""
-    devices = min(cfg.trainer.devices, len(data.test_dataloader()))
-    if devices < 2:
-        trainer.test(method, data, verbose=False)
-        return
-    from slime_bench.trial.fitting import trainer_settings
-    from slime_bench.trial.sharding import test_on
-
-    test_on(devices, method, data, trainer_settings(cfg, folder))
 
 
 def _checkpoints(spec: TrialSpec, fitted: dict[str, Any] | None, method: Any, began: float) -> Any:
@@ -221,16 +209,15 @@ def _checkpoints(spec: TrialSpec, fitted: dict[str, Any] | None, method: Any, be
 
 
 def make_trainer(
-    cfg: TrialConfig, data: Any, method: Any, folder: Path, title: str, checkpoints: Any = None
+    cfg: TrialConfig, data: Any, method: Any, folder: Path, title: str, checkpoints: Any = None, logger: Any = None
 ) -> tuple[Any, Any]:
-    from slime_bench.tracking import make_logger
     from slime_bench.trial.fitting import lightning_trainer, steps_of
     from slime_bench.trial.progress import ProgressLine
 
     steps = steps_of(cfg, data, method)
     progress = ProgressLine(title, steps, len(data.test_dataloader())) if cfg.trainer.progress else None
-    trainer = lightning_trainer(cfg, method, steps, folder, [checkpoints, progress], make_logger(cfg, folder))
-    return trainer, progress
+    curve = None if logger is None else curve_callback(logger)
+    return lightning_trainer(cfg, method, steps, folder, [checkpoints, progress, curve]), progress
 
 
 def _prepare(folder: Path, cfg: TrialConfig) -> None:

@@ -13,7 +13,7 @@ from slime_bench.errors import ConfigError
 from slime_bench.results import identity
 from slime_bench.results.environment import git_state, read_environment, version
 from slime_bench.results.result import RESULT_FILE, TrialResult
-from slime_bench.trial.device import check_devices, check_precision, pick_device
+from slime_bench.trial.device import check_precision, pick_device
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ def on_device(cfg: TrialConfig) -> TrialConfig:
     """
     device = pick_device(cfg.trainer.device)
     check_precision(cfg.trainer.precision, device)
-    check_devices(cfg.trainer.devices, device)
     check_parts(cfg)
     return cfg.replace(trainer={"device": device})
 

@@ -82,8 +82,8 @@ COVERED: dict[str, set[str]] = {
     "launcher": {"sequential", "fail_fast", "joblib", "submitit_local", "submitit_slurm", "ray"},
 }
 GROUPS = [group for group in COVERED if group != "methods"]
-# published numbers, read by the report; words, read by methods; sweeps, read by `wandb sweep`
-NOT_COMPOSED = {"paper", "prompts", "wandb"}
+# published numbers, read by the report; words, read by methods
+NOT_COMPOSED = {"paper", "prompts"}
 
 
 # -- discovery ---------------------------------------------------------------------------------------------------------

@@ -114,10 +114,10 @@ def swept(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathFa
     bench = Bench(tiny_sd, car_pictures, tmp_path_factory.mktemp("swept"))
     real = trial._compute
 
-    def sometimes(known, *arguments):  # type: ignore[no-untyped-def]
-        if (known.cfg.shots, known.cfg.seed) == FAILING:
+    def sometimes(spec, *arguments):  # type: ignore[no-untyped-def]
+        if (spec.cfg.shots, spec.cfg.seed) == FAILING:
             raise DataError("a file went missing", path="some/image.png", remedy="put it back")
-        return real(known, *arguments)
+        return real(spec, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "_compute", sometimes)

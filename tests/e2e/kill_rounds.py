@@ -109,7 +109,7 @@ class Sweeps:
         from slime_bench.trial import runner as trial  # noqa: F401
 
         torch.set_num_threads(1)
-        compose.plan([each for each in self.settings]).trials[0].build("backbone")
+        compose.plan(list(self.settings)).trials[0].build("backbone")
         assert lightning
 
 
@@ -142,10 +142,10 @@ class Process:
         os.dup2(descriptor, 2)
         real = trial._compute
 
-        def counted(known: Any, *rest: Any) -> Any:
-            result = real(known, *rest)
+        def counted(spec: Any, *rest: Any) -> Any:
+            result = real(spec, *rest)
             with (log.parent / COMPUTED).open("a") as file:
-                file.write(f"{known.cfg.shots} {known.cfg.seed}\n")
+                file.write(f"{spec.cfg.shots} {spec.cfg.seed}\n")
             return result
 
         trial._compute = counted

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from slime_bench.config.compose import Plan
+from slime_bench.config.schema import TrialConfig
 from slime_bench.metrics.iou import IouCounts
 from slime_bench.results import identity
 from slime_bench.results import result as results
 from slime_bench.results.result import TrialResult
 from slime_bench.results.status import TrialStatus
-from slime_bench.sweep.job import Task
 from slime_bench.sweep.job_result import JobResult
 from slime_bench.sweep.launcher import Command
 from slime_bench.sweep.status import Sweep
@@ -43,8 +43,8 @@ class Quick:
         union = torch.randint(10, 20, shape, generator=draw)
         counts = IouCounts(torch.randint(0, 10, shape, generator=draw), union, torch.ones(shape, dtype=torch.bool))
         result = results.from_counts(
-            counts, config=identity.recorded(cfg), signature=spec.signature, fingerprints=spec.fingerprints,
-            series=identity.series(cfg, spec.fingerprints), method=cfg.method.name,
+            counts, config=identity.recorded(cfg), signature=spec.signature,
+            series=identity.series(cfg, spec.fingerprints), fingerprints=spec.fingerprints, method=cfg.method.name,
             backbone=cfg.backbone.name, data=cfg.data.name, subject=cfg.data.subject, shots=cfg.shots, seed=cfg.seed,
             preset=cfg.preset, protocol=cfg.protocol.name, classes=data.classes,
         )  # fmt: skip
@@ -68,18 +68,17 @@ class Direct:
     plan: Plan
     outputs: Path
 
-    def trials(self, **values: Any) -> list[Task]:
-        """Its trials with other values of keys of the configuration's first level."""
-        pairs = zip(self.plan.names, self.plan.trials, strict=True)
-        own = {"output_root": str(self.outputs), **values}
-        return [Task(index, name, cfg.replace(**own)) for index, (name, cfg) in enumerate(pairs)]
+    def trials(self, **values: Any) -> list[TrialConfig]:
+        """Its trials with other values."""
+        own = {"launcher": {"trials_per_batch": 1}, **values}
+        return [cfg.replace(output_root=str(self.outputs), **own) for cfg in self.plan.trials]
 
     def __call__(self, **values: Any) -> dict[int, JobResult]:
         """Run them one after another, as `launcher=sequential` does."""
-        trials = [task.cfg.replace(launcher={"trials_per_batch": 1}) for task in self.trials(**values)]
-        return dict(enumerate(Command().run(trials, self.plan.names, self.outputs / "hydra" / "direct")))
+        found = Command().run(self.trials(**values), self.plan.names, self.outputs / "hydra" / "direct")
+        return dict(enumerate(found))
 
     def states(self, **values: Any) -> list[TrialStatus]:
         """What `slime-bench status` says of them."""
         sweep = Sweep()
-        return [sweep.status(task.cfg, task.name) for task in self.trials(**values)]
+        return [sweep.status(*each) for each in zip(self.trials(**values), self.plan.names, strict=True)]

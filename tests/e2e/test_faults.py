@@ -26,12 +26,12 @@ from slime_bench.lock import held
 from slime_bench.results.environment import ENVIRONMENT_FILE
 from slime_bench.sweep.job_result import JobResult
 from slime_bench.trial import runner as trial
-from slime_bench.trial import spec as known
+from slime_bench.trial import spec
 from tests.e2e.conftest import Bench, command, contents
 from tests.e2e.quick import Direct, Quick
 from tests.e2e.quick import quick as quick
 
-SWEEP = ("--multirun", "shots=1", "seed=0,1")
+SWEEP = ("--multirun", "shots=1", "seed=0,1", "launcher.trials_per_batch=1")
 HOLDS = """
 import sys
 from pathlib import Path
@@ -140,14 +140,16 @@ class TestDisk:
 
 
 class TestResultFiles:
-    @pytest.mark.parametrize("what", ["truncated", "foreign", "edited"])
+    @pytest.mark.parametrize("what", ["empty", "truncated", "foreign", "edited"])
     def test_a_spoilt_one_is_reported_never_averaged_in_and_made_again(
         self, made: Bench, direct: Direct, quick: Quick, undisturbed: Bench, what: str
     ) -> None:
         path = made.folder() / "result.json"
         whole, other = path.read_bytes(), (made.folder(1, 1) / "result.json").read_bytes()
         edited = whole.replace(b'"seed": 0', b'"seed": 3')
-        path.write_bytes({"truncated": whole[: len(whole) // 2], "foreign": other, "edited": edited}[what])
+        path.write_bytes(
+            {"empty": b"", "truncated": whole[: len(whole) // 2], "foreign": other, "edited": edited}[what]
+        )
         assert [each.state for each in direct.states()] == ["unreadable", "done"]
         reported = command("report", "--outputs", str(made.outputs), "--subject", "car", "--shots", "1")
         assert reported.code == 0 and "MISSING TRIALS" in reported.out
@@ -170,7 +172,7 @@ class TestOtherCode:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setattr(known, "git_state", lambda: {"commit": "f" * 40, "dirty": False})
+        monkeypatch.setattr(spec, "git_state", lambda: {"commit": "f" * 40, "dirty": False})
         for seed, commit in ((0, "0123456789abcdef" * 2), (1, "f" * 40)):
             facts = {"git": {"commit": commit, "dirty": False}, "slime_bench": "0.0.1"}
             (made.folder(1, seed) / ENVIRONMENT_FILE).write_text(json.dumps(facts))
@@ -191,9 +193,9 @@ class TestOtherCode:
     def test_what_an_environment_says(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: str, found: str | None
     ) -> None:
-        monkeypatch.setattr(known, "git_state", lambda: {"commit": "f" * 40, "dirty": False})
+        monkeypatch.setattr(spec, "git_state", lambda: {"commit": "f" * 40, "dirty": False})
         (tmp_path / ENVIRONMENT_FILE).write_text(facts)
-        assert known.other_code(tmp_path) == found
+        assert spec.other_code(tmp_path) == found
 
 
 class TestClock:

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
-from slime_bench.trial import backbone_cache as warm
+from slime_bench.trial import backbone_cache
 from slime_bench.trial import runner as trial
 from tests.e2e.conftest import FAILING, Bench, Outcome, command, contents
+from tests.e2e.quick import Quick
+from tests.e2e.quick import quick as quick
 
 
 def products(bench: Bench) -> dict[str, bytes]:
@@ -45,17 +47,9 @@ class TestSweep:
         assert "some/image.png" in facts["message"] and "Traceback" in facts["traceback"]
         assert (folder / "config.yaml").is_file() and not (folder / "result.json").exists()
 
-    def test_the_same_command_runs_only_what_is_missing(self, finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        ran = []
-        real = trial._compute
-
-        def counted(known, *arguments):  # type: ignore[no-untyped-def]
-            ran.append((known.cfg.shots, known.cfg.seed))
-            return real(known, *arguments)
-
-        monkeypatch.setattr(trial, "_compute", counted)
+    def test_the_same_command_runs_only_what_is_missing(self, finished: Bench, quick: Quick) -> None:
         assert finished("--multirun", "shots=1,2", "seed=0,1").code == 0
-        assert ran == [FAILING]
+        assert quick.computed == [FAILING]
         assert (finished.folder(*FAILING) / "result.json").is_file()
         assert not (finished.folder(*FAILING) / "error.json").exists()
 
@@ -97,7 +91,7 @@ class TestProcesses:
             real(self, config)
 
         monkeypatch.setattr(StableDiffusionBackbone, "__init__", counted)
-        warm.drop()
+        backbone_cache.drop()
         assert bench("--multirun", "seed=1,0", "launcher.trials_per_batch=1").code == 0 and loaded == ["mini_sd"]
         # In the other order: the first trial of each sweep had a fresh backbone, the second had not.
         assert products(bench) == {name: content for name, content in products(swept[0]).items() if "/1-shot/" in name}

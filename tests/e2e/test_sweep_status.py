@@ -13,6 +13,7 @@ import pytest
 
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.lock import held
+from slime_bench.results.status import MISSING, TrialStatus
 from slime_bench.sweep import status as status_module
 from slime_bench.trial import runner as trial
 from tests.e2e.conftest import Bench, Outcome, command, contents
@@ -94,16 +95,14 @@ class TestStates:
                 "GpuMemoryError: too little",
             ),
             ('{"type": "KeyboardInterrupt", "status": "interrupted", "summary": ""}', "killed", "interrupted"),
-            ('{"type": "ValueError", "message": "x"}', "failed", "ValueError: x"),
-            ("{", "failed", "error.json does not say why"),
-            ("[]", "failed", "error.json does not say why"),
+            ('{"type": "ValueError", "status": "failed", "summary": "x\\ny"}', "failed", "ValueError: x"),
         ],
     )
     def test_what_an_error_file_says(self, tmp_path: Path, facts: str, state: str, detail: str) -> None:
         folder = tmp_path / "runs/a/b/1-shot/seed0-0123456789abcdef"
         folder.mkdir(parents=True)
         (folder / "error.json").write_text(facts)
-        blank = status_module.TrialStatus("", "b", "a", 1, 0, status_module.MISSING)
+        blank = TrialStatus("", "b", "a", 1, 0, MISSING)
         found = status_module.of_folder(folder, blank)
         assert (found.state, found.detail) == (state, detail)
 

@@ -19,19 +19,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
-from slime_bench import tracking as logger
+from slime_bench.config.compose import plan
 from slime_bench.errors import ConfigError
+from slime_bench.methods.slime.method import Slime
 from slime_bench.metrics.iou import IouCounts
+from slime_bench.results.curves import CURVES_FILE, read_curves
 from slime_bench.results.identity import flatten
 from slime_bench.results.qualitative import GridItem, read_qualitative, write_qualitative
 from slime_bench.results.result import from_counts, read_per_image, read_result, write_per_image, write_result
-from slime_bench.tracking import keys, record, session
-from slime_bench.tracking.transaction_log import history, records
+from slime_bench.tracking import media
+from slime_bench.tracking import wandb as tracking
+from slime_bench.tracking.loggers import is_complete, log_result, mirror_finished, trial_logger
+from slime_bench.trial import resume
 from tests.e2e.conftest import Bench, contents
 from tests.fixtures.twins.wandb_server import Told, wandb_server
+from tests.fixtures.wandb_log import WANDB, WandbLog, log_file
 
 CANARY = "canary7"
 SECRETS = {
@@ -65,8 +69,8 @@ def wandb_process(folder: Path, **environ: str) -> Iterator[None]:
             patch.setenv(name, value) if value else patch.delenv(name, raising=False)
         patch.chdir(folder)
         patch.setattr(socket, "gethostname", lambda: f"{CANARY}-host")
-        patch.setattr(session, "_said", set())
-        patch.setattr(session, "_unreachable", False)
+        tracking._say.cache_clear()
+        patch.setattr(tracking, "_unreachable", False)
         try:
             yield
         finally:
@@ -89,11 +93,6 @@ def closed_port() -> Iterator[int]:
         yield int(taken.getsockname()[1])
 
 
-def log_file(folder: Path) -> Path:
-    (found,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    return found
-
-
 def everything(root: Path) -> Iterator[tuple[str, bytes]]:
     """Every name, link and content under `root`."""
     for path in root.rglob("*"):
@@ -104,63 +103,34 @@ def everything(root: Path) -> Iterator[tuple[str, bytes]]:
             yield str(path), path.read_bytes()
 
 
-def records_of(path: Path, kind: str) -> list[Any]:
-    return [getattr(record, kind) for record in records(path) if record.WhichOneof("record_type") == kind]
-
-
-def config_of(path: Path) -> dict[str, Any]:
-    """The run's configuration after everything that was logged."""
-    updates = [item for each in records_of(path, "run") for item in each.config.update]
-    updates += [item for each in records_of(path, "config") for item in each.update]
-    return {item.key: json.loads(item.value_json) for item in updates}
-
-
-def summary_of(path: Path) -> dict[str, Any]:
-    items = [item for each in records_of(path, "summary") for item in each.update]
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
 def settings_of(outputs: Path, **changes: Any) -> Any:
-    """`cfg` and the other arguments of `closed_logger`, for a trial that nobody computes."""
-    config = {"name": "wandb", "project": "slime-bench", "mode": None, "timeout": 2.0, "finish_timeout": 20.0}
-    cfg = OmegaConf.create({"logger": {**config, **changes}})
-    groups = {group: {"name": f"{group}_name"} for group in ("method", "backbone", "protocol")}
-    rest = {"data": {"name": "d", "subject": "car"}, "metric": {"convention": "slime"}, "preset": "mini"}
-    return cfg, outputs / "runs" / "d" / "m" / "1-shot" / "seed0-x", {**groups, **rest, "shots": 1, "seed": 0}, {}
+    """`cfg` and the other arguments of `trial_logger`, for a trial that nobody computes."""
+    (cfg,) = plan(["experiment=mini_car", "logger=wandb", "shots=1", "seed=0"]).trials
+    cfg = cfg.replace(logger={"timeout": 2.0, "finish_timeout": 20.0, **changes})
+    return cfg, outputs / "runs" / "d" / "m" / "1-shot" / "seed0-x", {"data": "d", "backbone": "b"}
+
+
+def forced(arguments: Any) -> Any:
+    return arguments[0].replace(force=True), *arguments[1:]
 
 
 def train(arguments: Any, steps: range, die: BaseException | None = None, finish: bool = False) -> None:
     """A trial that logs a loss at each step, and may end with an error, or finish with a result."""
     arguments[1].mkdir(parents=True, exist_ok=True)
-    with logger.closed_logger(*arguments):
-        made = logger.make_logger(*arguments[:2])
+    with trial_logger(*arguments) as made:
         for step in steps:
-            if made:
-                made.log_metrics({keys.LOSS: 1 / (step + 1)}, step)
+            if made is not None:
+                made.log_metrics({media.LOSS: 1 / (step + 1)}, step)
         if finish:
             write_finished(arguments[1])
-            logger.log_result(arguments[1], read_result(arguments[1] / "result.json"))
+            log_result(made, arguments[1], read_result(arguments[1] / "result.json"))
         if die is not None:
             raise die
 
 
-def steps_of(folder: Path, count: int) -> list[int]:
-    """The steps in all files of the trial's run, in the order in which they would be synced; `count` of them.
-
-    Twice, in a whole test run, the files had no rows when the run had just ended, and nobody knows why: they are given
-    ten seconds, and what is in them is said.
-    """
-    until = time.monotonic() + 10
-    while True:
-        files = sorted(folder.glob("wandb/*run-*/*.wandb"))
-        found = [row[keys.STEP] for path in files for row in history(path) if keys.LOSS in row]
-        if len(found) >= count:
-            return found
-        if time.monotonic() > until:
-            kinds = {path.name: [each.WhichOneof("record_type") for each in records(path)] for path in files}
-            sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-            pytest.fail(f"{len(found)} of {count} rows; records {kinds}; files {sizes}")
-        time.sleep(0.1)
+def steps_of(folder: Path) -> list[int]:
+    """The steps in the one file of the trial's run."""
+    return WandbLog(log_file(folder)).steps(media.LOSS)
 
 
 @pytest.fixture(scope="module")
@@ -181,101 +151,94 @@ def mirrored(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPat
     yield replace(bench, outputs=folder / "outputs")
 
 
-class TestOffline:
-    def test_the_run_is_the_trial(self, mirrored: Bench) -> None:
-        result = mirrored.result()
-        (run,) = records_of(log_file(mirrored.folder()), "run")
-        assert (run.run_id, run.run_group) == (result.signature, f"slime-tiny_car-1-shot-{result.series}")
-        assert (run.job_type, run.project, run.display_name) == ("slime", "slime-bench", "slime tiny_car 1-shot seed 0")
-        assert {"mini", "car", "1-shot", "tiny_car", "slime_mini"} <= set(run.tags) and run.resume
-        assert (run.entity, run.host) == ("", "")
+@pytest.fixture(scope="module")
+def log(mirrored: Bench) -> WandbLog:
+    return WandbLog(log_file(mirrored.folder()))
 
-    def test_the_configuration_is_the_recorded_one(self, mirrored: Bench) -> None:
-        result, found = mirrored.result(), config_of(log_file(mirrored.folder()))
+
+class TestOffline:
+    def test_the_run_is_the_trial(self, mirrored: Bench, log: WandbLog) -> None:
+        result, run = mirrored.result(), log.run
+        assert (run["run_id"], run["run_group"]) == (result.signature, f"slime-tiny_car-1-shot-{result.series}")
+        assert (run["job_type"], run["project"]) == ("slime", "slime-bench")
+        assert run["display_name"] == "slime tiny_car 1-shot seed 0"
+        assert {"mini", "car", "1-shot", "tiny_car", "slime_mini"} <= set(run["tags"])
+        assert not {"entity", "host"} & set(run)
+        assert [each.get("exit_code", 0) for each in log.exits] == [0] and is_complete(mirrored.folder())
+
+    def test_the_configuration_is_the_recorded_one(self, mirrored: Bench, log: WandbLog) -> None:
+        result, found = mirrored.result(), log.config
         recorded = {key: value for key, value in flatten(result.config) if value != {}}  # which W&B does not keep
         assert dict(flatten({key: found[key] for key in result.config})) == recorded
         assert (found["signature"], found["series"]) == (result.signature, result.series)
+        assert found["environment"]["packages"]["torch"] == torch.__version__
 
-    def test_curves(self, mirrored: Bench) -> None:
-        rows = list(history(log_file(mirrored.folder())))
-        assert [row[keys.STEP] for row in rows] == [0, 1]
-        terms = {"train/cross_entropy", "train/was", "train/diffusion"}
-        for row in rows:
-            assert terms | {keys.LOSS, keys.LEARNING_RATE, keys.TIMESTEP, keys.MEMORY} <= set(row)
-            assert row[keys.LEARNING_RATE] == 0.1 and 20 <= row[keys.TIMESTEP] <= 200 and row[keys.MEMORY] > 0
-        assert rows[1][keys.SECONDS] > 0 and [keys.VALIDATION in row for row in rows].count(True) >= 1
+    def test_curves(self, mirrored: Bench, log: WandbLog) -> None:
+        """Those of the trial's own file, to the bit."""
+        for name, curve in read_curves(mirrored.folder() / CURVES_FILE).items():
+            assert ([*log.steps(name)], [row[name] for row in log.history if name in row]) == curve
+        terms = {"train/cross_entropy", "train/was", "train/diffusion", "train/lr", "train/t", media.VALIDATION}
+        assert all({media.LOSS, *terms} <= set(row) for row in log.history[:2])
 
-    def test_all_conventions_in_the_summary(self, mirrored: Bench) -> None:
-        result, found = mirrored.result(), summary_of(log_file(mirrored.folder()))
+    def test_all_conventions_in_the_summary(self, mirrored: Bench, log: WandbLog) -> None:
+        result, found = mirrored.result(), log.summary
         for convention, table in result.conventions.items():
-            assert found[keys.iou("miou", convention)] == pytest.approx(100 * table["average"])
+            assert found[media.iou("miou", convention)] == pytest.approx(100 * table["average"])
             for name, value in table["per_class"].items():
-                assert found.get(keys.iou(name, convention)) == (None if value is None else pytest.approx(100 * value))
-        assert found[keys.MIOU] == pytest.approx(100 * result.average) and found["seconds/fit"] > 0
+                assert found.get(media.iou(name, convention)) == (None if value is None else pytest.approx(100 * value))
+        assert found[media.MIOU] == pytest.approx(100 * result.average) and found["seconds/fit"] > 0
 
-    def test_test_images_with_their_masks(self, mirrored: Bench) -> None:
+    def test_test_images_with_their_masks_and_maps(self, mirrored: Bench, log: WandbLog) -> None:
         """The pictures that W&B will show are the trial's own, pixel by pixel."""
         folder = mirrored.folder()
-        (row,) = [row for row in history(log_file(folder)) if f"{keys.EXAMPLES}.count" in row]
+        (row,) = [row for row in log.history if f"{media.EXAMPLES}.count" in row]
         files = log_file(folder).parent / "files"
         items, _ = read_qualitative(folder / "qualitative.npz")
-        assert row[f"{keys.EXAMPLES}.captions"] == [item.image_id for item in items] and len(items) == 2
-        names, masks = row[f"{keys.EXAMPLES}.filenames"], row[f"{keys.EXAMPLES}.all_masks"]
+        assert row[f"{media.EXAMPLES}.captions"] == [item.image_id for item in items] and len(items) == 2
+        names, masks = row[f"{media.EXAMPLES}.filenames"], row[f"{media.EXAMPLES}.all_masks"]
         for item, name, both in zip(items, names, masks, strict=True):
             assert (pixels(files / name) == item.image).all()
-            assert (pixels(files / both[keys.PREDICTION]["path"]) == item.prediction).all()
-            assert (pixels(files / both[keys.TRUTH]["path"]) == item.label).all()
-
-    def test_masks_are_labelled_by_class(self, mirrored: Bench) -> None:
-        path = log_file(mirrored.folder())
-        labels = config_of(path)["_wandb"]["mask/class_labels"]
+            assert (pixels(files / both[media.PREDICTION]["path"]) == item.prediction).all()
+            assert (pixels(files / both[media.TRUTH]["path"]) == item.label).all()
+        for name in mirrored.result().classes:
+            maps = row[f"{media.score_map(name)}.filenames"]
+            assert len(maps) == 2 and all((files / each).is_file() for each in maps)
+        labels = log.config["_wandb"]["mask/class_labels"]
         expected = {str(index): name for index, name in enumerate(mirrored.result().classes)}
-        assert {key: each["value"] for key, each in labels.items() if keys.EXAMPLES in key} == {
-            f"{keys.EXAMPLES}_wandb_delimeter_{mask}": {**expected, "255": "not annotated"}
-            for mask in (keys.PREDICTION, keys.TRUTH)
+        assert {key: each["value"] for key, each in labels.items() if media.EXAMPLES in key} == {
+            f"{media.EXAMPLES}_wandb_delimeter_{mask}": {**expected, "255": "not annotated"}
+            for mask in (media.PREDICTION, media.TRUTH)
         }
 
-    def test_the_table(self, mirrored: Bench) -> None:
-        """It is in an artifact, whose files lie in the trial's folder under a path that says nothing of the machine."""
-        folder, result = mirrored.folder(), mirrored.result()
-        (artifact,) = [each for each in records_of(log_file(folder), "artifact") if "images" in each.name]
-        places = {entry.path: entry.local_path for entry in artifact.manifest.contents}
-        root = mirrored.outputs.parent
+    def test_the_tables(self, mirrored: Bench, log: WandbLog) -> None:
+        """They are artifacts, whose files lie in the trial's folder under a path that says nothing of the machine."""
+        folder, result, root = mirrored.folder(), mirrored.result(), mirrored.outputs.parent
+        contents = [entry for each in log.artifacts for entry in each["manifest"]["contents"]]
+        places = {entry["path"]: entry["local_path"] for entry in contents}
         assert all(place.startswith("outputs/runs/") and (root / place).is_file() for place in places.values())
-        table = json.loads((root / places[f"{keys.TABLE}.table.json"]).read_text())
+        table = json.loads((root / places[f"{media.IMAGES}.table.json"]).read_text())
         assert table["columns"] == ["image_id", "image", "mIoU", *result.classes]
         (first, second) = table["data"]
         assert [first[0], second[0]] == ["car-test-0", "car-test-1"]
-        assert set(first[1]["masks"]) == {keys.PREDICTION, keys.TRUTH} and first[1]["path"] in places
+        assert set(first[1]["masks"]) == {media.PREDICTION, media.TRUTH} and first[1]["path"] in places
         ids, classes, counts = read_per_image(folder / "per_image.parquet")
         row = ids.index("car-test-0")
         for name, value in zip(classes, first[3:], strict=True):
             inner, outer = (int(part[row, classes.index(name)]) for part in (counts.intersection, counts.union))
             assert value == (pytest.approx(100 * inner / outer) if outer else None)
+        final = json.loads((root / places[f"{media.CLASSES}.table.json"]).read_text())
+        assert final["columns"] == ["class", "IoU", "published", "std"]
+        assert final["data"][-1] == ["average", pytest.approx(100 * result.average), 61.6, pytest.approx(0.5, abs=0.5)]
 
-    def test_a_map_of_every_class(self, mirrored: Bench) -> None:
-        folder = mirrored.folder()
-        (row,) = [row for row in history(log_file(folder)) if f"{keys.EXAMPLES}.count" in row]
-        for name in mirrored.result().classes:
-            files = row[f"{keys.score_map(name)}.filenames"]
-            assert len(files) == 2 and all((log_file(folder).parent / "files" / file).is_file() for file in files)
-
-    def test_a_trial_that_was_finished_without_wandb(self, mirrored: Bench) -> None:
-        """It was not computed again, so it has no curve; all else is there."""
-        again = replace(mirrored, outputs=mirrored.outputs.parent / "again")
-        first, second = log_file(mirrored.folder()), log_file(again.folder())
-        assert first.name == second.name and config_of(first)["signature"] == config_of(second)["signature"]
-        (row,) = history(second)
-        assert keys.LOSS not in row and f"{keys.TABLE}.artifact_path" in row and f"{keys.EXAMPLES}.count" in row
-        wanted = {key: value for key, value in summary_of(first).items() if key.startswith("test/") and "." not in key}
-        found = summary_of(second)
-        assert len(wanted) > 20 and {key: found[key] for key in wanted} == wanted
-
-    def test_how_it_ended(self, mirrored: Bench) -> None:
-        folder = mirrored.folder()
-        (ended,) = records_of(log_file(folder), "exit")
-        assert ended.exit_code == 0
-        assert json.loads((folder / "wandb" / "trial.json").read_text())["complete"] is True
+    def test_a_trial_that_was_finished_without_wandb(self, mirrored: Bench, log: WandbLog) -> None:
+        """It was not computed again, and all is there."""
+        again = WandbLog(log_file(replace(mirrored, outputs=mirrored.outputs.parent / "again").folder()))
+        assert again.run["run_id"] == log.run["run_id"] and again.config["signature"] == log.config["signature"]
+        assert [row[media.LOSS] for row in again.history[:2]] == [row[media.LOSS] for row in log.history[:2]]
+        last = again.history[-1]
+        assert f"{media.IMAGES}.artifact_path" in last and f"{media.EXAMPLES}.count" in last
+        wanted = {key: value for key, value in log.summary.items() if key.startswith("test/") and "." not in key}
+        assert len(wanted) > 20 and {key: again.summary[key] for key in wanted} == wanted
 
     def test_no_secret_no_name_no_path_of_the_machine(self, mirrored: Bench) -> None:
         """The outputs' own path is not among them: the home is a canary beside it."""
@@ -286,25 +249,48 @@ class TestOffline:
         assert [(name, word) for name, content in files for word in words if word.encode() in content] == []
 
 
-def test_trials_that_were_fitted_in_one_batch_have_a_run_each(
-    tiny_sd: Path, car_pictures: Path, tmp_path: Path
-) -> None:
+def test_an_ablation_that_was_fitted_in_one_batch(tiny_sd: Path, car_pictures: Path, tmp_path: Path) -> None:
+    """A run for each trial, each in the group of its setting, with its own curve."""
     bench = Bench(tiny_sd, car_pictures, Path("outputs"))
     with wandb_process(tmp_path, WANDB_API_KEY=""):
-        assert bench("--multirun", "seed=0,1", "logger=wandb").code == 0
-    bench, curves = replace(bench, outputs=tmp_path / "outputs"), []
-    for seed in (0, 1):
-        folder = bench.folder(1, seed)
-        (run,) = records_of(log_file(folder), "run")
-        assert run.run_id == bench.result(1, seed).signature
-        assert len(json.loads((folder / "environment.json").read_text())["together"]) == 2
-        rows = list(history(log_file(folder)))
-        assert [row[keys.STEP] for row in rows] == [0, 1]
-        # What a step took, and held, was that of the batch.
-        assert all({keys.LOSS, keys.LEARNING_RATE, keys.TIMESTEP} <= set(row) for row in rows)
-        assert not any({keys.SECONDS, keys.MEMORY} & set(row) for row in rows)
-        curves.append([row[keys.LOSS] for row in rows])
-    assert curves[0] != curves[1]
+        assert bench("--multirun", "ablation=lr", "shots=1", "seed=0", "method.lr=0.1,0.01", "logger=wandb").code == 0
+    logs, curves = {}, set()
+    for path in (tmp_path / "outputs").rglob("result.json"):
+        result, log = read_result(path), WandbLog(log_file(path.parent))
+        assert log.run["run_id"] == result.signature and log.run["run_group"].endswith(result.series)
+        assert len(json.loads((path.parent / "environment.json").read_text())["batch"]) == 2
+        curve = read_curves(path.parent / CURVES_FILE)[media.LOSS]
+        assert (log.steps(media.LOSS), [row[media.LOSS] for row in log.history if media.LOSS in row]) == curve
+        assert log.summary[media.MIOU] == pytest.approx(100 * (result.average or 0))
+        logs[log.config["method"]["lr"]] = log
+        curves.add(tuple(curve[1]))
+    assert set(logs) == {0.1, 0.01} and len({log.run["run_group"] for log in logs.values()}) == len(curves) == 2
+
+
+def test_an_interrupted_trial_goes_on_with_its_whole_curve(
+    tiny_sd: Path, car_pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tiny_sd, car_pictures, Path("outputs"))
+    arguments = ("logger=wandb", "shots=1", "trainer.checkpoint_every=1")
+    real = Slime.training_step
+
+    def dies(method: Any, *batch: Any) -> Any:
+        if method.trainer.global_step == 1:
+            raise RuntimeError("the light went out")
+        return real(method, *batch)
+
+    with wandb_process(tmp_path, WANDB_API_KEY=""), caplog.at_level("INFO", "slime_bench"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resume, "SHARE", float("inf"))
+            patch.setattr(Slime, "training_step", dies)
+            assert bench(*arguments).code == 1
+        assert steps_of(bench.folder()) == [0]
+        assert bench(*arguments).code == 0 and "goes on after step 1" in caplog.text
+        folder = bench.folder()
+        curve = read_curves(folder / CURVES_FILE)[media.LOSS]
+        log = WandbLog(log_file(folder))
+        assert (log.steps(media.LOSS), [row[media.LOSS] for row in log.history if media.LOSS in row]) == curve
+        assert curve[0] == [0, 1] and log.exits[0].get("exit_code", 0) == 0
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -313,26 +299,21 @@ def pixels(path: Path) -> np.ndarray:
 
 
 class TestGoingOn:
-    def test_killed_failed_and_interrupted_trials(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Processes log steps 0-4, 3-6 and 5-9 of one trial: each step stands in its run once."""
+    def test_killed_failed_and_interrupted_trials(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Each process begins with the checkpoint's curve, and its file replaces the one before."""
         with wandb_process(tmp_path, WANDB_API_KEY=""), caplog.at_level("INFO", "slime_bench"):
             arguments = settings_of(Path("outputs"))
             folder = tmp_path / arguments[1]
-            with pytest.raises(ValueError, match="broken"):
-                train(arguments, range(5), ValueError("broken"))
-            assert steps_of(folder, 5) == [0, 1, 2, 3, 4]
-            with pytest.raises(KeyboardInterrupt):
-                train(arguments, range(3, 7), KeyboardInterrupt())
-            train(arguments, range(5, 10))
-            assert steps_of(folder, 10) == list(range(10))
-            files = sorted(folder.glob("wandb/*/*.wandb"))
-            assert len({path.name for path in files}) == 1  # one id
-            assert sorted(records_of(path, "exit")[0].exit_code for path in files) == [0, 1, 255]
-            # By force, the finished trial is another run.
-            train((*arguments[:2], {**arguments[2], "force": True}, {}), range(2))
-            assert {path.stem for path in folder.glob("wandb/*/*.wandb")} == {files[0].stem, f"{files[0].stem}-2"}
+            for count, error, code in ((5, ValueError("broken"), 1), (7, KeyboardInterrupt(), 255)):
+                with pytest.raises(type(error)):
+                    train(arguments, range(count), error)
+                found = WandbLog(log_file(folder))
+                assert found.steps(media.LOSS) == list(range(count)) and not is_complete(folder)
+                assert found.exits[0]["exit_code"] == code
+            train(arguments, range(10))
+            assert steps_of(folder) == list(range(10)) and is_complete(folder)
+            train(forced(arguments), range(2))
+            assert steps_of(folder) == [0, 1]
 
             said = [record.getMessage() for record in caplog.records]
             assert [line for line in said if "no key" in line] == [
@@ -355,12 +336,13 @@ class TestGoingOn:
             os.environ["WANDB_RUN_ID"] = "agents2"
             wandb_restarts()
             result = read_result(arguments[1] / "result.json")
-            logger.mirror_finished(*arguments, result)
+            mirror_finished(*arguments, result)
             files = {path.name: path for path in tmp_path.glob("outputs/**/*.wandb")}
             assert set(files) == {"run-agents1.wandb", "run-agents2.wandb"}
             for path in files.values():
-                assert summary_of(path)[keys.MIOU] == pytest.approx(100 * (result.average or 0))
-                assert records_of(path, "run")[0].sweep_id == "sweep1"
+                log = WandbLog(path)
+                assert log.summary[media.MIOU] == pytest.approx(100 * (result.average or 0))
+                assert log.run["sweep_id"] == "sweep1"
 
 
 class TestFailures:
@@ -375,10 +357,9 @@ class TestFailures:
             assert outcome.code == 0 and time.monotonic() - began < 120
             folder = bench.folder()
             assert read_result(folder / "result.json").num_test_images == 5
-            assert [row[keys.STEP] for row in history(log_file(folder))] == [0, 1]
-            assert not list(folder.glob("wandb/run-*"))
+            assert steps_of(folder) == [0, 1] and not list(folder.glob("wandb/run-*"))
             train(settings_of(Path("outputs"), mode="online"), range(3))
-            assert steps_of(settings_of(Path("outputs"))[1], 3) == [0, 1, 2]
+            assert steps_of(settings_of(Path("outputs"))[1]) == [0, 1, 2]
         warnings = [each.getMessage() for each in caplog.records if "W&B" in each.getMessage()]
         assert len(warnings) == 1 and "does not take the run" in warnings[0]
         assert set(asked) <= {"127.0.0.1"}
@@ -396,22 +377,21 @@ class TestFailures:
             with monkeypatch.context() as patch, caplog.at_level("WARNING", "slime_bench"):
                 if where == "service":
                     arguments[1].mkdir(parents=True)
-                    with logger.closed_logger(*arguments):
-                        made = logger.make_logger(*arguments[:2])
-                        process = wandb.setup()._connection._proc._process
+                    with trial_logger(*arguments) as made:
+                        process = wandb.setup()._connection._proc._process  # type: ignore[union-attr]
                         process.kill()
                         process.wait(10)
                         for step in range(3):
-                            made.log_metrics({keys.LOSS: 1.0}, step)
+                            made.log_metrics({media.LOSS: 1.0}, step)
                 else:
                     target, name = (wandb, "init") if where == "start" else (wandb.Run, where)
                     patch.setattr(target, name, broken)
                     train(arguments, range(3))
             lines = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
             assert len(lines) == 1 and lines[0].startswith("W&B") and "Traceback" not in caplog.text
-            assert not record.is_complete(arguments[1])
+            assert not is_complete(arguments[1])
             train(arguments, range(3))
-            assert steps_of(arguments[1], 1)[-1] == 2 and record.is_complete(arguments[1])
+            assert steps_of(arguments[1]) == [0, 1, 2] and is_complete(arguments[1])
 
 
 def broken(*_: Any, **__: Any) -> None:
@@ -454,38 +434,41 @@ class TestServer:
         (run,) = told.history
         assert told.runs[run]["exit_code"] == 255
         shutil.rmtree(online[1])
-        train(online, range(2, 7), finish=True)
-        assert [row[keys.STEP] for row in told.history[run] if keys.LOSS in row] == list(range(7))
+        train(online, range(7), finish=True)
+        assert [row[media.STEP] for row in told.history[run] if media.LOSS in row] == list(range(7))
         assert told.runs[run]["exit_code"] == 0
-        assert told.runs[run]["groupName"].startswith("method_name-d-1-shot-")
-        assert told.runs[run]["jobType"] == "method_name" and "1-shot" in told.runs[run]["tags"]
+        assert told.runs[run]["groupName"].startswith("slime-mini_car-1-shot-")
+        assert told.runs[run]["jobType"] == "slime" and "1-shot" in told.runs[run]["tags"]
         arrived(told)
-        assert record.is_complete(online[1]) and not (online[1] / "wandb" / "data").exists()
+        assert is_complete(online[1]) and not (online[1] / "wandb" / "data").exists()
+        # Computed anew by force, the trial replaces its run.
+        train(forced(online), range(3))
+        assert [row[media.STEP] for row in told.history[run]] == [0, 1, 2] and len(told.history) == 1
         # The transaction log of an online run names the account that the server knows; nothing else does.
         found = list(everything(folder / "online"))
         assert [name for name, content in found if CANARY.encode() in content] == []
 
     def test_kept_offline_and_synced(self, server: tuple[Told, Path]) -> None:
-        """A run that was kept offline in two pieces arrives as one, with its tables."""
+        """A run that was kept offline by two processes arrives as one, with its tables."""
         told, _ = server
         offline = settings_of(Path("offline"), mode="offline")
         with pytest.raises(ValueError, match="broken"):
             train(offline, range(4), ValueError("broken"))
-        train(offline, range(2, 7), finish=True)
-        command = session._sync_command(offline[1]).replace("wandb", str(Path(sys.executable).parent / "wandb"), 1)
+        train(offline, range(7), finish=True)
+        command = tracking._sync_command(offline[1]).replace("wandb", WANDB, 1)
         synced = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
-        assert synced.returncode == 0 and "2 run(s)" in synced.stderr, synced.stderr
+        assert synced.returncode == 0 and "1 run(s)" in synced.stderr, synced.stderr
         (rows,) = told.history.values()
-        assert [row[keys.STEP] for row in rows if keys.LOSS in row] == list(range(7))
+        assert [row[media.STEP] for row in rows if media.LOSS in row] == list(range(7))
         arrived(told)
 
 
 def arrived(told: Told) -> None:
     """Tables as artifacts, pictures and masks as files of the run."""
-    tables = {f"{keys.TABLE}.table.json", f"{keys.LAYERS}.table.json", f"{keys.BARS}_table.table.json"}
+    tables = {f"{media.IMAGES}.table.json", f"{media.LAYERS}.table.json", f"{media.BARS}_table.table.json"}
     assert {f"artifact/{name}" for name in tables} <= told.files
-    assert any(name.startswith(f"media/images/mask/{keys.EXAMPLES}") for name in told.files)
-    assert any(name.startswith(f"media/images/{keys.score_map('wheel')}") for name in told.files)
+    assert any(name.startswith(f"media/images/mask/{media.EXAMPLES}") for name in told.files)
+    assert any(name.startswith(f"media/images/{media.score_map('wheel')}") for name in told.files)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from slime_bench.errors import StorageError
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.metrics.iou import IGNORE
 from slime_bench.results.curves import CURVES_FILE, read_curves, table
+from slime_bench.tracking.loggers import trial_logger
 from slime_bench.trial import checkpoint, resume
 from slime_bench.trial import runner as trial
 from slime_bench.trial.resume import Checkpoints
@@ -142,12 +143,13 @@ def live(root: Path) -> Callable[..., Life]:
         cfg = OmegaConf.create({"data": facts, "trainer": cpu, "logger": {"name": "csv"}})
         keeper = Checkpoints(folder, MADE_BY, fit.every, 0.0)
         life = Life(method, keeper.find(method))
-        life.trainer = trial.make_trainer(cfg, data, method, folder, "", keeper)[0]
-        adjust(life.trainer)
-        try:
-            life.trainer.fit(method, data)
-        except Killed:
-            life.killed = True
+        with trial_logger(cfg, folder) as logger:
+            life.trainer = trial.make_trainer(cfg, data, method, folder, "", keeper, logger)[0]
+            adjust(life.trainer)
+            try:
+                life.trainer.fit(method, data)
+            except Killed:
+                life.killed = True
         return life
 
     return run
@@ -224,8 +226,14 @@ def test_a_fit_may_be_killed_anywhere(
 
 def test_the_curves_are_those_of_lightnings_logger(live: Callable[..., Life], tmp_path: Path) -> None:
     """Which keeps a row for the training and another for the validation of a step, and has single precision."""
-    live(Fit(shots=2), tmp_path, adjust=lambda trainer: trainer.callbacks.append(LogsBatches()))
-    with (tmp_path / "log" / "metrics.csv").open(newline="") as file:
+
+    def adjust(trainer: Any) -> None:
+        trainer.callbacks.append(LogsBatches())
+        trainer.loggers = [lightning.pytorch.loggers.CSVLogger(tmp_path, name="", version="lightning")]
+        trainer.log_every_n_steps = 1
+
+    live(Fit(shots=2), tmp_path, adjust=adjust)
+    with (tmp_path / "lightning" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     expected = {}
     for name in set(rows[0]) - {"step", "epoch"}:

@@ -1,0 +1,123 @@
+"""Mirrors of a trial's curve and result, as Lightning's loggers; no mirror can lose a trial.
+
+`csv` writes log/metrics.csv into the trial's folder. `wandb` makes one W&B run of each trial. Both are given the
+method's own curve, which a checkpoint holds: after an interruption they have all of it, each step once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from slime_bench.config.schema import TrialConfig
+from slime_bench.results.curves import CURVES_FILE, read_curves, rows
+
+if TYPE_CHECKING:
+    from slime_bench.results.result import TrialResult
+
+FOLDER: Final = "wandb"
+"""Of W&B, in the trial's folder."""
+COMPLETE: Final = "complete"
+"""File in it that says that W&B has been told everything of the trial."""
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def trial_logger(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str] | None = None) -> Iterator[Any]:
+    """Lightning's logger for `cfg.logger.name`, open as long as the block is; None for `none`, and where W&B fails.
+
+    A W&B run ends with the block's exit code.
+
+    Args:
+        folder: of the trial. fingerprints: its content hashes, see `identity.signature`; None for something that is no
+            trial, which has no W&B run.
+
+    Raises:
+        ConfigError: a W&B run is active already, on which the trial's curve would be drawn, or WANDB_MODE is no mode.
+            Whatever else goes wrong with W&B is a warning.
+    """
+    if cfg.logger.name == "csv":
+        from lightning.pytorch.loggers import CSVLogger
+
+        logger = CSVLogger(folder, name="", version="log")
+        try:
+            yield logger
+        finally:
+            logger.finalize("")
+    elif cfg.logger.name == "wandb" and fingerprints is not None:
+        with _wandb_run(cfg, folder, fingerprints) as run:
+            yield run
+    else:
+        if cfg.logger.name == "wandb":
+            _log.warning("W&B mirrors trials, and this is none: nothing is logged.")
+        yield None
+
+
+def _wandb_run(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -> AbstractContextManager[Any]:
+    try:
+        from slime_bench.tracking.wandb import trial_run
+    except ImportError as error:
+        _log.warning("W&B cannot be imported, and the trial goes on without it: %s", error)
+        return nullcontext()
+    return trial_run(cfg, folder, fingerprints)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether W&B has been told everything of the trial in `folder`."""
+    return (folder / FOLDER / COMPLETE).exists()
+
+
+def in_sweep() -> bool:
+    """Whether the process was started by `wandb agent`, which has chosen the run."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
+def curve_callback(logger: Any) -> Any:
+    """A callback of Lightning's that gives `logger` the curve of the method that is fitted, as it grows.
+
+    After an interruption that begins with what the checkpoint holds.
+    """
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    logged = 0
+
+    def log(trainer: Any, method: Any, *_: Any) -> None:
+        nonlocal logged
+        points = method.curve.points(logged)  # of whole steps, validation included
+        logged += len(points)
+        for step, row in rows(points).items():
+            logger.log_metrics(row, step)
+
+    return LambdaCallback(on_train_batch_start=log, on_fit_end=log)
+
+
+def log_result(logger: Any, folder: Path, result: TrialResult) -> None:
+    """Log what the finished trial's files hold, where there is a W&B run: IoU, tables, pictures, maps, InfoScore."""
+    if hasattr(logger, "log_result"):
+        logger.log_result(folder, result)
+
+
+def mirror_finished(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str], result: TrialResult) -> None:
+    """Log a trial that was finished before, from its files, unless W&B has it already.
+
+    A trial may have finished without W&B, or W&B may have failed. A sweep of W&B's own waits for a result of each run
+    that it asked for.
+    """
+    if cfg.logger.name != "wandb":
+        return
+    if is_complete(folder) and not in_sweep():
+        return
+    with trial_logger(cfg, folder, fingerprints) as run:
+        if run is not None and (folder / CURVES_FILE).exists():
+            curve: dict[int, dict[str, float]] = {}
+            for name, (steps, values) in read_curves(folder / CURVES_FILE).items():
+                for step, value in zip(steps, values, strict=True):
+                    curve.setdefault(step, {})[name] = value
+            for step, row in sorted(curve.items()):
+                run.log_metrics(row, step)
+        log_result(run, folder, result)
