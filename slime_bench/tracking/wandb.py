@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import WandbLogger
 from slime_bench.config.schema import LoggerConfig, TrialConfig
 from slime_bench.errors import ConfigError
 from slime_bench.results.identity import recorded, series, signature
-from slime_bench.tracking.loggers import COMPLETE, FOLDER, in_sweep
+from slime_bench.tracking import COMPLETE, FOLDER, in_sweep
 
 if TYPE_CHECKING:
     from slime_bench.results.result import TrialResult

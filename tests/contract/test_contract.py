@@ -183,7 +183,7 @@ def test_every_file_composes_and_validates(group: str, name: str) -> None:
     if group == "preset":
         assert cfg.preset == name.removesuffix("_infoscore"), "tables of both methods stand under the preset's own name"
         return
-    chosen = cfg[group].get("name", name)
+    chosen = getattr(getattr(cfg, group), "name", name)
     if group not in ("metric", "trainer", "launcher"):
         assert chosen == name, "the name in tables and folders is the file's"
 
