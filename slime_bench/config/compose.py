@@ -107,7 +107,8 @@ def _plan(overrides: list[str], sweep: bool, search: list[str]) -> Plan:
     # Hydra, too, leaves the swept keys out where it looks for the sweep's own settings.
     fixed = [text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()]
     jobs = _jobs(overrides, _composed([*fixed, *search], with_hydra=True).hydra)
-    return Plan([validate(_composed([*job, *search])) for job in jobs], names(jobs))
+    trials = [with_additions(job, lambda texts: validate(_composed([*texts, *search]))) for job in jobs]
+    return Plan(trials, names(jobs))
 
 
 def with_additions(overrides: Sequence[str], attempt: Callable[[list[str]], T]) -> T:

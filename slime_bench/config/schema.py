@@ -200,14 +200,13 @@ def validate(cfg: DictConfig) -> TrialConfig:
         ConfigError: an unknown, missing or ill-typed key, a `_target_` that cannot be imported, or values that
             contradict each other; the message names the key, what was found, what is expected and the nearest name.
     """
+    _check_ablated(cfg)
     values = resolved(cfg)
     names = [each.name for each in dataclasses.fields(RootConfig)]
     for key in values:
         if key not in (*names, *PARTS):
             raise unknown_key(key, [*names, *PARTS], _dotted(values))
     root = read(RootConfig, {key: value for key, value in values.items() if key not in PARTS})
-    if root.ablates is not None:
-        _check_ablated(root.ablates, values.get("method"))
     found = {group: read_part(values.get(group), group, values) for group in PARTS}
     return TrialConfig(
         **{name: getattr(root, name) for name in names},
@@ -216,10 +215,10 @@ def validate(cfg: DictConfig) -> TrialConfig:
     )
 
 
-def _check_ablated(ablates: str, method: Any) -> None:
+def _check_ablated(cfg: DictConfig) -> None:
     """The files of an ablation set keys that other methods lack, or have under the same name for something else."""
-    name = method.get("name") if isinstance(method, Mapping) else None
-    if name != ablates:
+    ablates, name = cfg.get("ablates"), OmegaConf.select(cfg, "method.name")
+    if ablates not in (None, name):
         raise ConfigError(
             f"the chosen ablation or table is one of the method {ablates}", path="method", found=name, expected=ablates,
             remedy="choose a preset or an experiment of that method, e.g. experiment=mini_car, or sweep a key of "

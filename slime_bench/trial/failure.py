@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
-
-import torch
 
 from slime_bench.errors import GpuMemoryError, SlimeBenchError
 from slime_bench.results.environment import without_home
@@ -70,7 +69,8 @@ def _status(error: BaseException) -> str:
 
 def typed_error(error: BaseException) -> BaseException:
     """CUDA's out-of-memory error with a remedy; any other error as it is."""
-    if not isinstance(error, torch.OutOfMemoryError):
+    torch = sys.modules.get("torch")  # without it nothing has run on a GPU
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
         return error
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     return GpuMemoryError(
