@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,8 @@ class Stream:
 
 
 def made(cfg: TrialConfig, backbone: Any, classes: Sequence[str], **settings: Any) -> InfoScore:
-    config = cfg.method
-    for name, value in {"rank_on": "test", **settings}.items():
-        setattr(config, name, value)
-    config.crf.enabled = False  # the same work in both ways
+    crf = replace(cfg.method.crf, enabled=False)  # the same work in both ways
+    config = replace(cfg.method, **{"rank_on": "test", "crf": crf, **settings})
     return InfoScore(config, cfg.build("protocol"), backbone, classes, cfg.seed)
 
 

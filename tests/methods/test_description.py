@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from slime_bench.config.schema import implementation_of, load_target
+from slime_bench.config.parts import Part
+from slime_bench.config.schema import implementation_of
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.description import MethodDescription
 from slime_bench.methods.infoscore.config import (
@@ -49,7 +50,7 @@ def test_a_description_names_the_class_that_computes(light: type[MethodDescripti
     assert issubclass(heavy, light) and heavy.Config is light.Config
     own = type("Own", (heavy,), {})
     assert implementation_of(own) is own, "a subclass of somebody else's computes by itself"
-    assert isinstance(light.Backbone, str) and issubclass(load_target(light.Backbone), torch.nn.Module)
+    assert issubclass(light.Backbone, Part) and not issubclass(light.Backbone, torch.nn.Module)
 
 
 def test_facts_of_slime() -> None:

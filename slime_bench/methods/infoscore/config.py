@@ -106,7 +106,6 @@ class InfoScoreDescription(MethodDescription):
         read_prompts(config.prompts).expand(classes, multi=config.multi_prompt)
         if backbone is None:
             return
-
         if config.layers is not None:
             chosen_layers(backbone.layers, config.layers)
         elif config.top > len(backbone.layers):
