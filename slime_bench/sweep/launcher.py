@@ -106,8 +106,8 @@ class Command:
         with suppress(OSError):
             if not self.results:
                 (self.folder / "multirun.yaml").unlink(missing_ok=True)
-            self.folder.rmdir()
-            self.folder.parent.rmdir()
+            for folder in (self.folder, *self.folder.parents[:2]):  # hydra/ and the output folder
+                folder.rmdir()
 
 
 class SweepLauncher(Launcher):

@@ -190,10 +190,7 @@ def test_a_state_is_not_taken_by_segment(ran: Vlm, tmp_path: Path) -> None:
         assert outcome.code == 2 and "does not take the method infoscore" in outcome.err, outcome.err
 
 
-TOO_EARLY = pytest.mark.xfail(strict=True, reason="Hydra composes the sweep before the bench can say whose it is")
-
-
-@pytest.mark.parametrize("name", ["lr", pytest.param("was", marks=TOO_EARLY), pytest.param("layers", marks=TOO_EARLY)])
+@pytest.mark.parametrize("name", ["lr", "was", "layers"])
 def test_the_ablations_are_slimes(name: str) -> None:
     outcome = command("--multirun", "experiment=mini_car_infoscore", f"ablation={name}")
     assert outcome.code == 2 and "is one of the method slime" in outcome.err, outcome.err
