@@ -76,6 +76,7 @@ class Published:
     """The published numbers of one subject; `columns` is the paper's column order.
 
     Attributes:
+        method: the `key` of the rows that were measured with `backbone`.
         comparable: `data`, `backbone`, `test` (how the data's test split was prepared): names of ours from whose rows
             these may be subtracted.
     """
@@ -83,6 +84,7 @@ class Published:
     subject: str
     data: str
     backbone: str
+    method: str
     comparable: dict[str, list[str]]
     citation: str
     columns: list[str]
@@ -117,7 +119,7 @@ def load_published(subject: str, folder: Path | None = None) -> Published | None
         ablations = [_ablation(table, columns) for table in content["ablations"]]
         names = ("data", "backbone", "test")
         comparable = {name: [str(each) for each in content["comparable"][name]] for name in names}
-        texts = {name: str(content[name]) for name in ("subject", "data", "backbone", "citation")}
+        texts = {name: str(content[name]) for name in ("subject", "data", "backbone", "method", "citation")}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             "The published numbers cannot be read.",
