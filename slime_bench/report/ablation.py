@@ -81,7 +81,9 @@ def settings_of(name: str, overrides: Sequence[str], extra_dir: str | None = Non
         grid.setdefault(canonical_json(_values(trial)), []).append(trial)
     in_grid = len(grid)
     default_text = canonical_json(_values(default))
-    grid.setdefault(default_text, [{**default, "seed": seed} for seed in seeds])
+    grid.setdefault(
+        default_text, [default | {"seed": seed, "decided": default["decided"] | {"seed": seed}} for seed in seeds]
+    )
     values = [_values(members[0]) for members in grid.values()]
     keys = _differing(values)
     return [

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from slime_bench.report.published import Stat
 from slime_bench.report.rows import NOTHING
@@ -28,12 +28,9 @@ _ROOM = 1000
 
 def tag(name: str, *children: str, **attributes: object) -> Markup:
     """An element; texts and values are escaped. A `_` in an attribute's name stands for a hyphen: `class_` is class."""
-    written = [
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value)
-        for key, value in attributes.items()
-        if value is not None
-    ]
-    return Markup("<{0}{1}>{2}</{0}>").format(name, Markup("").join(written), Markup("").join(children))
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    written = "".join(f' {key}="{escape(value)}"' for key, value in given.items())
+    return Markup(f"<{name}{written}>{''.join(map(escape, children))}</{name}>")
 
 
 def _canvas(key: str, width: float, height: float, title: str, description: str, *parts: str, **more: str) -> Markup:
