@@ -359,7 +359,7 @@ def test_an_ablation_follows_the_switches(browser: Browser, tmp_path: Path) -> N
     settings = []
     for lr in (1.0, 0.1, 0.01):
         values = {**table.default, "method.name": "slime", "shots": 10, "method.lr": lr}
-        trials = {seed: config_of(seed, 10, lr) for seed in range(3)}
+        trials = {seed: config_of(seed, 10, lr) | {"decided": config_of(seed, 10, lr)} for seed in range(3)}
         settings.append(Setting(f"lr={lr:g}", {"lr": lr}, values, lr == 0.1, True, trials))
         for seed in range(3 if lr == 0.1 else 2):
             make(tmp_path, seed, 10, lr=lr, keeps=frozenset({"counts"}))
