@@ -108,13 +108,13 @@ def _default_of(overrides: Sequence[str], trial: Mapping[str, Any], extra_dir: s
     with translated():
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     # Of several groups (protocol=a,b) the first is the default's; a swept value says nothing about it.
-    kept = [
+    others = [
         text
         for text, each in zip(overrides, parsed, strict=True)
         if each.key_or_group not in ("shots", "seed") and not (each.is_sweep_override() and "." in each.key_or_group)
     ]
     fixed = [f"shots={trial['shots']}", f"seed={trial['seed']}", "hydra.sweeper.params=null"]
-    return plain(plan([*kept, *fixed], sweep=True, extra_dir=extra_dir).trials[0])
+    return plain(plan([*others, *fixed], sweep=True, extra_dir=extra_dir).trials[0])
 
 
 def _values(trial: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,37 +247,24 @@ def ablation_report(
         theirs, their_difference = _published(setting, table, published)
         measured.append(
             Measured(
-                setting=setting,
-                results=results[i],
-                row=row,
-                difference=difference,
-                published=theirs,
+                setting=setting, results=results[i], row=row, difference=difference, published=theirs,
                 published_difference=their_difference,
                 missing=[seed for seed in setting.trials if seed not in results[i]],
                 failed={seed: trial for (index, seed), trial in found.failed.items() if index == i},
-                paired=paired,
-                unpaired=unpaired,
+                paired=paired, unpaired=unpaired,
             )
-        )
+        )  # fmt: skip
     first = next(iter(found.results.values()))
     trials = [trial for setting in settings if setting.in_grid for trial in setting.trials.values()]
     return AblationReport(
-        name=name,
-        subject=first.subject,
+        name=name, subject=first.subject,
         facts={key: _distinct(trials, key) for key in ("preset", "data", "backbone", "protocol", "method", "shots")},
-        prepared=dict(first.prepared),
-        classes=first.classes,
-        convention=convention,
-        background=background,
-        measured=measured,
-        published=published,
-        table=table,
+        prepared=dict(first.prepared), classes=first.classes, convention=convention, background=background,
+        measured=measured, published=published, table=table,
         provenance=provenance(collected.folders[result.signature] for result in found.results.values()),
-        command=command,
-        portable_command=_command(*_without(overrides, _FOLDERS), f"ablation={name}"),
-        default_command=_default_command(overrides, settings[default]),
-        left_out=found.left_out,
-    )
+        command=command, portable_command=_command(*_without(overrides, _FOLDERS), f"ablation={name}"),
+        default_command=_default_command(overrides, settings[default]), left_out=found.left_out,
+    )  # fmt: skip
 
 
 def _command(*overrides: str) -> str:
@@ -304,8 +291,8 @@ def _published(
     candidates = [(table.default, main), *(({**table.default, **row.values}, row) for row in table.rows)]
     for values, row in candidates:
         if row is not None and all(_same(setting.values.get(key), value) for key, value in values.items()):
-            known = main is not None and None not in (row.average.mean, main.average.mean)
-            return row, row.average.mean - main.average.mean if known else None  # type: ignore[operator, union-attr]
+            stated = main is not None and None not in (row.average.mean, main.average.mean)
+            return row, row.average.mean - main.average.mean if stated else None  # type: ignore[operator, union-attr]
     return None, None
 
 

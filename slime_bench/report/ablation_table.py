@@ -30,15 +30,13 @@ from slime_bench.report.table import (
 )
 from slime_bench.report.table import markdown as grid_markdown
 from slime_bench.report.uncertainty import (
-    SHOWN_ELSEWHERE,
-    claim_lines,
     difference_cells,
     interval_cells,
     interval_csv,
     interval_lines,
-    missing_lines,
     paired_cells,
     paired_lines,
+    uncertainty_lines,
 )
 
 
@@ -172,12 +170,8 @@ def _intervals(report: AblationReport) -> list[tuple[str, Interval]]:
 
 def _uncertainty(report: AblationReport) -> list[str]:
     """What the mean±deviation does not show, and where the rest stands."""
-    found = _intervals(report)
-    known = {label: interval.images for label, interval in found if not interval.missing}
-    rows = [(_label(each), each.row.n or 0) for each in shown(report) if each.row is not None]
-    lines = claim_lines((label, seeds, known.get(label)) for label, seeds in rows)
-    lines += [SHOWN_ELSEWHERE] if known else []
-    lines += missing_lines(found)
+    rows = [(_label(each), each.row) for each in shown(report) if each.row is not None]
+    lines = uncertainty_lines((label, row.n or 0, row.interval) for label, row in rows)
     reasons: dict[str, list[str]] = {}
     for each in shown(report):
         if each.unpaired and each.row is not None and each.row.interval is not None and not each.row.interval.missing:

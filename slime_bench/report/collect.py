@@ -113,7 +113,7 @@ def _failed(path: Path) -> FailedTrial | None:
     return FailedTrial(path.parent, trial["data"], trial["method"], trial["shots"], trial["seed"], summary)
 
 
-def read_kept(path: Path, read: Callable[[Path], T]) -> T | None:
+def read_optional(path: Path, read: Callable[[Path], T]) -> T | None:
     """What `read` makes of a file that the report alone needs: a spoilt one costs its own picture, and nothing else.
 
     None where there is no file, or, with a warning, where `read` raises ResultError.

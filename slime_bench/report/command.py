@@ -22,7 +22,7 @@ from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.bootstrap import RESAMPLES
 from slime_bench.report.ablation import AblationReport, ablation_report, settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
-from slime_bench.report.collect import Collected, collect, default_settings, read_kept
+from slime_bench.report.collect import Collected, collect, default_settings, read_optional
 from slime_bench.report.figures import ensembles_figure, layers_figure, qualitative_grid
 from slime_bench.report.html import PAGE, ablation_page, subject_page, write_page
 from slime_bench.report.planned import Planned, PlannedTrials, ablation_among, states_of
@@ -323,13 +323,13 @@ def _pictures(report: SubjectReport, collected: Collected, folder: Path) -> list
     for row in report.rows:
         trials = [one for one in collected.results if one.series == row.series and one.seed in row.seeds]
         for trial in trials:
-            kept = read_kept(collected.folders[trial.signature] / QUALITATIVE_FILE, read_qualitative)
-            if kept is None:
+            pictures = read_optional(collected.folders[trial.signature] / QUALITATIVE_FILE, read_qualitative)
+            if pictures is None:
                 continue
             name = f"qualitative-{row.data}-{row.method}-{row.shots}-shot-seed{trial.seed}-{trial.signature}.png"
             title = f"{row.method} {row.variant}".strip()
             title += f", {row.shots}-shot, seed {trial.seed}, {row.data}, preset {row.preset}, {row.protocol}"
-            qualitative_grid(folder / name, *kept, title)
+            qualitative_grid(folder / name, *pictures, title)
             names.append(name)
             break
     return names

@@ -373,26 +373,20 @@ def compare(a: Run, b: Run, convention: str | None = None, background: bool | No
     decided_a, decided_b = (dict(flatten(each.config)) for each in (one, other))
     images = compare_images(a.folder, b.folder)
     return Comparison(
-        names_a=_names(a),
-        names_b=_names(b),
-        same_series=one.series == other.series,
-        convention=convention,
+        names_a=_names(a), names_b=_names(b), same_series=one.series == other.series, convention=convention,
         background=background,
         scores=[Score(name, left.per_class[name], right.per_class[name]) for name in one.classes],
         average=Score("average", left.average, right.average),
         config=[each for each in changes(decided_a, decided_b) if not each.key.startswith("metric.")],
-        other=_other_settings(a, b, {*decided_a, *decided_b}),
-        data=changes(_data(one), _data(other)),
+        other=_other_settings(a, b, {*decided_a, *decided_b}), data=changes(_data(one), _data(other)),
         fingerprints=changes(one.fingerprints, other.fingerprints),
         environment=[each for each in environment if not each.only],
         unsaid={each.key: each.only for each in environment if each.only} if a.environment and b.environment else {},
         without_environment=[name for name, each in (("a", a), ("b", b)) if each.environment is None],
         without_settings=[name for name, each in (("a", a), ("b", b)) if each.settings is None],
-        cost=_cost(a.environment, b.environment),
-        learned=compare_learned(a.folder, b.folder),
-        images=images,
+        cost=_cost(a.environment, b.environment), learned=compare_learned(a.folder, b.folder), images=images,
         same_numbers=_tables(one) == _tables(other) and not (images.differ or images.only_a or images.only_b),
-    )
+    )  # fmt: skip
 
 
 def as_json(found: Comparison) -> dict[str, Any]:

@@ -144,8 +144,8 @@ def ensembles_figure(path: Path, group: Group, title: str) -> None:
     for name, count, mark in (("last", 1, "v"), ("middle", 1, "D"), ("all", number, "s")):
         handles.append(_mark(axis, count, by_name[name], mark))
     if group.pairs is not None and group.pairs.mean.mean is not None:
-        spread = Stat(group.pairs.mean.mean, group.pairs.deviation.mean)
-        handles.append(_curve(axis, [2], [spread], _GREY, "random pairs: mean and deviation", "x"))
+        drawn = Stat(group.pairs.mean.mean, group.pairs.deviation.mean)
+        handles.append(_curve(axis, [2], [drawn], _GREY, "random pairs: mean and deviation", "x"))
         best = group.pairs.best.mean or 0.0
         handles += axis.plot([2], [best], "^", color=_GREY, mfc="none", label="random pairs: best")
     axis.set_xticks(range(1, number + 1))

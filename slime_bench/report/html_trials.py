@@ -10,7 +10,7 @@ import numpy as np
 
 from slime_bench.errors import ResultError
 from slime_bench.report.charts import Series, line_chart, mean_curve, thinned
-from slime_bench.report.collect import commit_of, read_kept
+from slime_bench.report.collect import commit_of, read_optional
 from slime_bench.report.html_tables import STATES, Cell
 from slime_bench.report.table import DASH, listed
 from slime_bench.results.confusion import CONFUSION_FILE, read_confusion
@@ -59,11 +59,11 @@ def curves_of(label: str, trials: Sequence[TrialResult], folders: Mapping[str, P
 
 def confusion_of(label: str, trials: Sequence[TrialResult], folders: Mapping[str, Path]) -> dict[str, Any] | None:
     """A row's matrix, each line as shares of its class, over those of its seeds that kept one; None where none did."""
-    kept = {one.seed: read_kept(folders[one.signature] / CONFUSION_FILE, read_confusion) for one in trials}
-    seeds = [seed for seed, each in kept.items() if each is not None]
+    found = {one.seed: read_optional(folders[one.signature] / CONFUSION_FILE, read_confusion) for one in trials}
+    seeds = [seed for seed, each in found.items() if each is not None]
     if not seeds or len(trials[0].classes) > MOST_CLASSES:
         return None
-    pixels = np.sum([each[1] for each in kept.values() if each is not None], axis=0)
+    pixels = np.sum([each[1] for each in found.values() if each is not None], axis=0)
     note = "" if len(seeds) == len(trials) else f"of seed {', '.join(map(str, seeds))} alone: the others kept none"
     rows = []
     for name, line in zip(trials[0].classes, pixels.tolist(), strict=True):

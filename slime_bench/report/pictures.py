@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_bench.report.collect import read_kept
+from slime_bench.report.collect import read_optional
 from slime_bench.report.figures import paint as painted
 from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.results.result import TrialResult
@@ -76,10 +76,10 @@ def gallery(
         if album.full:
             left_out += 1
             continue
-        kept = read_kept(path, read_qualitative)
-        if kept is None:
+        content = read_optional(path, read_qualitative)
+        if content is None:
             continue
-        items, classes = kept
+        items, classes = content
         entries = [_entry(item, classes, album) for item in items]
         entry = {"label": labels[one.series], "seed": one.seed, "classes": classes, "items": entries}
         found.append(((index, one.seed), entry))

@@ -263,9 +263,9 @@ def _planned(overrides: Sequence[str], extra_dir: str | None) -> list[dict[str, 
 
 def _check_methods(planned: Sequence[Mapping[str, Any]], everything: Collected) -> None:
     """Refuse trials of methods whose results say that they have no study of layers."""
-    own, known = everything.own_reports, {one.method for one in everything.results}
+    own, have = everything.own_reports, {one.method for one in everything.results}
     methods = {trial["method"]["name"] for trial in planned}
-    others = sorted(name for name in methods & known if own.get(name) != REPORT)
+    others = sorted(name for name in methods & have if own.get(name) != REPORT)
     if others:
         raise ConfigError(
             "these are not trials of the ranking experiment", path="method", found=", ".join(others),
@@ -372,20 +372,11 @@ def _groups(
         facts = {"data": data, "backbone": backbone, "preset": preset, "protocol": protocol, "method": first.method}
         groups.append(
             Group(
-                facts=facts,
-                variant=labels[series],
-                series=series,
-                subject=subject,
-                prepared=dict(first.prepared),
-                stated=dict(first.facts.get("stated", {})),
-                rank_on=found[0]["rank_on"],
-                resamples=found[0]["bootstrap"]["resamples"],
-                percent=found[0]["bootstrap"]["percent"],
-                over=found[0]["bootstrap"]["over"],
-                layers=_layers(found, measured),
+                facts=facts, variant=labels[series], series=series, subject=subject, prepared=dict(first.prepared),
+                stated=dict(first.facts.get("stated", {})), rank_on=found[0]["rank_on"],
+                **found[0]["bootstrap"], layers=_layers(found, measured),
                 ensembles=_ensembles(found[0]["layers"], measured),
-                pairs=_pairs([_random_pairs(each) for each in measured]),
-                seeds=each_seed,
+                pairs=_pairs([_random_pairs(each) for each in measured]), seeds=each_seed,
                 rho=stat([one.rho for one in each_seed if one.rho is not None]),
                 missing=[seed for seed in asked.expected.get(series, ()) if seed not in seeds],
                 spoilt=[one for one in spoilt if one.series == series],
@@ -393,7 +384,7 @@ def _groups(
                 provenance=provenance(collected.folders[one.signature] for one in trials),
                 left_out=asked.left_out.get(series, 0),
             )
-        )
+        )  # fmt: skip
     return sorted(groups, key=lambda group: (*group.facts.values(), group.variant, group.series))
 
 
@@ -439,24 +430,17 @@ def _seed(seed: int, study: Study, convention: str) -> SeedStudy:
     number, order = len(alone), study["order"]
     rest = [alone[name] for name in order[2:]]
     top2 = measured["selections"]["top-2"]["miou"] if number > 1 else None
-    pairs = _random_pairs(measured)
+    pairs, interval = _random_pairs(measured), measured["interval"]
     return SeedStudy(
-        seed=seed,
-        rho=measured["rho"],
-        interval=measured["interval"] and (measured["interval"][0], measured["interval"][1]),
-        best_by_info=order[0],
+        seed=seed, rho=measured["rho"], interval=interval and (interval[0], interval[1]), best_by_info=order[0],
         best_by_miou=max(study["layers"], key=alone.__getitem__),
         top1_is_best=alone[order[0]] == max(alone.values()) if number > 1 else None,
         top2_are_best=min(alone[name] for name in order[:2]) >= max(rest) if rest else None,
-        top2=top2,
-        pairs=len(pairs),
-        pairs_mean=statistics.fmean(pairs) if pairs else None,
+        top2=top2, pairs=len(pairs), pairs_mean=statistics.fmean(pairs) if pairs else None,
         pairs_above=sum(value > top2 for value in pairs) if top2 is not None else 0,
-        rank_images=study["rank_images"],
-        test_images=study["test_images"],
-        forwarded_images=study["forwarded_images"],
-        seconds=dict(study.get("seconds", {})),
-    )
+        rank_images=study["rank_images"], test_images=study["test_images"],
+        forwarded_images=study["forwarded_images"], seconds=dict(study.get("seconds", {})),
+    )  # fmt: skip
 
 
 def _nothing(outputs: Path, subject: str, asked: _Asked, spoilt: Sequence[Spoilt], collected: Collected) -> ResultError:

@@ -169,39 +169,24 @@ def aggregate(
                 remedy="Delete the folder of the one that does not belong.",
             )
         values = {each: percent.get((name, each), []) for each in first.classes}
+        notes = tuple(
+            f"{each} is defined in {len(found)} of {len(seeds)} seeds"
+            for each, found in values.items()
+            if len(found) < len(seeds)
+        )
         rows.append(
             Row(
-                method=first.method,
-                backbone=first.backbone,
-                data=first.data,
-                subject=first.subject,
-                shots=first.shots,
-                preset=first.preset,
-                protocol=first.protocol,
-                variant=labels[name],
-                series=name,
-                convention=convention,
-                background_in_average=background,
-                classes=tuple(first.classes),
-                seeds=seeds,
-                n=len(seeds),
-                per_class={each: stat(found) for each, found in values.items()},
-                average=stat(percent.get((name, AVERAGES[background]), [])),
-                published=False,
-                prepared=dict(first.prepared),
-                stated=dict(first.facts.get("stated", {})),
-                notes=tuple(
-                    f"{each} is defined in {len(found)} of {len(seeds)} seeds"
-                    for each, found in values.items()
-                    if len(found) < len(seeds)
-                ),
+                method=first.method, backbone=first.backbone, data=first.data, subject=first.subject,
+                shots=first.shots, preset=first.preset, protocol=first.protocol, variant=labels[name], series=name,
+                convention=convention, background_in_average=background, classes=tuple(first.classes), seeds=seeds,
+                n=len(seeds), per_class={each: stat(found) for each, found in values.items()},
+                average=stat(percent.get((name, AVERAGES[background]), [])), published=False,
+                prepared=dict(first.prepared), stated=dict(first.facts.get("stated", {})), notes=notes,
                 missing_seeds=tuple(seed for seed in expected_seeds if seed not in seeds),
-                default=is_default(first, defaults),
-                label=first.facts.get("label", first.method),
-                order=first.facts.get("table_order", 0),
-                least_shots=first.facts.get("least_shots", 1),
+                default=is_default(first, defaults), label=first.facts.get("label", first.method),
+                order=first.facts.get("table_order", 0), least_shots=first.facts.get("least_shots", 1),
             )
-        )
+        )  # fmt: skip
     key = ("data", "preset", "shots", "order", "label", "variant", "series")
     return sorted(rows, key=lambda row: tuple(getattr(row, name) for name in key))
 
@@ -254,31 +239,15 @@ def published_rows(published: Published, comparable: bool) -> list[Row]:
     """The paper's rows in the form of ours; `comparable` says whether they were measured on the same data."""
     return [
         Row(
-            method=row.method,
-            backbone=published.backbone if row.key == published.method else "",
-            data=published.data,
-            subject=published.subject,
-            shots=row.shots,
-            preset="",
-            protocol="",
-            variant=row.setting,
-            series="",
-            convention="",
-            background_in_average=True,
-            classes=tuple(published.columns),
-            seeds=(),
-            n=row.n,
-            per_class=dict(row.per_class),
-            average=row.average,
-            published=True,
-            other_data=not comparable,
-            supervised=row.supervised,
-            source=row.source,
-            key=row.key,
+            method=row.method, backbone=published.backbone if row.key == published.method else "",
+            data=published.data, subject=published.subject, shots=row.shots, preset="", protocol="",
+            variant=row.setting, series="", convention="", background_in_average=True,
+            classes=tuple(published.columns), seeds=(), n=row.n, per_class=dict(row.per_class), average=row.average,
+            published=True, other_data=not comparable, supervised=row.supervised, source=row.source, key=row.key,
             label=row.method,
         )
         for row in published.rows
-    ]
+    ]  # fmt: skip
 
 
 def comparison(row: Row, published: Published | None) -> PublishedRow | None:

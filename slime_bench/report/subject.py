@@ -47,13 +47,11 @@ from slime_bench.report.table import (
 )
 from slime_bench.report.table import markdown as grid_markdown
 from slime_bench.report.uncertainty import (
-    SHOWN_ELSEWHERE,
-    claim_lines,
     interval_csv,
     interval_grid,
-    missing_lines,
     pair_files,
     pairs_grid,
+    uncertainty_lines,
     welch_lines,
 )
 
@@ -273,9 +271,9 @@ def _section(report: SubjectReport, preset: str, data: str) -> Section:
     rows = sorted([*theirs, *ours], key=lambda row: -1 if row.shots is None else row.shots)
     where = f"(preset {preset}, data {data})"
     pairs = [pair for pair in report.pairs if (pair.a.preset, pair.a.data) == (preset, data)]
-    spread = f"{report.subject}: {PERCENT} % intervals of the IoU in percent over test images {where}"
+    title = f"{report.subject}: {PERCENT} % intervals of the IoU in percent over test images {where}"
     extra = [
-        interval_grid(spread, ours, report.columns),
+        interval_grid(title, ours, report.columns),
         pairs_grid(f"{report.subject}: paired differences of the average IoU {where}", pairs, ours),
     ]
     return Section(
@@ -295,7 +293,7 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
         *prepared_lines(row.prepared for row in ours),
         *_stated_lines(ours),
         *metric_lines(report.convention, report.background_in_average, [row.n for row in ours]),
-        *_uncertainty(ours),
+        *uncertainty_lines((row_name(row, ours), row.n or 0, row.interval) for row in ours),
     ]
     if report.published:
         note = "* = trained on a whole annotated set"
@@ -316,14 +314,6 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     if report.invalid:
         lines.append(f"{len(report.invalid)} result file(s) are not valid and not used: see trials.json")
     return lines
-
-
-def _uncertainty(ours: Sequence[Row]) -> list[str]:
-    """What the mean±deviation does not show, and where the rest stands."""
-    found = {row_name(row, ours): row.interval for row in ours if row.interval is not None}
-    known = {name: interval.images for name, interval in found.items() if not interval.missing}
-    lines = claim_lines((row_name(row, ours), row.n or 0, known.get(row_name(row, ours))) for row in ours)
-    return [*lines, *([SHOWN_ELSEWHERE] if known else []), *missing_lines(found.items())]
 
 
 def _stated_lines(rows: Iterable[Row]) -> list[str]:

@@ -125,6 +125,15 @@ def paired_lines(paired: Paired, of: str, number: int) -> list[str]:
     ]
 
 
+def uncertainty_lines(rows: Iterable[tuple[str, int, Interval | None]]) -> list[str]:
+    """What the mean±deviation of rows does not show, and where the rest stands; rows as name, seeds, interval."""
+    rows = list(rows)
+    images = {name: interval.images for name, _, interval in rows if interval and not interval.missing}
+    lines = claim_lines((name, seeds, images.get(name)) for name, seeds, _ in rows)
+    absent = missing_lines((name, interval) for name, _, interval in rows if interval)
+    return [*lines, *([SHOWN_ELSEWHERE] if images else []), *absent]
+
+
 def claim_lines(rows: Iterable[tuple[str, int, int | None]]) -> list[str]:
     """Sentences on rows with too few seeds or test images; rows as name, seeds, images (None where unknown)."""
     rows = list(rows)
@@ -181,8 +190,8 @@ def interval_csv(interval: Interval | None, columns: Sequence[str]) -> dict[str,
         if interval is not None:
             found = interval.average if column == "average" else interval.per_class.get(column)
         cells |= {f"{column}_low": found.low if found else None, f"{column}_high": found.high if found else None}
-    known = interval if interval is not None and not interval.missing else None
-    cells |= {f"interval_{name}": getattr(known, name, None) for name in ("percent", "images", "resamples")}
+    usable = interval if interval is not None and not interval.missing else None
+    cells |= {f"interval_{name}": getattr(usable, name, None) for name in ("percent", "images", "resamples")}
     return cells | {"interval_missing": interval.missing if interval else ""}
 
 

@@ -59,9 +59,9 @@
         if (order) {
           head.setAttribute("aria-sort", order);
           const keyed = rows.map((row) => ({ row, key: keyOf(row, index) }));
-          const known = keyed.filter(({ key }) => key.shown !== ""), rest = keyed.filter(({ key }) => key.shown === "");
-          known.sort((left, right) => compare(left.key, right.key) * (order === "ascending" ? 1 : -1));
-          sorted = [...known, ...rest].map(({ row }) => row);
+          const shown = keyed.filter(({ key }) => key.shown !== ""), rest = keyed.filter(({ key }) => key.shown === "");
+          shown.sort((left, right) => compare(left.key, right.key) * (order === "ascending" ? 1 : -1));
+          sorted = [...shown, ...rest].map(({ row }) => row);
         }
         body.append(...sorted);
       });
