@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import build
 from slime_bench.methods.infoscore.maps import layer_classes, probabilities
-from slime_bench.report.plots import class_colours, paint
+from slime_bench.report.figures import class_colours, paint
 from slime_bench.trial import runner as trial
 
 FOLDER = Path(__file__).parent / "figures"

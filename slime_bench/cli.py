@@ -23,7 +23,7 @@ INTERRUPTED = 130
 SUBCOMMANDS = {
     "report": "slime_bench.report.command",
     "status": "slime_bench.sweep.status",
-    "compare": "slime_bench.report.compare.command",
+    "compare": "slime_bench.report.compare",
     "segment": "slime_bench.segment",
     "verify": "slime_bench.data.verify_command",
     "embeddings": "slime_bench.segment.embeddings_command",
@@ -82,6 +82,10 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if first in SUBCOMMANDS:
         command = importlib.import_module(SUBCOMMANDS[first])
+        if first == "report":  # which reads files only: what becomes of trials without a result is told to it
+            from slime_bench.sweep.planned import planned_trials
+
+            return int(command.main(arguments[1:], planned_trials) or 0)
         return int(command.main(arguments[1:]) or 0)
     return _trials(arguments)
 

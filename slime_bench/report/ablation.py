@@ -1,25 +1,152 @@
-"""One ablation: the results of its settings, and the paper's for the same settings."""
+"""One ablation: its settings as the configuration composes them, their results, and the paper's beside them."""
 
 from __future__ import annotations
 
 import shlex
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slime_bench.errors import ResultError
-from slime_bench.report.ablation_settings import Setting
-from slime_bench.report.aggregate import Collected, FailedTrial, Row, aggregate, with_intervals
-from slime_bench.report.intervals import ImageBootstrap, Paired
-from slime_bench.report.matching import match
-from slime_bench.report.provenance import Provenance, provenance
+from slime_bench.errors import ConfigError, ResultError
+from slime_bench.report.collect import (
+    Collected,
+    FailedTrial,
+    Provenance,
+    match,
+    plain,
+    provenance,
+    shortened,
+)
 from slime_bench.report.published import Published, PublishedAblation, PublishedRow, Stat
-from slime_bench.results.identity import canonical_json
+from slime_bench.report.rows import Row, aggregate, stat, with_intervals
+from slime_bench.report.statistics import ImageBootstrap, Paired
+from slime_bench.report.table import listed
+from slime_bench.results.identity import canonical_json, flatten
 from slime_bench.results.result import TrialResult, average_of
 
 _FOLDERS = ("output_root", "data_root")
+_NOT_A_SETTING = ("seed", "metric")
+_GROUPS = ("method", "backbone", "protocol")
+_LAYERS = ("backbone.cross_layers", "backbone.self_layers")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of an ablation: trials that differ in their seed alone.
+
+    Attributes:
+        label: the keys in which the settings of the table differ, e.g. `alpha=1, beta=0.5`.
+        shown: these keys with their values; layers by the name of their group.
+        values: every key that decides numbers, with its value.
+        default: whether it is what the preset says without the ablation.
+        in_grid: whether the ablation asks for it; the default is looked up in any case.
+        trials: seed -> resolved configuration.
+    """
+
+    label: str
+    shown: dict[str, Any]
+    values: dict[str, Any]
+    default: bool
+    in_grid: bool
+    trials: dict[int, dict[str, Any]]
+
+
+def settings_of(name: str, overrides: Sequence[str], extra_dir: str | None = None) -> list[Setting]:
+    """The settings of an ablation in the order of its grid; the default comes last where the grid lacks it.
+
+    Args:
+        name: of a file in conf/ablation.
+        overrides: as they were given to the sweep, e.g. `experiment=mini_horse`.
+
+    Raises:
+        ConfigError: whatever composing raises, or a sweep over several data sets or presets.
+    """
+    from slime_bench.config.compose import plan
+
+    trials = [plain(cfg) for cfg in plan([*overrides, f"ablation={name}"], sweep=True, extra_dir=extra_dir).trials]
+    for what, chosen in (
+        ("preset", {trial["preset"] for trial in trials}),
+        ("data", {trial["data"]["name"] for trial in trials}),
+    ):
+        if len(chosen) > 1:
+            raise ConfigError(
+                "one table of an ablation holds one data set and one preset", path=what,
+                found=", ".join(sorted(chosen)), expected="one value", remedy="ask for one table after the other",
+            )  # fmt: skip
+    default = _default_of(overrides, trials[0], extra_dir)
+    seeds = sorted({trial["seed"] for trial in trials})
+    grid: dict[str, list[dict[str, Any]]] = {}  # a setting that the grid names twice is one setting
+    for trial in trials:
+        grid.setdefault(canonical_json(_values(trial)), []).append(trial)
+    in_grid = len(grid)
+    default_text = canonical_json(_values(default))
+    grid.setdefault(
+        default_text, [default | {"seed": seed, "decided": default["decided"] | {"seed": seed}} for seed in seeds]
+    )
+    values = [_values(members[0]) for members in grid.values()]
+    keys = _differing(values)
+    return [
+        Setting(
+            label=", ".join(f"{shortened(key, keys)}={_text(each.get(key))}" for key in keys) or "default",
+            shown={key: each.get(key) for key in keys},
+            values=each,
+            default=text == default_text,
+            in_grid=index < in_grid,
+            trials={trial["seed"]: trial for trial in members},
+        )
+        for index, ((text, members), each) in enumerate(zip(grid.items(), values, strict=True))
+    ]
+
+
+def _default_of(overrides: Sequence[str], trial: Mapping[str, Any], extra_dir: str | None) -> dict[str, Any]:
+    """The configuration without the ablation and without anything swept, with the shots and the seed of `trial`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from slime_bench.config.compose import plan, translated
+
+    with translated():
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    # Of several groups (protocol=a,b) the first is the default's; a swept value says nothing about it.
+    others = [
+        text
+        for text, each in zip(overrides, parsed, strict=True)
+        if each.key_or_group not in ("shots", "seed") and not (each.is_sweep_override() and "." in each.key_or_group)
+    ]
+    fixed = [f"shots={trial['shots']}", f"seed={trial['seed']}", "hydra.sweeper.params=null"]
+    return plain(plan([*others, *fixed], sweep=True, extra_dir=extra_dir).trials[0])
+
+
+def _values(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what decides a trial's numbers, without the seed; layers by their group's name."""
+    values = {key: value for key, value in flatten(trial["decided"]) if key.partition(".")[0] not in _NOT_A_SETTING}
+    groups = trial.get("backbone", {}).get("layer_groups") or {}
+    for key in _LAYERS:
+        for group, layers in groups.items():
+            if values.get(key) == list(layers):
+                values[key] = group
+    return values
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys in which settings differ, in their order; a group that differs as a whole is told by its name alone."""
+    keys = list(dict.fromkeys(key for values in settings for key in values))
+    differing = [key for key in keys if len({_text(values.get(key)) for values in settings}) > 1]
+    wholes = [group for group in _GROUPS if f"{group}.name" in differing]
+    short = [
+        key for key in differing if key.partition(".")[0] not in wholes or key in [f"{group}.name" for group in wholes]
+    ]
+
+    def labels(keys: Iterable[str]) -> set[tuple[str, ...]]:
+        return {tuple(_text(values.get(key)) for key in keys) for values in settings}
+
+    return short if len(labels(short)) == len(labels(differing)) else differing
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value or "''"
+    return canonical_json(value).replace(",", ", ").replace('"', "")
 
 
 @dataclass(frozen=True)
@@ -27,7 +154,7 @@ class Measured:
     """What is known of a setting.
 
     Attributes:
-        row: mean and deviation of our results, None without any.
+        results: ours, by seed. row: their mean and deviation, None without any.
         difference: of our averages to the default setting's, over the seeds that both have: mean and sample standard
             deviation of the per-seed differences, in percentage points.
         published: the paper's row for the same setting; `published_difference` of its average to the paper's default.
@@ -37,6 +164,7 @@ class Measured:
     """
 
     setting: Setting
+    results: dict[int, TrialResult]
     row: Row | None
     difference: Stat
     published: PublishedRow | None
@@ -57,7 +185,7 @@ class AblationReport:
         table: the published ablation with the same grid, if the paper has one for the subject.
         command: that runs what is missing; `portable_command` without the folders of one machine.
         default_command: that runs the default setting, where the ablation's own grid does not hold it.
-        left_out: see `matching.Matched`.
+        left_out: see `collect.Matched`.
     """
 
     name: str
@@ -105,51 +233,38 @@ def ablation_report(
     results = [
         {seed: result for (index, seed), result in found.results.items() if index == i} for i in range(len(settings))
     ]
-    averages = [_averages(each, convention, background) for each in results]
     default = next(index for index, setting in enumerate(settings) if setting.default)
     table = published.ablation(name) if published else None
     measured = []
     for i, setting in enumerate(settings):
-        rows = aggregate(results[i].values(), convention, background, list(setting.trials))
+        row, difference = under(results[i], results[default], convention, background)
         paired, unpaired = None, ""
-        if bootstrap is not None and rows:
-            rows = with_intervals(rows, list(results[i].values()), bootstrap)
+        if bootstrap is not None and row is not None:
+            ours, reference = (list(results[index].values()) for index in (i, default))
+            (row,) = with_intervals([row], ours, bootstrap)
             if i != default:
-                paired, unpaired = _paired(results[i], results[default], convention, background, bootstrap)
+                paired, unpaired = bootstrap.try_paired(ours, reference, convention, background)
         theirs, their_difference = _published(setting, table, published)
         measured.append(
             Measured(
-                setting=setting,
-                row=rows[0] if rows else None,
-                difference=_difference(averages[i], averages[default]),
-                published=theirs,
+                setting=setting, results=results[i], row=row, difference=difference, published=theirs,
                 published_difference=their_difference,
                 missing=[seed for seed in setting.trials if seed not in results[i]],
                 failed={seed: trial for (index, seed), trial in found.failed.items() if index == i},
-                paired=paired,
-                unpaired=unpaired,
+                paired=paired, unpaired=unpaired,
             )
-        )
+        )  # fmt: skip
     first = next(iter(found.results.values()))
     trials = [trial for setting in settings if setting.in_grid for trial in setting.trials.values()]
-    usual = next(setting for setting in settings if setting.default)
     return AblationReport(
-        name=name,
-        subject=first.subject,
-        facts={key: _listed(trials, key) for key in ("preset", "data", "backbone", "protocol", "method", "shots")},
-        prepared=dict(first.prepared),
-        classes=first.classes,
-        convention=convention,
-        background=background,
-        measured=measured,
-        published=published,
-        table=table,
+        name=name, subject=first.subject,
+        facts={key: _distinct(trials, key) for key in ("preset", "data", "backbone", "protocol", "method", "shots")},
+        prepared=dict(first.prepared), classes=first.classes, convention=convention, background=background,
+        measured=measured, published=published, table=table,
         provenance=provenance(collected.folders[result.signature] for result in found.results.values()),
-        command=command,
-        portable_command=_command(*_without(overrides, _FOLDERS), f"ablation={name}"),
-        default_command=_default_command(overrides, usual),
-        left_out=found.left_out,
-    )
+        command=command, portable_command=_command(*_without(overrides, _FOLDERS), f"ablation={name}"),
+        default_command=_default_command(overrides, settings[default]), left_out=found.left_out,
+    )  # fmt: skip
 
 
 def _command(*overrides: str) -> str:
@@ -172,12 +287,12 @@ def _published(
     """The paper's row for the same values of the ablation's keys, and its difference to the paper's default."""
     if table is None or published is None or setting.values.get("shots") != table.shots:
         return None, None
-    usual = published.main_row(str(setting.values.get("method.name")), table.shots)
-    candidates = [(table.default, usual), *(({**table.default, **row.values}, row) for row in table.rows)]
+    main = published.main_row(str(setting.values.get("method.name")), table.shots)
+    candidates = [(table.default, main), *(({**table.default, **row.values}, row) for row in table.rows)]
     for values, row in candidates:
         if row is not None and all(_same(setting.values.get(key), value) for key, value in values.items()):
-            known = usual is not None and None not in (row.average.mean, usual.average.mean)
-            return row, row.average.mean - usual.average.mean if known else None  # type: ignore[operator, union-attr]
+            stated = main is not None and None not in (row.average.mean, main.average.mean)
+            return row, row.average.mean - main.average.mean if stated else None  # type: ignore[operator, union-attr]
     return None, None
 
 
@@ -185,38 +300,34 @@ def _same(left: Any, right: Any) -> bool:
     return canonical_json(left) == canonical_json(right)
 
 
-def _averages(results: Mapping[int, TrialResult], convention: str, background: bool) -> dict[int, float]:
-    found = {}
-    for seed, result in results.items():
-        value = average_of(result.conventions[convention]["per_class"], result.classes, background)
-        if value is not None:
-            found[seed] = 100.0 * value
-    return found
+def under(
+    ours: Mapping[int, TrialResult], reference: Mapping[int, TrialResult], convention: str, background: bool
+) -> tuple[Row | None, Stat]:
+    """The row of one setting's results, and the difference of its averages to the reference's, seed by seed.
+
+    Args:
+        ours, reference: by seed.
+    """
+    rows = aggregate(ours.values(), convention, background)
+    averages = [
+        {
+            seed: 100.0 * value
+            for seed, one in side.items()
+            if (value := average_of(one.conventions[convention]["per_class"], one.classes, background)) is not None
+        }
+        for side in (ours, reference)
+    ]
+    both = [value - averages[1][seed] for seed, value in averages[0].items() if seed in averages[1]]
+    return (rows[0] if rows else None), stat(both)
 
 
-def _difference(ours: Mapping[int, float], reference: Mapping[int, float]) -> Stat:
-    paired = [ours[seed] - reference[seed] for seed in ours if seed in reference]
-    if not paired:
-        return Stat(None, None)
-    return Stat(statistics.fmean(paired), statistics.stdev(paired) if len(paired) > 1 else None)
+def shown(report: AblationReport) -> list[Measured]:
+    """The settings of the grid, and the default where it has results."""
+    return [each for each in report.measured if each.setting.in_grid or each.row is not None]
 
 
-def _paired(
-    ours: Mapping[int, TrialResult],
-    reference: Mapping[int, TrialResult],
-    convention: str,
-    background: bool,
-    bootstrap: ImageBootstrap,
-) -> tuple[Paired | None, str]:
-    try:
-        return bootstrap.paired(list(ours.values()), list(reference.values()), convention, background), ""
-    except ResultError as error:
-        return None, error.summary.rstrip(".")
-
-
-def _listed(trials: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = [trial[key]["name"] if isinstance(trial[key], Mapping) else trial[key] for trial in trials]
-    return ", ".join(dict.fromkeys(map(str, values)))
+def _distinct(trials: Sequence[Mapping[str, Any]], key: str) -> str:
+    return listed(str(trial[key]["name"] if isinstance(trial[key], Mapping) else trial[key]) for trial in trials)
 
 
 def _nothing(name: str, settings: Sequence[Setting], collected: Collected, command: str, outputs: Path) -> ResultError:

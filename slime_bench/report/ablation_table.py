@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slime_bench.report.ablation import AblationReport, Measured
-from slime_bench.report.aggregate import PAPER_PRESET
-from slime_bench.report.grid import DASH, Grid, Line, numbers, stat_text
-from slime_bench.report.grid import markdown as grid_markdown
-from slime_bench.report.interval_tables import (
-    SHOWN_ELSEWHERE,
-    claim_lines,
-    flat,
+from slime_bench.metrics.bootstrap import PERCENT
+from slime_bench.report.ablation import AblationReport, Measured, shown
+from slime_bench.report.published import Stat
+from slime_bench.report.rows import NOTHING, PAPER_PRESET, column_order
+from slime_bench.report.statistics import Interval
+from slime_bench.report.table import (
+    DASH,
+    UNIT,
+    Grid,
+    Line,
+    csv_of,
+    json_of,
+    latex,
+    listed,
+    metric_lines,
+    numbers,
+    prepared_lines,
+    published_line,
+    stat_cells,
+    stat_text,
+    write_files,
+)
+from slime_bench.report.table import markdown as grid_markdown
+from slime_bench.report.uncertainty import (
+    difference_cells,
     interval_cells,
+    interval_csv,
     interval_lines,
-    missing_lines,
     paired_cells,
     paired_lines,
+    uncertainty_lines,
 )
-from slime_bench.report.intervals import Interval
-from slime_bench.report.latex import latex
-from slime_bench.report.method_facts import listed
-from slime_bench.report.published import Stat
-from slime_bench.report.statistics import PERCENT
-from slime_bench.report.tables import UNIT, column_order, metric_lines, prepared_lines, published_line
-from slime_bench.storage import write_atomic
-
-_NONE = Stat(None, None)
 
 
 def ablation_grid(report: AblationReport) -> Grid:
@@ -39,7 +45,7 @@ def ablation_grid(report: AblationReport) -> Grid:
     columns = column_order(report.published, report.classes)
     lines = []
     for each in shown(report):
-        lines.append(Line(_ours(each, columns), ours=True))
+        lines.append(Line(_ours(each, columns)))
         if each.published is not None:
             lines.append(Line(_theirs(report, each, columns), ours=False))
     return Grid(_title(report), ["setting", "n", *columns, "avg", "Δ", "source"], lines, _caption(report))
@@ -54,7 +60,7 @@ def interval_grid(report: AblationReport) -> Grid | None:
         if each.row is None or each.row.interval is None or each.row.interval.missing:
             continue
         cells = [_label(each), str(each.row.n), *interval_cells(each.row.interval, columns)]
-        lines.append(Line([*cells, *(paired_cells(each.paired)[2:] if each.paired else [DASH] * 4)], ours=True))
+        lines.append(Line([*cells, *(paired_cells(each.paired)[2:] if each.paired else [DASH] * 4)]))
     if not lines:
         return None
     caption = [*interval_lines(found)]
@@ -70,70 +76,60 @@ def interval_grid(report: AblationReport) -> Grid | None:
 def csv_text(report: AblationReport) -> str:
     """One line for each of our settings and for each published one, with full precision."""
     columns = column_order(report.published, report.classes)
-    shared: dict[str, Any] = {
-        **report.facts,
-        "subject": report.subject,
-        "ablation": report.name,
-        "convention": report.convention,
-    }
-    shared |= {"background_in_average": report.background, "unit": UNIT}
+    shared: dict[str, Any] = {**report.facts, "subject": report.subject, "ablation": report.name}
+    shared |= {"convention": report.convention, "background_in_average": report.background, "unit": UNIT}
     names = ["ablation", "setting", "default", "published", "source", "other_data", "n", "seeds", "missing_seeds"]
     names += [name for name in shared if name not in names]
-    names += [f"{column}_{part}" for column in [*columns, "average", "difference"] for part in ("mean", "std")]
-    names += [
-        *flat(None, columns),
-        "difference_low",
-        "difference_high",
-        "difference_p",
-        "difference_agree",
-        "difference_seeds",
-        "unpaired",
-    ]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
+    names += [*stat_cells(columns, {}, average=NOTHING, difference=NOTHING), *interval_csv(None, columns)]
+    names += [f"difference_{part}" for part in ("low", "high", "p", "agree", "seeds")] + ["unpaired"]
+    lines = []
     for each in shown(report):
+        row, paired = each.row, each.paired
         own: dict[str, Any] = {
             "setting": each.setting.label,
             "default": each.setting.default,
             "published": False,
             "source": "ours",
-            "n": each.row.n if each.row else 0,
-            "seeds": " ".join(map(str, each.row.seeds)) if each.row else "",
+            "n": row.n if row else 0,
+            "seeds": " ".join(map(str, row.seeds)) if row else "",
             "missing_seeds": " ".join(map(str, each.missing)),
+            "unpaired": "" if paired else each.unpaired,
+            **interval_csv(row.interval if row else None, columns),
         }
-        per_class = each.row.per_class if each.row else {}
-        average = each.row.average if each.row else _NONE
-        spread = {**flat(each.row.interval if each.row else None, columns), **_paired_cells(each)}
-        writer.writerow({**shared, **own, **_stats(columns, per_class, average, each.difference), **spread})
-        if each.published is not None:
-            row = each.published
-            theirs = {"setting": row.setting or "default", "default": not row.setting, "published": True, "n": row.n}
-            theirs |= {"source": row.source, "other_data": _other_data(report)}
-            gap = Stat(each.published_difference, None)
+        if paired is not None:
+            own |= {f"difference_{part}": value for part, value in difference_cells(paired.average).items()}
+            own["difference_seeds"] = " ".join(map(str, paired.seeds))
+        average = row.average if row else NOTHING
+        stats = stat_cells(columns, row.per_class if row else {}, average=average, difference=each.difference)
+        lines.append({**shared, **own, **stats})
+        if (theirs := each.published) is not None:
             # Not our preset, backbone or protocol: the paper's.
-            about = {"subject": report.subject, "ablation": report.name, "shots": row.shots, "unit": UNIT}
-            writer.writerow({**about, **theirs, **_stats(columns, row.per_class, row.average, gap)})
-    return buffer.getvalue()
+            about = {name: shared[name] for name in ("subject", "ablation", "unit")} | {"shots": theirs.shots}
+            about |= {"setting": theirs.setting or "default", "default": not theirs.setting, "published": True}
+            about |= {"n": theirs.n, "source": theirs.source, "other_data": _other_data(report)}
+            gap = Stat(each.published_difference, None)
+            lines.append({**about, **stat_cells(columns, theirs.per_class, average=theirs.average, difference=gap)})
+    return csv_of(lines, names)
 
 
 def json_text(report: AblationReport) -> str:
     """The whole report as one JSON object; means, deviations and differences in percent and percentage points."""
-    content = {
-        "ablation": report.name,
-        "subject": report.subject,
-        **report.facts,
-        "convention": report.convention,
-        "background_in_average": report.background,
-        "unit": UNIT,
-        "columns": column_order(report.published, report.classes),
-        "settings": [_entry(report, each) for each in shown(report)],
-        "provenance": asdict(report.provenance),
-        "left_out": report.left_out,
-        "command": report.portable_command,
-        "caption": _caption(report),
-    }
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json_of(
+        {
+            "ablation": report.name,
+            "subject": report.subject,
+            **report.facts,
+            "convention": report.convention,
+            "background_in_average": report.background,
+            "unit": UNIT,
+            "columns": column_order(report.published, report.classes),
+            "settings": [_entry(report, each) for each in shown(report)],
+            "provenance": asdict(report.provenance),
+            "left_out": report.left_out,
+            "command": report.portable_command,
+            "caption": _caption(report),
+        }
+    )
 
 
 def write_ablation(report: AblationReport, folder: Path) -> list[Path]:
@@ -150,14 +146,7 @@ def write_ablation(report: AblationReport, folder: Path) -> list[Path]:
     contents = {"md": "\n\n".join(blocks) + "\n", "csv": csv_text(report), "json": json_text(report)}
     contents["tex"] = latex(grids)
     paths = {kind: folder / f"{report.facts['data']}-ablation-{report.name}.{kind}" for kind in contents}
-    for kind, text in contents.items():
-        write_atomic(paths[kind], text.encode())
-    return list(paths.values())
-
-
-def shown(report: AblationReport) -> list[Measured]:
-    """The settings of the grid, and the default where it has results."""
-    return [each for each in report.measured if each.setting.in_grid or each.row is not None]
+    return write_files({paths[kind]: text for kind, text in contents.items()})
 
 
 def _other_data(report: AblationReport) -> bool:
@@ -181,12 +170,8 @@ def _intervals(report: AblationReport) -> list[tuple[str, Interval]]:
 
 def _uncertainty(report: AblationReport) -> list[str]:
     """What the mean±deviation does not show, and where the rest stands."""
-    found = _intervals(report)
-    known = {label: interval.images for label, interval in found if not interval.missing}
-    rows = [(_label(each), each.row.n or 0) for each in shown(report) if each.row is not None]
-    lines = claim_lines((label, seeds, known.get(label)) for label, seeds in rows)
-    lines += [SHOWN_ELSEWHERE] if known else []
-    lines += missing_lines(found)
+    rows = [(_label(each), each.row) for each in shown(report) if each.row is not None]
+    lines = uncertainty_lines((label, row.n or 0, row.interval) for label, row in rows)
     reasons: dict[str, list[str]] = {}
     for each in shown(report):
         if each.unpaired and each.row is not None and each.row.interval is not None and not each.row.interval.missing:
@@ -194,25 +179,11 @@ def _uncertainty(report: AblationReport) -> list[str]:
     return lines + [f"not paired with the default: {listed(labels)}: {reason}" for reason, labels in reasons.items()]
 
 
-def _paired_cells(each: Measured) -> dict[str, Any]:
-    if each.paired is None:
-        return {"unpaired": each.unpaired}
-    found = each.paired.average
-    ends = found.bounds
-    return {
-        "difference_low": ends.low if ends else None,
-        "difference_high": ends.high if ends else None,
-        "difference_p": found.p,
-        "difference_agree": found.agree,
-        "difference_seeds": " ".join(map(str, each.paired.seeds)),
-    }
-
-
 def _ours(each: Measured, columns: list[str]) -> list[str]:
     setting = _label(each)
     if each.row is None:
         return [setting, "0", *[DASH] * (len(columns) + 2), "ours"]
-    stats = [each.row.per_class.get(column, _NONE) for column in columns]
+    stats = [each.row.per_class.get(column, NOTHING) for column in columns]
     return [
         setting,
         str(each.row.n),
@@ -225,7 +196,7 @@ def _ours(each: Measured, columns: list[str]) -> list[str]:
 def _theirs(report: AblationReport, each: Measured, columns: list[str]) -> list[str]:
     row = each.published
     assert row is not None
-    stats = [row.per_class.get(column, _NONE) for column in columns]
+    stats = [row.per_class.get(column, NOTHING) for column in columns]
     default = not row.setting
     return [
         f"published: {row.setting or 'default'}",
@@ -280,11 +251,11 @@ def _gaps(report: AblationReport) -> list[str]:
         for each in asked
         for seed, trial in each.failed.items()
     ]
-    (usual,) = [each for each in report.measured if each.setting.default]
-    if not usual.setting.in_grid and usual.missing:
+    (default,) = [each for each in report.measured if each.setting.default]
+    if not default.setting.in_grid and default.missing:
         lines.append(
-            f"the default setting ({usual.setting.label}) is not in the grid and lacks seed {numbers(usual.missing)}; "
-            f"to run it: {report.default_command}"
+            f"the default setting ({default.setting.label}) is not in the grid and lacks seed "
+            f"{numbers(default.missing)}; to run it: {report.default_command}"
         )
     return lines
 
@@ -301,7 +272,7 @@ def _entry(report: AblationReport, each: Measured) -> dict[str, Any]:
         "missing_seeds": each.missing,
         "failed": {str(seed): trial.summary for seed, trial in each.failed.items()},
         "per_class": {name: asdict(stat) for name, stat in row.per_class.items()} if row else {},
-        "average": asdict(row.average if row else _NONE),
+        "average": asdict(row.average if row else NOTHING),
         "difference": asdict(each.difference),
         "interval": asdict(row.interval) if row and row.interval else None,
         "paired": asdict(each.paired) if each.paired else None,
@@ -318,12 +289,3 @@ def _entry(report: AblationReport, each: Measured) -> dict[str, Any]:
             "difference": each.published_difference,
         },
     }
-
-
-def _stats(columns: list[str], per_class: dict[str, Stat], average: Stat, difference: Stat) -> dict[str, float | None]:
-    every = {
-        **{column: per_class.get(column, _NONE) for column in columns},
-        "average": average,
-        "difference": difference,
-    }
-    return {f"{name}_{part}": getattr(stat, part) for name, stat in every.items() for part in ("mean", "std")}

@@ -2,8 +2,8 @@
 
 Without overrides: of all finished trials, by subject. With those of a sweep, e.g. experiment=mini_car: of exactly its
 trials. With --ablation, or ablation=<name> among the overrides, the table of one ablation.
-With --ranking the tables and figures of the ranking experiment (experiment=infoscore_ranking): InfoScore of every layer
-beside its mIoU, and ensembles. With overrides those of the sweep's trials; without, of all finished ones.
+With --ranking the tables and figures of the ranking experiment: InfoScore of every layer beside its mIoU, and
+ensembles. With overrides those of the sweep's trials; without, of all finished ones.
 """
 
 from __future__ import annotations
@@ -13,86 +13,92 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
-from slime_bench.report.ablation import AblationReport, ablation_report
-from slime_bench.report.ablation_settings import settings_of
+from slime_bench.metrics.bootstrap import RESAMPLES
+from slime_bench.report.ablation import AblationReport, ablation_report, settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
-from slime_bench.report.aggregate import Collected, collect, without_own_reports
-from slime_bench.report.grid import print_grid
-from slime_bench.report.intervals import ImageBootstrap
-from slime_bench.report.kept import read_kept
-from slime_bench.report.method_facts import OWN_REPORT
-from slime_bench.report.page.build import ablation_page, subject_page
-from slime_bench.report.page.problems import ablation_problems, found_problems
-from slime_bench.report.page.render import write_page
-from slime_bench.report.planned import planned, unfinished
-from slime_bench.report.plots import qualitative_grid
+from slime_bench.report.collect import Collected, collect, default_settings, read_optional
+from slime_bench.report.figures import ensembles_figure, layers_figure, qualitative_grid
+from slime_bench.report.html import PAGE, ablation_page, subject_page, write_page
+from slime_bench.report.planned import Planned, PlannedTrials, ablation_among, states_of
+from slime_bench.report.problems import MADE, ablation_problems, found_problems, of_states
 from slime_bench.report.published import load_published
-from slime_bench.report.ranking_command import EXPERIMENT, run_ranking
-from slime_bench.report.statistics import RESAMPLES
-from slime_bench.report.tables import SubjectReport, section_grid, sections, subject_report, write_tables
-from slime_bench.report.usual import default_settings
+from slime_bench.report.ranking import RankingReport, experiment, ranking_reports
+from slime_bench.report.ranking_table import place, ranking_grids, report_lines, stems, write_ranking
+from slime_bench.report.statistics import ImageBootstrap
+from slime_bench.report.subject import SubjectReport, section_grid, sections, subject_report, write_tables
+from slime_bench.report.table import numbers, print_grid, say
 from slime_bench.results.qualitative import QUALITATIVE_FILE, read_qualitative
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PAGE = "report.html"
 _MOST_RESAMPLES = 20_000
 """Of 5000 images they take a gigabyte."""
 
 
-def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
+@dataclass(frozen=True)
+class Asked:
+    """What every report is asked for.
+
+    Attributes:
+        console: to print on. planned_trials: tells how far the trials of a sweep are.
+        outputs: folder with runs/; that of the configuration by default, of the command without overrides.
+        folder: for the files; below the outputs folder by default.
+        convention, background: of the tables; those of the configuration by default, `slime` with background without.
+        resamples: of the bootstrap over test images, 0 for no intervals. show_intervals: print them too.
+        extra_dir: a further folder of configuration files.
+    """
+
+    console: Console
+    planned_trials: PlannedTrials
+    outputs: Path | None = None
+    folder: Path | None = None
+    convention: str | None = None
+    background: bool | None = None
+    resamples: int = RESAMPLES
+    show_intervals: bool = False
+    extra_dir: str | None = None
+
+    def bootstrap(self, collected: Collected) -> ImageBootstrap | None:
+        return ImageBootstrap(collected.folders, self.resamples) if self.resamples else None
+
+
+def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Console | None = None) -> int:
     """Writes `<outputs>/reports/<subject>/` and prints the tables; returns the exit code.
 
     Errors are printed without a traceback unless `HYDRA_FULL_ERROR=1`.
     """
+    from rich.console import Console
+
     arguments = _parser().parse_intermixed_args(argv)
     try:
         _check(arguments)
-        shared: dict[str, Any] = {
-            "extra_dir": arguments.config_dir,
-            "console": console,
-            "resamples": RESAMPLES if arguments.resamples is None else arguments.resamples,
-            "show_intervals": arguments.intervals,
-        }
-        of_sweep: dict[str, Any] = {
-            "outputs": arguments.outputs,
-            "folder": arguments.out,
-            "convention": arguments.convention,
-            "background": False if arguments.without_background else None,
-        }
+        asked = Asked(
+            console or Console(),
+            planned_trials,
+            outputs=arguments.outputs,
+            folder=arguments.out,
+            convention=arguments.convention,
+            background=False if arguments.without_background else None,
+            resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
+            show_intervals=arguments.intervals,
+            extra_dir=arguments.config_dir,
+        )
+        subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
         if arguments.ranking:
-            run_ranking(
-                arguments.overrides,
-                outputs=arguments.outputs,
-                default_outputs=_default_outputs(),
-                console=console or _console(),
-                subject=arguments.subject or "all",
-                seeds=arguments.seeds or (0, 1, 2),
-                folder=arguments.out,
-                convention=arguments.convention,
-                extra_dir=arguments.config_dir,
-            )
+            run_ranking(asked, arguments.overrides, subject, seeds)
         elif arguments.ablation is not None:
-            run_ablation(arguments.ablation, arguments.overrides, **of_sweep, **shared)
+            run_ablation(asked, arguments.ablation, arguments.overrides)
         elif arguments.overrides:
-            run_planned(arguments.overrides, **of_sweep, **shared)
+            run_planned(asked, arguments.overrides)
         else:
-            run(
-                outputs=arguments.outputs or _default_outputs(),
-                subject=arguments.subject or "all",
-                convention=arguments.convention or "slime",
-                background=not arguments.without_background,
-                seeds=arguments.seeds or (0, 1, 2),
-                shots=arguments.shots or (0, 1, 10),
-                show_variants=arguments.variants,
-                **shared,
-            )
+            run(asked, subject, seeds, arguments.shots or (0, 1, 10), arguments.variants)
     except SlimeBenchError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -102,157 +108,115 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
 
 
 def run(
-    outputs: Path,
+    asked: Asked,
     subject: str = "all",
-    convention: str = "slime",
-    background: bool = True,
     seeds: Sequence[int] = (0, 1, 2),
     shots: Sequence[int] = (0, 1, 10),
     show_variants: bool = False,
-    extra_dir: str | None = None,
-    console: Console | None = None,
-    resamples: int = RESAMPLES,
-    show_intervals: bool = False,
 ) -> list[SubjectReport]:
     """The reports of one subject, or of all that have a result.
 
     Args:
         shots: expected ones, 0 of the methods alone that can do without support images.
         show_variants: also the series of other settings than the default ones.
-        extra_dir: a further folder of configuration files, to know the default settings from.
-        resamples: of the bootstrap over test images, 0 for no intervals. show_intervals: print them too.
 
     Raises:
         ResultError: there is no valid result to report on.
         StorageError: a file cannot be written.
     """
-    console = console or _console()
-    collected = without_own_reports(collect(outputs))
+    outputs = asked.outputs or _default_outputs()
+    everything = collect(outputs)
+    collected = everything.of_report(None)
     found = sorted({result.subject for result in collected.results})
     wanted = found if subject == "all" else [subject]
     if not found or any(name not in found for name in wanted):
-        raise _nothing(outputs, subject, found, collected)
+        raise _nothing(outputs, subject, found, everything)
     reports = []
-    usual = default_settings([one for one in collected.results if one.subject in wanted], extra_dir)
-    bootstrap = ImageBootstrap(collected.folders, resamples) if resamples else None
+    defaults = default_settings([one for one in collected.results if one.subject in wanted], asked.extra_dir)
+    bootstrap = asked.bootstrap(collected)
     for name in wanted:
         report = subject_report(
             collected,
             name,
             load_published(name),
-            convention=convention,
-            background=background,
+            convention=asked.convention or "slime",
+            background=asked.background is not False,
             expected_shots=shots,
             expected_seeds=seeds,
-            usual=usual,
+            defaults=defaults,
             show_variants=show_variants,
             bootstrap=bootstrap,
         )
         folder = outputs / "reports" / name
-        _write(report, collected, folder, outputs, console, show_intervals)
-        page = subject_page(
-            [report],
-            collected.results,
-            collected.folders,
-            outputs,
-            found_problems(report, outputs),
-            f"{name}: IoU of parts",
-        )
-        _say_page(write_page(folder / PAGE, page), console)
+        _write(asked, report, collected, folder, outputs)
+        problems = found_problems(report, outputs)
+        title = f"{name}: IoU of parts"
+        page = subject_page([report], collected.results, collected.folders, outputs, problems, title)
+        say(asked.console, f"Open {write_page(folder / PAGE, page)} in a browser")
         reports.append(report)
     return reports
 
 
-def run_planned(
-    overrides: Sequence[str],
-    *,
-    outputs: Path | None = None,
-    folder: Path | None = None,
-    convention: str | None = None,
-    background: bool | None = None,
-    extra_dir: str | None = None,
-    console: Console | None = None,
-    resamples: int = RESAMPLES,
-    show_intervals: bool = False,
-) -> list[SubjectReport] | AblationReport:
+def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] | AblationReport:
     """The report of exactly the trials that a sweep's overrides ask for; see `run_ablation` where one is among them.
+
+    The files go to `<outputs>/reports/<the overrides as a name>` by default, to a folder in it for each of several
+    subjects.
 
     Args:
         overrides: as they were given to the sweep, e.g. `experiment=table2`.
-        outputs: folder with runs/; that of the configuration by default. folder: for the files;
-            `<outputs>/reports/<the overrides as a name>` by default, with a folder in it for each of several subjects.
-        convention, background: those of the configuration by default.
-        resamples, show_intervals: see `run`.
 
     Raises:
         ConfigError: see `compose.plan`; trials of a method that has a report of its own.
         ResultError: none of the trials is finished.
         StorageError: a file cannot be written.
     """
-    found = planned(overrides, outputs, extra_dir)
-    if found.ablation:
-        return run_ablation(
-            found.ablation, found.rest, outputs=outputs, folder=folder, convention=convention, background=background,
-            extra_dir=extra_dir, console=console, resamples=resamples, show_intervals=show_intervals,
-        )  # fmt: skip
-    console = console or _console()
-    collected = found.of(collect(found.outputs))
-    folder = folder or found.outputs / "reports" / found.name
-    usual = default_settings(collected.results, extra_dir)
-    bootstrap = ImageBootstrap(collected.folders, resamples) if resamples else None
+    ablation, rest = ablation_among(overrides)
+    if ablation:
+        return run_ablation(asked, ablation, rest)
+    trials = asked.planned_trials(overrides, asked.outputs, asked.extra_dir)
+    first, _ = trials[0]
+    outputs = asked.outputs or Path(first["output_root"])
+    planned = Planned(list(overrides), trials, outputs)
+    collected = planned.of(collect(outputs))
+    folder = asked.folder or outputs / "reports" / planned.name
+    defaults = default_settings(collected.results, asked.extra_dir)
+    bootstrap = asked.bootstrap(collected)
     subjects = list(dict.fromkeys(one.subject for one in collected.results))
     reports = []
     for subject in subjects:
-        report = found.narrowed(
-            subject_report(
-                collected,
-                subject,
-                load_published(subject),
-                convention=convention or found.convention,
-                background=found.background if background is None else background,
-                usual=usual,
-                show_variants=True,
-                bootstrap=bootstrap,
-            )
+        report = subject_report(
+            collected,
+            subject,
+            load_published(subject),
+            convention=asked.convention or first["metric"]["convention"],
+            background=first["metric"]["background"] if asked.background is None else asked.background,
+            defaults=defaults,
+            show_variants=True,
+            bootstrap=bootstrap,
         )
-        place = folder if len(subjects) == 1 else folder / subject
-        _write(report, collected, place, found.outputs, console, show_intervals)
-        reports.append(report)
-    page = subject_page(reports, collected.results, collected.folders, found.outputs, found.problems(), found.title)
-    _say_page(write_page(folder / PAGE, page), console)
+        reports.append(planned.narrowed(report))
+        _write(asked, reports[-1], collected, folder if len(subjects) == 1 else folder / subject, outputs)
+    problems = of_states([state for _, state in trials], planned.command, outputs)
+    page = subject_page(reports, collected.results, collected.folders, outputs, problems, planned.title)
+    say(asked.console, f"Open {write_page(folder / PAGE, page)} in a browser")
     return reports
 
 
-def run_ablation(
-    name: str,
-    overrides: Sequence[str],
-    *,
-    outputs: Path | None = None,
-    folder: Path | None = None,
-    convention: str | None = None,
-    background: bool | None = None,
-    extra_dir: str | None = None,
-    console: Console | None = None,
-    resamples: int = RESAMPLES,
-    show_intervals: bool = False,
-) -> AblationReport:
-    """The table of one ablation, printed and written.
+def run_ablation(asked: Asked, name: str, overrides: Sequence[str]) -> AblationReport:
+    """The table of one ablation, printed and written, among the subject's reports by default.
 
     Args:
         name, overrides: as they were given to the sweep.
-        outputs: folder with runs/; that of the configuration by default. folder: for the files; the subject's reports
-            by default.
-        convention, background: those of the configuration by default.
-        resamples, show_intervals: see `run`.
 
     Raises:
         ConfigError: see `ablation.settings_of`.
         ResultError: no trial of the ablation is finished.
         StorageError: a file cannot be written.
     """
-    settings = settings_of(name, overrides, extra_dir)
+    settings = settings_of(name, overrides, asked.extra_dir)
     trial = next(iter(settings[0].trials.values()))
-    outputs = outputs or Path(trial["output_root"])
+    outputs = asked.outputs or Path(trial["output_root"])
     collected = collect(outputs)
     report = ablation_report(
         name,
@@ -260,21 +224,57 @@ def run_ablation(
         settings,
         collected,
         load_published(trial["data"]["subject"]),
-        convention=convention or trial["metric"]["convention"],
-        background=trial["metric"]["background"] if background is None else background,
+        convention=asked.convention or trial["metric"]["convention"],
+        background=trial["metric"]["background"] if asked.background is None else asked.background,
         outputs=outputs,
-        bootstrap=ImageBootstrap(collected.folders, resamples) if resamples else None,
+        bootstrap=asked.bootstrap(collected),
     )
-    console = console or _console()
-    paths = write_ablation(report, folder or outputs / "reports" / report.subject)
-    print_grid(ablation_grid(report), console)
-    if show_intervals and (grid := interval_grid(report)) is not None:
-        print_grid(grid, console)
-    console.print(f"Written to {paths[0]} (and .csv, .json, .tex)", markup=False, highlight=False, soft_wrap=True)
-    problems = ablation_problems(report, outputs, unfinished(report, outputs))
+    paths = write_ablation(report, asked.folder or outputs / "reports" / report.subject)
+    print_grid(ablation_grid(report), asked.console)
+    if asked.show_intervals and (grid := interval_grid(report)) is not None:
+        print_grid(grid, asked.console)
+    say(asked.console, f"Written to {paths[0]} (and .csv, .json, .tex)")
+    gaps = any(each.missing and each.setting.in_grid for each in report.measured)
+    sweep = [*overrides, f"ablation={name}"]
+    trials = asked.planned_trials(sweep, outputs, asked.extra_dir) if gaps else []
+    problems = ablation_problems(report, outputs, states_of(report, trials))
     page = ablation_page(report, collected.results, collected.folders, outputs, problems)
-    _say_page(write_page(paths[0].with_suffix(".html"), page), console)
+    say(asked.console, f"Open {write_page(paths[0].with_suffix('.html'), page)} in a browser")
     return report
+
+
+def run_ranking(
+    asked: Asked, overrides: Sequence[str], subject: str = "all", seeds: Sequence[int] = (0, 1, 2)
+) -> list[RankingReport]:
+    """The reports of the ranking experiment, one for each data set, printed and written; see `ranking_reports`.
+
+    Raises:
+        ConfigError, ResultError: see `ranking_reports`. StorageError: a file cannot be written.
+    """
+    reports, outputs = ranking_reports(
+        overrides, asked.outputs, _default_outputs(), subject=subject, seeds=seeds, convention=asked.convention,
+        extra_dir=asked.extra_dir,
+    )  # fmt: skip
+    for report in reports:
+        folder = asked.folder or outputs / "reports" / report.subject
+        figures = {}
+        for group in report.groups:
+            stem = stems(report)[group.series]
+            about = f"{place(group)}\nseeds {numbers(one.seed for one in group.seeds)}; "
+            about += f"ranked on {'TEST IMAGES' if group.rank_on == 'test' else 'the training side'}; without CRF; "
+            about += f"convention {report.convention}"
+            layers_figure(folder / f"{stem}-layers.png", group, about)
+            ensembles_figure(folder / f"{stem}-ensembles.png", group, about)
+            figures[group.series] = [f"{stem}-layers.png", f"{stem}-ensembles.png"]
+        paths = write_ranking(report, folder, outputs, figures)
+        for group in report.groups:
+            for grid in ranking_grids(report, group):
+                print_grid(grid, asked.console)
+        for line in report_lines(report, outputs):
+            say(asked.console, line)
+        number = sum(map(len, figures.values()))
+        say(asked.console, f"Written to {paths[0]} (and .csv, .json, .tex, {number} figures)")
+    return reports
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -290,7 +290,7 @@ def _check(arguments: argparse.Namespace) -> None:
         wrong += ["resamples"] if arguments.resamples is not None else []
         wrong += [name for name in ("subject", "seeds") if given[name] and given["overrides"]]
         expected = "either overrides of the sweep, or --subject and --seeds; its studies average over all classes"
-        remedy = f"e.g. slime-bench report --ranking {EXPERIMENT} data=mini_car"
+        remedy = f"e.g. slime-bench report --ranking {experiment()} data=mini_car"
     elif arguments.ablation is None:
         names = ("subject", "seeds", "shots", "variants") if given["overrides"] else ("out",)
         wrong = [name for name in names if given[name]]
@@ -309,22 +309,12 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def _write(
-    report: SubjectReport, collected: Collected, folder: Path, outputs: Path, console: Console, show_intervals: bool
-) -> None:
+def _write(asked: Asked, report: SubjectReport, collected: Collected, folder: Path, outputs: Path) -> None:
     write_tables(report, folder, outputs, _pictures(report, collected, folder))
-    _print(report, folder, console, show_intervals)
-
-
-def _say_page(path: Path, console: Console) -> None:
-    console.print(f"Open {path} in a browser", markup=False, highlight=False, soft_wrap=True)
-
-
-def _print(report: SubjectReport, folder: Path, console: Console, show_intervals: bool) -> None:
     for section in sections(report):
-        for grid in (section_grid(section), *(section.extra if show_intervals else ())):
-            print_grid(grid, console)
-    console.print(f"Written to {folder}", markup=False, highlight=False, soft_wrap=True)
+        for grid in (section_grid(section), *(section.extra if asked.show_intervals else ())):
+            print_grid(grid, asked.console)
+    say(asked.console, f"Written to {folder}")
 
 
 def _pictures(report: SubjectReport, collected: Collected, folder: Path) -> list[str]:
@@ -333,37 +323,33 @@ def _pictures(report: SubjectReport, collected: Collected, folder: Path) -> list
     for row in report.rows:
         trials = [one for one in collected.results if one.series == row.series and one.seed in row.seeds]
         for trial in trials:
-            kept = read_kept(collected.folders[trial.signature] / QUALITATIVE_FILE, read_qualitative)
-            if kept is None:
+            pictures = read_optional(collected.folders[trial.signature] / QUALITATIVE_FILE, read_qualitative)
+            if pictures is None:
                 continue
             name = f"qualitative-{row.data}-{row.method}-{row.shots}-shot-seed{trial.seed}-{trial.signature}.png"
             title = f"{row.method} {row.variant}".strip()
             title += f", {row.shots}-shot, seed {trial.seed}, {row.data}, preset {row.preset}, {row.protocol}"
-            qualitative_grid(folder / name, *kept, title)
+            qualitative_grid(folder / name, *pictures, title)
             names.append(name)
             break
     return names
 
 
 def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Collected) -> ResultError:
-    failed, invalid = len(collected.failed), len(collected.invalid)
+    main = collected.of_report(None)
+    failed, invalid = len(main.failed), len(main.invalid)
+    others = "".join(f"; {method} is for --{name}" for method, name in sorted(collected.own_reports.items()))
     have = f"results for {', '.join(found)}" if found else "no valid result"
-    target = subject if subject in ("car", "horse", "face") else "car" if subject == "all" else None
+    target = subject if subject in MADE else "car" if subject == "all" else None
     return ResultError(
         "There is nothing to report" + ("." if subject == "all" else f" for subject {subject}."),
         path=outputs / "runs",
         found=f"{have}; {failed} failed trial(s), {invalid} unreadable result file(s)",
-        expected=f"at least one finished trial (result.json); {', '.join(sorted(OWN_REPORT))} is for --ranking",
+        expected=f"at least one finished trial (result.json){others}",
         remedy=f"Run `make reproduce-{target}` first, or name another folder with --outputs."
         if target
         else "Run a trial of that subject first, or name another folder with --outputs.",
     )
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
 
 
 def _default_outputs() -> Path:
@@ -398,7 +384,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--ranking",
         action="store_true",
-        help="InfoScore and mIoU of the layers: trials of experiment=infoscore_ranking",
+        help=f"InfoScore and mIoU of the layers: trials of {experiment()}",
     )
     add("--out", type=Path, help="folder for the files (default <outputs>/reports/<subject>)")
     add("overrides", nargs="*", help="as they were given to the sweep, e.g. experiment=mini_horse")

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.report.ablation import AblationReport
-from slime_bench.report.aggregate import Collected, FailedTrial, MissingTrial
-from slime_bench.report.method_facts import OWN_REPORT
-from slime_bench.report.page.problems import of_states
-from slime_bench.report.page.view import Problems
-from slime_bench.report.tables import SubjectReport
-from slime_bench.report.usual import plain
-from slime_bench.results.identity import parse_trial_folder
+from slime_bench.report.collect import Collected, FailedTrial
+from slime_bench.report.rows import MissingTrial
+from slime_bench.report.subject import SubjectReport
+from slime_bench.results.identity import canonical_json, parse_trial_folder
+from slime_bench.results.status import DONE, FAILED, OOM, TrialStatus
 
-if TYPE_CHECKING:
-    from slime_bench.results.status import TrialStatus
-
+PlannedTrials = Callable[[Sequence[str], Path | None, str | None], list[tuple[dict[str, Any], TrialStatus]]]
+"""Overrides of a sweep, outputs folder and a further folder of configuration files -> for each of its trials the
+configuration as `collect.plain` gives it, and how far it is."""
 FOLDERS = ("output_root", "data_root")
-_DONE = "done"
-_BROKEN = ("failed", "oom")
 _LONGEST = 100
 
 
@@ -36,18 +31,14 @@ class Planned:
     """The trials of one command.
 
     Attributes:
-        overrides: as they were given. ablation: the name that they give to it, else empty; `rest` without it.
+        overrides: as they were given.
         trials: resolved configurations, with their states.
-        name: a folder's name that follows from the overrides.
+        outputs: folder with runs/.
     """
 
     overrides: list[str]
-    ablation: str
-    rest: list[str]
-    outputs: Path
-    convention: str
-    background: bool
     trials: list[tuple[dict[str, Any], TrialStatus]]
+    outputs: Path
 
     @property
     def told(self) -> list[str]:
@@ -60,6 +51,7 @@ class Planned:
 
     @property
     def name(self) -> str:
+        """A folder's name that follows from the overrides."""
         parts = [text.removeprefix("experiment=") for text in self.told] or ["default"]
         name = re.sub(r"[^A-Za-z0-9_.+=,-]+", "_", " ".join(parts)).strip("._") or "default"
         if name == "_".join(parts) and len(name) <= _LONGEST:
@@ -78,14 +70,16 @@ class Planned:
         Raises:
             ConfigError: the trials have a report of their own. ResultError: none of the trials is finished.
         """
-        if all(values["method"]["name"] in OWN_REPORT for values, _ in self.trials):
+        own = collected.own_reports
+        names = [own.get(values["method"]["name"]) for values, _ in self.trials]
+        if all(names):
             raise ConfigError(
                 "These trials have a report of their own.", path=" ".join(self.overrides),
                 found=f"the method {self.trials[0][0]['method']['name']}", expected="trials of the main tables",
-                remedy=shlex.join(["slime-bench", "report", "--ranking", *self.overrides]),
+                remedy=shlex.join(["slime-bench", "report", f"--{names[0]}", *self.overrides]),
             )  # fmt: skip
-        done = {_signature(state) for _, state in self.trials if state.state == _DONE}
-        results = [one for one in collected.results if one.signature in done and one.method not in OWN_REPORT]
+        done = {_signature(state) for _, state in self.trials if state.state == DONE}
+        results = [one for one in collected.results if one.signature in done and one.method not in own]
         if not results:
             count = Counter(state.state for _, state in self.trials)
             raise ResultError(
@@ -96,7 +90,7 @@ class Planned:
                 remedy=f"Run `{self.command}` first, or name another folder with --outputs.",
             )
         places = {Path(state.folder).resolve() for _, state in self.trials if state.folder}
-        return dataclasses.replace(
+        return replace(
             collected,
             results=results,
             folders={one.signature: collected.folders[one.signature] for one in results},
@@ -109,15 +103,15 @@ class Planned:
         mine = [(values, state) for values, state in self.trials if values["data"]["subject"] == report.subject]
         missing, failed = [], []
         for values, state in mine:
-            if state.state == _DONE:
+            if state.state == DONE:
                 continue
             missing.append(_missing(values, state))
-            if state.state in _BROKEN:
+            if state.state in (FAILED, OOM):
                 folder = Path(state.folder or ".")
                 failed.append(
                     FailedTrial(folder, state.data, state.method, state.shots, state.seed, state.detail or state.state)
                 )
-        return dataclasses.replace(
+        return replace(
             report,
             missing=missing,
             failed=failed,
@@ -125,60 +119,18 @@ class Planned:
             expected_seeds=tuple(dict.fromkeys(state.seed for _, state in mine)),
         )
 
-    def problems(self) -> Problems:
-        """Every trial that is not done."""
-        return of_states([state for _, state in self.trials], self.command, self.outputs)
+
+def states_of(
+    report: AblationReport, trials: Sequence[tuple[dict[str, Any], TrialStatus]]
+) -> dict[tuple[str, int], TrialStatus]:
+    """Label of a setting and seed -> how far the trial is, for those of the ablation's `trials` without a result."""
+    states = {canonical_json(values["decided"]): state for values, state in trials}
+    absent = [(each.setting, seed) for each in report.measured for seed in each.missing]
+    keys = {(one.label, seed): canonical_json(one.trials[seed]["decided"]) for one, seed in absent}
+    return {name: states[key] for name, key in keys.items() if key in states}
 
 
-def planned(overrides: Sequence[str], outputs: Path | None = None, extra_dir: str | None = None) -> Planned:
-    """The trials of the sweep with these overrides, and how far they are.
-
-    Args:
-        outputs: folder with runs/; that of the configuration by default.
-
-    Raises:
-        ConfigError: see `compose.plan`.
-    """
-    from slime_bench.config.compose import plan
-    from slime_bench.sweep.status import Sweep
-
-    ablation, rest = _ablation(overrides)
-    found = plan(overrides, sweep=True, extra_dir=extra_dir)
-    first = plain(found.trials[0])
-    trials = []
-    sweep = Sweep()
-    for cfg, name in zip(found.trials if not ablation else [], found.names, strict=False):
-        there = cfg if outputs is None else cfg.replace(output_root=str(outputs))
-        trials.append((plain(there), sweep.status(there, name)))
-    return Planned(
-        overrides=list(overrides),
-        ablation=ablation,
-        rest=rest,
-        outputs=outputs or Path(first["output_root"]),
-        convention=first["metric"]["convention"],
-        background=first["metric"]["background"],
-        trials=trials,
-    )
-
-
-def unfinished(report: AblationReport, outputs: Path) -> dict[tuple[str, int], TrialStatus]:
-    """Label of a setting and seed -> how far the trial is, for those of an ablation that have no result."""
-    from omegaconf import OmegaConf
-
-    from slime_bench.config.schema import validate
-    from slime_bench.sweep.status import Sweep
-
-    sweep = Sweep()
-    found = {}
-    for each in report.measured:
-        for seed in each.missing if each.setting.in_grid else []:
-            values = {key: value for key, value in each.setting.trials[seed].items() if key != "decided"}
-            cfg = validate(OmegaConf.create({**values, "output_root": str(outputs)}))
-            found[each.setting.label, seed] = sweep.status(cfg, each.setting.label)
-    return found
-
-
-def _ablation(overrides: Sequence[str]) -> tuple[str, list[str]]:
+def ablation_among(overrides: Sequence[str]) -> tuple[str, list[str]]:
     """The ablation among the overrides, and the others.
 
     Raises:

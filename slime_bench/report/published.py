@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
@@ -76,6 +77,7 @@ class Published:
     """The published numbers of one subject; `columns` is the paper's column order.
 
     Attributes:
+        method: the `key` of the rows that were measured with `backbone`.
         comparable: `data`, `backbone`, `test` (how the data's test split was prepared): names of ours from whose rows
             these may be subtracted.
     """
@@ -83,6 +85,7 @@ class Published:
     subject: str
     data: str
     backbone: str
+    method: str
     comparable: dict[str, list[str]]
     citation: str
     columns: list[str]
@@ -112,12 +115,14 @@ def load_published(subject: str, folder: Path | None = None) -> Published | None
         return None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        columns = [str(name) for name in content["columns"]]
-        rows = [_row(entry, columns) for entry in content["rows"]]
-        ablations = [_ablation(table, columns) for table in content["ablations"]]
-        names = ("data", "backbone", "test")
-        comparable = {name: [str(each) for each in content["comparable"][name]] for name in names}
-        texts = {name: str(content[name]) for name in ("subject", "data", "backbone", "citation")}
+        for table in content["ablations"]:
+            shared = {"method": table["method"], "shots": table["shots"], "source": table["source"]}
+            shared |= {"key": None, "supervised": False, "n": None}
+            table |= {"name": table["ablation"], "rows": [{**shared, **row} for row in table["rows"]]}
+        found = TypeAdapter(Published).validate_python(content)
+        for row in [*found.rows, *(row for each in found.ablations for row in each.rows)]:
+            if set(row.per_class) != set(found.columns):
+                raise ValueError(f"classes {sorted(row.per_class)} instead of {sorted(found.columns)}")
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             "The published numbers cannot be read.",
@@ -125,40 +130,4 @@ def load_published(subject: str, folder: Path | None = None) -> Published | None
             found=f"{type(error).__name__}: {error}",
             expected="the keys described at the top of the shipped files",
         ) from error
-    return Published(**texts, comparable=comparable, columns=columns, rows=rows, ablations=ablations)
-
-
-def _ablation(table: dict[str, Any], columns: list[str]) -> PublishedAblation:
-    shared = {"method": table["method"], "shots": table["shots"], "source": table["source"]}
-    shared |= {"key": None, "supervised": False, "n": None}
-    return PublishedAblation(
-        name=str(table["ablation"]),
-        source=str(table["source"]),
-        title=str(table["title"]),
-        shots=int(table["shots"]),
-        default=dict(table["default"]),
-        rows=[_row({**shared, **entry}, columns) for entry in table["rows"]],
-    )
-
-
-def _row(entry: dict[str, Any], columns: list[str]) -> PublishedRow:
-    if set(entry["per_class"]) != set(columns):
-        raise ValueError(f"classes {sorted(entry['per_class'])} instead of {sorted(columns)}")
-    return PublishedRow(
-        method=str(entry["method"]),
-        key=entry["key"],
-        shots=entry["shots"],
-        supervised=bool(entry["supervised"]),
-        n=entry["n"],
-        source=str(entry["source"]),
-        per_class={name: _stat(entry["per_class"][name]) for name in columns},
-        average=_stat(entry["average"]),
-        average_gap=float(entry.get("average_gap", 0.0)),
-        setting=str(entry.get("setting", "")),
-        values=dict(entry.get("values", {})),
-    )
-
-
-def _stat(entry: dict[str, float | None]) -> Stat:
-    mean, std = entry["mean"], entry["std"]
-    return Stat(None if mean is None else float(mean), None if std is None else float(std))
+    return found

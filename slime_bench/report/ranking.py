@@ -1,20 +1,46 @@
-"""The ranking experiment over seeds: does InfoScore's order of the layers follow that of their mIoU?"""
+"""The ranking experiment over seeds: does InfoScore's order of the layers follow that of their mIoU?
+
+Read is `layer_study.json`, what each of its trials records beside its result.
+"""
 
 from __future__ import annotations
 
+import json
+import shlex
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
-from slime_bench.errors import ResultError
-from slime_bench.report.aggregate import Collected, FailedTrial, Usual, family, variants
-from slime_bench.report.layer_study import LayerStudy, ranks, read_study
-from slime_bench.report.method_facts import RANKING, stated
-from slime_bench.report.provenance import Provenance, provenance
+from slime_bench.errors import ConfigError, ResultError
+from slime_bench.paths import config_dir
+from slime_bench.report.collect import (
+    Collected,
+    Defaults,
+    FailedTrial,
+    Provenance,
+    collect,
+    default_settings,
+    family,
+    match,
+    plain,
+    provenance,
+    variants,
+)
 from slime_bench.report.published import Stat
+from slime_bench.report.rows import stat
+from slime_bench.results.identity import canonical_json
 from slime_bench.results.result import TrialResult
+
+REPORT: Final = "ranking"
+"""Name of this report in the `facts` of results; trials of a method that has it keep a study of their layers."""
+STUDY_FILE: Final = "layer_study.json"
+_NOT_A_SETTING = ("seed", "metric")
+_FOLDERS = ("output_root", "data_root", "data.root", "backbone.weights")
+Study = Mapping[str, Any]
+"""The content of `layer_study.json`."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +126,7 @@ class Group:
 
     Attributes:
         facts: name -> value: data, backbone, preset, protocol, method.
-        stated: what the recorded configuration says, as `method_facts.stated`.
+        stated: what has to be said of the settings, see `facts` of `TrialResult`.
         layers: in running order. ensembles: top-1 to top-L, last, middle, all.
         rho: mean and sample deviation of the seeds' rho.
         missing: expected seeds without a study that can be used; `spoilt` and `failed` say why, where it is known.
@@ -130,152 +156,263 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Studies:
-    """What the finished trials of the ranking experiment hold.
+class RankingReport:
+    """Everything that is said of one data set.
 
     Attributes:
-        found: signature -> study. results: their results. spoilt: the other trials.
+        groups: series by series. spoilt: finished trials of series that have no study which can be used.
+        absent: settings that were asked for and have no study.
+        command: that runs what is missing, without the folders of one machine; empty where nothing was asked for.
+    """
+
+    subject: str
+    data: str
+    convention: str
+    groups: list[Group]
+    spoilt: list[Spoilt]
+    absent: list[str]
+    command: str
+
+
+@dataclass
+class _Asked:
+    """What is to be reported.
+
+    Attributes:
+        results: finished trials. expected, left_out: by series. absent: data -> settings without a finished trial.
     """
 
     results: list[TrialResult]
-    found: dict[str, LayerStudy]
-    spoilt: list[Spoilt]
+    expected: dict[str, Sequence[int]]
+    left_out: dict[str, int] = field(default_factory=dict)
+    absent: dict[str, list[str]] = field(default_factory=dict)
+    command: str = ""
 
 
-def read_studies(collected: Collected, results: Iterable[TrialResult]) -> Studies:
-    """The studies beside `results`; one that cannot be used is listed and does not stop the report."""
-    kept: list[TrialResult] = []
-    found: dict[str, LayerStudy] = {}
-    spoilt: list[Spoilt] = []
-    layers: dict[str, tuple[str, ...]] = {}
-    for result in sorted(results, key=lambda one: (one.data, one.series, one.seed)):
-        folder = collected.folders[result.signature]
-        try:
-            study = read_study(folder, result)
-            if study.layers != layers.setdefault(result.series, study.layers):
-                raise ResultError("Its layers are not those of the series' first seed.", path=folder)
-        except ResultError as error:
-            reason = f"{error.summary}" + (f" ({error.found})" if error.found is not None else "")
-            spoilt.append(Spoilt(Path(error.path or folder), result.data, result.series, result.seed, reason))
-        else:
-            kept.append(result)
-            found[result.signature] = study
-    return Studies(kept, found, spoilt)
-
-
-def ranking_results(collected: Collected) -> list[TrialResult]:
-    """The finished trials of the ranking experiment."""
-    return [result for result in collected.results if result.method == RANKING]
-
-
-def groups(
-    studies: Studies,
-    collected: Collected,
-    convention: str,
-    expected: dict[str, Sequence[int]],
-    usual: Usual | None = None,
-    left_out: dict[str, int] | None = None,
-) -> list[Group]:
-    """One group for each series with a study, sorted by data, backbone, preset, protocol and settings.
+def ranking_reports(
+    overrides: Sequence[str],
+    outputs: Path | None,
+    default_outputs: Path,
+    *,
+    subject: str,
+    seeds: Sequence[int],
+    convention: str | None,
+    extra_dir: str | None,
+) -> tuple[list[RankingReport], Path]:
+    """The reports of the ranking experiment, one for each data set, and the outputs folder.
 
     Args:
-        expected: series -> seeds that it should have. usual: see `aggregate`. left_out: series -> see `Group`.
+        overrides: as they were given to the sweep: its trials alone are reported, and those that are missing are known.
+            Without any, every finished trial is reported.
+        outputs: folder with runs/; that of the configuration by default, `default_outputs` without overrides.
+        subject, seeds: without overrides: of this subject alone; expected seeds of every series.
+        convention: that of the configuration by default, `slime` without overrides.
+
+    Raises:
+        ConfigError: overrides that cannot be composed, or that belong to another method.
+        ResultError: no finished trial has a study that can be used.
     """
-    members: dict[str, list[TrialResult]] = defaultdict(list)
-    for result in studies.results:
-        members[result.series].append(result)
-    labels = variants([trials[0] for trials in members.values()], usual)
-    made = [
-        _group(
-            sorted(trials, key=lambda one: one.seed),
-            studies,
-            collected,
-            convention,
-            expected.get(series, ()),
-            labels[series],
-            (left_out or {}).get(series, 0),
+    planned = _planned(overrides, extra_dir) if overrides else []
+    if planned:
+        outputs = outputs or Path(planned[0]["output_root"])
+        convention = convention or planned[0]["metric"]["convention"]
+    outputs, convention = outputs or default_outputs, convention or "slime"
+    everything = collect(outputs)
+    collected = everything.of_report(REPORT)
+    if planned:
+        _check_methods(planned, everything)
+        asked = _matching(planned, overrides, collected)
+    else:
+        results = [one for one in collected.results if subject in ("all", one.subject)]
+        asked = _Asked(results, {one.series: list(seeds) for one in results})
+    studies, spoilt = _read_studies(asked.results, collected)
+    groups = _groups(studies, spoilt, asked, collected, convention, extra_dir)
+    if not groups:
+        raise _nothing(outputs, subject, asked, spoilt, collected)
+    shown, own = {group.series for group in groups}, {group.facts["data"] for group in groups}
+
+    def belongs(name: str, data: str) -> bool:
+        return name == data or name not in own  # what has no report of its own is said in all of them
+
+    reports = [
+        RankingReport(
+            subject=subject,
+            data=data,
+            convention=convention,
+            groups=[group for group in groups if (group.subject, group.facts["data"]) == (subject, data)],
+            spoilt=[one for one in spoilt if belongs(one.data, data) and one.series not in shown],
+            absent=[label for name, labels in asked.absent.items() if belongs(name, data) for label in labels],
+            command=asked.command,
         )
-        for series, trials in members.items()
+        for subject, data in dict.fromkeys((group.subject, group.facts["data"]) for group in groups)
     ]
-    return sorted(made, key=lambda group: (*group.facts.values(), group.variant, group.series))
+    return reports, outputs
 
 
-def stat(values: Sequence[float]) -> Stat:
-    """Mean and sample standard deviation (ddof 1); None where there are too few values."""
-    return Stat(
-        statistics.fmean(values) if values else None,
-        statistics.stdev(values) if len(values) > 1 else None,
-    )
+def experiment() -> str:
+    """The override that asks for the experiment: the file of conf/experiment that is named after it."""
+    names = sorted(path.stem for path in (config_dir() / "experiment").glob(f"*{REPORT}*.yaml"))
+    return f"experiment={names[0] if names else REPORT}"
 
 
-def _group(
-    trials: Sequence[TrialResult],
-    studies: Studies,
-    collected: Collected,
-    convention: str,
-    expected: Sequence[int],
-    variant: str,
-    left_out: int,
-) -> Group:
-    first = trials[0]
-    twice = [one.seed for one in trials if sum(one.seed == other.seed for other in trials) > 1]
-    if twice:
-        raise ResultError(
-            "Two results claim to be the same trial.", found=f"seed {twice[0]} of series {first.series}",
-            expected="one result per seed", remedy="Delete the folder of the one that does not belong.",
+def _planned(overrides: Sequence[str], extra_dir: str | None) -> list[dict[str, Any]]:
+    from slime_bench.config.compose import plan
+
+    return [plain(cfg) for cfg in plan(overrides, sweep=True, extra_dir=extra_dir).trials]
+
+
+def _check_methods(planned: Sequence[Mapping[str, Any]], everything: Collected) -> None:
+    """Refuse trials of methods whose results say that they have no study of layers."""
+    own, have = everything.own_reports, {one.method for one in everything.results}
+    methods = {trial["method"]["name"] for trial in planned}
+    others = sorted(name for name in methods & have if own.get(name) != REPORT)
+    if others:
+        raise ConfigError(
+            "these are not trials of the ranking experiment", path="method", found=", ".join(others),
+            expected=f"a method whose trials keep {STUDY_FILE}",
+            remedy=f"give the overrides of the sweep, {experiment()} among them",
         )  # fmt: skip
-    found = [studies.found[trial.signature] for trial in trials]
-    spoilt = [one for one in studies.spoilt if one.series == first.series]
-    seeds = [_seed(trial.seed, study, convention) for trial, study in zip(trials, found, strict=True)]
-    have = {trial.seed for trial in trials}
-    _, backbone, data, subject, preset, protocol = family(first)
-    return Group(
-        facts={
-            "data": data, "backbone": backbone, "preset": preset, "protocol": protocol, "method": first.method
-        },
-        variant=variant,
-        series=first.series,
-        subject=subject,
-        prepared=dict(first.prepared),
-        stated=stated(first.config),
-        rank_on=found[0].rank_on,
-        resamples=found[0].resamples,
-        percent=found[0].percent,
-        over=found[0].over,
-        layers=_layers(found, convention),
-        ensembles=_ensembles(found, convention),
-        pairs=_pairs(found, convention),
-        seeds=seeds,
-        rho=stat([one.rho for one in seeds if one.rho is not None]),
-        missing=[seed for seed in expected if seed not in have],
-        spoilt=spoilt,
-        failed=[one for one in collected.failed if (one.method, one.data) == (first.method, data)],
-        provenance=provenance(collected.folders[trial.signature] for trial in trials),
-        left_out=left_out,
+
+
+def _matching(planned: Sequence[Mapping[str, Any]], overrides: Sequence[str], collected: Collected) -> _Asked:
+    """The results of planned trials, setting by setting."""
+    portable = [text for text in overrides if text.partition("=")[0] not in _FOLDERS]
+    asked = _Asked([], {}, command=shlex.join(["slime-bench", "--multirun", *portable]))
+    settings: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for trial in planned:
+        values = {key: value for key, value in trial["decided"].items() if key not in _NOT_A_SETTING}
+        settings[canonical_json(values)][trial["seed"]] = trial
+    for trials in settings.values():
+        found = match(trials, collected, lambda one: one.series)
+        if not found.results:
+            first = next(iter(trials.values()))
+            label = ", ".join(f"{name} {first[name]['name']}" for name in ("data", "backbone", "protocol"))
+            asked.absent.setdefault(first["data"]["name"], []).append(f"{label}, preset {first['preset']}")
+            continue
+        results = list(found.results.values())
+        asked.results += results
+        asked.expected[results[0].series] = sorted(trials)
+        asked.left_out[results[0].series] = found.left_out
+    return asked
+
+
+def _read_studies(results: Sequence[TrialResult], collected: Collected) -> tuple[dict[str, Study], list[Spoilt]]:
+    """Signature -> study; one that cannot be used is listed and does not stop the report."""
+    found: dict[str, Study] = {}
+    spoilt: list[Spoilt] = []
+    layers: dict[str, list[str]] = {}
+    for one in sorted(results, key=lambda one: (one.data, one.series, one.seed)):
+        folder = collected.folders[one.signature]
+        try:
+            study = read_study(folder)
+            if study["layers"] != layers.setdefault(one.series, study["layers"]):
+                raise ResultError("Its layers are not those of the series' first seed.", path=folder)
+        except ResultError as error:
+            why = f"{error.summary}" + (f" ({error.found})" if error.found is not None else "")
+            spoilt.append(Spoilt(Path(error.path or folder), one.data, one.series, one.seed, why))
+        else:
+            found[one.signature] = study
+    return found, spoilt
+
+
+def read_study(folder: Path) -> Study:
+    """The study in a trial's folder.
+
+    Raises:
+        ResultError: no such file, or it holds no study.
+    """
+    path = folder / STUDY_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        why: tuple[str, object] = ("there is no such file", error.strerror)
+    except (ValueError, RecursionError) as error:
+        why = ("it is not valid JSON", error)
+    else:
+        wanted = {"layers", "info_score", "order", "rank_on", "rank_images", "test_images", "forwarded_images"}
+        wanted |= {"bootstrap", "conventions"}
+        lacking = sorted(wanted - set(found if isinstance(found, dict) else ()))
+        if not lacking:
+            return dict(found)
+        why = ("fields are missing", ", ".join(lacking))
+    raise ResultError(
+        f"This is no valid study of layers: {why[0]}.", path=path, found=why[1], expected="a study beside the result",
+        remedy="Delete the trial's folder and run the trial again.",
     )  # fmt: skip
 
 
-def _layers(found: Sequence[LayerStudy], convention: str) -> list[Layer]:
-    names = found[0].layers
-    scores = [stat([study.info_score[place] for study in found]) for place in range(len(names))]
-    mious = [stat([study.conventions[convention].selections[name].miou for study in found]) for name in names]
-    info_ranks, miou_ranks = (ranks([float(each.mean or 0) for each in side]) for side in (scores, mious))
+def _groups(
+    studies: Mapping[str, Study],
+    spoilt: Sequence[Spoilt],
+    asked: _Asked,
+    collected: Collected,
+    convention: str,
+    extra_dir: str | None,
+) -> list[Group]:
+    """One group for each series with a study, sorted by data, backbone, preset, protocol and settings."""
+    members: dict[str, list[TrialResult]] = defaultdict(list)
+    for result in asked.results:
+        if result.signature in studies:
+            members[result.series].append(result)
+    defaults: Defaults = default_settings([one for trials in members.values() for one in trials], extra_dir)
+    labels = variants([trials[0] for trials in members.values()], defaults)
+    groups = []
+    for series, trials in members.items():
+        trials.sort(key=lambda one: one.seed)
+        first, seeds = trials[0], [one.seed for one in trials]
+        if len(set(seeds)) < len(seeds):
+            raise ResultError(
+                "Two results claim to be the same trial.", found=f"seeds {seeds} of series {series}",
+                expected="one result per seed", remedy="Delete the folder of the one that does not belong.",
+            )  # fmt: skip
+        found = [studies[one.signature] for one in trials]
+        measured = [each["conventions"][convention] for each in found]
+        each_seed = [_seed(*each, convention) for each in zip(seeds, found, strict=True)]
+        _, backbone, data, subject, preset, protocol = family(first)
+        facts = {"data": data, "backbone": backbone, "preset": preset, "protocol": protocol, "method": first.method}
+        groups.append(
+            Group(
+                facts=facts, variant=labels[series], series=series, subject=subject, prepared=dict(first.prepared),
+                stated=dict(first.facts.get("stated", {})), rank_on=found[0]["rank_on"],
+                **found[0]["bootstrap"], layers=_layers(found, measured),
+                ensembles=_ensembles(found[0]["layers"], measured),
+                pairs=_pairs([_random_pairs(each) for each in measured]), seeds=each_seed,
+                rho=stat([one.rho for one in each_seed if one.rho is not None]),
+                missing=[seed for seed in asked.expected.get(series, ()) if seed not in seeds],
+                spoilt=[one for one in spoilt if one.series == series],
+                failed=[one for one in collected.failed if (one.method, one.data) == (first.method, data)],
+                provenance=provenance(collected.folders[one.signature] for one in trials),
+                left_out=asked.left_out.get(series, 0),
+            )
+        )  # fmt: skip
+    return sorted(groups, key=lambda group: (*group.facts.values(), group.variant, group.series))
+
+
+def _layers(found: Sequence[Study], measured: Sequence[Study]) -> list[Layer]:
+    from scipy.stats import rankdata
+
+    names = found[0]["layers"]
+    scores = [stat([study["info_score"][place] for study in found]) for place in range(len(names))]
+    mious = [stat([each["selections"][name]["miou"] for each in measured]) for name in names]
+    info_ranks, miou_ranks = (rankdata([-(each.mean or 0) for each in side]).tolist() for side in (scores, mious))
     return [Layer(*row) for row in zip(names, scores, info_ranks, mious, miou_ranks, strict=True)]
 
 
-def _ensembles(found: Sequence[LayerStudy], convention: str) -> list[Ensemble]:
-    names = [*(f"top-{count}" for count in range(1, len(found[0].layers) + 1)), "last", "middle", "all"]
+def _ensembles(layers: Sequence[str], measured: Sequence[Study]) -> list[Ensemble]:
     made = []
-    for name in names:
-        each = [study.conventions[convention].selections[name] for study in found]
-        running = {tuple(layer for layer in found[0].layers if layer in one.layers) for one in each}
+    for name in [*(f"top-{count}" for count in range(1, len(layers) + 1)), "last", "middle", "all"]:
+        chosen = [each["selections"][name] for each in measured]
+        running = {tuple(layer for layer in layers if layer in one["layers"]) for one in chosen}
         same = next(iter(running)) if len(running) == 1 else None
-        made.append(Ensemble(name, same, stat([one.miou for one in each])))
+        made.append(Ensemble(name, same, stat([one["miou"] for one in chosen])))
     return made
 
 
-def _pairs(found: Sequence[LayerStudy], convention: str) -> Pairs | None:
-    drawn = [study.conventions[convention].pairs() for study in found]
+def _random_pairs(measured: Study) -> list[float]:
+    return [each["miou"] for name, each in measured["selections"].items() if name.startswith("pair-")]
+
+
+def _pairs(drawn: Sequence[Sequence[float]]) -> Pairs | None:
     some = [values for values in drawn if values]
     if not some:
         return None
@@ -287,27 +424,35 @@ def _pairs(found: Sequence[LayerStudy], convention: str) -> Pairs | None:
     )
 
 
-def _seed(seed: int, study: LayerStudy, convention: str) -> SeedStudy:
-    measured = study.conventions[convention]
-    alone = {name: measured.selections[name].miou for name in study.layers}
-    number, order = len(alone), study.order
+def _seed(seed: int, study: Study, convention: str) -> SeedStudy:
+    measured = study["conventions"][convention]
+    alone = {name: measured["selections"][name]["miou"] for name in study["layers"]}
+    number, order = len(alone), study["order"]
     rest = [alone[name] for name in order[2:]]
-    top2 = measured.selections["top-2"].miou if number > 1 else None
-    pairs = measured.pairs()
+    top2 = measured["selections"]["top-2"]["miou"] if number > 1 else None
+    pairs, interval = _random_pairs(measured), measured["interval"]
     return SeedStudy(
-        seed=seed,
-        rho=measured.rho,
-        interval=measured.interval,
-        best_by_info=order[0],
-        best_by_miou=max(study.layers, key=alone.__getitem__),
+        seed=seed, rho=measured["rho"], interval=interval and (interval[0], interval[1]), best_by_info=order[0],
+        best_by_miou=max(study["layers"], key=alone.__getitem__),
         top1_is_best=alone[order[0]] == max(alone.values()) if number > 1 else None,
         top2_are_best=min(alone[name] for name in order[:2]) >= max(rest) if rest else None,
-        top2=top2,
-        pairs=len(pairs),
-        pairs_mean=statistics.fmean(pairs) if pairs else None,
+        top2=top2, pairs=len(pairs), pairs_mean=statistics.fmean(pairs) if pairs else None,
         pairs_above=sum(value > top2 for value in pairs) if top2 is not None else 0,
-        rank_images=study.rank_images,
-        test_images=study.test_images,
-        forwarded_images=study.forwarded_images,
-        seconds=study.seconds,
+        rank_images=study["rank_images"], test_images=study["test_images"],
+        forwarded_images=study["forwarded_images"], seconds=dict(study.get("seconds", {})),
+    )  # fmt: skip
+
+
+def _nothing(outputs: Path, subject: str, asked: _Asked, spoilt: Sequence[Spoilt], collected: Collected) -> ResultError:
+    found = [f"{len(asked.results)} finished trial(s) of the experiment, {len(collected.failed)} failed"]
+    found += [f"{one.path}: {one.reason}" for one in spoilt]
+    others = len(collected.results) - len(asked.results)
+    found += [f"{others} of other settings or subjects"] if others else []
+    command = asked.command or f"slime-bench --multirun {experiment()}"
+    return ResultError(
+        "There is no study of layers to report" + ("." if subject == "all" else f" for subject {subject}."),
+        path=outputs / "runs",
+        found="; ".join(found),
+        expected=f"at least one finished trial with its {STUDY_FILE}",
+        remedy=f"Run `{command}`, or name another folder with --outputs.",
     )

@@ -286,7 +286,8 @@ class TestOtherCommands:
     def test_subcommands_get_their_arguments(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[list[str]] = []
 
-        def main(arguments: list[str]) -> int:
+        def main(arguments: list[str], planned_trials: object) -> int:
+            assert callable(planned_trials)
             seen.append(arguments)
             if "--bad" in arguments:
                 raise DataError("no results", remedy="make some")

@@ -88,7 +88,7 @@ def test_what_failed_and_what_is_missing(copied: Bench) -> None:
     found = folders(copied)
     shutil.rmtree(found[5])
     (found[20] / "result.json").unlink()
-    (found[20] / "error.json").write_text(json.dumps({"type": "DeviceError", "summary": "too hot"}))
+    (found[20] / "error.json").write_text(json.dumps({"type": "DeviceError", "summary": "too hot", "status": "failed"}))
     outcome = report(copied)
     assert outcome.code == 0
     (line,) = [each for each in outcome.out.splitlines() if "MISSING TRIALS" in each]

@@ -17,12 +17,17 @@ from safetensors.torch import save_file
 
 from slime_bench.errors import ResultError
 from slime_bench.metrics.iou import IouCounts
-from slime_bench.report.compare.changes import Change, changes
-from slime_bench.report.compare.comparison import Comparison, as_json, compare
-from slime_bench.report.compare.images import compare_images
-from slime_bench.report.compare.learned import compare_learned
-from slime_bench.report.compare.runs import find_run
-from slime_bench.report.compare.tables import show
+from slime_bench.report.compare import show
+from slime_bench.report.comparison import (
+    Change,
+    Comparison,
+    as_json,
+    changes,
+    compare,
+    compare_images,
+    compare_learned,
+    find_run,
+)
 from slime_bench.results.identity import trial_folder
 from slime_bench.results.result import from_counts, write_per_image, write_result
 

@@ -18,12 +18,13 @@ from rich.console import Console
 
 from slime_bench.errors import ConfigError, ResultError, StorageError
 from slime_bench.metrics.iou import IouCounts
-from slime_bench.report import plots
-from slime_bench.report.aggregate import aggregate, collect, comparison, difference, missing, published_rows, variants
-from slime_bench.report.command import main, run
-from slime_bench.report.plots import class_colours, grid_size, paint, qualitative_grid
+from slime_bench.report import command
+from slime_bench.report.collect import collect, variants
+from slime_bench.report.command import Asked
+from slime_bench.report.figures import IGNORED, class_colours, grid_size, paint, qualitative_grid
 from slime_bench.report.published import load_published
-from slime_bench.report.tables import csv_text, markdown, sections, subject_report, table_json
+from slime_bench.report.rows import aggregate, comparison, difference, frame, missing, published_rows
+from slime_bench.report.subject import SubjectReport, csv_text, markdown, sections, subject_report, table_json
 from slime_bench.results import identity
 from slime_bench.results.qualitative import GridItem, read_qualitative, write_qualitative
 from slime_bench.results.result import TrialResult, from_counts, write_result
@@ -74,6 +75,14 @@ def store(root: Path, *trials: TrialResult) -> list[Path]:
         write_result(folder, one)
         folders.append(folder)
     return folders
+
+
+def main(arguments: list[str], console: Console | None = None) -> int:
+    return command.main(arguments, lambda *_: [], console)
+
+
+def run(root: Path, *, console: Console) -> list[SubjectReport]:
+    return command.run(Asked(console, lambda *_: [], root))
 
 
 def console() -> Console:
@@ -177,6 +186,17 @@ def test_without_background_and_other_convention() -> None:
         aggregate([one], "nope")
 
 
+def test_the_results_as_one_table() -> None:
+    one, other = trial([100, 50, 50, -1, 50, 50]), trial([60] * 6, seed=1)
+    table = frame([one, other])
+    assert list(table) == ["series", "seed", "convention", "class", "percent"] and len(table) == 2 * 3 * (len(CAR) + 2)
+    found = table[table["convention"] == "dataset"].set_index(["seed", "class"])["percent"]
+    assert (found[0, "body"], found[0, "average"], found[0, "average without background"]) == pytest.approx(
+        (50, 60, 50)
+    )
+    assert math.isnan(found[0, "plate"]) and found[1, "average"] == pytest.approx(60)
+
+
 def test_class_undefined_in_some_seeds_is_said() -> None:
     rows = aggregate([trial([50] * 6, seed=0), trial([50, 50, 50, -1, 50, 50], seed=1)])
     assert rows[0].per_class["plate"].mean == pytest.approx(50)
@@ -207,9 +227,9 @@ def test_variant_labels() -> None:
 
 
 def test_variants_that_only_a_secret_sets_apart_are_still_told_apart() -> None:
-    trials = [trial([50] * 6, config={"method.start_token": text}) for text in ("a", "b")]
-    labels = variants(trials)
-    assert len(set(labels.values())) == 2 and all(label.startswith("series=") for label in labels.values())
+    """What results record of their configuration is the same for both."""
+    trials = [dataclasses.replace(trial([50] * 6), series=digit * 16) for digit in "ab"]
+    assert variants(trials) == {"a" * 16: "series=aaaaaaaa", "b" * 16: "series=bbbbbbbb"}
 
 
 def test_two_results_of_one_seed_are_an_error() -> None:
@@ -551,7 +571,7 @@ def test_colours_and_ignored_pixels() -> None:
     painted = paint(np.array([[0, 2, 255]]), class_colours(3))
     assert painted.shape == (1, 3, 3)
     assert painted[0, 1].tolist() == class_colours(3)[2].tolist()
-    assert painted[0, 2].tolist() == list(plots._IGNORED_COLOUR)
+    assert painted[0, 2].tolist() == list(IGNORED)
 
 
 def test_qualitative_round_trip(tmp_path: Path) -> None:

@@ -20,13 +20,12 @@ from rich.console import Console
 
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.metrics.iou import IouCounts
-from slime_bench.report.ablation import AblationReport
-from slime_bench.report.ablation_settings import Setting, settings_of
-from slime_bench.report.aggregate import collect
-from slime_bench.report.command import main, run, run_ablation
-from slime_bench.report.intervals import paired
-from slime_bench.report.provenance import provenance
+from slime_bench.report import command
+from slime_bench.report.ablation import AblationReport, Setting, settings_of
+from slime_bench.report.collect import collect, provenance
+from slime_bench.report.command import Asked, run
 from slime_bench.report.published import load_published
+from slime_bench.report.statistics import ImageBootstrap
 from slime_bench.results import identity
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, from_counts, write_per_image, write_result
 from tests.fixtures.plain_make import run_make
@@ -75,10 +74,10 @@ def result_of(config: Mapping[str, Any], percent: Sequence[int] | IouCounts, **f
     else:
         values = torch.tensor([list(percent)] * 2)
         counts = IouCounts(values, torch.full_like(values, 100), torch.ones_like(values, dtype=torch.bool))
-    config = {**config, "trainer": {**config["trainer"], "device": "cpu"}}
+    decided = config["decided"]
     return from_counts(
         counts,
-        config=config,
+        config={**decided, "trainer": {**decided["trainer"], "device": "cpu"}},
         fingerprints=FINGERPRINTS | fingerprints,
         method=config["method"]["name"],
         backbone=config["backbone"]["name"],
@@ -120,8 +119,17 @@ def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def report(root: Path, name: str, *overrides: str, **options: Any) -> tuple[AblationReport, str]:
     """The report, and what is printed, in which captions are folded anywhere: white space as one space."""
     out = io.StringIO()
-    made = run_ablation(name, overrides, outputs=root, console=Console(file=out, width=80), **options)
+    made = command.run_ablation(Asked(Console(file=out, width=80), lambda *_: [], root, **options), name, overrides)
     return made, " ".join(out.getvalue().split())
+
+
+def main(arguments: list[str], console: Console | None = None) -> int:
+    return command.main(arguments, lambda *_: [], console)
+
+
+def with_values(trial: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The trial with other values at the top of its configuration."""
+    return {**trial, **changes, "decided": trial["decided"] | changes}
 
 
 def cells(page: str, start: str) -> list[str]:
@@ -364,8 +372,8 @@ def test_only_the_same_signature_counts(tmp_path: Path) -> None:
     """Another learning rate, another length, another version of the numbers: not this table's trials."""
     found = settings("lr", *LR)
     trial = found[1].trials[0]
-    for changed in ({**trial["method"], "max_steps": 7}, {**trial["method"], "lr": 0.2}):
-        store(tmp_path, result_of({**trial, "method": changed}, [90] * 6))
+    for changed in ({"max_steps": 7}, {"lr": 0.2}):
+        store(tmp_path, result_of(with_values(trial, method=trial["decided"]["method"] | changed), [90] * 6))
     with pytest.raises(ResultError) as caught:
         report(tmp_path, "lr", *LR)
     assert "2 result(s) of slime with other settings" in str(caught.value)
@@ -465,7 +473,7 @@ def test_settings_are_paired_with_the_default_image_by_image(tmp_path: Path) -> 
     default, each = json.loads((folder / "mini_car-ablation-was.json").read_text())["settings"]
     assert (default["paired"], default["unpaired"]) == (None, "") and default["interval"]["images"] == 25
     found = collect(tmp_path).folders
-    expected = paired(b, a, found, made.convention, made.background, resamples=300)
+    expected = ImageBootstrap(found, 300).paired(b, a, made.convention, made.background)
     assert made.measured[1].paired == expected and expected.seeds == (1, 2)
     assert each["paired"]["average"]["mean"] == pytest.approx(each["difference"]["mean"])
     bounds, p = each["paired"]["average"]["bounds"], each["paired"]["average"]["p"]
@@ -573,17 +581,16 @@ def test_ablations_do_not_clutter_the_main_table(tmp_path: Path) -> None:
     for name in ("lr", "t_test", "prompt"):
         found = settings(name, *LR)
         fill(tmp_path, found, [[60, 62, 64] if setting.default else [10, 20] for setting in found])
-    one_shot = {**settings("lr", *LR)[1].trials[0], "shots": 1}
     for seed in (0, 1, 2):
-        store(tmp_path, result_of({**one_shot, "seed": seed}, [50 + seed] * 6))
+        store(tmp_path, result_of(with_values(settings("lr", *LR)[1].trials[0], shots=1, seed=seed), [50 + seed] * 6))
     text = tables(tmp_path)
     assert [line[:2] for line in text] == [["slime", "1"], ["slime", "10"]]
     page = (tmp_path / "reports/car/table.md").read_text()
     assert "7 series with other settings not shown; --variants shows them" in page.replace("\\", "")
     assert "missing trials: none (of shots 1, 10; seeds 0, 1, 2)" in page
     rows = [row for row in json.loads((tmp_path / "reports/car/table.json").read_text()) if not row["published"]]
-    assert len(rows) == 9 and sorted(row["variant"] for row in rows if row["usual"]) == ["", ""]
-    assert {row["variant"] for row in rows if not row["usual"]} == {
+    assert len(rows) == 9 and sorted(row["variant"] for row in rows if row["default"]) == ["", ""]
+    assert {row["variant"] for row in rows if not row["default"]} == {
         *("lr=1", "lr=0.01", "lr=0.001", "t_test=5", "t_test=20", "kind=class_names", "word=")
     }
     text = tables(tmp_path, show_variants=True)
@@ -610,7 +617,7 @@ def test_variants_alone_are_shown_and_the_default_is_missed(tmp_path: Path) -> N
 
 def tables(root: Path, **options: Any) -> list[list[str]]:
     """Our lines of the car table as cells."""
-    run(root, "car", console=Console(file=io.StringIO()), **options)
+    run(Asked(Console(file=io.StringIO()), lambda *_: [], root), "car", **options)
     page = (root / "reports/car/table.md").read_text().replace("\\", "")
     lines = [line for line in page.splitlines() if line.startswith("| **")]
     return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]

@@ -8,18 +8,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from rich.console import Console
 
 from slime_bench.metrics.iou import IouCounts
 from slime_bench.report.command import main
-from slime_bench.report.method_facts import display_name, expected_shots, stated
 from slime_bench.results import identity
 from slime_bench.results.result import TrialResult, from_counts, write_result
+from tests.fixtures.toy_results import facts_of
 
 CAR = ["background", "body", "light", "plate", "wheel", "window"]
 FINGERPRINTS = {"backbone": "ab" * 32, "data": "cd" * 32}
+STATED = {
+    "crf": "on, 20 iterations",
+    "layers": "the best 2 by InfoScore, ranked on up to 100 unlabelled images of the training side",
+    "prompts": "mini_car, single (one word for each class)",
+}
 VLM = {"name": "infoscore", "prompts": "mini_car", "multi_prompt": False, "layers": None, "top": 2}
 VLM |= {"rank_on": "train", "rank_images": 100, "crf": {"enabled": True, "iterations": 20}}
 SLIME = {"name": "slime", "maps": "was", "lr": 0.1}
@@ -27,6 +31,7 @@ SLIME = {"name": "slime", "maps": "was", "lr": 0.1}
 
 def store(root: Path, percent: int, seed: int, shots: int, preset: str = "mini", **method: Any) -> TrialResult:
     """A finished trial of SLiMe, or of the other method where its settings are given."""
+    said = method.pop("stated", {})
     settings = VLM | method if method.get("name", "infoscore") == "infoscore" and method else SLIME
     names = {"method": settings["name"], "backbone": "mini_blip" if "crf" in settings else "mini_sd"}
     names |= {"data": "mini_car", "preset": preset, "protocol": "infoscore_mini" if "crf" in settings else "slime_mini"}
@@ -36,16 +41,20 @@ def store(root: Path, percent: int, seed: int, shots: int, preset: str = "mini",
     config |= {group: {"name": names[group]} for group in ("backbone", "data", "protocol")}
     union = torch.full((2, len(CAR)), 100)
     counts = IouCounts(union * percent // 100, union, union > 0)
+    stated = STATED | said if "crf" in settings else {}
     result = from_counts(
-        counts, config=config, fingerprints=FINGERPRINTS, seed=seed, shots=shots, subject="car", classes=CAR, **names
-    )
+        counts, config=config, fingerprints=FINGERPRINTS, seed=seed, shots=shots, subject="car", classes=CAR,
+        facts=facts_of(names["method"], shots, stated=stated), **names,
+    )  # fmt: skip
     folder = identity.trial_folder(root, result.data, result.method, shots, seed, result.signature)
     write_result(folder, result)
     return result
 
 
 def table(root: Path, *arguments: str) -> str:
-    assert main(["--outputs", str(root), "--subject", "car", *arguments], Console(file=io.StringIO())) == 0
+    assert (
+        main(["--outputs", str(root), "--subject", "car", *arguments], lambda *_: [], Console(file=io.StringIO())) == 0
+    )
     return (root / "reports" / "car" / "table.md").read_text().replace("\\", "")
 
 
@@ -85,8 +94,8 @@ def test_identifiers_stay_in_the_files(tmp_path: Path) -> None:
     lines = list(csv.DictReader((tmp_path / "reports" / "car" / "table.csv").read_text().splitlines()))
     for found in (rows, lines):
         assert sorted({row["method"] for row in found if row["published"] in (False, "False")}) == [
-            "slime",
             "infoscore",
+            "slime",
         ]
     own = next(row for row in rows if row["method"] == "infoscore")
     assert own["stated"]["crf"] == "on, 20 iterations" and own["difference"] is None
@@ -127,14 +136,33 @@ def test_the_caption_states_crf_layers_and_prompts(tmp_path: Path) -> None:
 
 def test_rows_of_other_settings_say_theirs(tmp_path: Path) -> None:
     store(tmp_path, 40, 0, 0, name="infoscore")
-    store(tmp_path, 45, 0, 0, rank_on="test", multi_prompt=True, crf={"enabled": False, "iterations": 20})
+    said = {"crf": "off", "layers": "the best 2 by InfoScore of single prompts, ranked on TEST IMAGES (transductive)"}
+    store(tmp_path, 45, 0, 0, rank_on="test", crf={"enabled": False, "iterations": 20}, stated=said)
     page = table(tmp_path, "--variants")
     (line,) = [line for line in page.splitlines() if "TEST IMAGES" in line]
     assert line.startswith("- InfoScore zero-shot (") and "rank_on=test" in line
-    chosen = "layers the best 2 by InfoScore of single prompts, ranked on TEST IMAGES (transductive)"
-    assert f"CRF off; {chosen}; prompts mini_car, multi" in line
+    assert f"CRF off; layers {said['layers']}; prompts mini_car, single" in line
     (other,) = [line for line in page.splitlines() if "training side" in line]
     assert "CRF on, 20 iterations" in other and "single" in other
+
+
+def test_a_method_that_nobody_knows_says_itself_what_tables_need(tmp_path: Path) -> None:
+    """One with 0 shots of least, a label, and an order behind all others; and one that says nothing at all."""
+    facts = {"label": "Foreign", "least_shots": 0, "own_report": None, "table_order": 99, "stated": {"prompts": "none"}}
+    for name, said in (("foreign", facts), ("silent", {})):
+        names = {"method": name, "backbone": "mini_sd", "data": "mini_car", "preset": "mini", "protocol": "slime_mini"}
+        config = {"preset": "mini", "seed": 0, "shots": 1, **{key: {"name": names[key]} for key in names}}
+        union = torch.full((2, len(CAR)), 100)
+        result = from_counts(
+            IouCounts(union // 2, union, union > 0), config=config, fingerprints=FINGERPRINTS, seed=0, shots=1,
+            subject="car", classes=CAR, facts=said, **names,
+        )  # fmt: skip
+        write_result(identity.trial_folder(tmp_path, "mini_car", name, 1, 0, result.signature), result)
+    store(tmp_path, 60, 0, 1)
+    page = table(tmp_path, "--seeds", "0")
+    assert [line[0] for line in ours(page)] == ["silent", "slime", "Foreign"]
+    assert "- Foreign: prompts none" in page.splitlines()
+    assert "foreign slime_mini 0-shot seed 0; foreign slime_mini 10-shot seed 0; silent slime_mini 10-shot" in page
 
 
 def test_nothing_published_is_subtracted(tmp_path: Path) -> None:
@@ -144,63 +172,3 @@ def test_nothing_published_is_subtracted(tmp_path: Path) -> None:
         store(tmp_path, 70, seed, 1, "paper", name="infoscore")
     slime, vlm = ours(table(tmp_path))
     assert (slime[0], slime[-2]) == ("slime", "+18.4") and (vlm[0], vlm[-2]) == ("InfoScore 1-shot", "-")
-
-
-@pytest.mark.parametrize(
-    ("method", "text"),
-    [
-        (
-            {"rank_on": "train", "layers": None, "top": 2, "rank_images": 7},
-            "up to 7 unlabelled images of the training side",
-        ),
-        (
-            {"rank_on": "train", "layers": None, "top": 2, "rank_images": None},
-            "all unlabelled images of the training side",
-        ),
-        (
-            {"rank_on": "test", "layers": None, "top": 1},
-            "the best 1 by InfoScore, ranked on TEST IMAGES (transductive)",
-        ),
-        ({"rank_on": "test", "layers": ["layer.3", "layer.4"]}, "named: layer.3, layer.4"),
-    ],
-)
-def test_how_layers_were_chosen(method: dict[str, Any], text: str) -> None:
-    found = stated({"method": method})
-    assert text in found["layers"] and list(found) == ["layers"]
-    if method["layers"]:
-        assert "TEST" not in found["layers"], "named layers are not ranked"
-
-
-def test_prompts_never_name_a_folder() -> None:
-    found = stated({"method": {"prompts": "/home/me/words.yaml", "multi_prompt": True}})
-    assert found == {"prompts": "words.yaml, multi (with related words)"}
-
-
-@pytest.mark.parametrize("config", [{}, {"method": "slime"}, {"method": {"name": "slime", "crf": True}}])
-def test_settings_that_say_nothing(config: dict[str, Any]) -> None:
-    assert stated(config) == {}
-
-
-def test_names_and_shots() -> None:
-    assert [display_name("infoscore", shots) for shots in (0, 1, 10)] == [
-        "InfoScore zero-shot",
-        "InfoScore 1-shot",
-        "InfoScore 10-shot",
-    ]
-    assert display_name("slime", 1) == "slime" and display_name("infoscore", None) == "infoscore"
-    assert expected_shots("slime", (0, 1, 10)) == [1, 10] == expected_shots("somebody_elses", (0, 1, 10))
-    assert expected_shots("infoscore", (0, 1, 10)) == [0, 1, 10]
-    assert expected_shots("infoscore_ranking", (0, 1, 10)) == [0]
-
-
-def test_least_shots_are_those_of_the_methods() -> None:
-    """The table in the report room, which must not import methods, and the methods' own word."""
-    from slime_bench.methods.infoscore.method import InfoScore
-    from slime_bench.methods.infoscore.ranking import STUDY_FILE, InfoScoreRanking
-    from slime_bench.methods.slime.method import Slime
-    from slime_bench.report import layer_study
-
-    for method in (Slime, InfoScore, InfoScoreRanking):
-        name = method.Config().name
-        assert min(expected_shots(name, range(5))) == method.least_shots, name
-    assert layer_study.STUDY_FILE == STUDY_FILE

@@ -12,26 +12,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.metrics import CONVENTION_RULES
+from slime_bench.metrics.bootstrap import Bounds
 from slime_bench.metrics.iou import IouCounts
-from slime_bench.report.aggregate import collect
-from slime_bench.report.command import main
-from slime_bench.report.grid import Grid, Line
-from slime_bench.report.interval_tables import claim_lines, p_text
-from slime_bench.report.intervals import ImageBootstrap, intervals, paired
-from slime_bench.report.latex import escaped, grid_latex
+from slime_bench.report import command
+from slime_bench.report.collect import collect
 from slime_bench.report.published import load_published
-from slime_bench.report.statistics import Bounds
-from slime_bench.report.tables import csv_text, sections, subject_report, table_json
+from slime_bench.report.statistics import MIN_SEEDS, ImageBootstrap, Interval, Paired, welch
+from slime_bench.report.subject import csv_text, sections, subject_report, table_json
+from slime_bench.report.table import Grid, Line, escaped, grid_latex
+from slime_bench.report.uncertainty import claim_lines, p_text
 from slime_bench.results import identity
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, from_counts, write_per_image, write_result
 
+Folders = dict[str, Path]
 CAR = ["background", "body", "light", "plate", "wheel", "window"]
 IDS = [f"car-{index:04}" for index in range(30)]
 
@@ -63,6 +64,29 @@ def store(
     if ids is not None:
         write_per_image(folder / PER_IMAGE_FILE, ids[: counts.num_images], CAR, counts)
     return result, folder
+
+
+def main(arguments: list[str], console: Console | None = None) -> int:
+    return command.main(arguments, lambda *_: [], console)
+
+
+def intervals(
+    results: list[TrialResult],
+    folders: Folders,
+    convention: str = "slime",
+    background: bool = True,
+    resamples: int = 50,
+) -> dict[str, Interval]:
+    """Series -> its interval."""
+    bootstrap = ImageBootstrap(folders, resamples)
+    return {
+        series: bootstrap.interval([one for one in results if one.series == series], convention, background)
+        for series in dict.fromkeys(one.series for one in results)
+    }
+
+
+def paired(a: list[TrialResult], b: list[TrialResult], folders: Folders, resamples: int = 50) -> Paired:
+    return ImageBootstrap(folders, resamples).paired(a, b, "slime", True)
 
 
 def report(root: Path, *arguments: str) -> str:
@@ -172,9 +196,8 @@ def test_options_that_cannot_be(two_methods: Path) -> None:
     found = collect(two_methods)
     with pytest.raises(ConfigError, match="resamples"):
         intervals(found.results, found.folders, resamples=0)
-    for call in (lambda: intervals(found.results, found.folders, "mean"), lambda: paired([], [], {}, "mean")):
-        with pytest.raises(ConfigError, match="convention"):
-            call()
+    with pytest.raises(ConfigError, match="convention"):
+        intervals(found.results, found.folders, "mean")
     assert main(["--outputs", str(two_methods), "--intervals", "--resamples", "0"]) == 2
     assert main(["--outputs", str(two_methods), "--ranking", "--intervals"]) == 2
     assert main(["--outputs", str(two_methods), "--ranking", "--resamples", "10"]) == 2
@@ -304,8 +327,6 @@ def test_differences_to_published_rows_are_tested_where_they_may(tmp_path: Path)
     by_shots = {row["shots"]: row for row in json.loads(table_json(made)) if row["series"]}
     theirs = published.main_row("slime", 1)
     assert theirs is not None and theirs.average.mean is not None and theirs.average.std is not None
-    import scipy.stats
-
     values = [100 * (one.average or 0) for one in found.results if one.shots == 1]
     oracle = scipy.stats.ttest_ind_from_stats(
         np.mean(values), np.std(values, ddof=1), 2, theirs.average.mean, theirs.average.std, 3, equal_var=False
@@ -331,6 +352,52 @@ def test_differences_to_published_rows_are_tested_where_they_may(tmp_path: Path)
     made = subject_report(found, "car", dataclasses.replace(published, rows=rows))
     by_shots = {row["shots"]: row for row in json.loads(table_json(made)) if row["series"]}
     assert by_shots[1]["welch"] is None and by_shots[1]["difference"]["average"] is not None
+
+
+# ------------------------------------------------------------------------------------------------ tests on means
+
+
+@given(
+    a=st.lists(st.floats(0, 100, allow_subnormal=False), min_size=2, max_size=6),
+    b=st.lists(st.floats(0, 100, allow_subnormal=False), min_size=2, max_size=6),
+)
+@settings(max_examples=40, deadline=None)
+def test_welch_from_statistics_is_welch_from_numbers(a: list[float], b: list[float]) -> None:
+    deviations = np.std(a, ddof=1), np.std(b, ddof=1)
+    found = welch(float(np.mean(a)), float(deviations[0]), len(a), float(np.mean(b)), float(deviations[1]), len(b))
+    assume(min(deviations) > 1e-3)  # nearly equal numbers lose their digits before either function sees them
+    oracle = scipy.stats.ttest_ind(a, b, equal_var=False)
+    assert found is not None and found.p == pytest.approx(oracle.pvalue, rel=1e-6, abs=1e-12)
+    assert found.statistic == pytest.approx(oracle.statistic, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (50.0, None, 1, 60.0, 1.0, 3),  # one seed
+        (50.0, 1.0, 3, 60.0, None, 3),  # no published deviation
+        (50.0, 1.0, 3, 60.0, 1.0, None),  # published runs not stated
+        (50.0, 1.0, 3, 60.0, 1.0, 1),
+        (None, None, 0, 60.0, 1.0, 3),
+        (50.0, 0.0, 3, 60.0, 0.0, 3),  # nothing varies
+    ],
+)
+def test_no_welch_without_what_it_takes(arguments: tuple[float | None, ...]) -> None:
+    assert welch(*arguments) is None  # type: ignore[arg-type]
+
+
+def test_fewest_seeds_for_an_exact_test() -> None:
+    """The reason for MIN_SEEDS: the smallest p of an exact two-sided test of as many against as many seeds."""
+
+    def least(n: int) -> float:
+        sides = np.arange(n, dtype=float), np.arange(n, dtype=float) + 100
+
+        def difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+            return np.asarray(a.mean(axis) - b.mean(axis))
+
+        return float(scipy.stats.permutation_test(sides, difference, vectorized=True, n_resamples=np.inf).pvalue)
+
+    assert least(MIN_SEEDS - 1) > 0.05 > least(MIN_SEEDS)
 
 
 # ------------------------------------------------------------------------------------------------ sentences and LaTeX

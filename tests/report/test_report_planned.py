@@ -13,22 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from rich.console import Console
 
 from slime_bench.errors import ConfigError, ResultError
-from slime_bench.report import planned as module
-from slime_bench.report.aggregate import collect
-from slime_bench.report.command import run_planned
-from slime_bench.report.page.curves import mean_curve, thinned
-from slime_bench.report.page.numbers import encoded, series_numbers, without_counts
-from slime_bench.report.page.pictures import class_colours, gallery, outline, paint
-from slime_bench.report.page.problems import of_states
-from slime_bench.report.page.render import script_json
-from slime_bench.report.page.svg import Series, line_chart, nice_ticks, number
-from slime_bench.report.page.tables import leading
-from slime_bench.report.planned import Planned, planned
+from slime_bench.report.charts import Series, line_chart, mean_curve, nice_ticks, number, thinned
+from slime_bench.report.collect import collect
+from slime_bench.report.command import Asked, run_planned
+from slime_bench.report.html import script_json
+from slime_bench.report.html_tables import leading
+from slime_bench.report.pictures import class_colours, gallery, outline, paint
+from slime_bench.report.planned import Planned, ablation_among
+from slime_bench.report.problems import of_states
 from slime_bench.results.status import TrialStatus
+from slime_bench.sweep.planned import planned_trials
 from tests.fixtures.toy_results import make
 
 # ----------------------------------------------------------------------------------------------------- a sweep's trials
@@ -43,12 +40,13 @@ def values_of(shots: int, seed: int, method: str = "slime") -> dict[str, Any]:
         "backbone": {"name": "mini_sd"},
         "protocol": {"name": "slime_mini"},
         "data": {"name": "mini_car", "subject": "car"},
+        "metric": {"convention": "slime", "background": True},
     }
 
 
 def sweep(root: Path, *states: TrialStatus, overrides: tuple[str, ...] = ("experiment=mini_car",)) -> Planned:
     trials = [(values_of(each.shots, each.seed, each.method), each) for each in states]
-    return Planned(list(overrides), "", list(overrides), root, "slime", True, trials)
+    return Planned(list(overrides), trials, root)
 
 
 def state(
@@ -79,7 +77,7 @@ def test_the_text_of_a_tick_fits_beside_its_axis(value: float, text: str) -> Non
     assert number(value) == text
 
 
-def test_only_the_sweeps_own_trials_are_reported(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_sweeps_own_trials_are_reported(outputs: Path) -> None:
     killed = folder_of(outputs, 0).with_name(f"seed4-{'a' * 16}")
     found = sweep(
         outputs,
@@ -88,9 +86,9 @@ def test_only_the_sweeps_own_trials_are_reported(outputs: Path, monkeypatch: pyt
         state(4, "killed", killed, "pid 7 on here"),
         state(5, "missing"),
     )
-    monkeypatch.setattr("slime_bench.report.command.planned", lambda *_: found)
     out = Console(file=io.StringIO(), width=200)
-    (report,) = run_planned(["experiment=mini_car"], console=out, resamples=50)  # type: ignore[misc]
+    asked = Asked(out, lambda *_: found.trials, outputs, resamples=50)
+    (report,) = run_planned(asked, ["experiment=mini_car"])  # type: ignore[misc]
     (row,) = report.rows
     assert row.seeds == (0, 1) and report.expected_seeds == (0, 1, 3, 4, 5)
     assert [(one.shots, one.seed) for one in report.missing] == [(1, 3), (1, 4), (1, 5)]
@@ -116,9 +114,10 @@ def test_nothing_finished_is_a_typed_error(outputs: Path) -> None:
 
 
 def test_trials_with_a_report_of_their_own(outputs: Path) -> None:
-    trial = dataclasses.replace(state(0, "missing"), method="infoscore_ranking")
-    with pytest.raises(ConfigError, match="report --ranking experiment=infoscore_ranking"):
-        sweep(outputs, trial, overrides=("experiment=infoscore_ranking",)).of(collect(outputs))
+    make(outputs, method="infoscore", facts={"own_report": "ranking"})
+    trial = dataclasses.replace(state(1, "missing"), method="infoscore")
+    with pytest.raises(ConfigError, match="report --ranking experiment=ranks"):
+        sweep(outputs, trial, overrides=("experiment=ranks",)).of(collect(outputs))
 
 
 def test_folders_are_named_after_the_overrides(tmp_path: Path) -> None:
@@ -142,19 +141,20 @@ def test_composed_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         asked.append((cfg.output_root, cfg.shots, cfg.seed))
         return TrialStatus(name, cfg.method.name, cfg.data.name, cfg.shots, cfg.seed, "missing")
 
-    monkeypatch.setattr("slime_bench.sweep.status.Sweep.state", answer)
-    found = planned(["experiment=mini_car", "seed=0,1"], tmp_path)
+    monkeypatch.setattr("slime_bench.sweep.status.Sweep.status", answer)
+    found = planned_trials(["experiment=mini_car", "seed=0,1"], tmp_path, None)
     assert asked == [(str(tmp_path), shots, seed) for shots in (1, 10) for seed in (0, 1)]
-    assert found.outputs == tmp_path and found.ablation == "" and found.convention == "slime"
-    assert [each.trial for each in found.problems().items][:1] == ["slime on mini_car, 1-shot, seed 0"]
+    values, first = found[0]
+    assert (values["output_root"], values["metric"]["convention"], first.state) == (str(tmp_path), "slime", "missing")
+    assert values["decided"]["method"]["name"] == "slime" and "output_root" not in values["decided"]
 
 
 def test_an_ablation_among_the_overrides() -> None:
-    assert module._ablation(["experiment=mini_car", "ablation=lr"]) == ("lr", ["experiment=mini_car"])
-    assert module._ablation(["ablation=null", "seed=1"]) == ("", ["seed=1"])
+    assert ablation_among(["experiment=mini_car", "ablation=lr"]) == ("lr", ["experiment=mini_car"])
+    assert ablation_among(["ablation=null", "seed=1"]) == ("", ["seed=1"])
     for texts in (["ablation=lr,was"], ["ablation=lr", "+ablation=was"]):
         with pytest.raises(ConfigError, match="one ablation"):
-            module._ablation(texts)
+            ablation_among(texts)
 
 
 def test_what_is_done_is_no_problem(tmp_path: Path) -> None:
@@ -163,43 +163,6 @@ def test_what_is_done_is_no_problem(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- parts of the page
-
-
-def decoded(text: str, cells: int) -> list[tuple[int, int, bool]]:
-    """Another reading of `encoded`, as its description says it."""
-    numbers, value, shift = [], 0, 0
-    for byte in base64.b64decode(text):
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            numbers.append(value)
-            value = shift = 0
-    stream, found = iter(numbers), []
-    for _ in range(cells):
-        word = next(stream)
-        found.append((next(stream) if word > 1 else 0, word // 2, bool(word % 2)))
-    assert next(stream, None) is None
-    return found
-
-
-@given(st.data())
-def test_counts_survive_their_encoding(data: st.DataObject) -> None:
-    shape = (data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5)))
-    union = data.draw(arrays(np.int64, shape, elements=st.integers(0, 2**40)))
-    inside = union // data.draw(st.integers(1, 300))
-    present = data.draw(arrays(np.bool_, shape))
-    cells = list(zip(inside.ravel().tolist(), union.ravel().tolist(), present.ravel().tolist(), strict=True))
-    assert decoded(encoded(inside, union, present), union.size) == cells
-
-
-def test_trials_that_a_page_cannot_hold_bring_their_results(outputs: Path) -> None:
-    found = collect(outputs)
-    (entry,) = series_numbers(found.results, found.folders, most=12 * 6 * 2).values()
-    assert [trial["counts"] is None for trial in entry["trials"]] == [False, False, True]
-    for trial, result in zip(entry["trials"], found.results, strict=True):
-        assert trial["stored"]["dataset"] == list(result.under("dataset").per_class.values())
-    (sentence,) = without_counts({"one": entry})
-    assert sentence.startswith("1 trial(s)") and "too many images" in sentence
 
 
 @given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
@@ -244,7 +207,7 @@ def test_curves_are_thinned_by_means() -> None:
     steps = list(range(1000))
     few, values = thinned((steps, [float(step) for step in steps]), 100)
     assert len(few) == 100 and values[0] == 4.5 and sum(values) / 100 == pytest.approx(499.5)
-    assert thinned(([1, 2], [3.0, 4.0])) == ([1, 2], [3.0, 4.0])
+    assert thinned(([1, 2], [3.0, 4.0]), 120) == ([1, 2], [3.0, 4.0])
     assert mean_curve([([0, 1, 2], [1.0, 2.0, 3.0]), ([1, 2, 3], [4.0, 5.0, 6.0])]) == ([1, 2], [3.0, 4.0])
 
 

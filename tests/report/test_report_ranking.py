@@ -9,7 +9,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
-from scipy.stats import rankdata, spearmanr
 
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.methods.infoscore.layer_study import selections, study
 from slime_bench.methods.infoscore.score import Ranking
-from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.iou import IouCounts
-from slime_bench.report.command import main, run
-from slime_bench.report.layer_study import STUDY_FILE, parse_study, ranks, read_study, spearman
-from slime_bench.report.ranking_command import run_ranking
-from slime_bench.report.ranking_plots import short_names
-from slime_bench.report.ranking_table import RankingReport
+from slime_bench.report import command
+from slime_bench.report.command import Asked, run
+from slime_bench.report.figures import short_names
+from slime_bench.report.ranking import STUDY_FILE, RankingReport, read_study
 from slime_bench.results import identity
 from slime_bench.results.result import TrialResult, from_counts, write_result
 
@@ -85,6 +82,15 @@ def config_of(seed: int = 0, **method: Any) -> dict[str, Any]:
     }
 
 
+def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the method says of itself in its results."""
+    method = config["method"]
+    words = "multi (with related words)" if method.get("multi_prompt") else "single (one word for each class)"
+    stated = {"prompts": f"{Path(method['prompts']).name}, {words}"} if "prompts" in method else {}
+    own = "ranking" if method["name"] == "infoscore_ranking" else None
+    return {"label": method["name"], "least_shots": 0, "own_report": own, "table_order": 10, "stated": stated}
+
+
 def result_of(config: Mapping[str, Any], percent: float, **prints: str) -> TrialResult:
     return from_counts(
         counts_of(percent),
@@ -99,6 +105,7 @@ def result_of(config: Mapping[str, Any], percent: float, **prints: str) -> Trial
         preset=config["preset"],
         protocol=config["protocol"]["name"],
         classes=CAR,
+        facts=facts_of(config),
     )
 
 
@@ -123,8 +130,13 @@ def report(root: Path, *overrides: str, **options: Any) -> tuple[list[RankingRep
     """The reports, and what is printed, in which captions are folded anywhere: white space as one space."""
     out = io.StringIO()
     console = Console(file=out, width=80)
-    made = run_ranking(overrides, outputs=root, default_outputs=root, console=console, **options)
+    asked = {name: options.pop(name) for name in ("folder", "convention") if name in options}
+    made = command.run_ranking(Asked(console, lambda *_: [], root, **asked), overrides, **options)
     return made, " ".join(out.getvalue().split())
+
+
+def main(arguments: list[str], console: Console | None = None) -> int:
+    return command.main(arguments, lambda *_: [], console)
 
 
 def page_of(root: Path, kind: str = "md") -> str:
@@ -138,125 +150,19 @@ def cells(page: str, start: str) -> list[str]:
     return [cell.strip().strip("*") for cell in lines[0].strip("|").split("|")]
 
 
-# ------------------------------------------------------------------------------------------------ ranks
-
-
-@hypothesis_settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=9), st.randoms())
-def test_ranks_and_correlation_are_scipys(pairs: list[tuple[int, int]], random: Any) -> None:
-    left, right = ([float(pair[side]) for pair in pairs] for side in (0, 1))
-    assert ranks(left) == [float(value) for value in rankdata([-value for value in left])]
-    rho = spearman(left, right)
-    if len(set(left)) == 1 or len(set(right)) == 1:
-        assert rho is None
-        return
-    assert rho == pytest.approx(float(spearmanr(left, right).statistic), abs=1e-12)
-    # The order of the layers is nothing to it, and its sign turns with one side.
-    shuffled = random.sample(pairs, len(pairs))
-    assert spearman([one for one, _ in shuffled], [two for _, two in shuffled]) == pytest.approx(rho, abs=1e-12)
-    assert spearman(left, [-value for value in right]) == pytest.approx(-rho, abs=1e-12)
-
-
-def test_rank_correlation_of_one_layer() -> None:
-    assert spearman([1.0], [2.0]) is None and ranks([3.0]) == [1]
-
-
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def test_a_study_of_random_counts_is_read_as_it_was_written(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    ranking = Ranking(LAYERS, *((0.0,) * 4 for _ in range(4)), SCORES, 5)
-    chosen = selections(ranking, 3, 7)
-    counts = {}
-    for name in chosen:
-        union = torch.randint(1, 100, (6, len(CAR)), generator=generator)
-        counts[name] = IouCounts((union * torch.rand(union.shape, generator=generator)).long(), union, union % 3 > 0)
-    for name, each in chosen.items():  # layers that are used together have one result, whatever the set is called
-        first = next(other for other, layers in chosen.items() if set(layers) == set(each))
-        counts[name] = counts[first]
-    content = study(counts, chosen, ranking, torch.rand(5, 4, 3, generator=generator) + 0.1, False, 20, 7)
-    content |= {"rank_on": "test", "used": ["layer.1"], "classes": CAR, "forwarded_images": 6}
-    found, _ = parse_study(json.dumps(content).encode(), tmp_path)
-    assert (found.layers, found.info_score, found.resamples, found.percent) == (LAYERS, SCORES, 20, 95)
-    for convention in CONVENTION_RULES:
-        part, measured = content["conventions"][convention], found.conventions[convention]
-        assert measured.rho == part["rho"]
-        assert list(measured.interval or ()) == part["interval"]
-        assert {name: each.miou for name, each in measured.selections.items()} == {
-            name: each["miou"] for name, each in part["selections"].items()
-        }
-        assert len(measured.pairs()) == 3
-
-
-def at(content: Any, *keys: Any, value: Any) -> None:
-    for key in keys[:-1]:
-        content = content[key]
-    content[keys[-1]] = value
-
-
-SLIME = ("conventions", "slime")
-SPOILS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "a score of a layer": lambda c: at(c, "info_score", 0, value=9.0),
-    "ranks of the scores": lambda c: at(c, "info_rank", 0, value=1.0),
-    "one score less": lambda c: c["info_score"].pop(),
-    "the order": lambda c: c["order"].reverse(),
-    "a layer twice": lambda c: at(c, "layers", 1, value="layer.0"),
-    "no layer": lambda c: at(c, "layers", value=[]),
-    "a score that is text": lambda c: at(c, "info_score", 0, value="0.5"),
-    "a score that is true": lambda c: at(c, "info_score", 0, value=True),
-    "rho": lambda c: at(c, *SLIME, "rho", value=-0.8),
-    "no rho": lambda c: at(c, *SLIME, "rho", value=None),
-    "an interval upside down": lambda c: at(c, *SLIME, "interval", value=[0.9, 0.1]),
-    "an interval of one end": lambda c: at(c, *SLIME, "interval", value=[0.9]),
-    "mIoU of a layer": lambda c: at(c, *SLIME, "single", 0, value=99.0),
-    "ranks of mIoU": lambda c: at(c, *SLIME, "single_rank", value=[1.0, 2.0, 3.0, 4.0]),
-    "mIoU beyond 100": lambda c: at(c, *SLIME, "selections", "all", "miou", value=101.0),
-    "layers of top-2": lambda c: at(c, *SLIME, "selections", "top-2", "layers", value=["layer.0", "layer.1"]),
-    "an unknown layer": lambda c: at(c, *SLIME, "selections", "pair-0", "layers", value=["layer.0", "layer.9"]),
-    "no selection top-3": lambda c: c["conventions"]["slime"]["selections"].pop("top-3"),
-    "a convention less": lambda c: c["conventions"].pop("dataset"),
-    "a field less": lambda c: c.pop("forwarded_images"),
-    "images that are no number": lambda c: at(c, "test_images", value=4.5),
-    "another bootstrap": lambda c: at(c, "bootstrap", value=[]),
-    "other classes": lambda c: at(c, "classes", value=["sky", "sea"]),
-    "other test images": lambda c: at(c, "test_images", value=5),
-    "ranked on other images": lambda c: at(c, "rank_on", value="test"),
-    "other layers used": lambda c: at(c, "used", value=["layer.0", "layer.1"]),
-    "another seed": lambda c: at(c, "seed", value=1),
-}
-
-
-@pytest.mark.parametrize("what", SPOILS)
-def test_a_spoilt_or_foreign_study_is_a_typed_error(what: str, tmp_path: Path) -> None:
+def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
     content = content_of()
-    result = result_of(config_of(), 32)
-    assert read_study(store(tmp_path, result, content), result).layers == LAYERS
-    SPOILS[what](content)
-    with pytest.raises(ResultError, match=re.escape(STUDY_FILE)) as caught:
-        read_study(store(tmp_path, result, content), result)
-    assert caught.value.remedy and "Traceback" not in str(caught.value)
+    assert read_study(store(tmp_path, result_of(config_of(), 32), content)) == content
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", '{"layers": NaN}', "[" * 100_000])
-def test_what_is_no_study_at_all(text: str | None, tmp_path: Path) -> None:
-    result = result_of(config_of(), 32)
-    with pytest.raises(ResultError, match="no valid study"):
-        read_study(store(tmp_path, result, text), result)
-
-
-def test_numbers_of_another_trial_are_known_by_its_result(tmp_path: Path) -> None:
-    """top-2 has 32 % in the study. Without the CRF that is the trial's own result; with it, it need not be."""
-    content = content_of()
-    assert content["conventions"]["slime"]["selections"]["top-2"]["miou"] == pytest.approx(32)
-    for percent, crf, fine in ((32, False, True), (33, False, False), (33, True, True)):
-        result = result_of(config_of(crf={"enabled": crf}), percent)
-        folder = store(tmp_path, result, content)
-        if fine:
-            assert read_study(folder, result).rank_on == "train"
-        else:
-            with pytest.raises(ResultError, match="another trial's: mIoU of the layers used"):
-                read_study(folder, result)
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", "[" * 100_000, '{"layers": []}'])
+def test_what_is_no_study_is_a_typed_error(text: str | None, tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="no valid study") as caught:
+        read_study(store(tmp_path, result_of(config_of(), 32), text))
+    assert caught.value.remedy and str(caught.value.path).endswith(STUDY_FILE)
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -436,7 +342,7 @@ def test_what_is_spoilt_is_listed_and_never_averaged(tmp_path: Path) -> None:
     trial(tmp_path, 0)
     folder = trial(tmp_path, 1, alone=dict.fromkeys(LAYERS, 90) | {"layer.1": 91})
     broken = json.loads((folder / STUDY_FILE).read_text())
-    broken["conventions"]["slime"]["single"][0] = 3.0
+    del broken["conventions"]
     (folder / STUDY_FILE).write_text(json.dumps(broken))
     store(tmp_path, result_of(config_of(2), 32), None)
     stray = tmp_path / "runs" / "mini_car" / "infoscore_ranking" / "0-shot" / f"seed5-{'0' * 16}"
@@ -445,7 +351,7 @@ def test_what_is_spoilt_is_listed_and_never_averaged(tmp_path: Path) -> None:
     (made,), out = report(tmp_path)
     assert [one.seed for one in made.groups[0].seeds] == [0] and made.groups[0].missing == [1, 2]
     assert made.groups[0].layers[1].miou.mean == pytest.approx(40)
-    assert "NOT USED: seed 1: This is no valid study of layers: its single (slime) contradicts the rest" in out
+    assert "NOT USED: seed 1: This is no valid study of layers: fields are missing. (conventions)" in out
     assert "NOT USED: seed 2: This is no valid study of layers: there is no such file" in out
     facts = json.loads(page_of(tmp_path, "json"))
     assert [one["seed"] for one in facts["not_used"]] == [1, 2]
@@ -507,7 +413,7 @@ SWEEP = ("experiment=infoscore_ranking", "data=mini_car")
 @functools.cache
 def planned(*overrides: str) -> list[dict[str, Any]]:
     from slime_bench.config.compose import plan
-    from slime_bench.report.usual import plain
+    from slime_bench.report.collect import plain
 
     return [plain(cfg) for cfg in plan(overrides, sweep=True).trials]
 
@@ -515,14 +421,16 @@ def planned(*overrides: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Composing takes a moment."""
-    made = "slime_bench.report.ranking_command._planned"
+    made = "slime_bench.report.ranking._planned"
     monkeypatch.setattr(made, lambda overrides, _: copy.deepcopy(planned(*overrides)))
 
 
 def fill(root: Path, trials: Sequence[Mapping[str, Any]], **prints: str) -> list[Path]:
     folders = []
     for config in trials:
-        config = {**config, "trainer": {**config["trainer"], "device": "cpu"}}
+        decided = config["decided"]
+        config = {**decided, "trainer": {**decided["trainer"], "device": "cpu"}}
+        config["data"] = config["data"] | {"subject": "car"}
         folders.append(store(root, result_of(config, 32, **prints), content_of(config["seed"])))
     return folders
 
@@ -534,7 +442,9 @@ def test_overrides_choose_the_trials_of_a_sweep(tmp_path: Path) -> None:
         (seed, 0, "infoscore_ranking") for seed in (0, 1, 2)
     ]
     fill(tmp_path, trials[:2])
-    fill(tmp_path, [{**trials[2], "method": {**trials[2]["method"], "top": 2, "multi_prompt": True}}])
+    other = copy.deepcopy(trials[2])
+    other["decided"]["method"] |= {"top": 2, "multi_prompt": True}
+    fill(tmp_path, [other])
     fill(tmp_path, trials[:1], backbone="99" * 32)
     (made,), out = report(tmp_path, *SWEEP)
     (group,) = made.groups
@@ -558,6 +468,7 @@ def test_data_of_the_sweep_without_a_trial_are_said(tmp_path: Path) -> None:
 
 
 def test_overrides_of_another_method(tmp_path: Path) -> None:
+    store(tmp_path, result_of(config_of() | {"shots": 1, "method": {"name": "slime"}}, 50), None)
     with pytest.raises(ConfigError, match="not trials of the ranking experiment") as caught:
         report(tmp_path, "experiment=mini_car")
     assert caught.value.found == "slime" and "experiment=infoscore_ranking" in str(caught.value)
@@ -629,13 +540,14 @@ def test_names_of_layers_on_an_axis() -> None:
 
 
 def test_the_ranking_experiment_is_not_in_the_main_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = trial(tmp_path, 0)
+    trial(tmp_path, 0)
+    folder = trial(tmp_path, 1)
     assert main(["--outputs", str(tmp_path), "--subject", "car"]) == 2
     assert "infoscore_ranking is for --ranking" in " ".join(capsys.readouterr().err.split())
-    config = config_of() | {"shots": 1, "method": {"name": "slime"}}
+    config = config_of() | {"shots": 1, "method": {"name": "slime"}, "protocol": {"name": "slime_mini"}}
     store(tmp_path, result_of(config, 50), None)
     (folder / "result.json").unlink()
     (folder / "error.json").write_text(json.dumps({"summary": "too hot"}))
-    (made,) = run(tmp_path, "car", console=Console(file=io.StringIO()))
+    (made,) = run(Asked(Console(file=io.StringIO()), lambda *_: [], tmp_path), "car")
     assert [row.method for row in made.rows] == ["slime"] and made.failed == []
     assert "infoscore" not in (tmp_path / "reports" / "car" / "table.md").read_text().replace("\\", "")

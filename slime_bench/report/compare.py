@@ -1,20 +1,28 @@
-"""A comparison on a terminal, readable at 80 columns."""
+"""`slime-bench compare RUN_A RUN_B`: in what two finished trials differ, and how much.
+
+A run is a trial's folder, its result.json, or the first digits of its signature, which are looked up below --outputs.
+Printed are the IoU of every class and the average (B - A in percentage points), differing settings, data, fingerprints
+and environment, whether the learned tensors are equal bit for bit, and in how many test images counted pixels differ.
+Exit code 0 whether they differ or not; 2 for a run that is not there, not finished, or of other classes.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_bench.metrics import CONVENTION_RULES
-from slime_bench.report.compare.changes import Change
-from slime_bench.report.compare.comparison import Comparison, Score
-from slime_bench.report.compare.images import Images
-from slime_bench.report.compare.learned import Learned
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from slime_bench.report.comparison import Change, Comparison, Images, Learned, Score
 
 _DASH = "-"
 _SHOWN = 5
@@ -22,8 +30,44 @@ _LONG = 10
 _HASH = 12
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare two runs, print what was found, return the exit code.
+
+    Raises:
+        ResultError: see `find_run` and `compare`.
+    """
+    args = _parser().parse_args(argv)
+    from slime_bench.report.comparison import as_json, compare, find_run
+
+    a, b = (find_run(name, args.outputs) for name in (args.run_a, args.run_b))
+    found = compare(a, b, args.convention, False if args.without_background else None)
+    if args.json:
+        print(json.dumps(as_json(found), indent=1, ensure_ascii=False, default=str))
+        return 0
+    from rich.console import Console
+
+    # In a file or a pipe rich takes the width from COLUMNS, or 80.
+    show(found, Console(file=sys.stdout, highlight=False, markup=False))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="slime-bench compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    outputs = Path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
+    rules = "; ".join(f"{name}: {rule}" for name, rule in CONVENTION_RULES.items())
+    parser.add_argument("run_a", metavar="RUN_A", help="folder, result.json, or beginning of a signature")
+    parser.add_argument("run_b", metavar="RUN_B")
+    parser.add_argument("--outputs", type=Path, default=outputs, help=f"folder with runs/ (default {outputs})")
+    parser.add_argument("--convention", choices=list(CONVENTION_RULES), help=f"{rules} (default: that of RUN_A)")
+    parser.add_argument("--without-background", action="store_true", help="leave class 0 out of the average")
+    parser.add_argument("--json", action="store_true", help="everything as JSON; IoU in 0..1, memory in bytes")
+    return parser
+
+
 def show(found: Comparison, console: Console) -> None:
-    """Print all tables that have something to say, and a sentence for each that has not."""
+    """Print all tables that have something to say, and a sentence for each that has not; 80 columns are enough."""
     for letter, names in (("A", found.names_a), ("B", found.names_b)):
         console.print(f"{letter}  {names['folder']}", soft_wrap=True)  # a path that is cut in two cannot be copied
     keys = [key for key in found.names_a if key != "folder"]
@@ -39,7 +83,8 @@ def show(found: Comparison, console: Console) -> None:
     _changes(console, "Fingerprints (first digits)", short, "same weights and data, by their fingerprints")
     _changes(console, "Environment", found.environment, _environment_same(found))
     cost = [
-        Change(_unit(each.key), _amount(each.key, each.a), _amount(each.key, each.b), each.only) for each in found.cost
+        dataclasses.replace(each, key=_unit(each.key), a=_amount(each.key, each.a), b=_amount(each.key, each.b))
+        for each in found.cost
     ]
     _changes(console, "Cost", cost, "seconds and memory are not recorded")
     for line in _sentences(found):

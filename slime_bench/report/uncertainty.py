@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from slime_bench.report.aggregate import Row, comparison
-from slime_bench.report.grid import DASH, Grid, Line, numbers, stat_text
-from slime_bench.report.intervals import Interval, Paired
-from slime_bench.report.method_facts import listed
-from slime_bench.report.pairs import Pair, row_name
+from slime_bench.metrics.bootstrap import PERCENT, Bounds, Difference
 from slime_bench.report.published import Published, Stat
-from slime_bench.report.statistics import MIN_IMAGES, MIN_SEEDS, PERCENT, Bounds, Welch, welch
+from slime_bench.report.rows import Row, row_name
+from slime_bench.report.statistics import MIN_IMAGES, MIN_SEEDS, Interval, Pair, Paired, Welch, row_welch
+from slime_bench.report.table import DASH, Grid, Line, csv_of, json_of, listed, numbers, stat_text
 
 MOST_PAIRS = 15
 """Pairs of a section that Markdown and the console show: those of six rows. pairs.csv and pairs.json have all."""
@@ -21,34 +21,31 @@ SHOWN_ELSEWHERE = (
 
 def interval_grid(title: str, rows: Sequence[Row], columns: Sequence[str]) -> Grid | None:
     """A line for each of our rows that has an interval; None where none has."""
-    shown = [row for row in rows if row.interval is not None and not row.interval.missing]
-    if not shown:
-        return None
-    lines = [
-        Line([row_name(row, rows), str(row.n), *interval_cells(row.interval, columns)], ours=True)
-        for row in shown
-        if row.interval is not None
-    ]
     found = [(row_name(row, rows), row.interval) for row in rows if row.interval is not None]
+    lines = [
+        Line([row_name(row, rows), str(row.n), *interval_cells(row.interval, columns)])
+        for row in rows
+        if row.interval is not None and not row.interval.missing
+    ]
+    if not lines:
+        return None
     return Grid(title, ["method", "n", "images", *columns, "avg"], lines, interval_lines(found))
 
 
 def pairs_grid(title: str, pairs: Sequence[Pair], rows: Sequence[Row]) -> Grid | None:
     """A line for each pair; None without pairs."""
-    shown = [pair for pair in pairs if pair.paired is not None]
-    if not shown:
-        return None
-    first = next(pair.paired for pair in shown if pair.paired is not None)
-    header = ["A", "B", "n", "images", "A − B", "seeds agree", f"{PERCENT} % interval", "p"]
-    lines = [
-        Line([row_name(pair.a, rows), row_name(pair.b, rows), *paired_cells(pair.paired)], ours=True)
-        for pair in shown[:MOST_PAIRS]
+    shown = [
+        (Line([row_name(pair.a, rows), row_name(pair.b, rows), *paired_cells(pair.paired)]), pair.paired)
+        for pair in pairs
         if pair.paired is not None
     ]
+    if not shown:
+        return None
+    header = ["A", "B", "n", "images", "A − B", "seeds agree", f"{PERCENT} % interval", "p"]
     caption = [
         "A − B: difference of the averages in percentage points, mean±sample standard deviation over the n seeds that "
         "both have",
-        *paired_lines(first, "pairs", len(shown)),
+        *paired_lines(shown[0][1], "pairs", len(shown)),
     ]
     if len(shown) > MOST_PAIRS:
         caption.append(f"{len(shown) - MOST_PAIRS} more pairs are in pairs.csv and pairs.json")
@@ -57,7 +54,7 @@ def pairs_grid(title: str, pairs: Sequence[Pair], rows: Sequence[Row]) -> Grid |
         if pair.reason:
             reasons.setdefault(pair.reason, []).append(f"{row_name(pair.a, rows)} and {row_name(pair.b, rows)}")
     caption += [f"not paired: {'; '.join(names)}: {reason}" for reason, names in reasons.items()]
-    return Grid(title, header, lines, caption)
+    return Grid(title, header, [line for line, _ in shown[:MOST_PAIRS]], caption)
 
 
 def interval_cells(interval: Interval, columns: Sequence[str]) -> list[str]:
@@ -128,6 +125,15 @@ def paired_lines(paired: Paired, of: str, number: int) -> list[str]:
     ]
 
 
+def uncertainty_lines(rows: Iterable[tuple[str, int, Interval | None]]) -> list[str]:
+    """What the mean±deviation of rows does not show, and where the rest stands; rows as name, seeds, interval."""
+    rows = list(rows)
+    images = {name: interval.images for name, _, interval in rows if interval and not interval.missing}
+    lines = claim_lines((name, seeds, images.get(name)) for name, seeds, _ in rows)
+    absent = missing_lines((name, interval) for name, _, interval in rows if interval)
+    return [*lines, *([SHOWN_ELSEWHERE] if images else []), *absent]
+
+
 def claim_lines(rows: Iterable[tuple[str, int, int | None]]) -> list[str]:
     """Sentences on rows with too few seeds or test images; rows as name, seeds, images (None where unknown)."""
     rows = list(rows)
@@ -148,21 +154,9 @@ def claim_lines(rows: Iterable[tuple[str, int, int | None]]) -> list[str]:
     return lines
 
 
-def row_welch(row: Row, published: Published | None) -> Welch | None:
-    """Welch's t-test of our average against the published one, where they may be compared and both have what it takes.
-
-    The published deviation is taken for a sample deviation over the stated runs, as the papers do not say which it is.
-    """
-    other = comparison(row, published)
-    if other is None:
-        return None
-    ours, theirs = row.average, other.average
-    return welch(ours.mean, ours.std, row.n, theirs.mean, theirs.std, other.n)
-
-
 def welch_lines(rows: Sequence[Row], published: Published | None) -> list[str]:
     """The tests against published rows: none or one line."""
-    tested: Mapping[str, Welch] = {
+    tested: dict[str, Welch] = {
         f"{row_name(row, rows)} (n = {row.n})": found
         for row in rows
         if (found := row_welch(row, published)) is not None
@@ -188,7 +182,7 @@ def p_text(p: float | None, resamples: int) -> str:
     return f"≤ {least:.1g}" if p <= least < 1 else f"{p:.2g}" if p < 0.995 else "1"
 
 
-def flat(interval: Interval | None, columns: Sequence[str]) -> dict[str, object]:
+def interval_csv(interval: Interval | None, columns: Sequence[str]) -> dict[str, object]:
     """An interval as the cells of a CSV line: `<column>_low`, `<column>_high` and what the interval is."""
     cells: dict[str, object] = {}
     for column in [*columns, "average"]:
@@ -196,11 +190,53 @@ def flat(interval: Interval | None, columns: Sequence[str]) -> dict[str, object]
         if interval is not None:
             found = interval.average if column == "average" else interval.per_class.get(column)
         cells |= {f"{column}_low": found.low if found else None, f"{column}_high": found.high if found else None}
-    known = interval is not None and not interval.missing
-    cells |= {
-        "interval_percent": interval.percent if interval and known else None,
-        "interval_images": interval.images if interval and known else None,
-        "interval_resamples": interval.resamples if interval and known else None,
-        "interval_missing": interval.missing if interval else "",
-    }
-    return cells
+    usable = interval if interval is not None and not interval.missing else None
+    cells |= {f"interval_{name}": getattr(usable, name, None) for name in ("percent", "images", "resamples")}
+    return cells | {"interval_missing": interval.missing if interval else ""}
+
+
+_PARTS = ("mean", "std", "agree", "low", "high", "p")
+
+
+def pair_files(
+    pairs: Sequence[Pair], rows: Sequence[Row], columns: Sequence[str], about: Mapping[str, Any]
+) -> dict[str, str]:
+    """All pairs as the contents of `pairs.csv` and `pairs.json`.
+
+    Args:
+        rows: of the report, by which the pairs' rows are named. about: what every line says, by its column.
+    """
+    every = [*columns, "average"]
+    facts = [
+        {
+            **about, "data": pair.a.data, "preset": pair.a.preset, "a": row_name(pair.a, rows),
+            "b": row_name(pair.b, rows), "a_series": pair.a.series, "b_series": pair.b.series,
+            "unit": "percentage points", "reason": pair.reason,
+        }
+        for pair in pairs
+    ]  # fmt: skip
+    entries = [
+        {**each, "paired": asdict(pair.paired) if pair.paired else None}
+        for each, pair in zip(facts, pairs, strict=True)
+    ]
+    lines = []
+    for each, pair in zip(facts, pairs, strict=True):
+        line: dict[str, Any] = dict(each)
+        if (paired := pair.paired) is not None:
+            line |= {"n": len(paired.seeds), "seeds": " ".join(map(str, paired.seeds))}
+            line |= {name: getattr(paired, name) for name in ("images", "percent", "resamples")}
+            for column in every:
+                found = paired.average if column == "average" else paired.per_class.get(column)
+                line |= {f"{column}_{part}": value for part, value in difference_cells(found).items()}
+        lines.append(line)
+    names = [*about, "data", "preset", "a", "b", "a_series", "b_series", "unit", "reason", "n", "seeds", "images"]
+    names += ["percent", "resamples", *(f"{column}_{part}" for column in every for part in _PARTS)]
+    return {"pairs.csv": csv_of(lines, names), "pairs.json": json_of(entries)}
+
+
+def difference_cells(found: Difference | None) -> dict[str, float | None]:
+    """A difference as cells of a CSV line: mean, std, agree, low, high and p."""
+    if found is None:
+        return dict.fromkeys(_PARTS)
+    low, high = (found.bounds.low, found.bounds.high) if found.bounds else (None, None)
+    return dict(zip(_PARTS, (found.mean, found.std, found.agree, low, high, found.p), strict=True))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_bench.report.kept import read_kept
-from slime_bench.report.plots import paint as painted
+from slime_bench.report.collect import read_optional
+from slime_bench.report.figures import paint as painted
 from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.results.result import TrialResult
 
@@ -64,26 +64,25 @@ def gallery(
     found: list[tuple[tuple[int, int], dict[str, Any]]] = []
     order = {series: index for index, (series, _) in enumerate(rows)}
     labels = dict(rows)
-    trials = [one for one in results if one.series in order]
-    ranks: dict[str, int] = {}
+    trials: list[tuple[int, int, TrialResult]] = []
+    for series, index in order.items():
+        members = sorted((one for one in results if one.series == series), key=lambda one: one.seed)
+        trials += [(rank, index, one) for rank, one in enumerate(members)]
     left_out = 0
-    seeds = sorted(trials, key=lambda one: one.seed)
-    for one in seeds:
-        ranks[one.signature] = sum(other.series == one.series and other.seed < one.seed for other in seeds)
-    for one in sorted(trials, key=lambda one: (ranks[one.signature], order[one.series])):
+    for _, index, one in sorted(trials, key=lambda each: each[:2]):
         path = folders[one.signature] / QUALITATIVE_FILE
         if not path.is_file():
             continue
         if album.full:
             left_out += 1
             continue
-        kept = read_kept(path, read_qualitative)
-        if kept is None:
+        content = read_optional(path, read_qualitative)
+        if content is None:
             continue
-        items, classes = kept
+        items, classes = content
         entries = [_entry(item, classes, album) for item in items]
         entry = {"label": labels[one.series], "seed": one.seed, "classes": classes, "items": entries}
-        found.append(((order[one.series], one.seed), entry))
+        found.append(((index, one.seed), entry))
     if not found:
         return None
     found.sort(key=lambda each: each[0])

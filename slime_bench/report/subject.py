@@ -1,54 +1,59 @@
-"""Tables of one subject: console, Markdown, CSV and `table.json`, all from the same rows, all with the same caption."""
+"""The main table of one subject: its rows and captions, and its files, all from the same rows."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slime_bench.metrics import CONVENTION_RULES
-from slime_bench.report import method_facts
-from slime_bench.report.aggregate import (
+from slime_bench.metrics.bootstrap import PERCENT
+from slime_bench.report.collect import Collected, Defaults, FailedTrial, relative
+from slime_bench.report.published import Published, PublishedRow
+from slime_bench.report.rows import (
+    NOTHING,
     PAPER_PRESET,
-    Collected,
-    FailedTrial,
     MissingTrial,
     Row,
-    Usual,
     aggregate,
     choices,
+    column_order,
     comparison,
     difference,
     missing,
+    possible_shots,
     published_rows,
+    row_name,
     with_intervals,
-    without_own_reports,
     without_variants,
 )
-from slime_bench.report.grid import DASH, Grid, Line, numbers, stat_text
-from slime_bench.report.grid import markdown as grid_markdown
-from slime_bench.report.interval_tables import (
-    SHOWN_ELSEWHERE,
-    claim_lines,
-    flat,
+from slime_bench.report.statistics import ImageBootstrap, Pair, row_pairs, row_welch
+from slime_bench.report.table import (
+    DASH,
+    UNIT,
+    Grid,
+    Line,
+    csv_of,
+    json_of,
+    latex,
+    listed,
+    metric_lines,
+    numbers,
+    prepared_lines,
+    published_line,
+    stat_cells,
+    stat_text,
+    write_files,
+)
+from slime_bench.report.table import markdown as grid_markdown
+from slime_bench.report.uncertainty import (
+    interval_csv,
     interval_grid,
-    missing_lines,
+    pair_files,
     pairs_grid,
-    row_welch,
+    uncertainty_lines,
     welch_lines,
 )
-from slime_bench.report.intervals import ImageBootstrap
-from slime_bench.report.latex import latex
-from slime_bench.report.pairs import Pair, pairs_csv, pairs_json, row_name, row_pairs
-from slime_bench.report.published import Published, PublishedRow, Stat
-from slime_bench.report.statistics import PERCENT
-from slime_bench.storage import write_atomic
-
-UNIT = "percent"
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def subject_report(
     background: bool = True,
     expected_shots: Sequence[int] = (0, 1, 10),
     expected_seeds: Sequence[int] = (0, 1, 2),
-    usual: Usual | None = None,
+    defaults: Defaults | None = None,
     show_variants: bool = False,
     bootstrap: ImageBootstrap | None = None,
 ) -> SubjectReport:
@@ -116,16 +121,16 @@ def subject_report(
 
     Args:
         expected_shots: 0 is expected of the methods alone that can do without support images.
-        usual: default settings of each family (see `usual.default_settings`); where they are known and have results,
-            the table is theirs, and the other settings are hidden unless `show_variants`.
+        defaults: default settings of each family (see `collect.default_settings`); where they are known and have
+            results, the table is theirs, and the other settings are hidden unless `show_variants`.
         bootstrap: over the test images of `collected`; without it there are no intervals and no pairs.
 
     Raises:
         ResultError: see `aggregate`.
     """
-    collected = without_own_reports(collected)
+    collected = collected.of_report(None)
     results = [result for result in collected.results if result.subject == subject]
-    every = aggregate(results, convention, background, expected_seeds, usual)
+    every = aggregate(results, convention, background, expected_seeds, defaults)
     if bootstrap is not None:
         every = with_intervals(every, results, bootstrap)
     rows = every if show_variants else without_variants(every)
@@ -144,16 +149,10 @@ def subject_report(
         invalid=collected.invalid,
         convention=convention,
         background_in_average=background,
-        expected_shots=_possible_shots(rows, expected_shots),
+        expected_shots=possible_shots(rows, expected_shots),
         expected_seeds=tuple(expected_seeds),
         pairs=row_pairs(rows, results, bootstrap) if bootstrap is not None else [],
     )
-
-
-def column_order(published: Published | None, classes: Sequence[str]) -> list[str]:
-    """The paper's column order, then classes it does not have; without a paper the background comes last."""
-    columns = list(published.columns) if published else [*classes[1:], *classes[:1]]
-    return columns + [name for name in classes if name not in columns]
 
 
 def sections(report: SubjectReport) -> list[Section]:
@@ -192,13 +191,18 @@ def csv_text(report: SubjectReport) -> str:
     """All rows as CSV with full precision; every row says what the captions say."""
     names = ["method", "backbone", "data", "subject", "shots", "preset", "protocol", "variant", "convention"]
     names += ["prepared", "stated", "background_in_average", "published", "other_data", "supervised", "source"]
-    names += ["unit", "seeds", "n"]
-    names += ["missing_seeds", "usual", "notes"]
-    names += [f"{column}_{part}" for column in [*report.columns, "average"] for part in ("mean", "std")]
-    names += ["average_minus_published", "welch_t", "welch_p", *flat(None, report.columns)]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
+    names += [
+        "unit",
+        "seeds",
+        "n",
+        "missing_seeds",
+        "default",
+        "notes",
+        *stat_cells(report.columns, {}, average=NOTHING),
+    ]
+    names += ["average_minus_published"]
+    names += ["welch_t", "welch_p", *interval_csv(None, report.columns)]
+    lines = []
     for row in all_rows(report):
         line: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
         line |= {
@@ -208,38 +212,36 @@ def csv_text(report: SubjectReport) -> str:
             "notes": "; ".join(row.notes),
             "prepared": choices(row.prepared),
             "stated": "; ".join(f"{name} {text}" for name, text in row.stated.items()),
+            **stat_cells(report.columns, row.per_class, average=row.average),
+            **interval_csv(row.interval, report.columns),
         }
-        for column in [*report.columns, "average"]:
-            stat = row.average if column == "average" else row.per_class.get(column, Stat(None, None))
-            line |= {f"{column}_mean": stat.mean, f"{column}_std": stat.std}
         gap, test = difference(row, comparison(row, report.published)), row_welch(row, report.published)
-        line |= {"average_minus_published": gap["average"] if gap else None, **flat(row.interval, report.columns)}
+        line |= {"average_minus_published": gap["average"]} if gap else {}
         line |= {"welch_t": test.statistic, "welch_p": test.p} if test else {}
-        writer.writerow(line)
-    return buffer.getvalue()
+        lines.append(line)
+    return csv_of(lines, names)
 
 
 def table_json(report: SubjectReport) -> str:
     """All rows as a JSON list; means and deviations in percent."""
     rows = []
     for row in all_rows(report):
-        entry = asdict(row)
         test = row_welch(row, report.published)
-        entry |= {"unit": UNIT, "difference": difference(row, comparison(row, report.published))}
-        entry |= {"welch": asdict(test) if test else None}
-        rows.append(entry)
-    return json.dumps(rows, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        gap = difference(row, comparison(row, report.published))
+        rows.append({**asdict(row), "unit": UNIT, "difference": gap, "welch": asdict(test) if test else None})
+    return json_of(rows)
 
 
 def trials_json(report: SubjectReport, root: Path) -> str:
     """What was expected and is missing, what failed and what could not be read; paths relative to `root`."""
-    content = {
-        "expected": {"shots": list(report.expected_shots), "seeds": list(report.expected_seeds)},
-        "missing": [asdict(trial) for trial in report.missing],
-        "failed": [{**asdict(trial), "folder": _relative(trial.folder, root)} for trial in report.failed],
-        "invalid": [{"path": _relative(path, root), "reason": reason} for path, reason in report.invalid],
-    }
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json_of(
+        {
+            "expected": {"shots": list(report.expected_shots), "seeds": list(report.expected_seeds)},
+            "missing": [asdict(trial) for trial in report.missing],
+            "failed": [{**asdict(trial), "folder": relative(trial.folder, root)} for trial in report.failed],
+            "invalid": [{"path": relative(path, root), "reason": reason} for path, reason in report.invalid],
+        }
+    )
 
 
 def write_tables(report: SubjectReport, folder: Path, root: Path, pictures: Sequence[str] = ()) -> list[Path]:
@@ -254,20 +256,11 @@ def write_tables(report: SubjectReport, folder: Path, root: Path, pictures: Sequ
         "table.md": markdown(report, pictures),
         "table.csv": csv_text(report),
         "table.tex": latex(grid for each in sections(report) for grid in (section_grid(each), *each.extra)),
-        "pairs.csv": pairs_csv(report.pairs, report.rows, report.columns, about),
-        "pairs.json": pairs_json(report.pairs, report.rows, about),
+        **pair_files(report.pairs, report.rows, report.columns, about),
         "trials.json": trials_json(report, root),
         "table.json": table_json(report),
     }
-    for name, text in contents.items():
-        write_atomic(folder / name, text.encode())
-    return [folder / name for name in contents]
-
-
-def _possible_shots(rows: Iterable[Row], shots: Sequence[int]) -> tuple[int, ...]:
-    """Those of `shots` that a method of the rows can have."""
-    possible = {number for row in rows for number in method_facts.expected_shots(row.method, shots)}
-    return tuple(number for number in shots if number in possible)
+    return write_files({folder / name: text for name, text in contents.items()})
 
 
 def _section(report: SubjectReport, preset: str, data: str) -> Section:
@@ -278,9 +271,9 @@ def _section(report: SubjectReport, preset: str, data: str) -> Section:
     rows = sorted([*theirs, *ours], key=lambda row: -1 if row.shots is None else row.shots)
     where = f"(preset {preset}, data {data})"
     pairs = [pair for pair in report.pairs if (pair.a.preset, pair.a.data) == (preset, data)]
-    spread = f"{report.subject}: {PERCENT} % intervals of the IoU in percent over test images {where}"
+    title = f"{report.subject}: {PERCENT} % intervals of the IoU in percent over test images {where}"
     extra = [
-        interval_grid(spread, ours, report.columns),
+        interval_grid(title, ours, report.columns),
         pairs_grid(f"{report.subject}: paired differences of the average IoU {where}", pairs, ours),
     ]
     return Section(
@@ -294,13 +287,13 @@ def _section(report: SubjectReport, preset: str, data: str) -> Section:
 
 
 def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str) -> list[str]:
-    backbones, protocols = (_listed(getattr(row, name) for row in ours) for name in ("backbone", "protocol"))
+    backbones, protocols = (listed(sorted(getattr(row, name) for row in ours)) for name in ("backbone", "protocol"))
     lines = [
         f"preset {preset}; data {data}; backbone {backbones}; protocol {protocols}",
         *prepared_lines(row.prepared for row in ours),
         *_stated_lines(ours),
         *metric_lines(report.convention, report.background_in_average, [row.n for row in ours]),
-        *_uncertainty(ours),
+        *uncertainty_lines((row_name(row, ours), row.n or 0, row.interval) for row in ours),
     ]
     if report.published:
         note = "* = trained on a whole annotated set"
@@ -323,20 +316,6 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     return lines
 
 
-def _uncertainty(ours: Sequence[Row]) -> list[str]:
-    """What the mean±deviation does not show, and where the rest stands."""
-    found = {row_name(row, ours): row.interval for row in ours if row.interval is not None}
-    known = {name: interval.images for name, interval in found.items() if not interval.missing}
-    lines = claim_lines((row_name(row, ours), row.n or 0, known.get(row_name(row, ours))) for row in ours)
-    return [*lines, *([SHOWN_ELSEWHERE] if known else []), *missing_lines(found.items())]
-
-
-def prepared_lines(prepared: Iterable[Mapping[str, str]]) -> list[str]:
-    """How the data were prepared: none or one line."""
-    stated = "; or with ".join(sorted({choices(each) for each in prepared if each}))
-    return [f"data prepared with {stated}"] if stated else []
-
-
 def _stated_lines(rows: Iterable[Row]) -> list[str]:
     """What rows say of their settings, one line for all rows that say the same."""
     grouped: dict[tuple[tuple[str, str], ...], list[str]] = {}
@@ -344,31 +323,13 @@ def _stated_lines(rows: Iterable[Row]) -> list[str]:
     differ = [key for key in ("backbone", "protocol") if len({getattr(row, key) for row in named}) > 1]
     for row in named:
         about = ", ".join([*(getattr(row, key) for key in differ), *([row.variant] if row.variant else [])])
-        name = method_facts.display_name(row.method, row.shots) + (f" ({about})" if about else "")
+        name = row.label + (f" ({about})" if about else "")
         grouped.setdefault(tuple(row.stated.items()), []).append(name)
     heads = {"crf": "CRF", "layers": "layers", "prompts": "prompts"}
     return [
-        f"{method_facts.listed(names)}: {'; '.join(f'{heads.get(key, key)} {text}' for key, text in said)}"
+        f"{listed(names)}: {'; '.join(f'{heads.get(key, key)} {text}' for key, text in said)}"
         for said, names in grouped.items()
     ]
-
-
-def metric_lines(convention: str, background: bool, runs: Sequence[int | None]) -> list[str]:
-    """How the numbers of a table came about: convention, average, and seeds behind the rows."""
-    counts = ", ".join(map(str, sorted({count for count in runs if count})))
-    return [
-        f"convention {convention}: {CONVENTION_RULES[convention]}; "
-        f"average over the classes {'with' if background else 'without'} background",
-        f"mean±sample standard deviation over n seeds (n = {counts}); no deviation for one seed",
-    ]
-
-
-def published_line(published: Published, preset: str) -> str:
-    """Where published rows come from, and whether rows of `preset` may be compared with them."""
-    where = f"{published.data}, {published.backbone}; {published.citation}"
-    if preset == PAPER_PRESET:
-        return f"published rows: {where}"
-    return f"published rows: OTHER DATA ({where}), shown for orientation and not comparable with preset {preset}"
 
 
 def _missing_line(report: SubjectReport, preset: str, data: str) -> str:
@@ -378,7 +339,7 @@ def _missing_line(report: SubjectReport, preset: str, data: str) -> str:
             key = (trial.method, trial.protocol, trial.variant, trial.shots)
             grouped.setdefault(key, []).append(trial.seed)
     here = [row for row in report.rows if (row.preset, row.data) == (preset, data)]
-    shots = numbers(_possible_shots(here, report.expected_shots))
+    shots = numbers(possible_shots(here, report.expected_shots))
     seeds = numbers(report.expected_seeds)
     if not grouped:
         return f"missing trials: none (of shots {shots}; seeds {seeds})"
@@ -402,10 +363,9 @@ def _header(section: Section) -> list[str]:
 
 
 def _cells(section: Section, row: Row) -> list[str]:
-    name = row.method if row.published else method_facts.display_name(row.method, row.shots)
-    name += "*" if row.supervised else ""
+    name = row.label + ("*" if row.supervised else "")
     optional = [str(getattr(row, key)) or DASH for key in _optional(section)]
-    stats = [row.per_class.get(column, Stat(None, None)) for column in section.columns]
+    stats = [row.per_class.get(column, NOTHING) for column in section.columns]
     cells = [name, DASH if row.shots is None else str(row.shots), *optional]
     cells += [
         DASH if row.n is None else str(row.n),
@@ -416,11 +376,3 @@ def _cells(section: Section, row: Row) -> list[str]:
         cells.append(DASH if gap is None or gap["average"] is None else f"{gap['average']:+.1f}")
     source = f"{row.source}{', other data' if row.other_data else ''}" if row.published else "ours"
     return [*cells, source]
-
-
-def _listed(values: Any) -> str:
-    return ", ".join(sorted(set(values)))
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -1,0 +1,371 @@
+"""What lies under an outputs folder: results, failures, what was kept beside them, and where and with what they ran."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from slime_bench.errors import ConfigError, ResultError
+from slime_bench.results import identity
+from slime_bench.results.environment import read_environment
+from slime_bench.results.identity import canonical_json, flatten, parse_trial_folder
+from slime_bench.results.result import RESULT_FILE, TrialResult, read_result
+
+if TYPE_CHECKING:
+    from slime_bench.config.schema import TrialConfig
+
+Family = tuple[str, str, str, str, str, str]
+"""Names of method, backbone, data, subject, preset and protocol."""
+Defaults = Mapping[Family, Mapping[str, str]]
+"""Default settings of a family: dotted key -> text, as `settings` gives them."""
+Config = Mapping[str, Any]
+Key = TypeVar("Key", bound=Hashable)
+T = TypeVar("T")
+_OWN_COLUMNS = ("seed", "shots", "metric")
+_AUTO = "auto"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FailedTrial:
+    """A trial folder with `error.json` and no valid result."""
+
+    folder: Path
+    data: str
+    method: str
+    shots: int
+    seed: int
+    summary: str
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What lies under an outputs folder.
+
+    Attributes:
+        results: valid results, one per signature, sorted by data, method, shots, series and seed.
+        folders: signature -> the trial's folder.
+        invalid: files that are no valid result, with the reason.
+        failed: trials that ended in an error and have no valid result.
+    """
+
+    results: list[TrialResult]
+    folders: dict[str, Path]
+    invalid: list[tuple[Path, str]]
+    failed: list[FailedTrial]
+
+    @property
+    def own_reports(self) -> dict[str, str]:
+        """Method -> name of the report that its trials have instead of rows in the main tables."""
+        return {one.method: name for one in self.results if (name := one.facts.get("own_report"))}
+
+    def of_report(self, name: str | None) -> Collected:
+        """The trials of the methods that have the report `name`; of the main tables for None."""
+        own = self.own_reports
+        return replace(
+            self,
+            results=[one for one in self.results if own.get(one.method) == name],
+            failed=[one for one in self.failed if own.get(one.method) == name],
+        )
+
+
+def collect(root: Path) -> Collected:
+    """Reads `<root>/runs/**/result.json`; what is not valid is listed and does not stop the report."""
+    results: dict[str, TrialResult] = {}
+    folders: dict[str, Path] = {}
+    invalid: list[tuple[Path, str]] = []
+    for path in sorted((root / "runs").glob(f"**/{RESULT_FILE}")):
+        try:
+            result = read_result(path)
+        except ResultError as error:
+            found = "" if error.found is None else f" ({error.found})"
+            invalid.append((path, f"{error.summary}{found}"))
+            continue
+        trial = parse_trial_folder(path.parent)
+        if trial is None or any(trial[name] != getattr(result, name) for name in trial):
+            invalid.append((path, "The result does not belong to the folder it lies in."))
+        elif result.signature in results:
+            invalid.append((path, f"A second result of {folders[result.signature]}; only the first is used."))
+        else:
+            results[result.signature], folders[result.signature] = result, path.parent
+    ordered = sorted(results.values(), key=lambda one: (one.data, one.method, one.shots, one.series, one.seed))
+    valid = set(folders.values())
+    errors = [path for path in sorted((root / "runs").glob("**/error.json")) if path.parent not in valid]
+    failed = [one for path in errors if (one := _failed(path)) is not None]
+    return Collected(ordered, folders, invalid, failed)
+
+
+def _failed(path: Path) -> FailedTrial | None:
+    trial = parse_trial_folder(path.parent)
+    if trial is None:
+        return None
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        texts = [str(fields[name]) for name in ("type", "summary", "message") if fields.get(name)]
+    except (OSError, ValueError, AttributeError):
+        texts = []
+    summary = ": ".join(texts[:2]).splitlines()[0] if texts else "error.json does not say why"
+    return FailedTrial(path.parent, trial["data"], trial["method"], trial["shots"], trial["seed"], summary)
+
+
+def read_optional(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of a file that the report alone needs: a spoilt one costs its own picture, and nothing else.
+
+    None where there is no file, or, with a warning, where `read` raises ResultError.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return read(path)
+    except ResultError as error:
+        _LOG.warning("%s", error)
+        return None
+
+
+def relative(path: Path, root: Path) -> str:
+    """A path below the outputs folder as reports tell it."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def reason(error: ResultError) -> str:
+    """An error in one sentence, without the folders of one machine."""
+    return error.summary.rstrip(".")
+
+
+# ------------------------------------------------------------------------------------------------- where trials ran
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Sorted distinct facts of the trials behind a table.
+
+    Attributes:
+        devices, platforms: as the trials recorded them.
+        commits: abbreviated, with `+changes` where the checkout held uncommitted ones.
+        first, last: days (ISO) on which the first and the last trial finished, empty where none says so.
+        unknown: trials without a readable `environment.json`.
+    """
+
+    devices: list[str]
+    platforms: list[str]
+    commits: list[str]
+    first: str
+    last: str
+    unknown: int
+
+    def line(self) -> str:
+        """One line for a caption."""
+        if not self.devices:
+            return "machine, commit and date are not recorded"
+        days = self.first if self.first == self.last else f"{self.first} to {self.last}"
+        parts = [
+            f"ran on {', '.join(self.devices)} ({', '.join(self.platforms)})",
+            f"commit {', '.join(self.commits) or 'not recorded'}",
+            days or "date not recorded",
+        ]
+        return "; ".join([*parts, *([f"{self.unknown} trial(s) do not say"] if self.unknown else [])])
+
+
+def provenance(folders: Iterable[Path]) -> Provenance:
+    """The provenance of the trials in these folders; a missing or spoilt file is counted, not an error."""
+    found = [read_environment(folder) or {} for folder in folders]
+    facts = [each for each in found if isinstance(each.get("device"), str)]
+    days = sorted(str(each["finished"])[:10] for each in facts if each.get("finished"))
+    return Provenance(
+        devices=sorted({each["device"] for each in facts}),
+        platforms=sorted({each["platform"] for each in facts if each.get("platform")}),
+        commits=sorted({commit for each in facts if (commit := commit_of(each, "+changes"))}),
+        first=days[0] if days else "",
+        last=days[-1] if days else "",
+        unknown=len(found) - len(facts),
+    )
+
+
+def commit_of(environment: Mapping[str, Any], changes: str) -> str:
+    """The abbreviated commit, with `changes` where the checkout held uncommitted ones; empty where it is not known."""
+    git = environment.get("git") or {}
+    commit = git.get("commit") or ""
+    return commit[:9] + (changes if commit and git.get("dirty") else "")
+
+
+# ----------------------------------------------------------------------------------- settings, and what sets rows apart
+
+
+def family(result: TrialResult) -> Family:
+    """The names under which results stand side by side."""
+    return (result.method, result.backbone, result.data, result.subject, result.preset, result.protocol)
+
+
+def settings(config: Config) -> dict[str, str]:
+    """Dotted key -> text of what a recorded configuration says, without what has a column of its own."""
+    own = {key: value for key, value in config.items() if key not in _OWN_COLUMNS}
+    return {key: value if isinstance(value, str) else canonical_json(value) for key, value in flatten(own)}
+
+
+def plain(cfg: TrialConfig) -> dict[str, Any]:
+    """A configuration as plain values, and under `decided` what of it decides the trial's numbers."""
+    return {**cfg.plain, "decided": identity.deciding(cfg)}
+
+
+def default_settings(results: Sequence[TrialResult], extra_dir: str | None = None) -> Defaults:
+    """Family -> its default settings, for every family whose results have several settings.
+
+    A family whose names are no files of conf/ is left out: nobody knows its default. Composing costs a moment; where
+    there is one setting it is not needed.
+    """
+    different: dict[Family, set[str]] = defaultdict(set)
+    for result in results:
+        different[family(result)].add(canonical_json(settings(result.config)))
+    several = [names for names, found in different.items() if len(found) > 1]
+    return {names: default for names in several if (default := _composed(names, extra_dir)) is not None}
+
+
+def _composed(names: Family, extra_dir: str | None) -> dict[str, str] | None:
+    from slime_bench.config.compose import plan
+
+    method, backbone, data, subject, preset, protocol = names
+    groups = [f"method={method}", f"backbone={backbone}", f"data={data}", f"preset={preset}", f"protocol={protocol}"]
+    # An experiment may set what its preset leaves open, e.g. the patches of the paper's faces.
+    for chosen in ([f"experiment={preset}_{subject}", *groups], groups):
+        try:
+            (cfg,) = plan(chosen, extra_dir=extra_dir).trials
+        except ConfigError as error:
+            _LOG.debug("no default settings for %s: %s", chosen, error.summary)
+        else:
+            values = settings(identity.recorded(cfg))
+            return {key: text for key, text in values.items() if key != "trainer.device"}  # a fact of the machine
+    return None
+
+
+def is_default(trial: TrialResult, defaults: Defaults | None) -> bool:
+    """Whether a trial has the default settings, or it is not known what those are."""
+    have = settings(trial.config)
+    return all(have.get(key) == text for key, text in (defaults or {}).get(family(trial), {}).items())
+
+
+def variants(trials: Sequence[TrialResult], defaults: Defaults | None = None) -> dict[str, str]:
+    """Series -> label, for one trial of every series.
+
+    Among the series of one method, backbone, data, preset, protocol and number of shots, a label lists the settings in
+    which a series departs from the default, or where that is not known from the most common value. Where no value is
+    the most common, every series states its own.
+    """
+    families: dict[tuple[Any, ...], list[TrialResult]] = defaultdict(list)
+    for trial in trials:
+        families[(*family(trial), trial.shots)].append(trial)
+    labels: dict[str, str] = {}
+    for members in families.values():
+        labels |= _labels(members, (defaults or {}).get(family(members[0]), {}))
+    return labels
+
+
+def _labels(members: Sequence[TrialResult], default: Mapping[str, str]) -> dict[str, str]:
+    every = {member.series: _distinguishing(member) for member in members}
+    keys = sorted({key for values in every.values() for key in values})
+    shown: dict[str, list[str]] = {series: [] for series in every}
+    for key in keys:
+        texts = {series: values.get(key, "-") for series, values in every.items()}
+        common = Counter(texts.values()).most_common(2)
+        if key in default:
+            reference: str | None = default[key]
+        elif len(common) == 1:
+            continue
+        else:
+            reference = common[0][0] if common[0][1] > common[1][1] else None
+        for series, text in texts.items():
+            if text != reference:
+                shown[series].append(f"{shortened(key, keys)}={text}")
+    labels = {series: ", ".join(parts) for series, parts in shown.items()}
+    # Redacted values can be all that sets two series apart: then only the hash can tell them apart.
+    twice = Counter(labels.values())
+    return {
+        series: label if twice[label] == 1 else f"{label + ', ' if label else ''}series={series[:8]}"
+        for series, label in labels.items()
+    }
+
+
+def _distinguishing(trial: TrialResult) -> dict[str, str]:
+    prepared = {f"prepared.{name}": value for name, value in trial.prepared.items()}
+    fingerprints = {f"fingerprint.{name}": value[:12] for name, value in trial.fingerprints.items()}
+    return settings(trial.config) | prepared | fingerprints
+
+
+def shortened(key: str, keys: Sequence[str]) -> str:
+    """The shortest tail of a dotted key that names no other key."""
+    parts = key.split(".")
+    for length in range(2 if parts[-1] == "enabled" else 1, len(parts)):  # of what? says the part before
+        tail = ".".join(parts[-length:])
+        if sum(other == tail or other.endswith(f".{tail}") for other in keys) == 1 and parts[0] != "fingerprint":
+            return tail
+    return key
+
+
+# --------------------------------------------------------------------------- results of trials that were composed alone
+
+
+@dataclass(frozen=True)
+class Matched(Generic[Key]):
+    """What became of planned trials.
+
+    Attributes:
+        results: of the trials that are finished, all on one device, with the same weights and data.
+        failed: trials without a result that left an error behind.
+        left_out: further results of the same trials on another device, or with other weights or data.
+    """
+
+    results: dict[Key, TrialResult]
+    failed: dict[Key, FailedTrial]
+    left_out: int
+
+
+def _world(result: TrialResult) -> str:
+    device = result.config.get("trainer", {}).get("device")
+    return canonical_json([device, *(result.fingerprints.get(name) for name in ("backbone", "data"))])
+
+
+def match(
+    planned: Mapping[Key, Config], collected: Collected, world: Callable[[TrialResult], str] = _world
+) -> Matched[Key]:
+    """The results of planned trials: those with the same signature.
+
+    What a configuration only points to (weights, data, the device `auto` stands for) is known from the results alone.
+    Results that differ in it must not stand in one table: the largest set is taken, of equal ones the latest.
+
+    Args:
+        planned: configurations of the trials, as `plain` gives them.
+        world: what has to be the same of results in one table.
+    """
+    candidates: dict[tuple[Any, ...], list[TrialResult]] = defaultdict(list)
+    for result in collected.results:
+        candidates[result.data, result.method, result.shots, result.seed].append(result)
+    worlds: dict[str, dict[Key, TrialResult]] = defaultdict(dict)
+    for key, config in planned.items():
+        for result in candidates[config["data"]["name"], config["method"]["name"], config["shots"], config["seed"]]:
+            if _signature_on(config, result) == result.signature:
+                worlds[world(result)][key] = result
+    if not worlds:
+        return Matched({}, {}, 0)
+
+    def latest(results: Iterable[TrialResult]) -> float:
+        return max((collected.folders[one.signature] / RESULT_FILE).stat().st_mtime for one in results)
+
+    results = worlds.pop(max(worlds, key=lambda name: (len(worlds[name]), latest(worlds[name].values()), name)))
+    witness = next(iter(results.values()))
+    errors = {trial.folder.name: trial for trial in collected.failed}
+    names = {key: f"seed{config['seed']}-{_signature_on(config, witness)}" for key, config in planned.items()}
+    failed = {key: errors[name] for key, name in names.items() if key not in results and name in errors}
+    return Matched(results, failed, sum(map(len, worlds.values())))
+
+
+def _signature_on(config: Config, witness: TrialResult) -> str:
+    """The signature that the trial has on the device, weights and data of `witness`."""
+    decided = config["decided"]
+    trainer = decided["trainer"]
+    if trainer["device"] == _AUTO:
+        trainer = {**trainer, "device": witness.config.get("trainer", {}).get("device", _AUTO)}
+    return identity.signature_of({**decided, "trainer": trainer}, witness.fingerprints)

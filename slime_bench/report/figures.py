@@ -1,0 +1,191 @@
+"""Figures as PNG: test images beside ground truth, prediction and maps; the ranking experiment.
+
+They are drawn without pyplot: no global state, no display, and nothing to close.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slime_bench.report.published import Stat
+from slime_bench.report.ranking import Ensemble, Group
+from slime_bench.results.qualitative import GridItem, check_items
+from slime_bench.storage import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CELL = 1.3
+"""Width and height of one cell in inches; titles and the legend have half a cell each, above and below."""
+DPI = 100
+IGNORED = (0.6, 0.6, 0.6)
+_BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#777777"
+
+
+def _figure(**options: Any) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(**options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})  # the version would change the bytes
+    write_atomic(path, buffer.getvalue())
+
+
+def grid_size(rows: int, classes: int) -> tuple[int, int]:
+    """Width and height in pixels of the grid of `rows` images."""
+    return round((3 + classes) * CELL * DPI), round((rows + 1) * CELL * DPI)
+
+
+def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Sequence[str], title: str = "") -> None:
+    """Draws one row per item: image, ground truth, prediction, one map per class; writes a PNG atomically.
+
+    Raises:
+        ResultError: no items, or items that do not fit the classes.
+        StorageError: the file cannot be written.
+    """
+    from matplotlib.patches import Patch
+
+    check_items(items, classes, path)
+    rows, columns = len(items), 3 + len(classes)
+    width, height = grid_size(rows, len(classes))
+    figure = _figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    margin = 0.5 / (rows + 1)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=margin, top=1 - margin, wspace=0.03, hspace=0.03)
+    colours = class_colours(len(classes))
+    for row, item in enumerate(items):
+        _show(axes[row, 0], item.image)
+        _show(axes[row, 1], paint(item.label, colours))
+        _show(axes[row, 2], paint(item.prediction, colours))
+        for index, score in enumerate(item.maps):
+            _show(axes[row, 3 + index], np.asarray(score, dtype=np.float32), cmap="magma")
+        axes[row, 0].set_ylabel(item.image_id, fontsize=5)
+    for column, name in enumerate(["image", "ground truth", "prediction", *(f"WAS {name}" for name in classes)]):
+        axes[0, column].set_title(name, fontsize=7)
+    patches = [Patch(color=tuple(colour), label=name) for colour, name in zip(colours, classes, strict=True)]
+    figure.legend(handles=patches, loc="lower center", ncols=len(classes), fontsize=7, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=8, y=0.995, va="top")
+    _save(figure, path)
+
+
+def class_colours(number: int) -> NDArray[np.float64]:
+    """Distinct RGB colours [K,3] in 0..1; the background is near black."""
+    from matplotlib import colormaps
+
+    size = 10 if number <= 11 else 20
+    parts = colormaps[f"tab{size}"](np.arange(max(number - 1, 0)) % size)[:, :3]
+    return np.concatenate([[[0.1, 0.1, 0.1]], parts])[:number]
+
+
+def paint(labels: NDArray[Any], colours: NDArray[Any], ignored: tuple[float, float, float] = IGNORED) -> NDArray[Any]:
+    """Label map [H,W] as an RGB image [H,W,3] of the colours' [K,3] type and range; labels outside the classes are
+    `ignored`, a grey."""
+    table = np.vstack([colours, np.array([ignored], dtype=colours.dtype)])
+    return table[np.where((labels >= 0) & (labels < len(colours)), labels, len(colours)).astype(np.int64)]
+
+
+def _show(axis: Axes, image: NDArray[Any], **options: Any) -> None:
+    axis.imshow(image, interpolation="nearest", aspect="auto", **options)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def layers_figure(path: Path, group: Group, title: str) -> None:
+    """InfoScore (left axis) and mIoU alone (right axis) of every layer, means with sample deviations over seeds.
+
+    As Figure 3 of the paper.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    figure, axis = _axes(title)
+    names, prefix = short_names([layer.name for layer in group.layers])
+    places = list(range(len(names)))
+    other = axis.twinx()
+    lines = [
+        _curve(axis, places, [layer.info_score for layer in group.layers], _BLUE, "InfoScore", "o-"),
+        _curve(other, places, [layer.miou for layer in group.layers], _ORANGE, "mIoU of the layer alone", "s--"),
+    ]
+    axis.set_xticks(places, names)
+    axis.set_xlabel(f"layer ({prefix})" if prefix else "layer")
+    axis.set_ylabel("InfoScore", color=_BLUE)
+    other.set_ylabel("mIoU (%)", color=_ORANGE)
+    axis.legend(handles=lines, fontsize=8, loc="best")
+    _save(figure, path)
+
+
+def ensembles_figure(path: Path, group: Group, title: str) -> None:
+    """mIoU of the best 1 to L layers by InfoScore together, with marks for last, middle, all and random pairs.
+
+    As Figure 5 of the paper. Error bars: sample deviation over seeds; of the random pairs that within a seed.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    figure, axis = _axes(title)
+    by_name = {one.name: one for one in group.ensembles}
+    number = len(group.layers)
+    curve = [by_name[f"top-{count}"].miou for count in range(1, number + 1)]
+    handles = [_curve(axis, list(range(1, number + 1)), curve, _BLUE, "best k layers by InfoScore", "o-")]
+    for name, count, mark in (("last", 1, "v"), ("middle", 1, "D"), ("all", number, "s")):
+        handles.append(_mark(axis, count, by_name[name], mark))
+    if group.pairs is not None and group.pairs.mean.mean is not None:
+        drawn = Stat(group.pairs.mean.mean, group.pairs.deviation.mean)
+        handles.append(_curve(axis, [2], [drawn], _GREY, "random pairs: mean and deviation", "x"))
+        best = group.pairs.best.mean or 0.0
+        handles += axis.plot([2], [best], "^", color=_GREY, mfc="none", label="random pairs: best")
+    axis.set_xticks(range(1, number + 1))
+    axis.set_xlabel("layers used together")
+    axis.set_ylabel("mIoU (%)")
+    axis.legend(handles=handles, fontsize=8, loc="best")
+    _save(figure, path)
+
+
+def short_names(names: Sequence[str]) -> tuple[list[str], str]:
+    """The parts behind the last dot, and what stands before it in all names; the names themselves where it differs."""
+    heads = {name.rpartition(".")[0] for name in names}
+    head = heads.pop()
+    if heads or not head:
+        return list(names), ""
+    return [name.rpartition(".")[2] for name in names], f"{head}.*"
+
+
+def _curve(axis: Axes, places: Sequence[int], values: Sequence[Stat], colour: str, label: str, style: str) -> object:
+    return axis.errorbar(
+        places,
+        [float("nan") if each.mean is None else each.mean for each in values],
+        yerr=[each.std or 0.0 for each in values],
+        fmt=style,
+        color=colour,
+        label=label,
+        capsize=3,
+        markersize=5,
+    )
+
+
+def _mark(axis: Axes, count: int, one: Ensemble, mark: str) -> object:
+    values = [float("nan") if one.miou.mean is None else one.miou.mean]
+    (line,) = axis.plot([count], values, mark, color=_ORANGE, mfc="none", markersize=8, label=one.name)
+    return line
+
+
+def _axes(title: str) -> tuple[Figure, Axes]:
+    figure = _figure(figsize=(7.0, 4.2), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    axis.set_title(title, fontsize=8, wrap=True)
+    axis.grid(alpha=0.3)
+    return figure, axis

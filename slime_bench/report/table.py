@@ -1,0 +1,227 @@
+"""A table as cells: on a terminal of any width, as Markdown and as LaTeX, with its caption; and files of lines."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slime_bench.metrics import CONVENTION_RULES
+from slime_bench.report.published import Published, Stat
+from slime_bench.report.rows import NOTHING, PAPER_PRESET, choices
+from slime_bench.storage import write_atomic
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+DASH = "-"
+UNIT = "percent"
+_MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\|*_"})
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"}
+    | {">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "…": r"\dots{}", "−": r"\ensuremath{-}"}
+    | {"±": r"\ensuremath{\pm}", "×": r"\ensuremath{\times}", "·": r"\ensuremath{\cdot}", "Δ": r"\ensuremath{\Delta}"}
+    | {"σ": r"\ensuremath{\sigma}", "≥": r"\ensuremath{\geq}", "≤": r"\ensuremath{\leq}"}
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of cells; `ours` is set off from published lines."""
+
+    cells: list[str]
+    ours: bool = True
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table; the last column is left out on a narrow terminal."""
+
+    title: str
+    header: list[str]
+    lines: list[Line]
+    caption: list[str]
+
+
+def rich_table(grid: Grid, compact: bool = False) -> Table:
+    """The grid as a `rich` table.
+
+    Args:
+        compact: for a narrow terminal: deviations on a line of their own, no frame, no last column.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(grid.title),
+        caption=Text("\n".join(grid.caption)),
+        caption_justify="left",
+        box=None if compact else box.HEAVY_HEAD,
+        padding=(0, 1, 0, 0) if compact else (0, 1),
+    )
+    shown = len(grid.header) - 1 if compact else len(grid.header)
+    for index, name in enumerate(grid.header[:shown]):
+        table.add_column(Text(name), justify="left" if index == 0 else "right", overflow="fold")
+    for line in grid.lines:
+        cells = [cell.replace("±", "\n±") if compact else cell for cell in line.cells[:shown]]
+        # Text, because class names and variants may hold what rich would read as markup.
+        table.add_row(*map(Text, cells), style="bold" if line.ours else "dim")
+    return table
+
+
+def print_grid(grid: Grid, console: Console) -> None:
+    """The grid in the form that fits the console; a file or a pipe gets it whole."""
+    table = rich_table(grid)
+    needed = console.measure(table, options=console.options.update(width=10_000)).maximum
+    if needed <= console.width:
+        console.print(table)
+    elif console.is_terminal:
+        console.print(rich_table(grid, compact=True))
+    else:
+        # A file or a pipe has no width: rich guesses 80 columns, at which the table must not be folded.
+        width, console.width = console.width, needed
+        console.print(table)
+        console.width = width
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line that is not folded and holds no markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def markdown(grid: Grid) -> list[str]:
+    """Heading, table and caption as blocks of Markdown. pandas' own writer escapes nothing."""
+    lines = [_cells(grid.header), f"|---|{'---:|' * (len(grid.header) - 1)}"]
+    for line in grid.lines:
+        lines.append(_cells(line.cells, "**" if line.ours else ""))
+    return [f"## {grid.title}", "\n".join(lines), "\n".join(f"- {text}" for text in grid.caption)]
+
+
+def _cells(cells: Sequence[str], first: str = "") -> str:
+    head, *rest = (cell.translate(_MARKDOWN) for cell in cells)
+    return f"| {' | '.join([f'{first}{head}{first}', *rest])} |"
+
+
+def latex(grids: Iterable[Grid]) -> str:
+    """All grids as `table` environments with booktabs, one after the other, to be read into a paper by \\input."""
+    return "% Needs \\usepackage{booktabs}.\n" + "\n".join(map(grid_latex, grids))
+
+
+def grid_latex(grid: Grid) -> str:
+    """One `table`: title as its caption, the grid's caption as notes below; our rows in bold by their first cell."""
+
+    def row(cells: Sequence[str], bold: bool = False) -> str:
+        first, *rest = map(escaped, cells)
+        # An empty group first: a cell that begins with [ would be taken for an option of the \\ before it.
+        return "{}" + " & ".join([rf"\textbf{{{first}}}" if bold else first, *rest]) + r" \\"
+
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escaped(grid.title)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(grid.header) - 1)}}}",
+            r"\toprule",
+            row(grid.header),
+            r"\midrule",
+            *(row(line.cells, line.ours) for line in grid.lines),
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(rf"\par\raggedright\footnotesize {escaped(text)}" for text in grid.caption),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def escaped(text: str) -> str:
+    """Text in which LaTeX finds nothing to obey; the hyphen of a negative number becomes a minus."""
+    return re.sub(r"(?<!\S)-(?=\d)", "−", text).translate(_LATEX)
+
+
+def csv_of(lines: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> str:
+    """Lines as CSV with full precision; what a line lacks, and None, is an empty cell."""
+    from pandas import DataFrame
+
+    # Of objects: a whole number must not become a fraction because another line lacks it.
+    return DataFrame(list(lines), columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def json_of(content: Any) -> str:
+    """Plain values as the text of a JSON file."""
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_files(contents: Mapping[Path, str]) -> list[Path]:
+    """Writes the files.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    for path, text in contents.items():
+        write_atomic(path, text.encode())
+    return list(contents)
+
+
+# ------------------------------------------------------------------------------------------------- words of tables
+
+
+def stat_text(stat: Stat, as_stated: bool = False, sign: str = "") -> str:
+    """`mean±deviation` with one decimal, or a published number with its own decimals; `sign="+"` shows a plus."""
+    if stat.mean is None:
+        return DASH
+    mean = format(stat.mean, sign if as_stated else f"{sign}.1f")
+    return mean if stat.std is None else f"{mean}±{format(stat.std, '' if as_stated else '.1f')}"
+
+
+def stat_cells(columns: Iterable[str], per_class: Mapping[str, Stat], **others: Stat) -> dict[str, float | None]:
+    """Cells of a CSV line, `<name>_mean` and `<name>_std` for the columns and what else is given by name."""
+    every = {**{column: per_class.get(column, NOTHING) for column in columns}, **others}
+    return {f"{name}_{part}": getattr(stat, part) for name, stat in every.items() for part in ("mean", "std")}
+
+
+def numbers(values: Iterable[int]) -> str:
+    """Numbers with commas."""
+    return ", ".join(map(str, values))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Distinct texts in their order, with commas."""
+    return ", ".join(dict.fromkeys(names))
+
+
+def prepared_lines(prepared: Iterable[Mapping[str, str]]) -> list[str]:
+    """How the data were prepared: none or one line."""
+    stated = "; or with ".join(sorted({choices(each) for each in prepared if each}))
+    return [f"data prepared with {stated}"] if stated else []
+
+
+def metric_line(convention: str, background: bool) -> str:
+    """The line of a caption that names the metric."""
+    return (
+        f"convention {convention}: {CONVENTION_RULES[convention]}; "
+        f"average over the classes {'with' if background else 'without'} background"
+    )
+
+
+def metric_lines(convention: str, background: bool, runs: Iterable[int | None]) -> list[str]:
+    """How the numbers of a table came about: convention, average, and seeds behind the rows."""
+    counts = numbers(sorted({count for count in runs if count}))
+    return [
+        metric_line(convention, background),
+        f"mean±sample standard deviation over n seeds (n = {counts}); no deviation for one seed",
+    ]
+
+
+def published_line(published: Published, preset: str) -> str:
+    """Where published rows come from, and whether rows of `preset` may be compared with them."""
+    where = f"{published.data}, {published.backbone}; {published.citation}"
+    if preset == PAPER_PRESET:
+        return f"published rows: {where}"
+    return f"published rows: OTHER DATA ({where}), shown for orientation and not comparable with preset {preset}"
