@@ -43,9 +43,9 @@ from data_prep.pascal_part.boxes import (
     short_extent,
     square,
 )
-from data_prep.pascal_part.mat import PartObject
+from data_prep.pascal_part.annotations import PartObject
 from data_prep.pascal_part.merge import paint
-from data_prep.pascal_part.xml import VocObject
+from data_prep.pascal_part.annotations import VocObject
 
 PRESENT, DIFFICULT, ABSENT = 1, 0, -1
 """Flags of VOC's image lists."""
