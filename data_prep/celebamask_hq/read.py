@@ -52,7 +52,7 @@ def make_face(job: Job, *, root: str, order: str, size: int) -> list[Made | Drop
 
 
 def count_face(job: Job, *, root: str, size: int) -> np.ndarray | str | None:
-    """Pixels per class of one face, [order, class] in the order of `PAINTING` and `CLASSES`; None without masks; what is
+    """Pixels per class of one face, [order, class] as in `PAINTING` and `CLASSES`; None without masks; what is
     wrong with a faulty one."""
     face: Face = job.payload
     try:
