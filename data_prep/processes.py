@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 
 def in_processes(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: int = 0, *, title: str = "", done: int = 0
-) -> Iterator[tuple[Job, Result]]:
+) -> Generator[tuple[Job, Result]]:
     """(job, function(job)) as they are finished, in any order, behind a progress bar. Close it to end them early.
 
     Args:

@@ -603,7 +603,7 @@ class TestCompare:
         masks = [face_masks(index, SIZE) for index in range(FACES)]
         labels = {order: np.stack([merge(each, order) for each in masks]) for order in ORDERS}
         counts = [np.bincount(each.ravel(), minlength=len(CLASSES)) for each in labels.values()]
-        for order, row in zip(ORDERS, count_face(jobs[3], root=str(twin), size=SIZE), strict=True):
+        for order, row in zip(ORDERS, np.asarray(count_face(jobs[3], root=str(twin), size=SIZE)), strict=True):
             assert row.tolist() == np.bincount(labels[order][3].ravel(), minlength=len(CLASSES)).tolist()
         assert celebamask_hq.compare(jobs, twin, SIZE, 2) == []
         lines = capsys.readouterr().out.splitlines()
