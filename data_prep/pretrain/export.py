@@ -22,7 +22,7 @@ def export_model(
     stages: Sequence[str],
     device: torch.device,
     write: Callable[[Path], dict[str, Any]],
-    page: Callable[[dict[str, Any]], str],
+    page: str,
 ) -> None:
     """Write a model folder with its card, the card's page and the hashes of what is loaded; replaces `out` at the end.
 
@@ -30,7 +30,7 @@ def export_model(
         stages: of the training, in `work`.
         write: writes the model to a folder and returns what was measured of what was written: `parameters`, `measured`
             and what else the card says.
-        page: the card as Markdown.
+        page: Markdown that says what the model is; the card follows it.
     """
     building = out.with_name(f".{out.name}.building")
     shutil.rmtree(building, ignore_errors=True)
@@ -46,8 +46,9 @@ def export_model(
     }
     loaded = [path for path in building.rglob("*") if path.suffix in {".json", ".txt", ".safetensors"}]
     hashes = {p.relative_to(building).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(loaded)}
-    (building / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    (building / "README.md").write_text(page(card))
+    text = json.dumps(card, indent=1) + "\n"
+    (building / "card.json").write_text(text)
+    (building / "README.md").write_text(f"{page}\nHeld out, measured on these files:\n\n```json\n{text}```\n")
     (building / "sha256.json").write_text(json.dumps(hashes, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)

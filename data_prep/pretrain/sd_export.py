@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-from PIL import Image, ImageDraw
+from diffusers.utils import make_image_grid
+from PIL import Image
 from torch.nn import functional as F
 
 from data_prep.pretrain.export import export_model, parameter_count
@@ -63,11 +64,12 @@ def export(
         loaded = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
         loaded.to(device).set_progress_bar_config(disable=True)
         measured = measure(loaded, device)
-        sheet(loaded, SAMPLE_PROMPTS).save(folder / "samples.png")
+        samples = [generate(loaded, [prompt], seed)[0] for prompt in SAMPLE_PROMPTS for seed in range(4)]
+        make_image_grid(samples, rows=len(SAMPLE_PROMPTS), cols=4).save(folder / "samples.png")
         parts = {"vae": vae, "text_encoder": text_encoder, "unet": denoiser.unet}
         return {"parameters": {name: parameter_count(each) for name, each in parts.items()}, "measured": measured}
 
-    export_model(out, work, ("vae", "unet64", "unet128"), device, write, _readme)
+    export_model(out, work, ("vae", "unet64", "unet128"), device, write, PAGE)
 
 
 @torch.no_grad()
@@ -119,64 +121,21 @@ def swap_effect(
     return {"prompt": prompt, "from": word, "to": other, "rgb_change": [round(float(v), 1) for v in rgb]}
 
 
-def sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Image.Image:
-    """Four samples per prompt with its words below."""
-    columns, side, line = 4, 128, 30
-    page = Image.new("RGB", (columns * side * 2, (side + line) * ((len(prompts) + 1) // 2)), "white")
-    draw = ImageDraw.Draw(page)
-    for index, prompt in enumerate(prompts):
-        left, top = (index % 2) * columns * side, (index // 2) * (side + line)
-        for column in range(columns):
-            page.paste(generate(pipeline, [prompt], seed=column)[0], (left + column * side, top))
-        words = prompt.split(" , ")
-        half = (len(words) + 1) // 2
-        draw.text((left + 4, top + side + 2), " , ".join(words[:half]), fill="black")
-        draw.text((left + 4, top + side + 15), " , ".join(words[half:]), fill="black")
-    return page
+PAGE = """# mini_sd: a small Stable Diffusion, trained from scratch on the mini world
 
+Made by `python -m data_prep.pretrain.mini_sd`. It is a test and teaching model: it knows cars, horses and faces of the
+procedural world and nothing else.
 
-def _readme(card: dict[str, Any]) -> str:
-    measured, stages = card["measured"], card["stages"]
-    rows = "\n".join(
-        f"| {t} | "
-        + " | ".join(f"{measured[f'loss_t{t}_{kind}']:.4f}" for kind in ("right", "shuffled", "none"))
-        + " |"
-        for t in (100, 300, 500, 700, 900)
-    )
-    stage_rows = "\n".join(
-        f"| {n} | {s['steps']} | {s['images']} | {s['seconds']} | {s['loss']:.4f} |" for n, s in stages.items()
-    )
-    swaps = "\n".join(f"| {s['from']} -> {s['to']} | {s['rgb_change']} |" for s in measured["swaps"])
-    return f"""# mini_sd: a small Stable Diffusion, trained from scratch on the mini world
+Data: rendered on the fly by `slime_bench/data/mini_world`, split `pretrain`, which shares no picture with support, val
+or test. It was trained on pictures and captions only; no mask was ever shown to it. Weights are fp16 safetensors.
 
-Made by `python -m data_prep.pretrain.mini_sd`; every figure here was measured by that command on the files in this
-folder. It is a test and teaching model: it knows cars, horses and faces of the procedural world
-(version {card["world_version"]}) and nothing else.
-
-- Data: rendered on the fly by `slime_bench/data/mini_world`, split `pretrain`, which shares no picture with support,
-  val or test. It was trained on pictures and captions only; no mask was ever shown to it.
-- Parameters: {", ".join(f"{k} {v:,}" for k, v in card["parameters"].items())}; fp16 safetensors.
-- Hardware: {card["hardware"]}.
-
-| stage | steps | images | seconds | training loss at the end |
-| --- | --- | --- | --- | --- |
-{stage_rows}
-
-Held out (192 pictures): VAE {measured["psnr_db"]:.1f} dB, latent mean {measured["latent_mean"]:.3f},
-std {measured["latent_std"]:.3f} (before scaling).
-
-Denoising loss (noise prediction, mean squared error), with the picture's caption, another picture's of the same
-subject, and none:
-
-| t | right caption | shuffled | none |
-| --- | --- | --- | --- |
-{rows}
-
-One word changed, same noise: mean RGB change of the tenth of the pixels that change most.
-
-| change | RGB |
-| --- | --- |
-{swaps}
+`loss_t..`: denoising loss (noise prediction, mean squared error) at a timestep with the picture's caption, another
+picture's of the same subject, and none; `swaps`: mean RGB change of the tenth of the pixels that change most, when one
+word is changed and the noise stays.
 
 ![samples](samples.png)
+
+Four samples of each of these prompts, row by row:
+
 """
+PAGE += "".join(f"{row}. {prompt}\n" for row, prompt in enumerate(SAMPLE_PROMPTS, start=1))
