@@ -78,7 +78,7 @@ def _jobs(root: Path, work: Path, limit: int | None) -> tuple[Path, list[Job]]:
 
 
 def _lists(samples: list[Sample]) -> dict[str, list[str]]:
-    return drawn_lists([sample for sample in samples if sample.split == "support"], CLASSES)
+    return drawn_lists([sample for sample in samples if sample.split == "support"])
 
 
 def compare(jobs: list[Job], root: Path, size: int, workers: int) -> list[str]:

@@ -116,23 +116,23 @@ def recipe_of(subject: str, rule: Rule, lists: Mapping[str, Sequence[Entry]], ar
         classes=class_names(subject),
         settings=settings,
         sources=sources,
-        assign=partial(assign_val, classes=class_names(subject)),
-        splits=partial(split_lists_of, name=name, classes=class_names(subject), rule=rule.name),
+        assign=assign_val,
+        splits=partial(split_lists_of, name=name, rule=rule.name),
     )
 
 
-def assign_val(samples: list[Sample], *, classes: Sequence[str]) -> dict[str, str]:
+def assign_val(samples: list[Sample]) -> dict[str, str]:
     """Moves ten of the train crops to `val`."""
-    return dict.fromkeys(choose_val([each for each in samples if each.split == "support"], classes), "val")
+    return dict.fromkeys(choose_val([each for each in samples if each.split == "support"]), "val")
 
 
-def split_lists_of(samples: list[Sample], *, name: str, classes: Sequence[str], rule: str) -> dict[str, list[str]]:
+def split_lists_of(samples: list[Sample], *, name: str, rule: str) -> dict[str, list[str]]:
     """The lists under `splits/`: drawn ones over the support pool, and for `slime_lab` the recovered ones.
 
     The recovered lists are indices into the crops of the train list in its order, support and val together. A list
     with an index beyond them (a part of the data set, another edition) is left out; `remarks` says so.
     """
-    lists = drawn_lists([each for each in samples if each.split == "support"], classes)
+    lists = drawn_lists([each for each in samples if each.split == "support"])
     if rule == "slime_lab":
         train = [each.id for each in samples if each.split != "test"]
         for list_name in RECOVERED:
@@ -149,7 +149,7 @@ def remarks(subject: str, rule: Rule, train: int, car_test: bool) -> list[str]:
         lines.append("test: crops of car_val, in place of ReGAN's Car_TestSet, which is not public")
     if rule.name == "slime_lab":
         for list_name in RECOVERED:
-            indices = committed(f"pascal_part_{subject}", list_name) or []
+            indices = committed(f"pascal_part_{subject}", list_name)
             if indices and max(indices) >= train:
                 lines.append(
                     f"splits/{list_name}.txt is left out: it asks for crop {max(indices)} of the train list, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertTokenizer, BlipForImageTextRetrieval
 
-from data_prep.pretrain.blip_captions import Example, draw_example
+from data_prep.pretrain.blip_captions import draw_example
 from data_prep.pretrain.blip_losses import (
+    Packed,
     attention_losses,
     contrast,
     fine_contrast,
@@ -41,17 +43,19 @@ class Matcher(nn.Module):
         self.evidence = nn.Parameter(torch.tensor([0.0, 1.0]))
 
     def forward(
-        self, tokenizer: BertTokenizer, examples: list[Example], rng: np.random.Generator, side: int
+        self, pixels: torch.Tensor, packed: Packed, described: torch.Tensor, layers: Sequence[int]
     ) -> dict[str, torch.Tensor]:
-        """`loss`, its terms `match`, `contrast`, `fine`, `level`, `evidence`, and `accuracy`: the share of captions
-        judged right."""
+        """The losses of B images and their captions.
+
+        Args:
+            pixels: float32 [B,3,side,side], normalised. packed: their captions. described: bool [B], whether the first
+                caption describes the image. layers: those whose attention scores have losses.
+
+        Returns:
+            `loss`, its terms `match`, `contrast`, `fine`, `level`, `evidence`, and `accuracy`: the share of captions
+            judged right.
+        """
         model, text_model, device = self.model, self.model.text_encoder, self.scale.device
-        pixels = normalised(torch.from_numpy(np.stack([each.image for each in examples])).to(device))
-        if pixels.shape[-1] != side:
-            pixels = F.avg_pool2d(pixels, pixels.shape[-1] // side)
-        packed = pack(tokenizer, [each.captions for each in examples]).to(device)
-        described = torch.tensor([each.described for each in examples], device=device)
-        layers = rng.choice(len(text_model.encoder.layer), WATCHED, replace=False).tolist()
         states = model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
         with recorded(model, layers) as scores:
             hidden = text_model(
@@ -96,6 +100,10 @@ def train_blip(
     def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:
         rng, _ = stream_rng(f"blip{side}-{fabric.global_rank}", step)
         examples = [draw_example(start + step * batch + i, rng) for i in range(batch)]
-        return dict(module(tokenizer, examples, rng, side))
+        pixels = normalised(torch.from_numpy(np.stack([each.image for each in examples])).to(fabric.device))
+        packed = pack(tokenizer, [each.captions for each in examples]).to(fabric.device)
+        described = torch.tensor([each.described for each in examples], device=fabric.device)
+        layers = rng.choice(len(matcher.model.text_encoder.encoder.layer), WATCHED, replace=False).tolist()
+        return dict(module(F.avg_pool2d(pixels, pixels.shape[-1] // side), packed, described, layers))
 
     train(fabric, stage, work, matcher.train(), optimiser, losses)
