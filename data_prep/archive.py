@@ -12,6 +12,7 @@ import argparse
 import errno
 import gzip
 import json
+import os
 import re
 import shutil
 import stat
@@ -102,7 +103,7 @@ def extract(
         wanted: chooses files by their path in the archive (`CelebAMask-HQ/CelebA-HQ-img/0.jpg`); None takes all.
             Names and sizes of the others are checked as well, as they are passed over.
         max_files: members that the archive may hold.
-        max_bytes: bytes that its files may have, as declared and as counted while reading.
+        max_bytes: bytes that its files may have, as declared; no more than that is read.
 
     Raises:
         DataError: the archive is missing, cut off, damaged, encrypted, of another kind or refused for one of its
@@ -159,8 +160,8 @@ def _facts(archive: Path) -> dict[str, Any]:
 
 def _contents(folder: Path) -> list[int]:
     """[files, bytes] below a folder, without the record and what file managers add."""
-    files = (each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir())
-    sizes = [each.lstat().st_size for each in files if each.name not in _NOBODYS]
+    files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if name not in _NOBODYS)
+    sizes = [os.lstat(file).st_size for file in files]
     return [len(sizes), sum(sizes)]
 
 
