@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from data_prep.build import Dropped, Job, Made
 from data_prep.celebamask_hq.files import MAPPING, MASKS, Face, split_of
 from data_prep.celebamask_hq.merge import ATTRIBUTES, CLASS_OF, CLASSES, IGNORED, PAINTING, merge
-from slime_bench.data.decoding import DECODING_ERRORS
+from slime_bench.data.reading import DECODING_ERRORS
 from slime_bench.errors import DataError, LabelError, SlimeBenchError
 
 NO_MASK: Final = "no mask of any class"

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.archive import opened
-from slime_bench.data.decoding import DECODING_ERRORS
+from slime_bench.data.reading import DECODING_ERRORS
 from slime_bench.errors import DataError
 
 IMAGES, BOXES, LISTS = "JPEGImages", "Annotations", "ImageSets/Main"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_prep import convert_albef
 from data_prep.convert_albef import architecture, convert
-from slime_bench.backbones.albef import AlbefBackbone
+from slime_bench.backbones.blip import AlbefBackbone
 from slime_bench.backbones.blip_text import fuse, image_free
 from slime_bench.errors import BackboneError, StorageError
 from tests.fixtures.blip_toys import PROMPTS, randomise, vocabulary

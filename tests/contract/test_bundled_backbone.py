@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from slime_bench.backbones.locate import ASSETS, check_hashes
+from slime_bench.backbones.weights import ASSETS, check_hashes
 from tests.e2e.conftest import command
 
 MINI = ASSETS / "mini_sd"

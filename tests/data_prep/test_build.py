@@ -25,8 +25,8 @@ from PIL import Image
 
 from data_prep.build import Dropped, Job, Made, Sample, print_report
 from data_prep.place import RECORDS
-from slime_bench.data.folder import FolderDataset
 from slime_bench.data.manifest import MANIFEST, read_manifest
+from slime_bench.data.reading import FolderDataset
 from slime_bench.data.verify import verify_splits
 from slime_bench.errors import DataError, StorageError
 from tests.fixtures import toy_build
