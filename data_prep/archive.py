@@ -10,19 +10,28 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gzip
 import json
 import os
+import re
 import shutil
+import stat
+import struct
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Final
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Final
 
-from data_prep.archive_members import Member, members, printable
+from tqdm import tqdm
+
 from data_prep.commands import run, storage_error
-from slime_bench.errors import DataError, StorageError
+from slime_bench.errors import DataError
 from slime_bench.storage import alone
 
 MAX_FILES: Final = 2_000_000
@@ -33,29 +42,19 @@ RECORD: Final = ".extracted.json"
 """Written into the extracted folder before it gets its name: what was extracted, so that it need not be again."""
 
 Wanted = Callable[[str], bool]
-_VERSION = 1
+_VERSION: Final = 1
 _NOBODYS: Final = {RECORD, ".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file managers leave in any folder that is looked at is no change of what was extracted."""
-_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """What lies in an extracted folder.
-
-    Attributes:
-        archive, size, mtime_ns: name, bytes and time of the archive.
-        files, bytes: number and total size of the extracted files.
-        skipped: members that were not wanted, because another command may want them.
-    """
-
-    version: int
-    archive: str
-    size: int
-    mtime_ns: int
-    files: int
-    bytes: int
-    skipped: list[str]
+_SUFFIXES: Final = (".tar.gz", ".tgz", ".tar", ".zip")
+_BLOCK: Final = 1 << 20
+_LARGEST_HEADER: Final = 4 << 20
+_LONGEST_TAIL: Final = 64 << 20
+_DAMAGE: Final = (
+    tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, struct.error, UnicodeError,
+    ValueError, IndexError, RecursionError,
+)  # fmt: skip
+_AGAIN: Final = "download the archive again, and compare its size with the one that the data set's page states"
+_WEB_PAGE = re.compile(rb"^\s*(<!doctype\s+html|<html|<\?xml[^>]*>\s*<!doctype\s+html)", re.IGNORECASE)
 
 
 def opened(source: Path, work: Path, wanted: Wanted | None = None) -> Path:
@@ -104,7 +103,7 @@ def extract(
         wanted: chooses files by their path in the archive (`CelebAMask-HQ/CelebA-HQ-img/0.jpg`); None takes all.
             Names and sizes of the others are checked as well, as they are passed over.
         max_files: members that the archive may hold.
-        max_bytes: bytes that its files may have, as declared and as counted while reading.
+        max_bytes: bytes that its files may have, as declared; no more than that is read.
 
     Raises:
         DataError: the archive is missing, cut off, damaged, encrypted, of another kind or refused for one of its
@@ -121,24 +120,27 @@ def extract(
     return into
 
 
-def read_record(folder: Path) -> Extraction | None:
-    """What was extracted to `folder`; None where there is no (readable) record."""
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What was extracted to `folder`; None where there is no (readable) record.
+
+    Keys: `archive`, `size`, `mtime_ns`: its name, bytes and time; `files` and `bytes` that were extracted; `skipped`:
+    members that were not wanted, because another command may want them.
+    """
     try:
-        record = Extraction(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        record = dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return record if record.version == _VERSION else None
+    return record if record.get("version") == _VERSION else None
 
 
 def _is_extracted(archive: Path, into: Path, wanted: Wanted | None) -> bool:
     if not into.exists():
         return False
     record = read_record(into)
-    intact = record is not None and (record.files, record.bytes) == _contents(into)
+    intact = record is not None and [record["files"], record["bytes"]] == _contents(into)
     if record is not None and intact and archive.is_file():
-        facts = archive.stat()
-        same = (record.archive, record.size, record.mtime_ns) == (archive.name, facts.st_size, facts.st_mtime_ns)
-        if same and not any(wanted is None or wanted(name) for name in record.skipped):
+        same = {key: record[key] for key in ("archive", "size", "mtime_ns")} == _facts(archive)
+        if same and not any(wanted is None or wanted(name) for name in record["skipped"]):
             return True
     if intact or (into.is_dir() and not any(into.iterdir())):
         return False
@@ -151,19 +153,16 @@ def _is_extracted(archive: Path, into: Path, wanted: Wanted | None) -> bool:
     )
 
 
-def _contents(folder: Path) -> tuple[int, int]:
-    """(files, bytes) below a folder, without the record and what file managers add."""
-    files = total = 0
-    waiting = [str(folder)]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                elif entry.name not in _NOBODYS:
-                    files += 1
-                    total += entry.stat(follow_symlinks=False).st_size
-    return files, total
+def _facts(archive: Path) -> dict[str, Any]:
+    status = archive.stat()
+    return {"archive": archive.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _contents(folder: Path) -> list[int]:
+    """[files, bytes] below a folder, without the record and what file managers add."""
+    files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if name not in _NOBODYS)
+    sizes = [os.lstat(file).st_size for file in files]
+    return [len(sizes), sum(sizes)]
 
 
 def _replace(archive: Path, into: Path, wanted: Wanted | None, max_files: int, max_bytes: int) -> None:
@@ -171,13 +170,10 @@ def _replace(archive: Path, into: Path, wanted: Wanted | None, max_files: int, m
     shutil.rmtree(building, ignore_errors=True)  # of a command that was killed: `alone` says that none is at work
     try:
         building.mkdir()
-        writer = _Writer(archive, building, wanted, max_files, max_bytes)
-        progress = _Progress(archive)
-        for member in members(archive):
-            writer.take(member)
-            progress.show(member.position, writer.files)
-        writer.finish()
-        progress.finish(writer.files)
+        skipped = _extract_all(archive, building, wanted, max_files, max_bytes)
+        files, total = _contents(building)
+        record = {"version": _VERSION, **_facts(archive), "files": files, "bytes": total, "skipped": skipped}
+        (building / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
         if into.exists():
             shutil.rmtree(into)
         building.rename(into)
@@ -186,114 +182,238 @@ def _replace(archive: Path, into: Path, wanted: Wanted | None, max_files: int, m
         raise
 
 
-class _Writer:
-    """Writes wanted members below a folder and counts what the archive asks for."""
+def _extract_all(archive: Path, folder: Path, wanted: Wanted | None, max_files: int, max_bytes: int) -> list[str]:
+    """Write the wanted members below `folder`; names of the others. Every member is checked before any of its bytes."""
+    kind = _kind_of(archive)
+    count = declared = 0
+    written: set[str] = set()
+    skipped: list[str] = []
+    name: str | None = None
+    try:
+        with archive.open("rb") as raw, tqdm.wrapattr(
+            raw, "read", total=archive.stat().st_size, desc=f"extracting {archive.name}",
+            mininterval=0.25 if sys.stderr.isatty() else 10,
+        ) as file:  # fmt: skip
+            for member in _zip_members(file, archive) if kind == "zip" else _tar_members(file, kind):
+                name = member.name
+                path = safe_path(name, archive)
+                count, declared, key = count + 1, declared + member.size, str(path)
+                if count > max_files:
+                    raise _refused(archive, "too many members", key, f"member {count}", f"at most {max_files}")
+                if declared > max_bytes:
+                    found = f"{declared} bytes declared up to here, {member.size} of them by this member"
+                    raise _refused(archive, "too large", key, found, f"at most {max_bytes} bytes")
+                apple = "__MACOSX" in path.parts or path.name.startswith("._") or path.name in _NOBODYS
+                if apple or member.kind == "folder":
+                    continue
+                if wanted is not None and not wanted(key):
+                    skipped.append(key)
+                    continue
+                if member.kind != "file":
+                    raise _refused(archive, "not a plain file", key, member.kind, "files and folders only")
+                if key in written:
+                    raise _refused(archive, "twice the same name", key, "two members of this name", "each name once")
+                written.add(key)
+                _write(archive, key, folder / path, member)
+                name = None
+    except NotImplementedError as error:  # a zip compression that this Python does not know
+        raise DataError(
+            "the archive is packed in a way that cannot be read here",
+            path=archive,
+            found=f"{printable(name or '')}: {error}",
+            expected="zip members stored or deflated",
+            remedy="unpack it with another program and name the folder instead",
+        ) from error
+    except _DAMAGE as error:
+        found = str(error) or type(error).__name__
+        raise DataError(
+            "the archive is cut off or damaged",
+            path=archive,
+            found=f"{printable(name)}: {found}" if name else found,
+            expected=f"a whole archive; this one has {archive.stat().st_size} bytes",
+            remedy=_AGAIN,
+        ) from error
+    if not written:
+        first = ", ".join(printable(each) for each in skipped[:5])
+        raise DataError(
+            "the archive holds none of the files that are needed",
+            path=archive,
+            found=f"{count} members" + (f", such as {first}" if first else ""),
+            remedy="check that this is the right archive",
+        )
+    return skipped
 
-    def __init__(self, archive: Path, folder: Path, wanted: Wanted | None, max_files: int, max_bytes: int) -> None:
-        self.archive, self.folder, self.wanted = archive, folder, wanted
-        self.max_files, self.max_bytes = max_files, max_bytes
-        self.members = self.declared = self.files = self.bytes = 0
-        self.written: set[str] = set()
-        self.made: set[str] = set()
-        self.skipped: list[str] = []
 
-    def take(self, member: Member) -> None:
-        name = str(member.path)
-        self.members += 1
-        self.declared += member.size if member.kind == "file" else 0
-        if self.members > self.max_files:
-            raise self._refuse("too many members", name, f"member {self.members}", f"at most {self.max_files}")
-        if self.declared > self.max_bytes:
-            found = f"{self.declared} bytes declared up to here, {member.size} of them by this member"
-            raise self._refuse("too large", name, found, f"at most {self.max_bytes} bytes")
-        if _is_apple(member) or member.kind == "folder":
-            return
-        if self.wanted is not None and not self.wanted(name):
-            self.skipped.append(name)
-            return
-        if member.kind != "file":
-            raise self._refuse("not a plain file", name, member.kind, "files and folders only")
-        if name in self.written:
-            raise self._refuse("twice the same name", name, "two members of this name", "each name once")
-        self.written.add(name)
-        self._write(member, name)
+@dataclass(frozen=True)
+class _Member:
+    """One entry of an archive: its name as it stands there; `file`, `folder`, or what else it claims to be, a link, a
+    device, ...; the bytes that a file declares; and how a file's are read."""
 
-    def finish(self) -> None:
-        if not self.files:
-            first = ", ".join(printable(name) for name in self.skipped[:5])
+    name: str
+    kind: str
+    size: int
+    open: Callable[[], IO[bytes] | None]
+
+
+def _write(archive: Path, name: str, target: Path, member: _Member) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Exclusive: on a file system without upper and lower case, `A` would overwrite `a`.
+        with target.open("xb") as file, member.open() as source:  # type: ignore[union-attr]
+            shutil.copyfileobj(source, file, _BLOCK)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        found = "its name, or a folder of it, is another member's on this file system"
+        raise _refused(archive, "names that clash", name, found, "each name once") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            found = f"{len(name)} characters"
+            raise _refused(archive, "a name that is too long", name, found, "a file name") from error
+        raise storage_error(error, target) from error
+
+
+def _zip_members(file: IO[bytes], archive: Path) -> Iterator[_Member]:
+    try:
+        opened = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:  # "File is not a zip file", although it begins like one
+        raise zipfile.BadZipFile("the list of members, which ends a zip file, is missing or damaged") from error
+    kinds = {0: "file", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "a symbolic link"}
+    for info in opened.infolist():
+        if info.flag_bits & 1:
             raise DataError(
-                "the archive holds none of the files that are needed",
-                path=self.archive,
-                found=f"{self.members} members" + (f", such as {first}" if first else ""),
-                remedy="check that this is the right archive",
-            )
-        facts = self.archive.stat()
-        record = Extraction(
-            _VERSION, self.archive.name, facts.st_size, facts.st_mtime_ns, self.files, self.bytes, self.skipped
+                "the archive is encrypted", path=archive, found=printable(info.filename),
+                expected="members without a password", remedy="unpack it yourself and name the folder instead",
+            )  # fmt: skip
+        # The upper half of the attributes holds the mode where it was packed on Unix, 0 elsewhere.
+        kind = kinds.get(stat.S_IFMT(info.external_attr >> 16), "a device or pipe")
+        # `filename` ends at a NUL; `orig_filename` is what stands in the archive.
+        yield _Member(
+            info.orig_filename, "folder" if info.is_dir() else kind, info.file_size, partial(opened.open, info)
         )
-        (self.folder / RECORD).write_text(json.dumps(asdict(record)) + "\n", encoding="utf-8")
 
-    def _write(self, member: Member, name: str) -> None:
-        target = self.folder / member.path
+
+def _tar_members(file: IO[bytes], kind: str) -> Iterator[_Member]:
+    stream: Any = gzip.GzipFile(fileobj=file) if kind == "tar.gz" else file
+    opened = tarfile.TarFile(fileobj=stream, tarinfo=_StrictInfo)
+    while (info := opened.next()) is not None:
+        opened.members.clear()  # type: ignore[attr-defined]  # it would keep a million of them
+        kinds = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link", tarfile.DIRTYPE: "folder"}
+        found = "file" if info.isreg() else kinds.get(info.type, "a device or pipe")
+        yield _Member(info.name, found, info.size if info.isreg() else 0, partial(opened.extractfile, info))
+    for _ in range(_LONGEST_TAIL // _BLOCK):  # padding, and the checksum of the compressed stream behind it
+        if not stream.read(_BLOCK):
+            return
+    raise tarfile.ReadError("much data after the end mark")
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """A header that is cut off, damaged, absent or absurd is an error.
+
+    `TarFile.next` takes these for the end of the archive, once it has read one member; only two blocks of zeros are.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _StrictInfo:
+        info = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        if not info.isreg() and info.size > _LARGEST_HEADER:  # long names and attributes are read at one go
+            raise tarfile.ReadError(f"{printable(info.name)}: an absurd header, {info.size} bytes")
+        return info
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> _StrictInfo:
+        from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-defined]
+
         try:
-            if str(member.path.parent) not in self.made:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self.made.add(str(member.path.parent))
-            # Exclusive: on a file system without upper and lower case, `A` would overwrite `a`.
-            with target.open("xb") as file:
-                for block in member.blocks():
-                    self.bytes += len(block)
-                    if self.bytes > self.max_bytes:
-                        found = f"more than {self.max_bytes} bytes"
-                        raise self._refuse("too large", name, found, f"at most {self.max_bytes} bytes")
-                    file.write(block)
-        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            found = "its name, or a folder of it, is another member's on this file system"
-            raise self._refuse("names that clash", name, found, "each name once") from error
-        except ValueError as error:
-            raise self._refuse("a name that cannot be", name, str(error), "a file name") from error
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                found = f"{len(name)} characters"
-                raise self._refuse("a name that is too long", name, found, "a file name") from error
+            info = super().fromtarfile(tarfile)
+        except EOFHeaderError:
             raise
-        self.files += 1
+        except HeaderError as error:
+            raise ReadError(f"{error} where a member or the end mark should be") from error
+        if info.size < 0:  # would send the reader backwards, for ever
+            raise ReadError(f"{info.name}: {info.size} bytes declared")
+        return info
 
-    def _refuse(self, what: str, member: str, found: str, expected: str) -> DataError:
-        return DataError(
-            f"the archive is refused: {what}",
-            path=self.archive,
-            found=f"{printable(member)}: {found}",
-            expected=expected,
-            remedy="download the official archive again; or unpack it yourself, look at it, and name the folder",
+
+def _kind_of(archive: Path) -> str:
+    """`zip`, `tar` or `tar.gz`, by the first bytes of the file.
+
+    Raises:
+        DataError: missing, empty, or of another kind; a web page, the usual outcome of a download that failed, is
+            called by its name.
+    """
+    if not archive.is_file():
+        raise DataError(
+            "no such archive", path=archive, found="a folder" if archive.is_dir() else "nothing",
+            expected="a .tar.gz, .tgz, .tar or .zip file", remedy="check the path",
+        )  # fmt: skip
+    with archive.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        raise DataError("the archive is empty", path=archive, found="0 bytes", remedy=_AGAIN)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
+        return "zip"
+    if head.startswith(b"\x1f\x8b"):
+        return "tar.gz"
+    with suppress(tarfile.TarError):  # the header's checksum decides: tar files from before 1988 have no `ustar` mark
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        return "tar"
+    if _WEB_PAGE.match(head.removeprefix(b"\xef\xbb\xbf")):
+        raise DataError(
+            "this is a web page, not an archive",
+            path=archive,
+            found=f"HTML, {archive.stat().st_size} bytes",
+            expected="a .tar.gz, .tgz, .tar or .zip file",
+            remedy="download it in a browser: Google Drive and others answer with a page when a large file must be "
+            "confirmed or its quota is used up",
         )
+    raise DataError(
+        "not an archive of a known kind",
+        path=archive,
+        found=f"{archive.stat().st_size} bytes that begin with {head[:8]!r}",
+        expected="a .tar.gz, .tgz, .tar or .zip file",
+        remedy="unpack it with the program that made it and name the folder instead, or download it again",
+    )
 
 
-class _Progress:
-    """A line on stderr: redrawn on a terminal, a new one every ten seconds elsewhere."""
-
-    def __init__(self, archive: Path) -> None:
-        self._name, self._total = archive.name, max(1, archive.stat().st_size) if archive.is_file() else 1
-        self._terminal = sys.stderr.isatty()
-        self._began = self._shown = time.monotonic()
-
-    def show(self, position: int, files: int) -> None:
-        now = time.monotonic()
-        if now - self._shown >= (0.25 if self._terminal else 10):
-            self._shown = now
-            self._write(f"{100 * min(1, position / self._total):.0f} %, {files} files", end="")
-
-    def finish(self, files: int) -> None:
-        self._write(f"{files} files in {time.monotonic() - self._began:.0f} s", end="\n")
-
-    def _write(self, text: str, end: str) -> None:
-        start, end = ("\r\x1b[K", end) if self._terminal else ("", "\n")
-        print(f"{start}extracting {self._name}: {text}", end=end, file=sys.stderr, flush=True)
+def printable(name: str) -> str:
+    """A member's name for a message: undecodable bytes and control signs escaped, long ones cut."""
+    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
 
 
-def _is_apple(member: Member) -> bool:
-    name = member.path.name
-    return "__MACOSX" in member.path.parts or name.startswith("._") or name in _NOBODYS
+def safe_path(name: str, archive: Path) -> PurePosixPath:
+    """A member's name as a relative path that stays inside the folder it is joined to.
+
+    Raises:
+        DataError: an absolute name (POSIX, Windows drive or UNC), `..`, a backslash (a separator on Windows only, so
+            that one archive would mean two trees), or a NUL.
+    """
+    reasons = (
+        (name.startswith("/"), "an absolute name"),
+        (re.match(r"[A-Za-z]:", name) is not None, "a name with a Windows drive letter"),
+        ("\\" in name, "a name with a backslash"),
+        ("\0" in name, "a name with a NUL"),
+        (".." in name.split("/"), "a name with `..`"),
+    )
+    for wrong, reason in reasons:
+        if wrong:
+            raise DataError(
+                "the archive holds a member that would leave its folder, or could",
+                path=archive,
+                found=f"{printable(name)}: {reason}",
+                expected="relative names with forward slashes",
+                remedy="do not use this archive; the official ones hold nothing of the kind",
+            )
+    return PurePosixPath(*(part for part in name.split("/") if part not in ("", ".")))
+
+
+def _refused(archive: Path, what: str, member: str, found: str, expected: str) -> DataError:
+    return DataError(
+        f"the archive is refused: {what}",
+        path=archive,
+        found=f"{printable(member)}: {found}",
+        expected=expected,
+        remedy="download the official archive again; or unpack it yourself, look at it, and name the folder",
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -304,10 +424,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     args = parser.parse_args(arguments)
     folder = extract(args.file, args.out)
-    record = read_record(folder)
-    if record is None:  # another process took it away
-        raise StorageError("the extracted folder is gone", path=folder, remedy="run the command again")
-    print(f"{folder}: {record.files} files, {record.bytes} bytes")
+    files, total = _contents(folder)
+    print(f"{folder}: {files} files, {total} bytes")
     return 0
 
 

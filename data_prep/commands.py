@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 a mistake that the user can mend; 1 an unexpected error; 1
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
@@ -50,6 +51,25 @@ def run(main: Callable[[list[str]], int]) -> int:
     except Exception as error:
         show(error)
         return error.exit_code if isinstance(error, SlimeBenchError) else 1
+
+
+def build_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """Adds what every command takes that builds a data set; `example` is one for `--out`."""
+
+    def processes(text: str) -> int:
+        if int(text) < 0:
+            raise argparse.ArgumentTypeError(f"{text}: 1 or more, or 0 for one per processor")
+        return int(text)
+
+    add = parser.add_argument
+    add("--out", type=Path, help=f"the data set's folder, e.g. {example}")
+    add("--work", type=Path, help="where archives are unpacked (default: raw/ beside --out)")
+    add("--workers", type=processes, default=0, help="processes (default: one for each processor)")
+    add(
+        "--faulty", choices=("stop", "skip"), default="stop",
+        help="faulty source files: name them all and stop, or leave them out and list them in the manifest",
+    )  # fmt: skip
+    add("--force", action="store_true", help="replace a prepared data set that has other settings")
 
 
 def storage_error(error: OSError, path: str | Path | None = None) -> StorageError:

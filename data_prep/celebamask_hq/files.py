@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from data_prep.build_types import Stamp, stamp
 from data_prep.celebamask_hq.merge import ATTRIBUTES
+from data_prep.processes import Stamp, stamp
 from slime_bench.errors import DataError
 
 IMAGES: Final = "CelebA-HQ-img"

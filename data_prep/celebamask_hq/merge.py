@@ -21,8 +21,6 @@ from typing import Final
 
 import numpy as np
 
-from slime_bench.errors import LabelError
-
 CLASSES: Final = ("background", "skin", "eye", "mouth", "nose", "brow", "ear", "neck", "cloth", "hair")
 
 ATTRIBUTES: Final = (
@@ -68,35 +66,3 @@ def merge(masks: Mapping[str, np.ndarray], order: str) -> np.ndarray:
         if name in masks:
             np.putmask(label, masks[name], CLASSES.index(CLASS_OF[name]))
     return label
-
-
-def merge_label_map(attributes: np.ndarray, order: str = "slime") -> np.ndarray:
-    """The ten classes of a face that comes as one label map of all attributes (0..18) instead of one mask each.
-
-    Such a map has one attribute per pixel: nothing overlaps, so that all orders give the same, and pixels of `hat`,
-    `eye_g`, `ear_r` and `neck_l` become background, because what lies under them is not in it.
-
-    Args:
-        attributes: [H,W] integers, 0 = background, i + 1 = `ATTRIBUTES[i]`.
-        order: as in `merge`.
-
-    Returns:
-        uint8 [H,W], indices into `CLASSES`.
-
-    Raises:
-        LabelError: not [H,W] integers, or a value outside 0..18.
-    """
-    if attributes.ndim != 2 or not np.issubdtype(attributes.dtype, np.integer):
-        raise LabelError(
-            "not a label map", found=f"{attributes.dtype} {list(attributes.shape)}", expected="[H,W] integers"
-        )
-    strangers = sorted({int(value) for value in np.unique(attributes)} - set(range(len(ATTRIBUTES) + 1)))
-    if strangers:
-        raise LabelError(
-            "not a label map of CelebAMask-HQ's attributes",
-            found=f"the value(s) {', '.join(map(str, strangers[:5]))}",
-            expected=f"0 (background) to {len(ATTRIBUTES)} ({ATTRIBUTES[-1]})",
-            remedy="use the maps of the data set itself; coloured ones are for looking at",
-        )
-    # Painted like any other face: every attribute's own pixels, and an all-false mask where there is none of them.
-    return merge({name: attributes == index for index, name in enumerate(ATTRIBUTES, start=1)}, order)

@@ -11,11 +11,11 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_prep.build_types import Dropped, Job, Made
+from data_prep.build import Dropped, Job, Made
 from data_prep.celebamask_hq.files import MAPPING, MASKS, Face, split_of
-from data_prep.celebamask_hq.merge import ATTRIBUTES, CLASS_OF, IGNORED, merge
+from data_prep.celebamask_hq.merge import ATTRIBUTES, CLASS_OF, CLASSES, IGNORED, PAINTING, merge
 from slime_bench.data.reading import DECODING_ERRORS
-from slime_bench.errors import DataError, LabelError
+from slime_bench.errors import DataError, LabelError, SlimeBenchError
 
 NO_MASK: Final = "no mask of any class"
 
@@ -41,7 +41,7 @@ def make_face(job: Job, *, root: str, order: str, size: int) -> list[Made | Drop
     image, source_size = read_image(Path(root, face.image), size)
     if not any(name in CLASS_OF for name in face.attributes):
         return [Dropped(split, job.key, NO_MASK)]
-    label = merge(read_masks(face, Path(root), size), order)
+    label = merge(_masks(face, Path(root), size), order)
     facts = {
         "source": face.image,
         "celeba": face.celeba,
@@ -49,6 +49,20 @@ def make_face(job: Job, *, root: str, order: str, size: int) -> list[Made | Drop
         "source_size": list(source_size),
     }
     return [Made(split, job.key, image, label, facts)]
+
+
+def count_face(job: Job, *, root: str, size: int) -> np.ndarray | str | None:
+    """Pixels per class of one face, [order, class] as in `PAINTING` and `CLASSES`; None without masks; what is
+    wrong with a faulty one."""
+    face: Face = job.payload
+    try:
+        check_face(face, Path(root))
+        masks = _masks(face, Path(root), size)
+    except SlimeBenchError as error:
+        return f"{error.summary} ({error.path}: {error.found})"
+    if not masks:
+        return None
+    return np.stack([np.bincount(merge(masks, order).ravel(), minlength=len(CLASSES)) for order in PAINTING])
 
 
 def check_face(face: Face, root: Path) -> None:
@@ -71,15 +85,6 @@ def check_face(face: Face, root: Path) -> None:
             expected=f"a line `{face.index} <orig_idx> <orig_file>`",
             remedy="restore the mapping file of the official archive, or move this face away",
         )
-
-
-def read_masks(face: Face, root: Path, size: int) -> dict[str, np.ndarray]:
-    """The masks of all attributes that belong to a class and that the face has: bool [size,size].
-
-    Raises:
-        DataError, LabelError: see `read_mask`.
-    """
-    return {name: read_mask(root / face.mask(name), size) for name in face.attributes if name in CLASS_OF}
 
 
 def read_image(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -134,6 +139,11 @@ def read_mask(path: Path, size: int) -> np.ndarray:
             )  # fmt: skip
         plain = file.convert("RGB") if file.mode == "P" else file.convert("L") if file.mode == "1" else file
         return np.asarray(plain.getchannel(0)) > 127
+
+
+def _masks(face: Face, root: Path, size: int) -> dict[str, np.ndarray]:
+    """The masks of all attributes that belong to a class and that the face has: bool [size,size]."""
+    return {name: read_mask(root / face.mask(name), size) for name in face.attributes if name in CLASS_OF}
 
 
 @contextmanager

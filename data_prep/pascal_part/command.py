@@ -15,19 +15,31 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from data_prep.build import Job, Recipe, Sample, build, print_report
-from data_prep.build_types import SPLITS
-from data_prep.pascal_part.compare import compare, faulty_error, print_comparison
-from data_prep.pascal_part.lists import LISTS, Entry, find_parts, find_voc, read_lists
+from data_prep.commands import build_options
+from data_prep.pascal_part.files import LISTS, Entry, find_parts, find_voc, read_lists
 from data_prep.pascal_part.merge import MERGES, class_names
 from data_prep.pascal_part.regan import find_pairs
-from data_prep.pascal_part.rules import PAINTS, RULES, SIDES, Rule, with_paint
-from data_prep.pascal_part.work import ReganPicture, VocPicture, make_samples, picture
-from slime_bench.errors import ConfigError, DataError
+from data_prep.pascal_part.rules import PAINTS, REASONS, RULES, SIDES, Rule, with_paint
+from data_prep.pascal_part.work import (
+    KEPT,
+    UNREADABLE,
+    ReganPicture,
+    VocPicture,
+    count_verdicts,
+    make_samples,
+    picture,
+)
+from data_prep.place import SPLITS
+from data_prep.processes import faulty_sources, in_processes
+from data_prep.split_lists import choose_val, committed, drawn_lists
+from slime_bench.data.class_table import stdout_console
+from slime_bench.errors import ConfigError, DataError, SlimeBenchError
 
 RECOVERED = ("slime_lab-1", "slime_lab-10", "slime_lab-val")
 """The index lists of data_prep/splits, which count the crops that `slime_lab` keeps of the train list."""
@@ -54,7 +66,6 @@ def main(arguments: list[str]) -> int:
         partial(make_samples, subject=args.subject, rule=rule),
         workers=args.workers,
         faulty=args.faulty,
-        assign=partial(assign_val, classes=class_names(args.subject)),
         force=args.force,
     )
     print_report(report)
@@ -105,26 +116,23 @@ def recipe_of(subject: str, rule: Rule, lists: Mapping[str, Sequence[Entry]], ar
         classes=class_names(subject),
         settings=settings,
         sources=sources,
-        splits=partial(split_lists_of, name=name, classes=class_names(subject), rule=rule.name),
+        assign=assign_val,
+        splits=partial(split_lists_of, name=name, rule=rule.name),
     )
 
 
-def assign_val(samples: list[Sample], *, classes: Sequence[str]) -> dict[str, str]:
+def assign_val(samples: list[Sample]) -> dict[str, str]:
     """Moves ten of the train crops to `val`."""
-    from data_prep.split_lists import choose_val
-
-    return dict.fromkeys(choose_val([each for each in samples if each.split == "support"], classes), "val")
+    return dict.fromkeys(choose_val([each for each in samples if each.split == "support"]), "val")
 
 
-def split_lists_of(samples: list[Sample], *, name: str, classes: Sequence[str], rule: str) -> dict[str, list[str]]:
+def split_lists_of(samples: list[Sample], *, name: str, rule: str) -> dict[str, list[str]]:
     """The lists under `splits/`: drawn ones over the support pool, and for `slime_lab` the recovered ones.
 
     The recovered lists are indices into the crops of the train list in its order, support and val together. A list
     with an index beyond them (a part of the data set, another edition) is left out; `remarks` says so.
     """
-    from data_prep.split_lists import committed, drawn_lists
-
-    lists = drawn_lists([each for each in samples if each.split == "support"], classes)
+    lists = drawn_lists([each for each in samples if each.split == "support"])
     if rule == "slime_lab":
         train = [each.id for each in samples if each.split != "test"]
         for list_name in RECOVERED:
@@ -136,14 +144,12 @@ def split_lists_of(samples: list[Sample], *, name: str, classes: Sequence[str], 
 
 def remarks(subject: str, rule: Rule, train: int, car_test: bool) -> list[str]:
     """What else a user should know of the data set; `train` is the number of crops of the train list."""
-    from data_prep.split_lists import committed
-
     lines = []
     if subject == "car" and not car_test:
         lines.append("test: crops of car_val, in place of ReGAN's Car_TestSet, which is not public")
     if rule.name == "slime_lab":
         for list_name in RECOVERED:
-            indices = committed(f"pascal_part_{subject}", list_name) or []
+            indices = committed(f"pascal_part_{subject}", list_name)
             if indices and max(indices) >= train:
                 lines.append(
                     f"splits/{list_name}.txt is left out: it asks for crop {max(indices)} of the train list, "
@@ -153,13 +159,38 @@ def remarks(subject: str, rule: Rule, train: int, car_test: bool) -> list[str]:
 
 
 def _compare(args: argparse.Namespace, voc: Path, parts: Path, lists: Mapping[str, Sequence[Entry]]) -> int:
+    """The crop rules side by side: what each would keep and drop of the lists, without writing anything."""
+    from rich.table import Table
+
     pictures = pictures_of(lists, voc, parts, needs_boxes=True)
     rules = {name: with_paint(rule, args.paint) for name, rule in RULES.items()}
-    result = compare(pictures, args.subject, rules)
+    counts: Counter[tuple[str, str, str]] = Counter()
+    faulty: list[str] = []
+    count = partial(count_verdicts, subject=args.subject, rules=rules)
+    jobs = [Job(f"{each.split}/{each.entry.id}", each) for each in pictures]
+    for job, found in in_processes(count, jobs, args.workers, title=f"comparing {', '.join(rules)}"):
+        if isinstance(found, SlimeBenchError):
+            faulty.append(f"{found.path}: {found.summary} ({found.found})")
+            found = Counter((job.payload.split, name, UNREADABLE) for name in rules)
+        counts += found
+    console = stdout_console()
     names = {"support": f"{args.subject}_train (support and val)", "test": f"{args.subject}_val (test)"}
-    print_comparison(result, args.subject, {split: names[split] for split in lists}, list(rules))
-    if result.faulty and args.faulty == "stop":
-        raise faulty_error(result.faulty, len(pictures))
+    for split in lists:
+        table = Table("", title=f"{args.subject}: {names[split]}")
+        for name in rules:
+            table.add_column(name, justify="right")
+        for reason in (KEPT, *REASONS, UNREADABLE):
+            row = [counts[split, name, reason] for name in rules]
+            if any(row) or reason == KEPT:
+                table.add_row(reason, *map(str, row), end_section=reason == KEPT)
+        console.print(table)
+    console.print("Objects of the class, and whole images where the line says so; an object that fails several tests")
+    console.print("counts under the first. The rule slime_lab loses overlaps: its intersections are modulo 256.")
+    if faulty and args.faulty == "stop":
+        raise faulty_sources(
+            sorted(faulty), len(pictures), expected="annotations that are whole and fit together",
+            remedy="restore these files, or count them as unreadable with --faulty skip",
+        )  # fmt: skip
     return 0
 
 
@@ -175,13 +206,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--subject", choices=sorted(MERGES), required=True)
     add("--rule", choices=list(RULES), default="paper", help="which objects become samples (default: paper)")
     add("--paint", choices=PAINTS, help="whose parts a crop shows (default: as the rule says)")
-    add("--out", type=Path, help="the data set's folder, e.g. data/pascal_part/car")
     add("--car-test", type=Path, help="ReGAN's Car_TestSet as test set")
     add("--no-background", action="store_true", help="its pictures without background (image_no_bg)")
-    add("--work", type=Path, help="where archives are unpacked (default: raw/ beside --out)")
-    add("--workers", type=int, default=0, help="processes (default: one per processor)")
-    add("--faulty", choices=("stop", "skip"), default="stop", help="what faulty source files do (default: stop)")
-    add("--force", action="store_true", help="replace a data set of other settings")
+    build_options(parser, "data/pascal_part/car")
     add("--compare-rules", action="store_true", help="count what the three rules keep; nothing is written")
     args = parser.parse_args(arguments)
     if args.car_test and args.subject != "car":

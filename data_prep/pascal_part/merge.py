@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from data_prep.pascal_part.mat import PartObject
+from data_prep.pascal_part.annotations import PartObject
 from slime_bench.errors import DataError
 
 MERGES: Final[dict[str, dict[str, tuple[str, ...]]]] = {

@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
+from data_prep.pascal_part.files import read_picture
 from data_prep.pascal_part.merge import class_names
-from data_prep.pascal_part.picture import read_picture
 from slime_bench.errors import DataError, LabelError
 
 WITH_BACKGROUND, WITHOUT_BACKGROUND, TRUTH = "image_bg", "image_no_bg", "gt_mask"

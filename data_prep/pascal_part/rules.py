@@ -30,6 +30,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from data_prep.pascal_part.annotations import PartObject, VocObject
 from data_prep.pascal_part.boxes import (
     Box,
     best_match,
@@ -43,9 +44,7 @@ from data_prep.pascal_part.boxes import (
     short_extent,
     square,
 )
-from data_prep.pascal_part.mat import PartObject
 from data_prep.pascal_part.merge import paint
-from data_prep.pascal_part.xml import VocObject
 
 PRESENT, DIFFICULT, ABSENT = 1, 0, -1
 """Flags of VOC's image lists."""

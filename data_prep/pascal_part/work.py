@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from data_prep.build_types import Dropped, Job, Made, Stamp, stamp
-from data_prep.pascal_part.lists import BOXES, IMAGES, Entry
-from data_prep.pascal_part.mat import PartObject, read_annotation
+from data_prep.build import Dropped, Job, Made, Stamp, stamp
+from data_prep.pascal_part.annotations import PartObject, VocObject, read_annotation, read_voc
+from data_prep.pascal_part.files import BOXES, IMAGES, Entry, read_picture
 from data_prep.pascal_part.merge import check_parts
-from data_prep.pascal_part.picture import read_picture
 from data_prep.pascal_part.regan import read_pair
 from data_prep.pascal_part.rules import FLAGGED, NO_FILE, NO_OBJECT, Crop, Refused, Rule, cut_out, judge
-from data_prep.pascal_part.xml import VocObject, read_voc
+from slime_bench.errors import SlimeBenchError
+
+KEPT = "kept"
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -56,47 +57,53 @@ def make_samples(job: Job, *, subject: str, rule: Rule) -> list[Made | Dropped]:
     Raises:
         DataError, LabelError: a file is missing, unreadable, or does not fit the others.
     """
-    if isinstance(job.payload, ReganPicture):
-        return [_regan_sample(job.payload)]
-    source: VocPicture = job.payload
-    verdicts = verdicts_of(source, subject, rule)
+    source = job.payload
+    if isinstance(source, ReganPicture):
+        image, label, strangers = read_pair(source.image, source.truth)
+        facts = {"source": f"{source.image.parent.name}/{source.image.name}", "unknown_pixels": strangers}
+        return [Made("test", f"regan_{source.stem}", image, label, facts)]
+    key, flag = source.entry.id, source.entry.flag
+    verdicts = _judged(source, subject, rule, _annotations(source, subject) if flag in rule.flags else None)
     if isinstance(verdicts, str):
-        return [Dropped(source.split, source.entry.id, verdicts)]
-    pixels: np.ndarray | None = None
+        return [Dropped(source.split, key, verdicts)]
+    frame = next((each.frame for each in verdicts if isinstance(each, Crop)), None)
+    pixels = read_picture(source.image, frame) if frame else None
     results: list[Made | Dropped] = []
-    for verdict in verdicts:
-        if isinstance(verdict, Refused):
-            results.append(Dropped(source.split, f"{source.entry.id} object {verdict.number}", verdict.reason))
+    for each in verdicts:
+        if isinstance(each, Refused) or pixels is None:
+            results.append(Dropped(source.split, f"{key} object {each.number}", getattr(each, "reason", "")))
             continue
-        if pixels is None:
-            pixels = read_picture(source.image, verdict.frame)
-        results.append(
-            Made(
-                source.split,
-                f"{source.entry.id}_{verdict.number}",
-                cut_out(rule, pixels, verdict.box),
-                verdict.label,
-                _facts(source, rule, verdict),
-            )
-        )
+        facts = {"source": key, "object": each.number, "box": list(each.box), "rule": rule.name, "flag": flag}
+        facts |= {"frame": list(each.frame), **each.facts}
+        image = cut_out(rule, pixels, each.box)
+        results.append(Made(source.split, f"{key}_{each.number}", image, each.label, facts))
     return results
 
 
-def verdicts_of(source: VocPicture, subject: str, rule: Rule) -> list[Crop | Refused] | str:
-    """What `rule` makes of each object of a picture, or the reason why the whole picture is left out.
+def count_verdicts(
+    job: Job, *, subject: str, rules: Mapping[str, Rule]
+) -> Counter[tuple[str, str, str]] | SlimeBenchError:
+    """(split, rule, reason or `KEPT`) -> objects of one picture, or the picture where the whole of it is dropped, by
+    every rule; what is wrong with a picture that cannot be read. Its annotations are read once, it is not decoded."""
+    source: VocPicture = job.payload
+    counts: Counter[tuple[str, str, str]] = Counter()
+    try:
+        read = _annotations(source, subject)
+        for name, rule in rules.items():
+            verdicts = _judged(source, subject, rule, read)
+            for each in [verdicts] if isinstance(verdicts, str) else verdicts:
+                why = each if isinstance(each, str) else each.reason if isinstance(each, Refused) else KEPT
+                counts[source.split, name, why] += 1
+    except SlimeBenchError as error:
+        return error
+    return counts
 
-    Reads the annotations, not the picture itself.
-    """
-    read = annotations_of(source, subject) if source.entry.flag in rule.flags else None
-    return judge_picture(source, subject, rule, read)
+
+Annotations = tuple[tuple[PartObject, ...], tuple[VocObject, ...]]
 
 
-def annotations_of(source: VocPicture, subject: str) -> tuple[tuple[PartObject, ...], tuple[VocObject, ...]] | None:
-    """The part annotation and the boxes of a picture; None where there is no part annotation.
-
-    Raises:
-        DataError: a faulty file, unknown parts, or missing boxes.
-    """
+def _annotations(source: VocPicture, subject: str) -> Annotations | None:
+    """The part annotation and the boxes of a picture; None where there is no part annotation."""
     if not source.parts.exists():
         return None
     objects = read_annotation(source.parts)
@@ -104,36 +111,12 @@ def annotations_of(source: VocPicture, subject: str) -> tuple[tuple[PartObject, 
     return objects, read_voc(source.boxes) if source.boxes else ()
 
 
-def judge_picture(
-    source: VocPicture,
-    subject: str,
-    rule: Rule,
-    read: tuple[tuple[PartObject, ...], tuple[VocObject, ...]] | None,
-) -> list[Crop | Refused] | str:
-    """As `verdicts_of`, of annotations that were read."""
+def _judged(source: VocPicture, subject: str, rule: Rule, read: Annotations | None) -> list[Crop | Refused] | str:
+    """What `rule` makes of each object of a picture, or the reason why the whole picture is left out."""
     if source.entry.flag not in rule.flags:
         return FLAGGED
     if read is None:
         return NO_FILE
     objects, boxes = read
     # Without any object there is no mask to tell the size, and nothing to cut either.
-    verdicts = judge(rule, subject, objects, boxes, objects[0].mask.shape) if objects else []
-    return verdicts or NO_OBJECT
-
-
-def _facts(source: VocPicture, rule: Rule, crop: Crop) -> dict[str, Any]:
-    return {
-        "source": source.entry.id,
-        "object": crop.number,
-        "box": list(crop.box),
-        "rule": rule.name,
-        "flag": source.entry.flag,
-        "frame": list(crop.frame),
-        **crop.facts,
-    }
-
-
-def _regan_sample(source: ReganPicture) -> Made:
-    image, label, strangers = read_pair(source.image, source.truth)
-    facts = {"source": f"{source.image.parent.name}/{source.image.name}", "unknown_pixels": strangers}
-    return Made("test", f"regan_{source.stem}", image, label, facts)
+    return (judge(rule, subject, objects, boxes, objects[0].mask.shape) if objects else []) or NO_OBJECT

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from transformers import BertTokenizer, BlipForImageTextRetrieval
 
-from data_prep.pretrain.blip import Matcher
 from data_prep.pretrain.blip_captions import PLURALS, WORDS, Caption, View, captions, draw_view
 from data_prep.pretrain.blip_losses import normalised, pack
+from data_prep.pretrain.blip_matcher import Matcher
 from data_prep.pretrain.blip_models import build_blip, build_tokenizer
-from data_prep.pretrain.models import folder_size, parameter_count
-from data_prep.pretrain.sd_export import machine, publish, stage_facts
+from data_prep.pretrain.export import export_model, parameter_count
+from data_prep.pretrain.trainloop import averaged_weights
 from data_prep.pretrain.vae import HELD_OUT
-from slime_bench.data.mini_world.render import WORLD_VERSION, vocabulary
+from slime_bench.data.mini_world.render import vocabulary
 from slime_bench.seeding import numpy_generator
 
 HISTORY = "history.txt"
@@ -29,27 +27,21 @@ KINDS = ("long", "part", "colour", "scene")
 
 
 def export(work: Path, out: Path, size: Mapping[str, int], device: torch.device) -> None:
-    """Newest averaged weights of `work` -> the folder `out`; the folder is replaced when the new one is complete."""
-    tokenizer = build_tokenizer(vocabulary())
-    matcher = Matcher(build_blip(tokenizer, **size))
-    stages = [stage for stage in ("blip128", "blip64") if (work / stage / "clock.json").exists()]
-    matcher.load_state_dict(load_file(work / stages[0] / "ema.safetensors"))
-    building = out.with_name(f".{out.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    matcher.model.to(torch.float16).save_pretrained(building, safe_serialization=True)
-    tokenizer.save_pretrained(building)
-    # Measure what was written, not what was trained: half precision included.
-    loaded = BlipForImageTextRetrieval.from_pretrained(building, dtype=torch.float32, local_files_only=True).to(device)
-    card = {
-        "world_version": WORLD_VERSION,
-        "parameters": parameter_count(loaded),
-        "stages": {stage: stage_facts(work / stage) for stage in reversed(stages)},
-        "measured": measure(loaded.eval(), tokenizer, device),
-        "hardware": machine(device),
-        "history": (work / HISTORY).read_text().strip() if (work / HISTORY).is_file() else "",
-        "bytes": folder_size(building),
-    }
-    publish(building, out, card, _readme(card))
+    """Averaged weights of the last stage in `work` -> the folder `out`, replaced when the new one is complete."""
+
+    def write(folder: Path) -> dict[str, Any]:
+        tokenizer = build_tokenizer(vocabulary())
+        matcher = Matcher(build_blip(tokenizer, **size))
+        matcher.load_state_dict(averaged_weights(work, "blip128"))
+        matcher.model.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+        # Measure what was written, not what was trained: half precision included.
+        loaded = BlipForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        measured = measure(loaded.to(device).eval(), tokenizer, device)
+        history = (work / HISTORY).read_text().strip() if (work / HISTORY).is_file() else ""
+        return {"parameters": parameter_count(loaded), "measured": measured, "history": history}
+
+    export_model(out, work, ("blip64", "blip128"), device, write, PAGE)
 
 
 @torch.no_grad()
@@ -138,52 +130,24 @@ def kind_of(text: str) -> str:
 _PARTS = {word for words in WORDS.values() for word in words} | set(PLURALS.values())
 
 
-def _readme(card: Mapping[str, Any]) -> str:
-    measured = card["measured"]
-    stage_rows = "\n".join(
-        f"| {name} | {s['steps']} | {s['images']} | {s['seconds']} | {s['match']:.4f} | {s['accuracy']:.4f} |"
-        for name, s in card["stages"].items()
-    )
-    names = {
-        "long": "description of up to three parts, one word changed",
-        "part": "Image of wheel.",
-        "colour": "Image of black wheel.",
-        "scene": "Image of grass. / Image of car.",
-    }
-    rows = "\n".join(
-        f"| {names[kind]} | {each['right']:.3f} | {each['wrong']:.3f} | {each['number']} |"
-        for kind in KINDS
-        for each in [measured[kind]]
-    )
-    return f"""# mini_blip: a small BLIP (image-text matching), trained from scratch on the mini world
+PAGE = """# mini_blip: a small BLIP (image-text matching), trained from scratch on the mini world
 
-Made by `python -m data_prep.pretrain.mini_blip`; every figure here was measured by that command on the files in this
-folder. It is a test and teaching model: it knows cars, horses and faces of the procedural world
-(version {card["world_version"]}) and nothing else.
+Made by `python -m data_prep.pretrain.mini_blip`. It is a test and teaching model: it knows cars, horses and faces of
+the procedural world and nothing else.
 
-- Data: rendered on the fly by the mini world, split `pretrain`, which shares no picture with support, val
-  or test. Whole pictures, cut-outs, and mosaics of 4, 16 or 64 of them, with true and false captions. Whether a part
-  is in a view (at least 40 pixels of it) comes from the renderer, which also tells where a part is to cut around;
-  where in a view it lies was never told, and no mask entered a loss.
-- Losses: image-text matching on true captions and on captions with one word wrong (the colour of a part, mostly that
-  of another part of the view; a part that is not there; the scene); contrast of images and descriptions; two
-  fine-grained contrasts, of words with patches and of the cross-attention's largest scores, in which a caption has to
-  be found in the tiles of a mosaic of which it is true and in no other; and a small pull of the cross-attention's
-  log-sum-exp towards 0, which keeps the scores of different prompts on one scale. Without the mosaics a patch said
-  little of its own place.
-- Parameters: {card["parameters"]:,}; fp16 safetensors; 8-pixel patches, 16x16 of them.
-- Hardware: {card["hardware"]}.{f" {card['history']}" if card["history"] else ""}
+Data: rendered on the fly by `slime_bench/data/mini_world`, split `pretrain`, which shares no picture with support, val
+or test. Whole pictures, cut-outs, and mosaics of 4, 16 or 64 of them, with true and false captions. Whether a part is
+in a view (at least 40 pixels of it) comes from the renderer, which also tells where a part is to cut around; where in a
+view it lies was never told, and no mask entered a loss. Weights are fp16 safetensors; 8-pixel patches, 16x16 of them.
 
-| stage | steps | images | seconds | matching loss at the end | accuracy |
-| --- | --- | --- | --- | --- | --- |
-{stage_rows}
+Losses: image-text matching on true captions and on captions with one word wrong (the colour of a part, mostly that of
+another part of the view; a part that is not there; the scene); contrast of images and descriptions; two fine-grained
+contrasts, of words with patches and of the cross-attention's largest scores, in which a caption has to be found in the
+tiles of a mosaic of which it is true and in no other; and a small pull of the cross-attention's log-sum-exp towards 0,
+which keeps the scores of different prompts on one scale. Without the mosaics a patch said little of its own place.
 
-Held out: share of captions judged right (match probability on the right side of one half).
-
-| captions | true | false | number |
-| --- | --- | --- | --- |
-{rows}
-
-Two parts' colours exchanged: the true caption has the higher probability in {100 * measured["attribute_swap"]:.1f} % of
-{measured["attribute_swap_pairs"]} pairs (chance: 50 %).
+`right`, `wrong`: share of true and of false captions on the right side of a match probability of one half: descriptions
+with one word changed (`long`), "Image of wheel." (`part`), "Image of black wheel." (`colour`), "Image of grass." or
+"Image of car." (`scene`). `attribute_swap`: two parts' colours exchanged; how often the true caption has the higher
+probability (chance: 0.5).
 """

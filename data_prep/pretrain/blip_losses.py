@@ -22,7 +22,7 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
     return (values - mean) / std
 
 
-@dataclass(frozen=True)
+@dataclass
 class Packed:
     """The captions of B images, those of one image one after another in one sequence, so that the image's keys and
     values are computed once.

@@ -9,17 +9,15 @@ checkpoint every three minutes in `--work`, and the same command goes on from th
 from __future__ import annotations
 
 import argparse
-import copy
-import os
 import time
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from lightning.fabric import Fabric
 
 from data_prep.pretrain.models import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
 from data_prep.pretrain.sd_export import export
-from data_prep.pretrain.trainloop import Clock, Ranks, arguments, in_processes, pick_device
+from data_prep.pretrain.trainloop import arguments, fabric_of
 from data_prep.pretrain.unet import Denoiser, train_unet
 from data_prep.pretrain.vae import measure_vae, train_vae
 from slime_bench.data.mini_world.render import vocabulary
@@ -29,54 +27,35 @@ SHARES = {"vae": 0.14, "unet64": 0.15, "unet128": 0.71}  # of the minutes
 BATCH = {"cpu": {64: 16, 128: 8}, "cuda": {64: 256, 128: 128}}  # per process
 
 
-def run_vae_stage(work: Path, seconds: float, device: torch.device) -> AutoencoderKL:
+def trained_vae(args: argparse.Namespace) -> AutoencoderKL:
     """The trained autoencoder, its scaling factor set so that scaled latents have unit standard deviation."""
-    vae = build_vae()
-    train_vae(vae, Clock(work / "vae", seconds, "vae"), device)
-    facts = measure_vae(vae, device)
+    vae, fabric = build_vae(), fabric_of(args.device, processes=1)
+    train_vae(vae, fabric, args.work, 0.0 if args.export_only else 60 * args.minutes * SHARES["vae"])
+    facts = measure_vae(vae, fabric.device)
     print("vae, held out: " + ", ".join(f"{k} {v:.3f}" for k, v in facts.items()), flush=True)
     vae.register_to_config(scaling_factor=round(1 / facts["latent_std"], 5))
-    return vae
+    return vae.cpu()
 
 
-def train_rank(rank: int, size: int, rendezvous: Path, args: argparse.Namespace, vae: AutoencoderKL) -> None:
-    """Both U-Net stages in one of `size` processes; rank 0 keeps checkpoints and the log."""
-    device = pick_device(args.device)
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
+def train_denoiser(fabric: Fabric, args: argparse.Namespace, vae: AutoencoderKL) -> None:
+    """Both U-Net stages, in each of the processes."""
     torch.manual_seed(0)
-    ranks = Ranks(rank, size, rendezvous)
     tokenizer = build_tokenizer(vocabulary())
     text_encoder = build_text_encoder(tokenizer)
     denoiser = Denoiser(text_encoder, build_unet(CHANNELS, text_encoder.config.hidden_size))
-    ema = copy.deepcopy(denoiser)
     for side in (64, 128):
-        name = f"unet{side}"
-        clock = Clock(args.work / name, args.minutes * 60 * SHARES[name], name, quiet=rank > 0)
-        batch = BATCH[device.type][side]
-        train_unet(
-            denoiser,
-            ema,
-            tokenizer,
-            vae,
-            build_scheduler(),
-            clock,
-            device,
-            ranks,
-            side,
-            batch,
-            decay_from=0.99 if side == 64 else 0.75,
-        )
+        seconds = 60 * args.minutes * SHARES[f"unet{side}"]
+        batch = BATCH[fabric.device.type][side]
+        train_unet(denoiser, tokenizer, vae, build_scheduler(), fabric, args.work, seconds, side, batch)
 
 
 def main() -> None:
     args = arguments(__doc__, "mini_sd", 100.0, "unet128")
-    device = pick_device(args.device)
     started = time.time()
-    vae = run_vae_stage(args.work, 0 if args.export_only else args.minutes * 60 * SHARES["vae"], device)
+    vae = trained_vae(args)
     if not args.export_only:
-        in_processes(train_rank, args, vae)
-    export(args.work, args.out, vae, CHANNELS, device)
+        fabric_of(args.device, args.processes).launch(train_denoiser, args, vae)  # type: ignore[arg-type]
+    export(args.work, args.out, vae, CHANNELS, torch.device(args.device))
     print(f"wrote {args.out} after {(time.time() - started) / 60:.1f} minutes")
 
 

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-from PIL import Image, ImageDraw
-from safetensors.torch import load_file
+from diffusers.utils import make_image_grid
+from PIL import Image
 from torch.nn import functional as F
 
-from data_prep.pretrain.models import (
-    build_scheduler,
-    build_text_encoder,
-    build_tokenizer,
-    build_unet,
-    folder_size,
-    parameter_count,
-)
+from data_prep.pretrain.export import export_model, parameter_count
+from data_prep.pretrain.models import build_scheduler, build_text_encoder, build_tokenizer, build_unet
 from data_prep.pretrain.stream import stream_picture, to_pixels
+from data_prep.pretrain.trainloop import averaged_weights
 from data_prep.pretrain.unet import Denoiser, latent_encoder, token_ids
 from data_prep.pretrain.vae import HELD_OUT, measure_vae
-from slime_bench.data.mini_world.render import WORLD_VERSION, vocabulary
+from slime_bench.data.mini_world.render import vocabulary
 from slime_bench.seeding import derive_seed
 
 SAMPLE_PROMPTS = (
@@ -56,55 +47,29 @@ SWAPS = (
 def export(
     work: Path, out: Path, vae: AutoencoderKL, channels: tuple[int, int, int, int], device: torch.device
 ) -> None:
-    """Newest averaged weights of `work` -> the folder `out`; the folder is replaced when the new one is complete."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(vocabulary())
-    text_encoder = build_text_encoder(tokenizer)
-    denoiser = Denoiser(text_encoder, build_unet(channels, text_encoder.config.hidden_size))
-    stages = [stage for stage in ("unet128", "unet64") if (work / stage / "clock.json").exists()]
-    denoiser.load_state_dict(load_file(work / stages[0] / "ema.safetensors"))
-    pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=denoiser.unet, scheduler=build_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    building = out.with_name(f".{out.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(building, safe_serialization=True)
-    # Measure what was written, not what was trained: half precision included.
-    loaded = StableDiffusionPipeline.from_pretrained(building, torch_dtype=torch.float32, local_files_only=True).to(
-        device
-    )
-    loaded.set_progress_bar_config(disable=True)
-    facts = measure(loaded, device)
-    sheet(loaded, SAMPLE_PROMPTS).save(building / "samples.png")
-    card = {
-        "world_version": WORLD_VERSION,
-        "parameters": {
-            "vae": parameter_count(vae),
-            "text_encoder": parameter_count(text_encoder),
-            "unet": parameter_count(denoiser.unet),
-        },
-        "stages": {stage: stage_facts(work / stage) for stage in ("vae", *reversed(stages))},
-        "measured": facts,
-        "hardware": machine(device),
-        "bytes": folder_size(building),
-    }
-    publish(building, out, card, _readme(card))
+    """Averaged weights of the last stage in `work` -> the folder `out`, replaced when the new one is complete."""
 
+    def write(folder: Path) -> dict[str, Any]:
+        torch.manual_seed(0)
+        tokenizer = build_tokenizer(vocabulary())
+        text_encoder = build_text_encoder(tokenizer)
+        denoiser = Denoiser(text_encoder, build_unet(channels, text_encoder.config.hidden_size))
+        denoiser.load_state_dict(averaged_weights(work, "unet128"))
+        pipeline = StableDiffusionPipeline(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=denoiser.unet, scheduler=build_scheduler(),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+        pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+        # Measure what was written, not what was trained: half precision included.
+        loaded = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+        loaded.to(device).set_progress_bar_config(disable=True)
+        measured = measure(loaded, device)
+        samples = [generate(loaded, [prompt], seed)[0] for prompt in SAMPLE_PROMPTS for seed in range(4)]
+        make_image_grid(samples, rows=len(SAMPLE_PROMPTS), cols=4).save(folder / "samples.png")
+        parts = {"vae": vae, "text_encoder": text_encoder, "unet": denoiser.unet}
+        return {"parameters": {name: parameter_count(each) for name, each in parts.items()}, "measured": measured}
 
-def publish(building: Path, out: Path, card: Mapping[str, Any], page: str) -> None:
-    """Write the card, its page and the hashes of what is loaded, and move the folder to its place."""
-    (building / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    (building / "README.md").write_text(page)
-    listed = sorted(
-        p
-        for p in building.rglob("*")
-        if p.is_file() and p.suffix in {".json", ".txt", ".safetensors"} and p.name != "card.json"
-    )
-    hashes = {p.relative_to(building).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in listed}
-    (building / "sha256.json").write_text(json.dumps(hashes, indent=1) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    building.rename(out)
+    export_model(out, work, ("vae", "unet64", "unet128"), device, write, PAGE)
 
 
 @torch.no_grad()
@@ -156,91 +121,21 @@ def swap_effect(
     return {"prompt": prompt, "from": word, "to": other, "rgb_change": [round(float(v), 1) for v in rgb]}
 
 
-def sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Image.Image:
-    """Four samples per prompt with its words below."""
-    columns, side, line = 4, 128, 30
-    page = Image.new("RGB", (columns * side * 2, (side + line) * ((len(prompts) + 1) // 2)), "white")
-    draw = ImageDraw.Draw(page)
-    for index, prompt in enumerate(prompts):
-        left, top = (index % 2) * columns * side, (index // 2) * (side + line)
-        for column in range(columns):
-            page.paste(generate(pipeline, [prompt], seed=column)[0], (left + column * side, top))
-        words = prompt.split(" , ")
-        half = (len(words) + 1) // 2
-        draw.text((left + 4, top + side + 2), " , ".join(words[:half]), fill="black")
-        draw.text((left + 4, top + side + 15), " , ".join(words[half:]), fill="black")
-    return page
+PAGE = """# mini_sd: a small Stable Diffusion, trained from scratch on the mini world
 
+Made by `python -m data_prep.pretrain.mini_sd`. It is a test and teaching model: it knows cars, horses and faces of the
+procedural world and nothing else.
 
-def stage_facts(folder: Path) -> dict[str, Any]:
-    """Steps, images and seconds of a stage, and the last values of its log."""
-    clock = json.loads((folder / "clock.json").read_text())
-    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-    return {
-        "steps": clock["step"],
-        "images": clock["images"],
-        "seconds": round(clock["spent"]),
-        **{k: round(v, 4) for k, v in last.items() if k not in {"step", "images", "seconds"}},
-    }
+Data: rendered on the fly by `slime_bench/data/mini_world`, split `pretrain`, which shares no picture with support, val
+or test. It was trained on pictures and captions only; no mask was ever shown to it. Weights are fp16 safetensors.
 
-
-def machine(device: torch.device) -> str:
-    """Name of what computes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        names = [
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        return f"{len(names)} cores of {names[0]}"
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
-
-
-def _readme(card: dict[str, Any]) -> str:
-    measured, stages = card["measured"], card["stages"]
-    rows = "\n".join(
-        f"| {t} | "
-        + " | ".join(f"{measured[f'loss_t{t}_{kind}']:.4f}" for kind in ("right", "shuffled", "none"))
-        + " |"
-        for t in (100, 300, 500, 700, 900)
-    )
-    stage_rows = "\n".join(
-        f"| {n} | {s['steps']} | {s['images']} | {s['seconds']} | {s['loss']:.4f} |" for n, s in stages.items()
-    )
-    swaps = "\n".join(f"| {s['from']} -> {s['to']} | {s['rgb_change']} |" for s in measured["swaps"])
-    return f"""# mini_sd: a small Stable Diffusion, trained from scratch on the mini world
-
-Made by `python -m data_prep.pretrain.mini_sd`; every figure here was measured by that command on the files in this
-folder. It is a test and teaching model: it knows cars, horses and faces of the procedural world
-(version {card["world_version"]}) and nothing else.
-
-- Data: rendered on the fly by the mini world, split `pretrain`, which shares no picture with support, val
-  or test. It was trained on pictures and captions only; no mask was ever shown to it.
-- Parameters: {", ".join(f"{k} {v:,}" for k, v in card["parameters"].items())}; fp16 safetensors.
-- Hardware: {card["hardware"]}.
-
-| stage | steps | images | seconds | training loss at the end |
-| --- | --- | --- | --- | --- |
-{stage_rows}
-
-Held out (192 pictures): VAE {measured["psnr_db"]:.1f} dB, latent mean {measured["latent_mean"]:.3f},
-std {measured["latent_std"]:.3f} (before scaling).
-
-Denoising loss (noise prediction, mean squared error), with the picture's caption, another picture's of the same
-subject, and none:
-
-| t | right caption | shuffled | none |
-| --- | --- | --- | --- |
-{rows}
-
-One word changed, same noise: mean RGB change of the tenth of the pixels that change most.
-
-| change | RGB |
-| --- | --- |
-{swaps}
+`loss_t..`: denoising loss (noise prediction, mean squared error) at a timestep with the picture's caption, another
+picture's of the same subject, and none; `swaps`: mean RGB change of the tenth of the pixels that change most, when one
+word is changed and the noise stays.
 
 ![samples](samples.png)
+
+Four samples of each of these prompts, row by row:
+
 """
+PAGE += "".join(f"{row}. {prompt}\n" for row, prompt in enumerate(SAMPLE_PROMPTS, start=1))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from lightning.fabric import Fabric
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from data_prep.pretrain.stream import LatentPool, stream_rng
-from data_prep.pretrain.trainloop import Clock, Ema, Ranks, autocast
+from data_prep.pretrain.trainloop import Stage, train
 
 LEARNING_RATE = {64: 1e-3, 128: 7e-4}  # per picture side
 CAPTION_DROPOUT = 0.1  # for classifier-free guidance
@@ -47,7 +49,7 @@ def latent_encoder(
 
     @torch.no_grad()
     def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with autocast(device):
+        with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(pixels.to(device, memory_format=torch.channels_last)).latent_dist
         return posterior.mean.float().cpu() * scale, posterior.std.float().cpu() * scale
 
@@ -64,44 +66,35 @@ def draw_timesteps(rng: np.random.Generator, batch: int) -> torch.Tensor:
 
 
 def train_unet(
-    denoiser: Denoiser, ema: Denoiser, tokenizer: CLIPTokenizer, vae: AutoencoderKL, scheduler: DDIMScheduler,
-    clock: Clock,
-    device: torch.device, ranks: Ranks, side: int, batch: int, decay_from: float,
+    denoiser: Denoiser, tokenizer: CLIPTokenizer, vae: AutoencoderKL, scheduler: DDIMScheduler,
+    fabric: Fabric, work: Path, seconds: float, side: int, batch: int,
 ) -> None:  # fmt: skip
-    """Denoise at one picture side (64 or 128) until the clock's budget is used up; `ema` gets the averaged weights."""
-    denoiser.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    ema.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    average = Ema(denoiser, ema, EMA_DECAY)
-    optimiser = torch.optim.AdamW(denoiser.parameters(), lr=LEARNING_RATE[side], betas=(0.9, 0.99), weight_decay=0.01)
-    clock.restore({"denoiser": denoiser, "ema": ema}, optimiser)
-    if not clock.running():
-        return
-    # Each rank reads its own stretch of the stream; a resumed run goes on behind what it has already seen.
-    start = side * 1_000_000 + ranks.rank * 20_000_000 + clock.step // REFILL_EVERY * REFILL
-    pool = LatentPool(latent_encoder(vae, device), POOL, side, start)
-    pool.refill(FIRST_FILL)
-    alphas = scheduler.alphas_cumprod.to(device)
-    models = {"denoiser": denoiser, "ema": ema}
-    while ranks.agree(clock.running()):
-        if clock.step % REFILL_EVERY == REFILL_EVERY - 1:
-            pool.refill(REFILL)
-        rng, generator = stream_rng(f"unet{side}.{ranks.rank}", clock.step)
-        latents, captions = pool.sample(batch, rng, generator)
+    """Denoise at one picture side (64 or 128) for so many seconds, or load what was trained."""
+    stage = Stage(
+        f"unet{side}", seconds, LEARNING_RATE[side], batch, decay_from=0.99 if side == 64 else 0.75,
+        averaging=EMA_DECAY,
+    )  # fmt: skip
+    denoiser.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(denoiser.parameters(), lr=stage.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    device, alphas = fabric.device, scheduler.alphas_cumprod.to(fabric.device)
+    pool: list[LatentPool] = []
+
+    def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:
+        if not pool:
+            # Each rank reads its own stretch of the stream; a resumed run goes on behind what it has already seen.
+            start = side * 1_000_000 + fabric.global_rank * 20_000_000 + step // REFILL_EVERY * REFILL
+            pool.append(LatentPool(latent_encoder(vae, device), POOL, side, start))
+            pool[0].refill(FIRST_FILL)
+        if step % REFILL_EVERY == REFILL_EVERY - 1:
+            pool[0].refill(REFILL)
+        rng, generator = stream_rng(f"unet{side}.{fabric.global_rank}", step)
+        latents, captions = pool[0].sample(batch, rng, generator)
         captions = ["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions]
         noise = torch.randn(latents.shape, generator=generator).to(device)
         timesteps = draw_timesteps(rng, batch).to(device)
         keep = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = (keep.sqrt() * latents.to(device) + (1 - keep).sqrt() * noise).to(memory_format=torch.channels_last)
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE[side] * clock.learning_rate_factor(warmup=200, decay_from=decay_from)
-        with autocast(device):
-            predicted = denoiser(noisy, timesteps, token_ids(tokenizer, captions).to(device))
-        loss = F.mse_loss(predicted.float(), noise)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        ranks.average_gradients(denoiser)
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimiser.step()
-        average.update(clock.step)
-        clock.tick({"loss": float(loss.detach())}, models, optimiser, images=batch * ranks.size)
-    clock.save(models, optimiser)
+        predicted = module(noisy, timesteps, token_ids(tokenizer, captions).to(device))
+        return {"loss": F.mse_loss(predicted.float(), noise)}
+
+    train(fabric, stage, work, denoiser, optimiser, losses)

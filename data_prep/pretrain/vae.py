@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL
+from lightning.fabric import Fabric
+from torch import nn
 from torch.nn import functional as F
 
 from data_prep.pretrain.stream import stream_picture, stream_rng, to_pixels
-from data_prep.pretrain.trainloop import Clock, autocast
+from data_prep.pretrain.trainloop import Stage, train
 
 CROP, BATCH, LEARNING_RATE = 64, 16, 1.5e-3
 KL_WEIGHT = 4e-3  # per latent element against a per-pixel loss; strong enough that latents are centred with unit scale
@@ -27,45 +31,46 @@ def training_pixels(step: int, device: torch.device) -> torch.Tensor:
     return torch.stack(crops).to(device, memory_format=torch.channels_last)
 
 
-def vae_loss(
-    vae: AutoencoderKL, pixels: torch.Tensor, generator: torch.Generator | None
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Absolute + squared error + KL_WEIGHT * KL(q(z|x) || N(0, 1)), each a mean over elements."""
-    with autocast(pixels.device):
-        posterior = vae.encode(pixels).latent_dist
-        output = vae.decode(posterior.mode() if generator is None else posterior.sample(generator)).sample
-    output, mean, logvar = output.float(), posterior.mean.float(), posterior.logvar.float()
+class Reconstruction(nn.Module):
+    """Pixels float [B,3,H,W] -> what the autoencoder makes of them, and mean and log-variance of the latents."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(
+        self, pixels: torch.Tensor, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        posterior = self.vae.encode(pixels).latent_dist
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
+
+
+def vae_losses(model: nn.Module, pixels: torch.Tensor, generator: torch.Generator | None) -> dict[str, torch.Tensor]:
+    """`loss`: absolute + squared error + KL_WEIGHT * KL(q(z|x) || N(0, 1)), each a mean over elements."""
+    output, mean, logvar = (each.float() for each in model(pixels, generator))
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
     mse = F.mse_loss(output, pixels)
     loss = F.l1_loss(output, pixels) + mse + KL_WEIGHT * kl
-    return loss, {"psnr": float(10 * torch.log10(4 / mse.detach())), "kl": float(kl.detach())}
+    return {"loss": loss, "psnr": 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
 
 
-def train_vae(vae: AutoencoderKL, clock: Clock, device: torch.device) -> None:
-    """Train until the clock's budget for this stage is used up; resumes from the clock's checkpoint."""
-    vae.to(device, memory_format=torch.channels_last).train()
+def train_vae(vae: AutoencoderKL, fabric: Fabric, work: Path, seconds: float) -> None:
+    """Train for so many seconds, or load what was trained."""
+    model = Reconstruction(vae).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    clock.restore({"vae": vae}, optimiser)
-    while clock.running():
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * clock.learning_rate_factor(warmup=100)
-        loss, facts = vae_loss(
-            vae,
-            training_pixels(clock.step, device),
-            stream_rng("vae_noise", clock.step)[1] if device.type == "cpu" else None,
-        )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        clock.tick({"loss": float(loss.detach()), **facts}, {"vae": vae}, optimiser, images=BATCH)
-    clock.save({"vae": vae}, optimiser)
+
+    def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:
+        generator = stream_rng("vae_noise", step)[1] if fabric.device.type == "cpu" else None
+        return vae_losses(module, training_pixels(step, fabric.device), generator)
+
+    train(fabric, Stage("vae", seconds, LEARNING_RATE, BATCH, warmup=100), work, model, optimiser, losses)
 
 
 @torch.no_grad()
 def measure_vae(vae: AutoencoderKL, device: torch.device, pictures: int = 96) -> dict[str, float]:
     """Held-out PSNR (dB, of [-1,1] images) and the latents' mean and standard deviation; float32."""
-    vae.eval()
+    vae.to(device).eval()
     pixels = to_pixels([stream_picture(HELD_OUT + i).image for i in range(pictures)]).to(device)
     latents, errors = [], []
     for chunk in pixels.split(16):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data_prep import convert_albef
-from data_prep.albef_tensors import architecture, convert
+from data_prep.convert_albef import architecture, convert
 from slime_bench.backbones.blip import AlbefBackbone
 from slime_bench.backbones.blip_text import fuse, image_free
 from slime_bench.errors import BackboneError, StorageError

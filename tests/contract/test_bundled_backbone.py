@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from slime_bench.backbones.weights import ASSETS, check_hashes
+from tests.e2e.conftest import command
 
 MINI = ASSETS / "mini_sd"
 
@@ -54,10 +55,17 @@ def test_the_world_is_the_one_it_was_trained_on(card: dict[str, Any]) -> None:
 
 
 def test_optimised_embeddings_find_the_parts(tmp_path: Path) -> None:
-    """A short 1-shot run on validation pictures, far above embeddings that were left where they start."""
-    from data_prep.pretrain.probe_mini_sd import probe
+    """A short 1-shot trial, far above embeddings that were left where they start."""
 
-    common = ["data=mini_car", f"data_root={tmp_path}", "seed=0", "method.loss_weights.beta=0", "shots=1"]
-    start, fitted = (probe([*common, f"method.epochs={epochs}"]) for epochs in (0, 60))
-    assert fitted["was"][0] > start["was"][0] + 15
-    assert fitted["was"][0] > fitted["cross"][0]
+    def average(name: str, *overrides: str) -> float:
+        places = [f"data_root={tmp_path / 'data'}", f"output_root={tmp_path / name}"]
+        common = ["shots=1", "seed=0", "trainer=cpu", "trainer.progress=false", "method.loss_weights.beta=0"]
+        done = command("experiment=mini_car", *places, *common, *overrides)
+        assert done.code == 0, done.err
+        (path,) = (tmp_path / name / "runs").rglob("result.json")
+        return 100 * float(json.loads(path.read_text())["average"])
+
+    start = average("start", "method.epochs=0")
+    was, cross = (average(maps, "method.epochs=60", f"method.maps={maps}") for maps in ("was", "cross"))
+    assert was > start + 15
+    assert was > cross

@@ -12,7 +12,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 
 from data_prep import archive as module
 from data_prep import commands
-from data_prep.archive import RECORD, extract, opened, read_record, stem
-from data_prep.archive_members import Member, safe_path
+from data_prep.archive import RECORD, extract, opened, read_record, safe_path, stem
 from slime_bench.errors import DataError, SlimeBenchError, StorageError
 
 NAMES = ("data/a.txt", "data/deep/er/b.bin", "data/with space/ünïcode – 猫.png", "c")
@@ -98,7 +97,7 @@ class TestExtract:
         assert tree(into) == CONTENT
         record = read_record(into)
         assert record is not None
-        assert (record.files, record.bytes) == (len(CONTENT), sum(map(len, CONTENT.values())))
+        assert (record["files"], record["bytes"]) == (len(CONTENT), sum(map(len, CONTENT.values())))
 
     def test_the_first_bytes_decide_not_the_name(self, save: Save, tmp_path: Path) -> None:
         extract(save(packed("zip", CONTENT), "wrong.tar.gz"), tmp_path / "out")
@@ -215,12 +214,6 @@ class TestRefused:
         archive = save(packed("tar.gz", {"bomb": bytes(1 << 20), "small": b"1"}))
         refused(archive, tmp_path / "out", max_bytes=1000, wanted=lambda name: name == "small")
 
-    def test_more_bytes_than_declared(self, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        liar = Member(PurePosixPath("liar"), "file", 1, 0, lambda: iter([bytes(600), bytes(600)]))
-        monkeypatch.setattr(module, "members", lambda archive: iter([liar]))
-        error = refused(save(b"anything"), tmp_path / "out", max_bytes=1000)
-        assert "too large" in error.summary and "liar: more than 1000 bytes" in str(error.found)
-
     def test_an_absurd_declared_size(self, save: Save, tmp_path: Path) -> None:
         info = tarfile.TarInfo("huge")
         info.size = 1 << 50
@@ -239,7 +232,7 @@ class TestRefused:
         info = tarfile.TarInfo("././@LongLink")
         info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
         content = info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
-        assert "absurd header" in refused(save(content), tmp_path / "out").summary
+        assert "absurd header" in str(refused(save(content), tmp_path / "out").found)
 
     def test_a_zip_that_lies_about_sizes(self, save: Save, tmp_path: Path) -> None:
         content = bytearray(packed("zip", {"liar": bytes(5000)}))
@@ -368,7 +361,7 @@ class TestCutOff:
         def interrupted(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(module._Progress, "show", interrupted)
+        monkeypatch.setattr(module, "_write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             extract(save(packed("zip", CONTENT), "a.zip"), tmp_path / "out")
         assert {each.name for each in tmp_path.iterdir()} == {"downloads", ".out.lock"}
@@ -403,7 +396,7 @@ class TestStorage:
         command = [sys.executable, "-c", code, str(archive), "--out", str(tmp_path / "out")]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert ended.returncode == 2
-        assert ended.stderr.startswith("error: a file or folder cannot be read or written")
+        assert "\nerror: a file or folder cannot be read or written" in ended.stderr
         assert "large" in ended.stderr and "Traceback" not in ended.stderr
         assert not (tmp_path / "out").exists()
 
@@ -425,10 +418,10 @@ class TestAgain:
         first = opened(archive, tmp_path / "raw")
         assert first == tmp_path / "raw" / "a"
 
-        def never(_: Path) -> None:
+        def never(*_: Any) -> None:
             raise AssertionError("extracted again")
 
-        monkeypatch.setattr(module, "members", never)
+        monkeypatch.setattr(module, "_extract_all", never)
         assert opened(archive, tmp_path / "raw") == first
 
     def test_another_archive_of_the_same_name_is(self, save: Save, tmp_path: Path) -> None:
@@ -493,17 +486,7 @@ class TestCommand:
         assert module.main([str(archive), "--out", str(tmp_path / "out")]) == 0
         captured = capsys.readouterr()
         assert captured.out == f"{tmp_path / 'out'}: 4 files, {sum(map(len, CONTENT.values()))} bytes\n"
-        assert "extracting a.tgz: 4 files" in captured.err
-
-    def test_progress_goes_on(
-        self, save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        clock = iter(range(0, 10_000, 11))
-        monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-        extract(save(packed("tar", CONTENT)), tmp_path / "out")
-        lines = capsys.readouterr().err.splitlines()
-        shares = [int(line.split(":")[1].split("%")[0]) for line in lines if "%" in line]
-        assert len(shares) == len(CONTENT) and shares == sorted(shares) and 40 < shares[-1] < 100
+        assert "extracting a.tgz: 100%" in captured.err
 
     @pytest.mark.parametrize(
         ("raised", "code", "said"),

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.pascal_part.lists import Entry, find_parts, find_voc, read_list, read_lists
-from data_prep.pascal_part.picture import read_picture
+from data_prep.pascal_part.files import Entry, find_parts, find_voc, read_list, read_lists, read_picture
 from data_prep.pascal_part.regan import COLOURS, find_pairs, labels_of, read_pair
 from slime_bench.data.mini_world.render import render
 from slime_bench.errors import DataError, LabelError

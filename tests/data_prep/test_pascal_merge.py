@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.pascal_part.mat import Part, PartObject
+from data_prep.pascal_part.annotations import Part, PartObject
 from data_prep.pascal_part.merge import MERGES, check_parts, class_names, paint, part_class
 from slime_bench.data.mini_world.subjects import CLASSES
 from slime_bench.errors import DataError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.build import Job
+from data_prep.pascal_part.annotations import Part, PartObject, VocObject, read_annotation
 from data_prep.pascal_part.boxes import Box, extent
-from data_prep.pascal_part.command import pictures_of
-from data_prep.pascal_part.compare import UNREADABLE, compare, print_comparison
-from data_prep.pascal_part.lists import read_lists
-from data_prep.pascal_part.mat import Part, PartObject, read_annotation
+from data_prep.pascal_part.command import main
+from data_prep.pascal_part.files import read_lists
 from data_prep.pascal_part.merge import paint
 from data_prep.pascal_part.rules import (
     EMPTY,
@@ -33,8 +32,8 @@ from data_prep.pascal_part.rules import (
     judge,
     with_paint,
 )
-from data_prep.pascal_part.work import annotations_of, judge_picture, picture
-from data_prep.pascal_part.xml import VocObject
+from data_prep.pascal_part.work import count_verdicts, picture
+from slime_bench.errors import DataError
 from tests.fixtures.twins.pascal import (
     CANVAS,
     EXPECTED,
@@ -280,45 +279,54 @@ def test_every_case_of_the_twin(twin: tuple[str, Twin]) -> None:
     assert set(EXPECTED) == set(cases(subject))
     for name, by_rule in EXPECTED.items():
         for key in made.ids[name]:
-            for rule in RULES.values():
-                if key not in entries:
-                    assert name == "absent"
-                    continue
-                source = picture(entries[key], "support", made.voc, made.parts, needs_boxes=True)
-                verdicts = judge_picture(source, subject, rule, annotations_of(source, subject))
-                words = [verdicts] if isinstance(verdicts, str) else reasons(verdicts)
-                assert Counter(words) == by_rule[rule.name], (name, rule.name)
+            if key not in entries:
+                assert name == "absent"
+                continue
+            source = picture(entries[key], "support", made.voc, made.parts, needs_boxes=True)
+            counts = count_verdicts(Job(key, source), subject=subject, rules=RULES)
+            assert counts == {
+                ("support", rule, reason): count for rule, each in by_rule.items() for reason, count in each.items()
+            }, name
     named = {reason for by_rule in EXPECTED.values() for outcome in by_rule.values() for reason in outcome} - {KEPT}
     assert named == set(REASONS) - {EMPTY, OUTSIDE}
 
 
 def test_comparison_counts_the_twin(twin: tuple[str, Twin], capsys: pytest.CaptureFixture[str]) -> None:
     subject, made = twin
-    pictures = pictures_of(read_lists(made.voc, subject), made.voc, made.parts, needs_boxes=True)
-    result = compare(pictures, subject)
-    for split, plain in (("support", 3), ("test", 1)):
-        for rule in RULES:
-            assert result.of(split, rule) == expected(rule, plain), (split, rule)
-    assert not result.faulty
-    print_comparison(result, subject, {"support": f"{subject}_train"}, list(RULES))
-    rows = {
-        line.split("│")[1].strip(): line.split("│")[2:5] for line in capsys.readouterr().out.splitlines() if "│" in line
-    }
-    for reason in [KEPT, *REASONS]:
-        counts = [expected(rule, 3).get(reason, 0) for rule in RULES]
-        if any(counts):
-            assert [int(cell) for cell in rows[reason]] == counts
-        else:
-            assert reason not in rows
+    assert main(comparison(made, subject)) == 0
+    tables = rows_of(capsys.readouterr().out)
+    for table, plain in zip(tables, (3, 1), strict=True):
+        for number, rule in enumerate(RULES):
+            counts = {reason: row[number] for reason, row in table.items() if row[number]}
+            assert counts == expected(rule, plain), rule
+        assert KEPT in table and all(any(row) for row in table.values())
 
 
-def test_comparison_names_faulty_pictures(tmp_path: Path) -> None:
+def comparison(made: Twin, subject: str) -> list[str]:
+    return ["--voc", str(made.voc), "--parts", str(made.parts), "--subject", subject, "--compare-rules"]
+
+
+def rows_of(text: str) -> list[dict[str, list[int]]]:
+    """Reason -> counts of the rules, for each table that was printed."""
+    tables: list[dict[str, list[int]]] = []
+    for line in text.splitlines():
+        if "┏" in line:
+            tables.append({})
+        if line.startswith("│"):
+            reason, *cells = (cell.strip() for cell in line.strip("│").split("│"))
+            tables[-1][reason] = [int(cell) for cell in cells]
+    return tables
+
+
+def test_comparison_names_faulty_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = write_pascal_twin(tmp_path, "car", train=2, val=1, with_cases=False)
-    (made.parts / f"{made.ids['plain'][1]}.mat").write_bytes(b"")
-    pictures = pictures_of(read_lists(made.voc, "car"), made.voc, made.parts, needs_boxes=True)
-    result = compare(pictures, "car")
-    assert result.of("support", "lagm") == {KEPT: 1, UNREADABLE: 1}
-    assert [error.path for error in result.faulty] == [made.parts / f"{made.ids['plain'][1]}.mat"]
+    path = made.parts / f"{made.ids['plain'][1]}.mat"
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="1 of 3 source pictures are faulty") as caught:
+        main(comparison(made, "car"))
+    assert f"{path}: cannot read the annotation (an empty file)" in str(caught.value.found)
+    assert rows_of(capsys.readouterr().out)[0] == {KEPT: [1, 1, 1], "unreadable": [1, 1, 1]}
+    assert main([*comparison(made, "car"), "--faulty", "skip"]) == 0
 
 
 def test_parts_of_the_twin_paint_its_pictures(twin: tuple[str, Twin]) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.pascal_part.annotations import VocObject, read_voc
 from data_prep.pascal_part.boxes import Box
-from data_prep.pascal_part.xml import VocObject, read_voc
 from slime_bench.errors import DataError
 from tests.fixtures.twins.pascal import Case, Thing, voc_xml
 

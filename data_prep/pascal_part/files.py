@@ -1,4 +1,7 @@
-"""Where the files of VOC2010 and PASCAL-Part lie, and what VOC's image lists say."""
+"""Where the files of VOC2010 and PASCAL-Part lie, what VOC's image lists say, and how their pictures are read.
+
+Nothing here imports torch, which worker processes need not load.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from PIL import Image
+
 from data_prep.archive import opened
+from slime_bench.data.reading import DECODING_ERRORS
 from slime_bench.errors import DataError
 
 IMAGES, BOXES, LISTS = "JPEGImages", "Annotations", "ImageSets/Main"
@@ -35,14 +42,14 @@ def find_voc(source: Path, work: Path) -> Path:
     Raises:
         DataError: nothing there, a faulty archive, or no such folder in it. StorageError: `work` cannot be written.
     """
-    folder = opened(source, work, _of_voc)
+    folder = opened(source, work, lambda member: _VOC_MEMBER.search(member) is not None)
     found = [each for each in _folders(folder) if (each / LISTS).is_dir()]
     return _only(source, found, "VOC2010", f"a folder with {IMAGES} and {LISTS}")
 
 
 def find_parts(source: Path, work: Path) -> Path:
     """The folder of `.mat` files that `source` is or holds, as `find_voc`."""
-    folder = opened(source, work, _of_parts)
+    folder = opened(source, work, lambda member: member.lower().endswith(".mat"))
     found = [each for each in _folders(folder) if next(each.glob("*.mat"), None) is not None]
     return _only(source, found, "Annotations_Part", "a folder of .mat files (Annotations_Part)")
 
@@ -69,7 +76,12 @@ def read_list(path: Path) -> list[Entry]:
         fields = line.split()
         if not fields:
             continue
-        if len(fields) != 2 or fields[1] not in ("-1", "0", "1") or fields[0].startswith(".") or _unsafe(fields[0]):
+        if (
+            len(fields) != 2
+            or fields[1] not in ("-1", "0", "1")
+            or fields[0].startswith(".")
+            or set(fields[0]) & set("/\\\0")
+        ):
             raise _odd_list(path, f"line {number}: {line.strip()!r}")
         if fields[0] in entries:
             raise _odd_list(path, f"line {number}: {fields[0]} for the second time")
@@ -104,16 +116,42 @@ def read_lists(voc: Path, subject: str, splits: Sequence[str] = tuple(_LISTS)) -
     return lists
 
 
-def _of_voc(member: str) -> bool:
-    return _VOC_MEMBER.search(member) is not None
+def read_picture(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """One picture as uint8 [H,W,3] RGB; grey ones get three equal channels, transparency is dropped.
 
+    A camera's orientation mark is not followed: the masks were drawn on the pixels as they are stored.
 
-def _of_parts(member: str) -> bool:
-    return member.lower().endswith(".mat")
+    Args:
+        size: the (H, W) that it must have, that of its masks.
 
-
-def _unsafe(name: str) -> bool:
-    return any(sign in name for sign in "/\\\0")
+    Raises:
+        DataError: missing, cut short, no picture, more than 8 bits in a channel, or of another size.
+    """
+    try:
+        with Image.open(path) as file:
+            mode = file.mode
+            pixels = None if mode.startswith(("I", "F")) else np.array(file.convert("RGB"))
+    except DECODING_ERRORS as error:
+        there = path.is_file()
+        found = f"{path.stat().st_size} bytes that do not decode ({error})" if there else "nothing"
+        raise DataError(
+            "cannot read the image" if there else "the image is missing",
+            path=path,
+            found=found,
+            expected="a complete JPEG or PNG file",
+            remedy="unpack the images again",
+        ) from error
+    if pixels is None:
+        raise DataError("image with more than 8 bits per channel", path=path, found=f"mode {mode}", expected="8 bits")
+    if size is not None and pixels.shape[:2] != size:
+        raise DataError(
+            "image and masks differ in size",
+            path=path,
+            found=f"{pixels.shape[1]}x{pixels.shape[0]}",
+            expected=f"{size[1]}x{size[0]} (width x height), the size of its masks",
+            remedy="restore the original image: the masks are drawn on its very pixels",
+        )
+    return pixels
 
 
 def _folders(root: Path, depth: int = _DEPTH) -> Iterator[Path]:

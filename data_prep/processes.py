@@ -1,0 +1,118 @@
+"""Jobs over worker processes. Nothing here imports torch, so that a worker starts in a moment."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from tqdm import tqdm
+
+from slime_bench.errors import DataError
+
+_SHOWN: Final = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One source picture.
+
+    Attributes:
+        key: unique among the jobs, the same in every run; it names the job in messages.
+        payload: what the work needs to know; picklable. A finished job counts, when a build is resumed, only if its
+            payload reads (`repr`) as it did then: put in a `stamp` of each source file.
+    """
+
+    key: str
+    payload: Any = None
+
+
+Stamp = tuple[int, int] | None
+"""Size and time of change (ns) of a source file; None where there is none."""
+
+
+def stamp(path: Path) -> Stamp:
+    """What tells whether a source file has come, gone or changed since; for the payload of a job."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+Result = TypeVar("Result")
+
+
+def in_processes(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int = 0, *, title: str = "", done: int = 0
+) -> Generator[tuple[Job, Result]]:
+    """(job, function(job)) as they are finished, in any order, behind a progress bar. Close it to end them early.
+
+    Args:
+        function: picklable. workers: processes; 0 = one for each processor.
+        title: of the bar. done: how many jobs were finished before.
+
+    Raises:
+        DataError: a process died.
+    """
+    count = min(
+        len(jobs), workers or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+    )
+    # A forked copy of this process would hang where a thread (torch has them) held a lock.
+    context = multiprocessing.get_context(None if sys.platform == "win32" else "forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(max(1, count), context, _begin)
+    pending = {pool.submit(function, job): job for job in jobs}
+    interval = 0.25 if sys.stderr.isatty() else 10  # seconds: a log file gets few lines
+    bar = tqdm(total=done + len(jobs), initial=done, desc=title, unit=" images", mininterval=interval)
+    try:
+        for future in as_completed(list(pending)):
+            yield pending[future], future.result()
+            del pending[future]
+            bar.update()
+    except BrokenProcessPool as error:
+        # They are taken in order, so that these were at work.
+        unfinished = [job.key for future, job in pending.items() if not future.done() or future.exception()]
+        raise DataError(
+            "a worker process died",
+            path=", ".join(unfinished[:count]),
+            found="an end without an error, as when the system kills a process for lack of memory, or when a damaged "
+            "file crashes what reads it",
+            expected="source pictures that fit into memory, one for each of the workers",
+            remedy="repeat the command with fewer --workers (1 names the one picture that a worker dies of); "
+            "it goes on where this one stopped",
+        ) from error
+    finally:
+        bar.close()
+        pool.shutdown(cancel_futures=True)
+
+
+def faulty_sources(lines: Sequence[str], total: int, *, expected: str, remedy: str) -> DataError:
+    """One error for all faulty sources of `total`, a line for each."""
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    found = "".join(f"\n    {line}" for line in [*lines[:_SHOWN], *more])
+    return DataError(
+        f"{len(lines)} of {total} source pictures are faulty", found=found, expected=expected, remedy=remedy
+    )
+
+
+def _begin() -> None:
+    """Runs once in each worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent was killed waits for its next job for ever.
+    if (parent := multiprocessing.parent_process()) is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
