@@ -24,7 +24,7 @@ SUBCOMMANDS = {
     "report": "slime_bench.report.command",
     "status": "slime_bench.sweep.status",
     "compare": "slime_bench.report.compare",
-    "segment": "slime_bench.segment",
+    "segment": "slime_bench.segment.command",
     "verify": "slime_bench.data.verify_command",
     "embeddings": "slime_bench.segment.embeddings_command",
 }

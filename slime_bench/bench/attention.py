@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -17,26 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slime_bench.attention.attend import attend, kernel_width
-from slime_bench.bench import output
-from slime_bench.bench.arguments import at_least_1, command, command_of, make_folder, say
-from slime_bench.bench.harness import Spread, interleave, ratio
-from slime_bench.bench.stopwatch import synchronise
+from slime_bench.bench.command import at_least_1, make_main, publish, say, table
+from slime_bench.bench.timing import Spread, interleave, ratio
 from slime_bench.trial.device import pick_device
-from slime_bench.trial.fitting import threads
-
-PROGRAM: Final = "slime_bench.bench.attention"
 
 SHAPES: Final = (
-    (4, 4096, 4),
-    (2, 4096, 8),
-    (4, 1024, 8),
-    (6, 256, 8),
-    (4, 1024, 12),
-    (2, 1024, 18),
-    (2, 4096, 38),
-    (1, 4096, 64),
+    (4, 4096, 4), (2, 4096, 8), (4, 1024, 8), (6, 256, 8), (4, 1024, 12), (2, 1024, 18), (2, 4096, 38), (1, 4096, 64),
     (1, 4096, 70),
-)
+)  # fmt: skip
 """Heads, positions and head width of self-attention layers of thin and of full U-Nets, one image; 38 and 70 are heads
 of 32 and 64 whose attention also propagates six maps."""
 
@@ -45,15 +32,13 @@ def compare(heads: int, positions: int, width: int, device: str, rounds: int) ->
     """How many times faster the bench's product is, `forward` and `both` with its backward pass; and how far it is from
     torch's, relative to the largest number."""
     draw = torch.Generator().manual_seed(0)
-    query, key, value, gradient = (
-        torch.randn(1, heads, positions, width, generator=draw).to(device).requires_grad_(part < 3) for part in range(4)
-    )
-
-    def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
-
-    def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return attend(query, key, value, scale=width**-0.5)
+    shape = (1, heads, positions, width)
+    query, key, value = (torch.randn(shape, generator=draw).to(device).requires_grad_() for _ in range(3))
+    gradient = torch.randn(shape, generator=draw).to(device)
+    products: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+        "plain": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=width**-0.5),
+        "ours": lambda q, k, v: attend(q, k, v, scale=width**-0.5),
+    }
 
     def forward(product: Callable[..., Tensor]) -> Callable[[int], object]:
         return lambda _: product(query.detach(), key.detach(), value.detach())
@@ -63,53 +48,34 @@ def compare(heads: int, positions: int, width: int, device: str, rounds: int) ->
 
     found = {}
     for name, made in (("forward", forward), ("both", both)):
-        seconds = interleave(
-            {"plain": made(plain), "ours": made(ours)}, rounds, warmup=2, settled=lambda: synchronise(device)
-        )
+        seconds = interleave({way: made(product) for way, product in products.items()}, rounds, warmup=2)
         found[name] = ratio(seconds["plain"], seconds["ours"])
     with torch.no_grad():
-        expected = plain(query, key, value)
-        differs = float((ours(query, key, value) - expected).abs().max() / expected.abs().max())
-    return found, differs
+        expected, ours = (product(query, key, value) for product in products.values())
+    return found, float((ours - expected).abs().max() / expected.abs().max())
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice otherwise")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, help="folder for the table as Markdown and JSON")
-    return parser
+    parser.add_argument("--rounds", type=at_least_1, default=9)
 
 
-def run(arguments: argparse.Namespace, words: Sequence[str]) -> str:
-    """Measure, write what `--out` asks for, and return the table."""
-    at_least_1(arguments, "rounds", "threads")
-    make_folder(arguments.out)
+def _measure(arguments: argparse.Namespace, command: str) -> str:
     device, lines, rows = pick_device(arguments.device), [], []
-    with threads(arguments.threads, deterministic=False):
-        for heads, positions, width in SHAPES:
-            say(f"heads {heads}, positions {positions}, width {width}")
-            found, differs = compare(heads, positions, width, device, arguments.rounds)
-            filled = kernel_width(width, positions, device)
-            shape = {"heads": heads, "positions": positions, "width": width, "filled_to": filled}
-            rows.append({**shape, **{name: asdict(each) for name, each in found.items()}, "differs": differs})
-            ratios = [f"{each.median:.2f} ({each.low:.2f}..{each.high:.2f})" for each in found.values()]
-            lines.append([*map(str, shape.values()), *ratios, f"{differs:.0e}"])
-        made_with = output.facts(device, command_of(PROGRAM, words))
-    head = ["heads", "positions", "width", "filled to", "forward", "with backward", "differs"]
-    content = {"made_with": made_with, "rounds": arguments.rounds, "rows": rows}
-    title = "Heads filled up: times faster than torch's product"
-    return output.publish(arguments.out, f"attention_{device}", title, output.table(head, lines), content)
+    for heads, positions, width in SHAPES:
+        say(f"heads {heads}, positions {positions}, width {width}")
+        found, differs = compare(heads, positions, width, device, arguments.rounds)
+        filled = kernel_width(width, positions, device)
+        shape = {"heads": heads, "positions": positions, "width": width, "filled_to": filled}
+        rows.append({**shape, **{name: asdict(each) for name, each in found.items()}, "differs": differs})
+        ratios = [f"{each.median:.2f} ({each.low:.2f}..{each.high:.2f})" for each in found.values()]
+        lines.append([*map(str, shape.values()), *ratios, f"{differs:.0e}"])
+    text = table(["heads", "positions", "width", "filled to", "forward", "with backward", "differs"], lines)
+    title, content = "Heads filled up: times faster than torch's product", {"rounds": arguments.rounds, "rows": rows}
+    return publish(arguments.out, f"attention_{device}", title, text, device, command, content)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    chosen = list(sys.argv[1:] if words is None else words)
-    arguments = make_parser().parse_args(chosen)
-    return command(lambda: run(arguments, chosen))
-
+main = make_main("slime_bench.bench.attention", __doc__, _add, _measure)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

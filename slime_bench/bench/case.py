@@ -49,17 +49,18 @@ class Case:
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.width not in (*WIDTHS, MINI):
-            raise _wrong("--width", self.width, f"one of {', '.join((*WIDTHS, MINI))}")
-        if self.size < 64 or self.size % 64:
-            raise _wrong("--size", self.size, "a multiple of 64 pixels, so that every level of the U-Net halves evenly")
-        if not 2 <= self.classes <= 77:
-            raise _wrong("--classes", self.classes, "2 to 77: every class owns one of the 77 tokens")
-        if self.patches not in (1, 2):
-            raise _wrong("--patches", self.patches, "1 or 2")
-        for name in ("images", "shots", "trials"):
-            if getattr(self, name) < 1:
-                raise _wrong(f"--{name}", getattr(self, name), "at least 1")
+        even = "a multiple of 64 pixels, so that every level of the U-Net halves evenly"
+        for name, good, expected in (
+            ("width", self.width in (*WIDTHS, MINI), f"one of {', '.join((*WIDTHS, MINI))}"),
+            ("size", self.size >= 64 and self.size % 64 == 0, even),
+            ("classes", 2 <= self.classes <= 77, "2 to 77: every class owns one of the 77 tokens"),
+            ("patches", self.patches in (1, 2), "1 or 2"),
+            *((each, getattr(self, each) >= 1, "at least 1") for each in ("images", "shots", "trials")),
+        ):
+            if not good:
+                raise ConfigError(
+                    "the bench cannot measure this", path=f"--{name}", found=getattr(self, name), expected=expected
+                )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,10 +70,6 @@ class Case:
     def plain(self) -> dict[str, Any]:
         """As JSON values; the temporary place of the weights is left out."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "weights"}
-
-
-def _wrong(path: str, found: object, expected: str) -> ConfigError:
-    return ConfigError("the bench cannot measure this", path=path, found=found, expected=expected)
 
 
 def make_method(case: Case, precision: str, seed: int = 0, overrides: Sequence[str] = ()) -> Slime:

@@ -10,19 +10,33 @@ one trial after another. The mathematics is that of `reference_slime`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from slime_bench.bench import reference_slime as plain
-from slime_bench.bench.outcome import TERMS, Outcome
-from slime_bench.bench.stopwatch import Stopwatch
-from slime_bench.bench.usual_heap import usual_heap
+from slime_bench.bench.timing import Stopwatch
 from slime_bench.errors import ConfigError
 from slime_bench.methods.slime.method import Slime
 from slime_bench.seeding import generator
+
+TERMS: Final = ("cross_entropy", "was", "diffusion")
+"""The terms of Eq. 8."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of one optimisation step.
+
+    Attributes:
+        losses: the `TERMS` by name, before the update. gradient: of the embeddings, float [K-1,D].
+    """
+
+    losses: dict[str, float]
+    gradient: Tensor
 
 
 class Reference:
@@ -49,8 +63,7 @@ class Reference:
         self.optimiser = torch.optim.Adam([method.embeddings], method.config.lr)
         self.logged: list[float] = []
 
-    @usual_heap()
-    def step(self, batches: Sequence[dict[str, Any]]) -> Outcome:
+    def step(self, batches: Sequence[dict[str, Any]]) -> StepResult:
         """One optimisation step on one batch of one picture: image float [1,3,S,S], label int64 [1,S,S], id, epoch."""
         method, config = self.method, self.method.config
         self.optimiser.zero_grad()
@@ -73,12 +86,11 @@ class Reference:
             terms.total.backward()
         gradient = method.embeddings.grad
         assert gradient is not None  # of the step just made
-        outcome = Outcome({name: float(getattr(terms, name).detach()) for name in TERMS}, gradient.clone())
+        result = StepResult({name: float(getattr(terms, name).detach()) for name in TERMS}, gradient.clone())
         with self.watch.stage("optimiser"):
             self.optimiser.step()
-        return outcome
+        return result
 
-    @usual_heap()
     @torch.inference_mode()
     def segment(self, images: Tensor, ids: list[str]) -> Tensor:
         """Label maps int64 [B,S,S] of pictures float [B,3,S,S], one after another."""

@@ -13,19 +13,16 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from slime_bench.bench import output
-from slime_bench.bench.arguments import command, make_folder
-from slime_bench.bench.harness import interleave, ratio, spread
+from slime_bench.bench.command import make_main, publish
+from slime_bench.bench.timing import interleave, ratio, spread
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import TrialConfig
 from slime_bench.methods.infoscore.method import InfoScore
 
-PROGRAM = "slime_bench.bench.vlm_passes"
 ROUNDS = 3
 
 
@@ -44,7 +41,7 @@ class Stream:
 
 def made(cfg: TrialConfig, backbone: Any, classes: Sequence[str], **settings: Any) -> InfoScore:
     crf = replace(cfg.method.crf, enabled=False)  # the same work in both ways
-    config = replace(cfg.method, **{"rank_on": "test", "crf": crf, **settings})
+    config = replace(cfg.method, crf=crf, **{"rank_on": "test", **settings})
     return InfoScore(config, cfg.build("protocol"), backbone, classes, cfg.seed)
 
 
@@ -105,37 +102,27 @@ def compare(cfg: TrialConfig, rounds: int = ROUNDS) -> dict[str, Any]:
     }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="settings of the bench, key=value")
-    parser.add_argument("--out", type=Path, help="folder for the result as Markdown and JSON")
-    return parser
 
 
-def run(arguments: argparse.Namespace) -> str:
-    """Measure, write what `--out` asks for, and return the figures in lines."""
+def _measure(arguments: argparse.Namespace, command: str) -> str:
     (cfg,) = plan(["preset=mini_infoscore", "shots=0", *arguments.overrides]).trials
-    make_folder(arguments.out)
     found = compare(cfg)
-    title = f"{cfg.backbone.name} on {cfg.data.name}, {found['images']} images, {torch.get_num_threads()} threads:"
     lines = [
-        f"{name}: {found['passes'][name]:g} passes per image, {found['images_per_second'][name]:.2f} images/s"
+        f"{cfg.backbone.name} on {cfg.data.name}, {found['images']} images, {torch.get_num_threads()} threads:",
+        "",
+    ]
+    lines += [
+        f"- {name}: {found['passes'][name]:g} passes per image, {found['images_per_second'][name]:.2f} images/s"
         for name in ("one pass", "plain")
     ]
-    lines.append(f"ratio {found['ratio']:.2f}; {100 * found['differing']:.4f} % of the pixels have another label")
-    if arguments.out is not None:
-        text = "\n".join([title, "", *(f"- {line}" for line in lines)])
-        content = {"made_with": output.facts("cpu", " ".join([f"python -m {PROGRAM}", *arguments.overrides])), **found}
-        output.publish(arguments.out, f"vlm_{cfg.backbone.name}", "One pass of a VLM", text, content)
-    return "\n  ".join([title, *lines])
+    lines.append(f"- ratio {found['ratio']:.2f}; {100 * found['differing']:.4f} % of the pixels have another label")
+    name, title = f"vlm_{cfg.backbone.name}", "One pass of a VLM"
+    return publish(arguments.out, name, title, "\n".join(lines), "cpu", command, found)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    arguments = make_parser().parse_intermixed_args(words)
-    return command(lambda: run(arguments))
-
+main = make_main("slime_bench.bench.vlm_passes", __doc__, _add, _measure)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

@@ -1,4 +1,7 @@
-"""The ways of computing that are measured against each other. A new row of the bench is one entry of `WAYS`."""
+"""The ways of computing that are measured against each other, and whether they find the same.
+
+A new row of the bench is one entry of `WAYS`. A way that finds something else has no speed.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,28 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from slime_bench.bench.case import Case, another_trial, make_method
-from slime_bench.bench.outcome import TERMS, Bars, Outcome
-from slime_bench.bench.reference import Reference
-from slime_bench.bench.stopwatch import Stopwatch
+from slime_bench.bench.case import Case, Pictures, another_trial, make_method
+from slime_bench.bench.reference import TERMS, Reference, StepResult
+from slime_bench.bench.timing import Stopwatch
+from slime_bench.errors import SlimeBenchError
 from slime_bench.methods.base import label_maps
 from slime_bench.methods.slime.method import Slime
 
 REFERENCE: Final = "reference"
 TASKS: Final = ("step", "inference")
+BARS: Final = {
+    # what runs of the authors' own code differ by with other kernels and threads (gradients by 3e-4, the diffusion loss
+    # by 1e-6 of itself), with room for other machines
+    "fp32": {"losses": 2e-4, "gradient": 5e-3, "labels": 2e-3},
+    # 8 bits; guidance multiplies by 100 what the diffusion loss loses, and random weights amplify it
+    "bf16": {"losses": 0.5, "gradient": 0.3, "labels": 0.2},
+}
+"""How far a way may be from the reference, by its precision: losses relative, of each term; gradient as the norm of the
+difference over the norm; labels as the share of the pixels."""
 
-EXACT: Final = Bars(losses=2e-4, gradient=5e-3, labels=2e-3)
-"""Float tolerance: what runs of the authors' own code differ by with other kernels and threads (gradients by 3e-4, the
-diffusion loss by 1e-6 of itself), with room for other machines."""
 
-ROUNDED: Final = Bars(losses=0.5, gradient=0.3, labels=0.2)
-"""bfloat16 keeps 8 bits; guidance multiplies by 100 what the diffusion loss loses, and random weights amplify it. This
-keeps out what is no SLiMe at all; the table says how far a way is."""
-
-BARS: Final = {"fp32": EXACT, "bf16": ROUNDED}
-"""How far a way may be from the reference, by its precision."""
+class DifferentResultError(SlimeBenchError):
+    """A way of computing gives other results than the reference; its speed is not worth knowing."""
 
 
 class Runner(Protocol):
@@ -37,7 +42,7 @@ class Runner(Protocol):
 
     watch: Stopwatch
 
-    def step(self, batches: Sequence[dict[str, Any]]) -> Outcome:
+    def step(self, batches: Sequence[dict[str, Any]]) -> StepResult:
         """One optimisation step of every trial, the update included, on the batch of each; what the first one found."""
         ...
 
@@ -52,24 +57,24 @@ class Way:
 
     Attributes:
         make: builds a runner. what: in a few words. precision: of the frozen networks.
-        together: whether it runs `Case.trials` trials at once.
+        batched: whether it runs `Case.trials` trials at once.
         tasks: at which it differs from others. seen: whether another trial of the process has segmented the pictures.
     """
 
     make: Callable[[Case, Stopwatch], Runner]
     what: str
     precision: str = "fp32"
-    together: bool = False
+    batched: bool = False
     tasks: tuple[str, ...] = TASKS
     seen: bool = False
 
     def trials(self, case: Case) -> int:
         """How many it runs at once."""
-        return case.trials if self.together else 1
+        return case.trials if self.batched else 1
 
 
 class Fast:
-    """The bench's own SLiMe, as a trial runs it; or several of them, as trials that are fitted together."""
+    """The bench's own SLiMe, as a trial runs it; or several of them, as trials that are fitted in one batch."""
 
     def __init__(self, methods: Sequence[Slime], watch: Stopwatch) -> None:
         self.methods, self.watch = methods, watch
@@ -81,7 +86,7 @@ class Fast:
     def _keep(self, values: dict[str, Tensor], **_: Any) -> None:
         self._logged |= {name.removeprefix("train/"): value for name, value in values.items()}
 
-    def step(self, batches: Sequence[dict[str, Any]]) -> Outcome:
+    def step(self, batches: Sequence[dict[str, Any]]) -> StepResult:
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         with self._stages():
@@ -94,7 +99,7 @@ class Fast:
             loss.backward()
         gradient = self.methods[0].embeddings.grad
         assert gradient is not None  # of the step just made
-        found = Outcome({name: float(terms[name].detach()) for name in TERMS if name in terms}, gradient.clone())
+        found = StepResult({name: float(terms[name].detach()) for name in TERMS if name in terms}, gradient.clone())
         with self.watch.stage("optimiser"):
             for optimiser in self.optimisers:
                 optimiser.step()
@@ -121,27 +126,67 @@ class Fast:
             yield
 
 
-def _reference(case: Case, watch: Stopwatch) -> Runner:
-    return Reference(make_method(case, "fp32"), watch)
-
-
-def _fast(precision: str, *overrides: str, together: bool = False) -> Callable[[Case, Stopwatch], Runner]:
+def _fast(precision: str, batched: bool = False) -> Callable[[Case, Stopwatch], Runner]:
     def make(case: Case, watch: Stopwatch) -> Runner:
-        first = make_method(case, precision, overrides=overrides)
-        others = range(1, case.trials if together else 1)
-        return Fast([first, *(another_trial(first, seed) for seed in others)], watch)
+        first = make_method(case, precision)
+        return Fast([first, *(another_trial(first, seed) for seed in range(1, case.trials if batched else 1))], watch)
 
     return make
 
 
 WAYS: Final[dict[str, Way]] = {
-    REFERENCE: Way(_reference, "the authors' way of computing, float32"),
+    REFERENCE: Way(
+        lambda case, watch: Reference(make_method(case, "fp32"), watch), "the authors' way of computing, float32"
+    ),
     "fast fp32": Way(_fast("fp32"), "the bench's own way, float32"),
     "next trial fp32": Way(
         _fast("fp32"), "the same, where an earlier trial has segmented the pictures", tasks=("inference",), seen=True
     ),
     "fast bf16": Way(_fast("bf16"), "the same with the frozen networks in bfloat16", "bf16"),
-    "together fp32": Way(_fast("fp32", together=True), "several trials in one batch, float32", together=True),
-    "together bf16": Way(_fast("bf16", together=True), "several trials in one batch, bfloat16", "bf16", together=True),
+    "together fp32": Way(_fast("fp32", batched=True), "several trials in one batch, float32", batched=True),
+    "together bf16": Way(_fast("bf16", batched=True), "several trials in one batch, bfloat16", "bf16", batched=True),
 }
 """Every way by its name; the first is what the others are compared with."""
+
+
+def call_of(runner: Runner, pictures: Pictures, task: str, trials: int) -> Callable[[int], Any]:
+    """One call of a runner on the data of a round."""
+
+    def step(turn: int) -> Any:
+        with runner.watch.stage("data"):
+            batches = [pictures.support(turn, trial) for trial in range(trials)]
+        return runner.step(batches)
+
+    def inference(turn: int) -> Any:
+        with runner.watch.stage("data"):
+            images, ids = pictures.test(turn)
+        return runner.segment(images, ids)
+
+    return step if task == "step" else inference
+
+
+def distances(way: str, found: StepResult | Tensor, wanted: StepResult | Tensor, precision: str) -> dict[str, float]:
+    """How far what a way finds is from the reference's, by the names of `BARS`.
+
+    Raises:
+        DifferentResultError: a distance above its bar, or none at all (NaN).
+    """
+    if isinstance(found, StepResult) and isinstance(wanted, StepResult):
+        losses = float("inf")
+        if found.losses.keys() == wanted.losses.keys():
+            each = [abs(found.losses[name] - value) / max(abs(value), 1e-12) for name, value in wanted.losses.items()]
+            losses = float(torch.tensor(each).max())  # NaN where one is
+        ours, theirs = found.gradient.double(), wanted.gradient.double().to(found.gradient.device)
+        gradient = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
+        differs = {"losses": losses, "gradient": gradient}
+    else:
+        assert isinstance(found, Tensor) and isinstance(wanted, Tensor)
+        differs = {"labels": float((found.cpu() != wanted.cpu()).float().mean())}
+    for name, value in differs.items():
+        if not value <= BARS[precision][name]:
+            raise DifferentResultError(
+                f"`{way}` computes something else than the reference", path=name, found=f"a distance of {value:.2g}",
+                expected=f"at most {BARS[precision][name]:.2g}",
+                remedy="mend the way before measuring it; `make test` says more",
+            )  # fmt: skip
+    return differs

@@ -13,8 +13,8 @@ from pathlib import Path
 from slime_bench.errors import ConfigError
 
 _EPILOG = """\
-masks      a PNG of 8-bit grey or palette indices (0 = background, 255 = ignore), a PNG of colours (black =
-           background, each other colour a class) or a .npy array, in the image's size
+masks      class indices: an 8-bit PNG (grey or palette) or a .npy array, in the image's size; 0 = background,
+           255 = ignore. Or a PNG of colours, each of which --classes names (black = background)
 classes    names in the order of the indices, with or without `background`; or a YAML file: a list of names,
            `name: index` lines, or `name: "#rrggbb"` lines for colours
 results    labels/<name>.png      class of each pixel, 8 bits, in the image's own size; viewers show the colours
@@ -35,21 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.images = [each for each in args.images if each not in misplaced]
     args.overrides = [*args.overrides, *map(str, misplaced)]
     _check(args)
-    from slime_bench.segment.stages import run
+    from slime_bench.segment.run import run
 
     return run(args)
-
-
-def segment_folder(state: Path, images: Path, out: Path, device: str = "auto", weights: str | None = None) -> list[str]:
-    """Segment all images of a folder with the embeddings in `state`; returns the names of the label maps.
-
-    Raises:
-        ResultError: the state is unreadable or not one of this bench, or `out` holds results of others. DataError: no
-            images. BackboneError: the backbone is not there. StorageError: `out` cannot be written.
-    """
-    arguments = ["--state", str(state), "--images", str(images), "--out", str(out), "--device", device]
-    main([*arguments, *(["--weights", weights] if weights is not None else [])])
-    return sorted(path.stem for path in (out / "labels").glob("*.png"))
 
 
 def _path(text: str) -> Path:
@@ -75,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image", type=_path, action="append", default=[], metavar="FILE", help="annotated image; may be repeated")
     add("--mask", type=_path, action="append", default=[], metavar="FILE", help="its mask; once for each --image")
     add("--support", type=_path, metavar="FOLDER", help="annotated images in a folder: images/ and labels/, or flat")
-    add("--classes", metavar="YAML|NAMES", help="what the values of the mask mean; default: class_1, class_2, ...")
+    add("--classes", metavar="YAML|NAMES", help="what the values of the mask mean; default: class_<index>")
     add(
         "--embeddings", "--state", type=_path, metavar="FILE",
         help="learning: also save the embeddings here; otherwise: use these (a trial's state.safetensors will do)",

@@ -53,7 +53,7 @@ def export_state(state: Path, out: Path, *, force: bool = False) -> list[str]:
         ResultError: the state is unreadable or holds no embeddings, or `out` is in use. StorageError: it cannot be
             written.
     """
-    from slime_bench.segment import read_state
+    from slime_bench.results.state import read_state
 
     _, facts = read_state(state)
     classes = list(facts["classes"])
@@ -75,10 +75,10 @@ def import_folder(folder: Path, out: Path, overrides: Sequence[str], *, force: b
 
     Raises:
         ResultError: see `read_authors_folder`; `out` is there already. ConfigError: a configuration that cannot be, of
-            another method, several trials, or one whose classes or backbone do not fit. StorageError: a full disk.
+            another method, or one whose classes or backbone do not fit. StorageError: a full disk.
     """
     from slime_bench.config.compose import plan
-    from slime_bench.trial.runner import save_state
+    from slime_bench.results.state import write_state
 
     embeddings = read_authors_folder(folder)
     if out.is_dir() or (out.exists() and not force):
@@ -86,16 +86,10 @@ def import_folder(folder: Path, out: Path, overrides: Sequence[str], *, force: b
             "the state is there already", path=out, found="a folder" if out.is_dir() else "a file",
             expected="the name of a new file", remedy="choose another name, or replace a file with --force",
         )  # fmt: skip
-    trials = plan(list(overrides)).trials
-    if len(trials) != 1:
-        raise ConfigError(
-            "the configuration is one of several trials", found=f"{len(trials)} trials", expected="one",
-            remedy="give one value for each key",
-        )  # fmt: skip
-    cfg = trials[0]
+    (cfg,) = plan(list(overrides)).trials
     classes = list(cfg.build("data", shots=cfg.shots, seed=cfg.seed).classes)
     _check_fit(cfg, classes, tuple(embeddings.shape), folder)
-    save_state(out, {STATE_NAME: embeddings}, cfg.plain, classes)
+    write_state(out, {STATE_NAME: embeddings}, cfg.plain, classes)
     return classes
 
 

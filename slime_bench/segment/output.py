@@ -1,11 +1,13 @@
-"""What `slime-bench segment` writes for one image, and the table of areas. Pure functions."""
+"""What `slime-bench segment` shows: label maps, overlays, the grid, the table of areas, lines on the terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import maximum_filter, minimum_filter
+from tqdm import tqdm
 
 from slime_bench.segment.masks import RGB
 
@@ -20,66 +24,111 @@ VIEW = (640, 1600)
 """Smallest and largest longer side of an overlay in pixels."""
 BLEND = 0.6
 """Part of the class's colour in a blended pixel; the rest is the image in grey, whose colours would mix in."""
-_INK, _PAPER = (20, 20, 20), (255, 255, 255)
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+TILE, GAP, TEXT = 232, 12, 15
+COLUMNS = 3
+_CELL = 2 * TILE + 2 * GAP
+_INK, _GREY, _PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
-Picture = NDArray[np.uint8]
-"""[H,W,3] RGB."""
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of the grid: its file's name, the picture, and its labels uint8 [H,W] of any size."""
+
+    name: str
+    image: Image.Image
+    label: NDArray[np.uint8]
 
 
 def label_png(label: NDArray[np.uint8], colours: Sequence[RGB]) -> bytes:
     """A label map uint8 [H,W] as an 8-bit palette PNG: pixel values are labels, viewers show the colours."""
-    picture = Image.fromarray(label)
-    picture.putpalette([channel for colour in colours for channel in colour])
-    return _encoded(picture, "PNG")
+    return _encoded(_painted(label, colours), "PNG")
 
 
-def view(image: Picture, limits: tuple[int, int] = VIEW) -> Picture:
+def view(image: Image.Image) -> Image.Image:
     """An image for looking at: small ones are enlarged by a whole factor, large ones shrunk."""
-    longer = max(image.shape[:2])
-    if longer < limits[0]:
-        factor = math.ceil(limits[0] / longer)
-        size, resample = (image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.BICUBIC
-    elif longer > limits[1]:
-        size = (max(1, image.shape[1] * limits[1] // longer), max(1, image.shape[0] * limits[1] // longer))
-        resample = Image.Resampling.BILINEAR
-    else:
-        return image
-    return np.array(Image.fromarray(image).resize(size, resample))
+    longer = max(image.size)
+    if longer < VIEW[0]:
+        return _scaled(image, longer * math.ceil(VIEW[0] / longer))
+    return _scaled(image, VIEW[1]) if longer > VIEW[1] else image
 
 
-def blend(image: Picture, label: NDArray[np.uint8], colours: Sequence[RGB]) -> Picture:
+def blend(image: Image.Image, label: NDArray[np.uint8], colours: Sequence[RGB]) -> Image.Image:
     """The image with every class but the background in its colour, outlined.
 
     Args:
         label: uint8 [h,w], brought to the image's size by nearest neighbour. Only labels with a colour are drawn.
     """
-    height, width = image.shape[:2]
-    if label.shape != (height, width):
-        label = np.array(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
-    table = np.zeros((256, 3), dtype=np.float32)
-    table[: len(colours)] = colours
-    shown = (label > 0) & (label < len(colours))
-    colour = table[label]
-    part = np.where(_edges(label, max(1, max(height, width) // 400)), 1.0, BLEND).astype(np.float32)[..., None]
-    grey = (image @ _LUMA)[..., None]
-    mixed: Picture = np.where(shown[..., None], grey * (1 - part) + colour * part, image).round().astype(np.uint8)
-    return mixed
+    label = np.array(Image.fromarray(label).resize(image.size, Image.Resampling.NEAREST))
+    width = 2 * max(1, max(image.size) // 400) + 1
+    paint = _painted(label, colours).convert("RGB")
+    mixed = Image.blend(image.convert("L").convert("RGB"), paint, BLEND)
+    mixed.paste(paint, mask=Image.fromarray(maximum_filter(label, width) != minimum_filter(label, width)))
+    return Image.composite(mixed, image, Image.fromarray((label > 0) & (label < len(colours))))
 
 
-def overlay(image: Picture, label: NDArray[np.uint8], names: Sequence[str], colours: Sequence[RGB]) -> bytes:
+def overlay(image: Image.Image, label: NDArray[np.uint8], names: Sequence[str], colours: Sequence[RGB]) -> bytes:
     """JPEG of the blended image above a legend of the classes that it shows, with their part of the area.
 
     Args:
         image: as `view` gives it. label: uint8 [H,W] in the size of the file.
     """
     pixels = np.bincount(label.ravel(), minlength=len(names))
-    entries = [
-        (f"{names[index]} {percent(pixels[index] / label.size)}", colours[index])
-        for index in range(1, len(names))
-        if pixels[index]
-    ] or [("nothing found", _PAPER)]
-    return _encoded(stack([Image.fromarray(blend(image, label, colours)), legend(entries, image.shape[1])]), "JPEG")
+    found = [index for index in range(1, len(names)) if pixels[index]]
+    entries = [(f"{names[index]} {percent(pixels[index] / label.size)}", colours[index]) for index in found]
+    below = legend(entries or [("nothing found", _PAPER)], image.width)
+    return _encoded(_stacked([blend(image, label, colours), below]), "JPEG", quality=90)
+
+
+def grid_png(
+    support: Sequence[Shown], results: Sequence[Shown], total: int, names: Sequence[str], colours: Sequence[RGB]
+) -> bytes:
+    """PNG: a legend, the annotated images with their masks, the results; beside each image its classes.
+
+    Args:
+        total: number of results that there are; `results` may be a part of them.
+    """
+    columns = max(1, min(COLUMNS, max(len(support), len(results))))
+    width = max(columns * _CELL + GAP, 480)
+    of = f" ({len(results)} of {total})" if len(results) < total else ""
+    parts = [legend(list(zip(names[1:], colours[1:], strict=True)), width, TEXT + 1)]
+    for title, shown in (("annotated", support), (f"segmented{of}", results)):
+        if shown:
+            parts.append(Image.new("RGB", (width, TEXT + 2 * GAP), _PAPER))
+            ImageDraw.Draw(parts[-1]).text((GAP, GAP), title, fill=_INK, font=font(TEXT + 3))
+        for start in range(0, len(shown), columns):
+            tiles = [_tile(each, colours) for each in shown[start : start + columns]]
+            parts.append(Image.new("RGB", (width, max(tile.height for tile in tiles)), _PAPER))
+            for column, tile in enumerate(tiles):
+                parts[-1].paste(tile, (GAP + column * _CELL, 0))
+    return _encoded(_stacked(parts), "PNG")
+
+
+def legend(entries: Sequence[tuple[str, RGB]], width: int, size: int | None = None) -> Image.Image:
+    """A white strip with a coloured square and a text for each entry, in as many lines as it takes."""
+    size = size or max(14, min(26, width // 32))
+    face, gap = font(size), size // 2
+    places, x, y = [], gap, gap
+    for words, colour in entries:
+        text = " ".join(words.split())
+        taken = size + gap + math.ceil(face.getlength(text))
+        if x > gap and x + taken > width - gap:
+            x, y = gap, y + size + gap
+        places.append((x, y, text, colour))
+        x += taken + 2 * gap
+    strip = Image.new("RGB", (width, y + size + gap), _PAPER)
+    drawn = ImageDraw.Draw(strip)
+    for left, top, text, colour in places:
+        drawn.rectangle((left, top, left + size, top + size), fill=colour, outline=None if colour == _PAPER else _INK)
+        drawn.text((left + size + gap, top + size // 2), text, fill=_INK, font=face, anchor="lm")
+    return strip
+
+
+@lru_cache
+def font(size: int) -> Any:
+    """matplotlib's own DejaVu Sans, which has more scripts than Pillow's."""
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def areas_csv(rows: Iterable[tuple[str, Sequence[int]]], names: Sequence[str]) -> bytes:
@@ -102,29 +151,51 @@ def percent(part: float) -> str:
     return "<0.1 %" if 0 < part < 0.001 else f"{100 * part:.1f} %"
 
 
-def legend(entries: Sequence[tuple[str, RGB]], width: int, size: int | None = None) -> Image.Image:
-    """A white strip with a coloured square and a text for each entry, in as many lines as it takes."""
-    size = size or max(14, min(26, width // 32))
-    face, gap = font(size), size // 2
-    drawn = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    places, x, y = [], gap, gap
-    for words, colour in entries:
-        text = " ".join(words.split())
-        taken = size + gap + math.ceil(drawn.textlength(text, font=face))
-        if x > gap and x + taken > width - gap:
-            x, y = gap, y + size + gap
-        places.append((x, y, text, colour))
-        x += taken + 2 * gap
-    strip = Image.new("RGB", (width, y + size + gap), _PAPER)
-    drawn = ImageDraw.Draw(strip)
-    for left, top, text, colour in places:
-        outline = None if text == "nothing found" else _INK
-        drawn.rectangle((left, top, left + size, top + size), fill=colour, outline=outline)
-        drawn.text((left + size + gap, top + size // 2), text, fill=_INK, font=face, anchor="lm")
-    return strip
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text below each other, the last column to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join([*cells[:-1], cells[-1].strip().rjust(widths[-1])]) for cells in lines)
 
 
-def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+def note(stage: str, text: str) -> None:
+    """`stage   text` on stderr; further lines of `text` are indented."""
+    print(f"{stage:<10}" + text.replace("\n", "\n" + " " * 10), file=sys.stderr, flush=True)
+
+
+def progress(stage: str, total: int) -> tqdm[Any]:
+    """A bar on stderr with the time that is left; in a file it is written every ten seconds."""
+    shape = "{desc:<10}[{bar:24}] {n_fmt}/{total_fmt}{postfix}  {elapsed} (left: {remaining})"
+    often = 0.25 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=stage, bar_format=shape, ascii=" #", mininterval=often, file=sys.stderr)
+
+
+def _painted(label: NDArray[np.uint8], colours: Sequence[RGB]) -> Image.Image:
+    picture = Image.fromarray(label)
+    picture.putpalette([channel for colour in colours for channel in colour])
+    return picture
+
+
+def _scaled(image: Image.Image, longer: int) -> Image.Image:
+    """The image with a longer side of so many pixels."""
+    factor = longer / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.BILINEAR)
+
+
+def _tile(shown: Shown, colours: Sequence[RGB]) -> Image.Image:
+    """The image, the same with its classes, and its name below, of which no more is seen than fits."""
+    image = _scaled(shown.image, TILE)
+    tile = Image.new("RGB", (2 * TILE + GAP // 2, image.height + TEXT + 2 * GAP), _PAPER)
+    tile.paste(image, (0, 0))
+    tile.paste(blend(image, shown.label, colours), (TILE + GAP // 2, 0))
+    name = " ".join(shown.name.encode("utf-8", "replace").decode("utf-8").split())
+    name = name if len(name) <= 50 else f"{name[:24]}…{name[-24:]}"
+    ImageDraw.Draw(tile).text((0, image.height + GAP // 3), name, fill=_GREY, font=font(TEXT))
+    return tile
+
+
+def _stacked(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures of one width below each other."""
     sheet = Image.new("RGB", (pictures[0].width, sum(each.height for each in pictures)), _PAPER)
     top = 0
@@ -134,28 +205,7 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-@lru_cache
-def font(size: int) -> Any:
-    """matplotlib's own DejaVu Sans, which has more scripts than Pillow's."""
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size) if path.is_file() else ImageFont.load_default(size)
-
-
-def _edges(label: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
-    """Pixels within `width` of another label, towards the left and the top of a border on its other side as well."""
-    edges = np.zeros(label.shape, dtype=bool)
-    for step in range(1, width + 1):
-        down, right = label[step:] != label[:-step], label[:, step:] != label[:, :-step]
-        edges[step:] |= down
-        edges[:-step] |= down
-        edges[:, step:] |= right
-        edges[:, :-step] |= right
-    return edges
-
-
-def _encoded(picture: Image.Image, kind: str) -> bytes:
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
+    picture.save(buffer, kind, **options)
     return buffer.getvalue()

@@ -1,9 +1,13 @@
-"""Segmenting images with learnt embeddings: load, compute, write; what is there already is not computed again."""
+"""`slime-bench segment`, stage by stage: annotated images, images, embeddings, results, summary.
+
+What is there already is not computed again, and what is cheap to find wrong comes before anything is learnt.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import argparse
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,144 +17,181 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
+from PIL import Image
 
-from slime_bench.config.read import read
-from slime_bench.config.schema import build_part, read_part
-from slime_bench.data.config import DataConfig
-from slime_bench.data.label_maps import palette
 from slime_bench.data.reading import read_image
 from slime_bench.data.transforms import fit_image, unfit
-from slime_bench.errors import ConfigError, DeviceError, SlimeBenchError
-from slime_bench.results import identity
-from slime_bench.segment.files import LABELS, OVERLAYS, Record, Run, write, write_run
-from slime_bench.segment.fit import refuse_dependent
-from slime_bench.segment.masks import RGB
-from slime_bench.segment.output import Picture, label_png, overlay, view
-from slime_bench.segment.progress import Lines
-from slime_bench.segment.state import NODES, content_hash
+from slime_bench.errors import ResultError, SlimeBenchError
+from slime_bench.results.state import content_hash, read_state
+from slime_bench.segment import folder, learn, output
+from slime_bench.segment.folder import EMBEDDINGS, LABELS, OVERLAYS, Record, Run, write, write_run
+from slime_bench.segment.learn import Recipe
+from slime_bench.segment.masks import read_classes
+from slime_bench.segment.output import Shown, columns, note, percent
+from slime_bench.segment.support import Support, pair_up, read_support
+from slime_bench.trial import fitting
+from slime_bench.trial.device import pick_device
+from slime_bench.trial.failure import typed_error
 
+SHOWN = 12
+"""Results in the grid picture."""
+_SHOWN_SUPPORT = 6
 _SAVE_EVERY = 5.0  # seconds; what was segmented since is done again should the process be killed
-_READING = ("batch_size", "image_size", "fit", "resize")  # the first changes no label
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that decides a label map besides the image and the learnt tensors.
+class Learned:
+    """Embeddings: tensors of their file, its place, how to segment with them, and the method where it is loaded."""
 
-    Attributes:
-        parts: class and settings of method, protocol and backbone. data: how images are read. classes: K names.
-        colours: K. seed: of the noise.
-    """
-
-    parts: dict[str, tuple[type[Any], Any]]
-    data: DataConfig
-    classes: tuple[str, ...]
-    colours: tuple[RGB, ...]
-    seed: int
-
-    def settings_hash(self) -> str:
-        """SHA-256 of it, with the content of the backbone's weights instead of their place.
-
-        Raises:
-            BackboneError: the weights are not there.
-        """
-        said = {
-            **{name: [part.__qualname__, identity.deciding_of(config)] for name, (part, config) in self.parts.items()},
-            "data": {name: getattr(self.data, name) for name in _READING[1:]},
-            "classes": list(self.classes),
-            "seed": self.seed,
-        }
-        part, config = self.parts["backbone"]
-        text = identity.canonical_json({"settings": said, "backbone": part.content_hash_of(config)})
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
-def recipe(facts: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that a state's metadata hold, with `overrides` of its nodes.
-
-    Raises:
-        ConfigError: an override of something else, or a value that cannot be.
-    """
-    groups = [name for name in NODES if name != "data"]
-    allowed = tuple(f"{name}." for name in groups)
-    keys = [f"data.{name}" for name in _READING]
-    for each in overrides:
-        key, sign, _ = each.partition("=")
-        if not sign or not (key.startswith(allowed) or key in keys):
-            raise ConfigError(
-                "this cannot be changed where embeddings are reused", path=key, found=each,
-                expected=f"keys of method, protocol or backbone, {', '.join(keys)}",
-                remedy="leave it out, or learn new embeddings with --image and --mask",
-            )  # fmt: skip
-    nodes: Any = OmegaConf.create({name: facts[name] for name in NODES})
-    nodes = OmegaConf.merge(nodes, OmegaConf.from_dotlist(list(overrides)))
-    # A trial's data module may be any subclass, and its files are not needed: how images are read is all.
-    parts = {name: read_part(OmegaConf.to_container(nodes[name], resolve=True), name) for name in groups}
-    reading = {name: nodes.data[name] for name in _READING if name in nodes.data}
-    classes = tuple(facts["classes"])
-    data = read(DataConfig, {"name": "segment", "root": "images", "classes": list(classes), **reading}, "data")
-    colours = tuple((one[0], one[1], one[2]) for one in facts.get("colours", palette(len(classes)).tolist()))
-    return Recipe(parts, data, classes, colours, int(facts["seed"]))
-
-
-def load_method(made: Recipe, tensors: Mapping[str, torch.Tensor], device: str) -> Any:
-    """The method with its learnt tensors.
-
-    Raises:
-        SlimeBenchError: a missing backbone, tensors that are not this method's and backbone's, half precision for the
-            CPU.
-    """
-    part, config = made.parts["method"]
-    refuse_dependent(part, config.name)
-    if device == "cpu" and getattr(made.parts["backbone"][1], "dtype", None) == "fp16":
-        raise DeviceError(
-            "half precision needs CUDA", path="backbone.dtype", found="embeddings learnt in fp16, and the CPU",
-            expected="fp32 or bf16 on the CPU", remedy="add backbone.dtype=fp32; label maps will differ a little",
-        )  # fmt: skip
-    built = {name: build_part(*made.parts[name], name) for name in ("protocol", "backbone")}
-    method = build_part(
-        part,
-        config,
-        "method",
-        **built,
-        classes=made.classes,
-        seed=made.seed,
-    )
-    method.load_learned_state(tensors)
-    return method
-
-
-def made_by(made: Recipe, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """What `run.json` keeps to tell whether label maps are of these embeddings and settings."""
-    return {"embeddings": content_hash(tensors), "settings": made.settings_hash()}
+    tensors: dict[str, torch.Tensor]
+    path: Path
+    recipe: Recipe
+    device: str
+    method: Any = None
 
 
 @dataclass
-class Outcome:
+class SegmentSummary:
     """What became of the images: names segmented now, names that were there already, (file, error) of the others."""
 
     segmented: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
+    earlier: list[str] = field(default_factory=list)
     failures: list[tuple[Path, SlimeBenchError]] = field(default_factory=list)
 
 
-def remaining(files: Mapping[str, Path], out: Path, run: Run) -> list[str]:
-    """Names of the images that are still to be segmented."""
+def run(args: argparse.Namespace) -> int:
+    """All stages; returns the exit code.
 
-    def is_there(name: str, path: Path) -> bool:
-        record = run.images.get(name)
-        written = (out / LABELS / f"{name}.png", out / OVERLAYS / f"{name}.jpg")
-        return record is not None and record.is_of(path) and all(each.is_file() for each in written)
+    Raises:
+        SlimeBenchError: a mistake that the user can mend.
+    """
+    try:
+        return _run(args)
+    except torch.OutOfMemoryError as error:
+        raise typed_error(error) from error
 
-    return [name for name, path in files.items() if not is_there(name, path)]
+
+def _run(args: argparse.Namespace) -> int:
+    began = time.monotonic()
+    support = _annotated(args) if args.image or args.mask or args.support else None
+    files = _images(args)
+    learned = _reused(args) if support is None else _learned(args, support)
+    made = learned.recipe
+    run = _earlier(args, learned)
+    _write_embeddings(args, learned, run, learns=support is not None)
+    todo, method = folder.remaining(files, args.out, run), learned.method
+    if todo and method is None:
+        method = learn.load_method(made, learned.tensors, learned.device)
+    summary = SegmentSummary(earlier=[name for name in files if name not in todo])
+    if todo:
+        with fitting.threads(None, True):
+            segment_images(
+                method.to(learned.device).eval(), made, {name: files[name] for name in todo}, args.out, run, summary
+            )
+    names = [name for name in files if name in {*summary.segmented, *summary.earlier}]
+    records = [run.images[name] for name in names]
+    write(args.out / folder.AREAS, output.areas_csv(((record.file, record.pixels) for record in records), made.classes))
+    if names:
+        _write_grid(args.out, made, {name: files[name] for name in names}, support)
+    _report(args.out, made, records, summary, time.monotonic() - began)
+    return 2 if summary.failures else 0
+
+
+def _annotated(args: argparse.Namespace) -> Support:
+    support = read_support(pair_up(args.image, args.mask, args.support), read_classes(args.classes))
+    note("annotated", ", ".join(support.names[:5]) + (" ..." if len(support.names) > 5 else ""))
+    note("classes", columns([("in mask", "label", "class", "area"), *support.classes.table()]))
+    return support
+
+
+def _images(args: argparse.Namespace) -> dict[str, Path]:
+    files, unread = folder.list_images(args.images, args.out)
+    folder.check_folder(args.out)
+    places = ", ".join(str(each) for each in args.images[:3]) + (" ..." if len(args.images) > 3 else "")
+    left_out = f"; {len(unread)} of kinds that are not read left out, e.g. {unread[0]}" if unread else ""
+    note("images", f"{len(files)} from {places}{left_out}")
+    return files
+
+
+def _reused(args: argparse.Namespace) -> Learned:
+    tensors, facts = read_state(args.embeddings)
+    if args.weights is not None:
+        facts["backbone"]["weights"] = args.weights
+    return Learned(tensors, args.embeddings, learn.recipe(facts, args.overrides), pick_device(args.device))
+
+
+def _learned(args: argparse.Namespace, support: Support) -> Learned:
+    """Embeddings of the annotated images: those that an earlier run has left, or new ones."""
+    cfg = learn.configuration(
+        support, args.overrides, preset=args.preset, seed=args.seed, device=args.device, weights=args.weights
+    )
+    signature, device, here = learn.signature(cfg, support), str(cfg.trainer.device), args.out / EMBEDDINGS
+    for path in (args.embeddings, here):
+        if args.force or path is None or not path.exists():
+            continue
+        try:
+            tensors, facts = read_state(path)
+        except ResultError:
+            facts = {}
+        if facts.get("fit") != signature:
+            raise ResultError(
+                "there are other embeddings already", path=path,
+                found="embeddings of other annotated images or settings", expected="nothing, or embeddings of these",
+                remedy=f"to use them, leave out --image and --mask; to keep them, choose another "
+                f"{'--out' if path == here else 'name'}; to replace them, add --force",
+            )  # fmt: skip
+        note("fit", f"not repeated: {path} is of these annotated images and settings")
+        facts["backbone"] = cfg.plain["backbone"]  # its weights may have moved since
+        return Learned(tensors, path, learn.recipe(facts), device)
+    write_run(args.out, folder.read_run(args.out))  # from here on the folder is ours, and it can be written
+    method = learn.fit(cfg, support, args.out, here, signature)
+    tensors, facts = read_state(here)
+    return Learned(tensors, here, learn.recipe(facts), device, method)
+
+
+def _earlier(args: argparse.Namespace, learned: Learned) -> Run:
+    """What the output folder holds of these embeddings and settings; with `--force` others are removed.
+
+    Raises:
+        ResultError: it holds results of others, and they are not to be replaced.
+    """
+    origin = {"embeddings": content_hash(learned.tensors), "settings": learned.recipe.settings_hash()}
+    earlier, here = folder.read_run(args.out), args.out / EMBEDDINGS
+    other = bool(earlier.images) and earlier.origin != origin
+    if here.exists() and here != learned.path and not other:
+        other = content_hash(read_state(here)[0]) != origin["embeddings"]
+    if other and not args.force:
+        raise ResultError(
+            "the folder holds results of other embeddings or settings", path=args.out,
+            found=f"{len(earlier.images)} segmented image(s)", expected="an empty folder, or results of the same",
+            remedy="choose another --out, or replace them with --force",
+        )  # fmt: skip
+    if not args.force:
+        return Run(origin, earlier.images)
+    write_run(args.out, Run(origin))
+    for name in earlier.images:
+        (args.out / LABELS / f"{name}.png").unlink(missing_ok=True)
+        (args.out / OVERLAYS / f"{name}.jpg").unlink(missing_ok=True)
+    return Run(origin)
+
+
+def _write_embeddings(args: argparse.Namespace, learned: Learned, run: Run, learns: bool) -> None:
+    """`run.json`, the embeddings where they are wanted, and the class list."""
+    write_run(args.out, run)
+    content = learned.path.read_bytes()
+    for path in (args.out / EMBEDDINGS, *([args.embeddings] if learns and args.embeddings is not None else [])):
+        if not path.exists() or path.read_bytes() != content:
+            write(path, content)
+    names = yaml.safe_dump(list(learned.recipe.classes), allow_unicode=True, width=1000)
+    write(args.out / folder.CLASSES, f"# classes of labels/, from label 0 on\n{names}".encode())
 
 
 def segment_images(
-    method: Any, made: Recipe, files: Mapping[str, Path], out: Path, run: Run, lines: Lines, device: str
-) -> Outcome:
-    """Label maps and overlays of all images that `run` does not have; `run` is brought up to date, also on the way.
+    method: Any, made: Recipe, files: Mapping[str, Path], out: Path, run: Run, summary: SegmentSummary
+) -> None:
+    """Label maps and overlays of all images; `run` and `summary` are brought up to date, also after an interruption.
 
     Images are read and results are written in other threads while the next ones are computed. Memory does not grow
     with their number.
@@ -158,57 +199,35 @@ def segment_images(
     Raises:
         StorageError: `out` cannot be written. DeviceError: too little memory.
     """
-    todo = remaining(files, out, run)
-    outcome = Outcome(kept=[name for name in files if name not in set(todo)])
-    size = made.data.batch_size
-    batches = [todo[start : start + size] for start in range(0, len(todo), size)]
-    if todo:
-        method.to(device).eval()
-        lines.count("segment", 0, len(todo))
-    writing: list[Future[tuple[str, Record]]] = []
-    done, saved = 0, time.monotonic()
-
-    def keep() -> None:
-        """Wait for the results that are being written, and record them; raises what went wrong with one of them."""
-        nonlocal done
-        errors = []
-        for future in writing:
-            if future.exception() is not None:
-                errors.append(future.exception())
-                continue
-            name, record = future.result()
-            run.images[name] = record
-            outcome.segmented.append(name)
-        writing.clear()
-        before, done = done, len(outcome.segmented) + len(outcome.failures)
-        if done > before:
-            lines.count("segment", done, len(todo))
-        if errors and errors[0] is not None:
-            raise errors[0]
-
+    names, size = list(files), made.data.batch_size
+    batches = [names[start : start + size] for start in range(0, len(names), size)]
+    writing: list[Future[None]] = []
+    saved = time.monotonic()
     try:
-        with ThreadPoolExecutor(max_workers=max(2, min(4, os.cpu_count() or 1))) as pool:
-            ahead = [pool.submit(_load, name, files[name], made) for name in (batches[0] if batches else [])]
+        with (
+            ThreadPoolExecutor(max_workers=max(2, min(4, os.cpu_count() or 1))) as pool,
+            output.progress("segment", len(names)) as bar,
+        ):
+            reading = [pool.submit(_load, name, files[name], made) for name in batches[0]]
             for following in [*batches[1:], []]:
-                loaded = [each.result() for each in ahead]
-                ahead = [pool.submit(_load, name, files[name], made) for name in following]
+                loaded = [each.result() for each in reading]
+                reading = [pool.submit(_load, name, files[name], made) for name in following]
                 good = [each for each in loaded if isinstance(each, _Loaded)]
-                outcome.failures += [each for each in loaded if not isinstance(each, _Loaded)]
-                scores = _scores(method, good, device) if good else []
-                keep()
-                writing += [
-                    pool.submit(_finish, one, score, made, out) for one, score in zip(good, scores, strict=True)
-                ]
+                summary.failures += [each for each in loaded if not isinstance(each, _Loaded)]
+                scores = _scores(method, good) if good else []
+                for each in writing:
+                    each.result()
+                bar.update(len(summary.segmented) + len(summary.failures) - bar.n)
                 if time.monotonic() - saved > _SAVE_EVERY:
                     write_run(out, run)
                     saved = time.monotonic()
-    finally:  # also after an interruption
-        try:
-            keep()
-        finally:
-            lines.end()
-            write_run(out, run)
-    return outcome
+                both = zip(good, scores, strict=True)
+                writing = [pool.submit(_finish, one, score, made, out, run, summary) for one, score in both]
+            for each in writing:
+                each.result()
+            bar.update(len(names) - bar.n)
+    finally:
+        write_run(out, run)
 
 
 @dataclass(frozen=True)
@@ -217,7 +236,7 @@ class _Loaded:
 
     name: str
     image: torch.Tensor
-    view: Picture
+    view: Image.Image
     size: tuple[int, int]
     path: Path
     bytes: int
@@ -231,15 +250,14 @@ def _load(name: str, path: Path, made: Recipe) -> _Loaded | tuple[Path, SlimeBen
     except SlimeBenchError as error:
         return path, error
     fitted = fit_image(image, made.data.image_size, made.data.resize, made.data.fit).float() / 255
-    shown = view(image)
     size = (int(image.shape[0]), int(image.shape[1]))
-    return _Loaded(name, fitted, shown, size, path, status.st_size, status.st_mtime_ns)
+    return _Loaded(name, fitted, output.view(Image.fromarray(image)), size, path, status.st_size, status.st_mtime_ns)
 
 
-def _scores(method: Any, loaded: Sequence[_Loaded], device: str) -> list[torch.Tensor]:
+def _scores(method: Any, loaded: Sequence[_Loaded]) -> list[torch.Tensor]:
     """Score maps float32 [K,S,S] of each image, on the CPU."""
     with torch.inference_mode():
-        images = torch.stack([each.image for each in loaded]).to(device)
+        images = torch.stack([each.image for each in loaded]).to(method.device)
         return list(method.scores(images, [each.name for each in loaded]).float().cpu())
 
 
@@ -258,10 +276,41 @@ def label_of(scores: torch.Tensor, size: tuple[int, int], fit: str) -> NDArray[n
     return label.numpy()
 
 
-def _finish(loaded: _Loaded, scores: torch.Tensor, made: Recipe, out: Path) -> tuple[str, Record]:
-    """Write one image's results."""
+def _finish(loaded: _Loaded, scores: torch.Tensor, made: Recipe, out: Path, run: Run, summary: SegmentSummary) -> None:
+    """Write one image's results, and record them."""
     label = label_of(scores, loaded.size, made.data.fit)
-    write(out / OVERLAYS / f"{loaded.name}.jpg", overlay(loaded.view, label, made.classes, made.colours))
-    write(out / LABELS / f"{loaded.name}.png", label_png(label, made.colours))
-    pixels = tuple(np.bincount(label.ravel(), minlength=len(made.classes)).tolist())
-    return loaded.name, Record(loaded.path.name, loaded.bytes, loaded.changed, loaded.size, pixels)
+    write(out / OVERLAYS / f"{loaded.name}.jpg", output.overlay(loaded.view, label, made.classes, made.colours))
+    write(out / LABELS / f"{loaded.name}.png", output.label_png(label, made.colours))
+    pixels = np.bincount(label.ravel(), minlength=len(made.classes)).tolist()
+    run.images[loaded.name] = Record(loaded.path.name, loaded.bytes, loaded.changed, list(loaded.size), pixels)
+    summary.segmented.append(loaded.name)
+
+
+def _write_grid(out: Path, made: Recipe, files: Mapping[str, Path], support: Support | None) -> None:
+    above, below, names = [], [], list(files)
+    if support is not None:
+        shown = zip(support.names, support.images, support.labels, strict=True)
+        above = [Shown(name, Image.fromarray(image), label) for name, image, label in shown][:_SHOWN_SUPPORT]
+    for place in np.linspace(0, len(names) - 1, min(len(names), SHOWN)).astype(int).tolist():
+        with Image.open(out / LABELS / f"{names[place]}.png") as label:
+            path = files[names[place]]
+            below.append(Shown(path.name, Image.fromarray(read_image(path)), np.array(label)))
+    write(out / folder.GRID, output.grid_png(above, below, len(names), made.classes, made.colours))
+
+
+def _report(out: Path, made: Recipe, records: Sequence[Record], summary: SegmentSummary, seconds: float) -> None:
+    earlier = f" ({len(summary.earlier)} of them earlier)" if summary.earlier else ""
+    print(f"{len(records)} image(s) segmented{earlier} in {seconds:.0f} s: {out}")
+    if records:
+        rows = [("class", "mean area", "in images")]
+        for index, name in enumerate(made.classes):
+            parts = [record.pixels[index] / sum(record.pixels) for record in records]
+            rows.append((name, percent(sum(parts) / len(parts)), str(sum(part > 0 for part in parts))))
+        print("  " + columns(rows).replace("\n", "\n  "))
+        print(f"look at {out / folder.GRID}")
+    sys.stdout.flush()
+    if summary.failures:
+        lines = [f"{len(summary.failures)} image(s) could not be read:"]
+        lines += [f"  {path}: {error.summary} ({error.found})" for path, error in summary.failures]
+        lines.append("  what to do: mend or remove them and repeat the command; the others are not done again")
+        print("\n".join(lines), file=sys.stderr, flush=True)

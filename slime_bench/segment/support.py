@@ -14,11 +14,7 @@ from PIL import Image
 from slime_bench.data.layouts import IMAGES, LABELS, find_pairs
 from slime_bench.data.reading import read_image
 from slime_bench.errors import ConfigError, LabelError
-from slime_bench.segment.classes import Classes, resolve
-from slime_bench.segment.masks import Mask, read_mask
-from slime_bench.segment.spec import ClassSpec
-
-SPLIT = "support"
+from slime_bench.segment.masks import Classes, ClassSpec, Mask, read_mask, resolve
 
 
 @dataclass(frozen=True)
@@ -48,15 +44,11 @@ class Support:
         return digest.hexdigest()
 
     def write(self, root: Path) -> None:
-        """The data set `root/support/images|labels/<id>.png`.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """The data set `root/support/images|labels/<id>.png`; OSError where it cannot be written."""
         for kind, arrays in ((IMAGES, self.images), (LABELS, self.labels)):
-            (root / SPLIT / kind).mkdir(parents=True)
+            (root / "support" / kind).mkdir(parents=True)
             for name, array in zip(self.ids, arrays, strict=True):
-                Image.fromarray(array).save(root / SPLIT / kind / f"{name}.png", compress_level=1)
+                Image.fromarray(array).save(root / "support" / kind / f"{name}.png", compress_level=1)
 
 
 def pair_up(images: Sequence[Path], masks: Sequence[Path], folder: Path | None) -> list[tuple[Path, Path]]:
@@ -89,11 +81,9 @@ def read_support(pairs: Sequence[tuple[Path, Path]], spec: ClassSpec) -> Support
     """
     images, masks = [], []
     for image_path, mask_path in pairs:
-        image = read_image(image_path)
-        mask = read_mask(mask_path)
-        _check_size(image, mask, image_path)
-        images.append(image)
-        masks.append(mask)
+        images.append(read_image(image_path))
+        masks.append(read_mask(mask_path))
+        _check_size(images[-1], masks[-1], image_path)
     classes, labels = resolve(masks, spec)
     return Support(tuple(image.name for image, _ in pairs), tuple(images), tuple(labels), classes)
 
@@ -103,10 +93,9 @@ def _check_size(image: NDArray[np.uint8], mask: Mask, image_path: Path) -> None:
     if (height, width) == (rows, columns):
         return
     remedy = "export the mask in the size of its image, without interpolation"
-    if (height, width) == (columns, rows):
-        with Image.open(image_path) as file:
-            if file.size == (columns, rows):
-                remedy = "the camera's orientation turns this image, as viewers show it: turn the mask likewise"
+    with Image.open(image_path) as file:
+        if file.size == (columns, rows) == (height, width):
+            remedy = "the camera's orientation turns this image, as viewers show it: turn the mask likewise"
     raise LabelError(
         "image and mask differ in size", path=mask.path, found=f"{columns}x{rows}",
         expected=f"{width}x{height} (width x height) as {image_path}", remedy=remedy,

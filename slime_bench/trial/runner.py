@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -23,7 +22,8 @@ from slime_bench.lock import held
 from slime_bench.results import identity, result
 from slime_bench.results.environment import ENVIRONMENT_FILE, environment, reset_peaks, without_home
 from slime_bench.results.result import TrialResult
-from slime_bench.storage import ordered, remove_temporary, write_atomic
+from slime_bench.results.state import write_state
+from slime_bench.storage import remove_temporary, write_atomic
 from slime_bench.tracking.loggers import curve_callback, log_result, mirror_finished, trial_logger
 from slime_bench.trial.failure import ERROR_FILE, forget_failure, recorded_failure
 from slime_bench.trial.spec import (
@@ -37,9 +37,6 @@ from slime_bench.trial.spec import (
     prepared_data,
     stamp,
 )
-
-if TYPE_CHECKING:
-    import torch
 
 _log = logging.getLogger(__name__)
 
@@ -171,7 +168,7 @@ def _fit_and_test(
         validation={"score": method.best_score, "epoch": method.best_epoch} if method.best_epoch is not None else {},
         facts=method.facts(cfg.method, cfg.shots),
     )
-    save_state(folder / "state.safetensors", method.learned_state(), cfg.plain, data.classes)
+    write_state(folder / "state.safetensors", method.learned_state(), cfg.plain, data.classes)
     result.write_per_image(folder / "per_image.parquet", method.test_ids, data.classes, counts)
     write_confusion(folder / CONFUSION_FILE, data.classes, method.test_metric.confusion.cpu().numpy())
     _write_qualitative(folder, method)
@@ -235,17 +232,6 @@ def _prepare(folder: Path, cfg: TrialConfig) -> None:
         (folder / result.RESULT_FILE).unlink(missing_ok=True)
     settings = without_home(redact(cfg.plain))
     write_atomic(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).encode())
-
-
-def save_state(path: Path, learned: Mapping[str, torch.Tensor], config: Any, classes: Any) -> None:
-    """The learned tensors as safetensors, with all that inference needs besides the backbone in the metadata."""
-    from safetensors.torch import save
-
-    groups = ("method", "protocol", "backbone", "data")
-    facts = {"classes": json.dumps(list(classes)), "seed": str(config["seed"])}
-    facts |= {name: json.dumps(redact(config[name]), sort_keys=True) for name in groups}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
-    write_atomic(path, ordered(save(tensors, metadata=facts)))
 
 
 def _write_qualitative(folder: Path, method: Any) -> None:

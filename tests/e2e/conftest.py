@@ -112,7 +112,7 @@ def swept(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathFa
     from slime_bench.trial import runner as trial
 
     bench = Bench(tiny_sd, car_pictures, tmp_path_factory.mktemp("swept"))
-    real = trial._compute
+    real = trial._fit_and_test
 
     def sometimes(spec, *arguments):  # type: ignore[no-untyped-def]
         if (spec.cfg.shots, spec.cfg.seed) == FAILING:
@@ -120,7 +120,7 @@ def swept(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathFa
         return real(spec, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "_compute", sometimes)
+        patch.setattr(trial, "_fit_and_test", sometimes)
         outcome = bench("--multirun", "shots=1,2", "seed=0,1", "launcher.trials_per_batch=1")
     return bench, outcome
 

@@ -30,6 +30,11 @@ def readme(repository: Path) -> str:
     return (repository / "README.md").read_text()
 
 
+@pytest.fixture(scope="session")
+def own_images(repository: Path) -> str:
+    return (repository / "docs" / "segment.md").read_text()
+
+
 def commands(page: str) -> list[list[str]]:
     lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
@@ -68,10 +73,10 @@ def test_reports_are_understood(readme: str) -> None:
 
 
 def test_segment_does_as_told(
-    readme: str, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_images: str, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = swept[0]
-    learn, reuse, of_trial = [words for words in commands(readme) if words[:2] == ["slime-bench", "segment"]]
+    learn, reuse, of_trial = [words for words in commands(own_images) if words[:2] == ["slime-bench", "segment"]]
     monkeypatch.chdir(tmp_path)
     state = Path(of_trial[of_trial.index("--state") + 1])
     state.parent.mkdir(parents=True)
@@ -86,7 +91,7 @@ def test_segment_does_as_told(
         assert outcome.code == 0, outcome.err
         out = Path(words[words.index("--out") + 1])
         assert (out / "labels" / "car-val-0.png").is_file() and (out / "overlays" / "car-val-0.jpg").is_file()
-    for name in re.findall(r"`([a-z]+\.[a-z]+)`", readme.split("| in `masks/`", 1)[1].split("\n\n", 1)[0]):
+    for name in re.findall(r"`([a-z]+\.[a-z]+)`", own_images.split("| in `masks/`", 1)[1].split("\n\n", 1)[0]):
         assert (Path("masks") / name).is_file(), name
 
 
@@ -97,10 +102,10 @@ def test_verify_is_told_where_the_data_would_lie(readme: str, tmp_path: Path) ->
 
 
 def test_embeddings_travel_as_told(
-    readme: str, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_images: str, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the mini backbone's own width: 5 embeddings, as the mini car has five parts."""
-    export, back, use = [words[1:] for words in commands(readme) if "car_embeddings" in " ".join(words)]
+    export, back, use = [words[1:] for words in commands(own_images) if "car_embeddings" in " ".join(words)]
     monkeypatch.chdir(tmp_path)
     state = Path(export[export.index("--state") + 1])
     state.parent.mkdir(parents=True)

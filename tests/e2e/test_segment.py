@@ -17,8 +17,9 @@ from slime_bench.data.label_maps import palette
 from slime_bench.errors import StorageError
 from slime_bench.methods.slime.method import Slime
 from slime_bench.results.qualitative import read_qualitative
+from slime_bench.results.state import read_state
+from slime_bench.segment import learn as learning
 from slime_bench.segment import run as segmenting
-from slime_bench.segment import state
 from tests.e2e.conftest import SIDE, Bench, Outcome, command, contents
 
 NAMES = ["background", "body", "light", "plate", "wheel", "window"]
@@ -94,7 +95,7 @@ class TestFromAnnotatedImages:
             assert [row["class"] for row in own] == NAMES and [int(row["pixels"]) for row in own] == pixels.tolist()
             assert [float(row["fraction"]) for row in own] == pytest.approx(pixels / pixels.sum(), abs=1e-6)
         for stage in ("annotated", "classes", "images", "backbone", "fit", "segment"):
-            assert f"\n{stage}" in f"\n{outcome.err}"
+            assert f"\n{stage}" in f"\n{outcome.err}".replace("\r", "\n")
         assert "3/3" in outcome.err and "3 image(s) segmented" in outcome.out and "mean area" in outcome.out
 
     def test_embeddings_are_reused_to_the_byte(
@@ -145,7 +146,7 @@ class TestFromAnnotatedImages:
         outcome = learn("--classes", str(tmp_path / "classes.yaml"), annotated=pair, out="colours")
         assert outcome.code == 0, outcome.err
         assert learn("--classes", ",".join(NAMES), out="indices").code == 0
-        one, two = (state.read_state(tmp_path / out / "embeddings.safetensors") for out in ("colours", "indices"))
+        one, two = (read_state(tmp_path / out / "embeddings.safetensors") for out in ("colours", "indices"))
         assert (one[0]["embeddings"] == two[0]["embeddings"]).all() and one[1]["classes"] == NAMES
         with Image.open(tmp_path / "colours/labels/print.png") as label:
             assert label.getpalette()[:18] == colours.flatten().tolist()
@@ -165,7 +166,7 @@ class TestFromAnnotatedImages:
         layers = [f"backbone.cross_layers=[{names}]", "backbone.self_layers=[up_blocks.3.attentions.0]"]
         outcome = learn("--preset", "paper", "method.max_steps=2", "backbone.single_file_config=null", *layers)
         assert outcome.code == 0, outcome.err
-        facts = state.read_state(tmp_path / "out/embeddings.safetensors")[1]
+        facts = read_state(tmp_path / "out/embeddings.safetensors")[1]
         assert facts["protocol"]["name"] == "slime_code" and facts["backbone"]["name"] == "sd21_base"
         assert facts["data"]["resize"] == "antialias" and facts["data"]["validation"] == "support"
 
@@ -177,10 +178,10 @@ class TestGoingOn:
         saved = str(tmp_path / "car.safetensors")
         real = segmenting._scores
 
-        def interrupted(method, loaded, device):  # type: ignore[no-untyped-def]
+        def interrupted(method, loaded):  # type: ignore[no-untyped-def]
             if any(one.name == "weit – ü" for one in loaded):
                 raise KeyboardInterrupt
-            return real(method, loaded, device)
+            return real(method, loaded)
 
         with monkeypatch.context() as patch:
             patch.setattr(segmenting, "_scores", interrupted)
@@ -195,7 +196,7 @@ class TestGoingOn:
         assert kept >= 1 and f"({kept} of them earlier)" in outcome.out and f"{3 - kept}/{3 - kept}" in outcome.err
         whole = contents(tmp_path / "out")
         assert whole["embeddings.safetensors"] == first["embeddings.safetensors"]
-        monkeypatch.setattr(segmenting, "load_method", None)
+        monkeypatch.setattr(learning, "load_method", None)
         outcome = learn("--embeddings", saved, "data.batch_size=1")
         assert outcome.code == 0 and "(3 of them earlier)" in outcome.out, outcome.err
         assert contents(tmp_path / "out") == whole
@@ -292,7 +293,7 @@ class TestBadInput:
             (["method.epoch=3"], "method.epoch"),
             (["seed=1,2"], "several values"),
             (["preset=papr"], "preset"),
-            (["--classes", "body"], "labels outside the classes"),
+            (["--classes", "body"], "values that no class has"),
             (["--classes", "nowhere.yaml"], "nowhere.yaml"),
             (["--classes", "body,body"], "listed twice"),
             (["method.start.kind=file", "method.start.path=nowhere"], "nowhere"),
@@ -429,7 +430,7 @@ class TestFromATrial:
             def denied(target: str, content: bytes) -> None:
                 raise StorageError("The file could not be written.", path=target, found="Permission denied")
 
-            monkeypatch.setattr("slime_bench.segment.files.write_atomic", denied)
+            monkeypatch.setattr("slime_bench.segment.folder.write_atomic", denied)
         outcome = reuse(path, images, out)
         assert outcome.code == 2 and words[kind] in outcome.err, outcome.err
         assert "what to do" in outcome.err and "Traceback" not in outcome.err

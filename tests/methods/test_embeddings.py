@@ -18,7 +18,8 @@ from PIL import Image
 
 from slime_bench.errors import BackboneError, ConfigError, ResultError, SlimeBenchError, StorageError
 from slime_bench.methods.slime.embeddings import read_authors_folder, read_embeddings, write_authors_folder
-from slime_bench.segment import embeddings_command
+from slime_bench.results.state import read_state, write_state
+from slime_bench.segment import command, embeddings_command
 
 WIDTH = 32
 
@@ -325,7 +326,6 @@ class Exchange:
 
     def __init__(self, folder: Path, sd: Path) -> None:
         from slime_bench.config.compose import plan
-        from slime_bench.trial.runner import save_state as save
 
         self.folder, self.state = folder, folder / "state.safetensors"
         self.overrides = [
@@ -334,12 +334,11 @@ class Exchange:
             "protocol.token_gate=0",
         ]  # fmt: skip
         cfg = plan(self.overrides).trials[0]
-        self.method = cfg.build(
-            "method", protocol=cfg.protocol, backbone=cfg.build("backbone"), classes=cfg.data.classes, seed=7
-        )
+        parts = {name: cfg.build(name) for name in ("protocol", "backbone")}
+        self.method = cfg.build("method", **parts, classes=cfg.data.classes, seed=7)
         with torch.no_grad():
             self.method.embeddings.add_(numbers(5), alpha=0.5)
-        save(self.state, self.method.learned_state(), cfg.plain, cfg.data.classes)
+        write_state(self.state, self.method.learned_state(), cfg.plain, cfg.data.classes)
 
     def export(self, name: str, *arguments: str) -> Path:
         out = self.folder / name
@@ -358,15 +357,11 @@ def exchange(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Exchang
 
 
 def segment(state: Path, images: Path, out: Path) -> dict[str, bytes]:
-    from slime_bench.segment import segment_folder
-
-    segment_folder(state, images, out, device="cpu")
+    command.main(["--state", str(state), "--images", str(images), "--out", str(out), "--device", "cpu"])
     return files(out)
 
 
 def test_there_and_back_gives_the_same_label_maps(exchange: Exchange, tmp_path: Path) -> None:
-    from slime_bench.segment import read_state
-
     folder = exchange.export("car")
     back = exchange.load(folder, "back.safetensors")
     assert read_state(back)[1] == read_state(exchange.state)[1]  # classes, method, protocol, backbone, data, seed

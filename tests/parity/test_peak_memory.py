@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from slime_bench.bench.case import Case
-from slime_bench.bench.duel import duel
+from slime_bench.bench.slime import duel
 
 
 @pytest.mark.slow

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from slime_bench.errors import DataError, ResultError, StorageError
 from slime_bench.storage import write_atomic
@@ -17,18 +16,17 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 UNREAD = (".heic", ".heif", ".avif", ".gif", ".dng", ".cr2", ".nef", ".arw")
 RUN, EMBEDDINGS, LABELS, OVERLAYS = "run.json", "embeddings.safetensors", "labels", "overlays"
 AREAS, GRID, CLASSES = "areas.csv", "grid.png", "classes.yaml"
-_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Record:
-    """An image that was segmented: its file's name, bytes and time of change, (H, W), and the pixels of each class."""
+    """An image that was segmented: its file's name, bytes and time of change, [H, W], and the pixels of each class."""
 
     file: str
     bytes: int
     changed: int
-    size: tuple[int, int]
-    pixels: tuple[int, ...]
+    size: list[int]
+    pixels: list[int]
 
     def is_of(self, path: Path) -> bool:
         """Whether the file at `path` is still the one that was segmented."""
@@ -41,12 +39,12 @@ class Run:
     """What `run.json` says.
 
     Attributes:
-        made_by: hashes of what decides the label maps: `embeddings`, `settings`.
+        origin: hashes of what decides the label maps: `embeddings`, `settings`.
         images: name of the results -> record.
     """
 
-    made_by: dict[str, str]
-    images: dict[str, Record]
+    origin: dict[str, str] = field(default_factory=dict)
+    images: dict[str, Record] = field(default_factory=dict)
 
 
 def list_images(places: Sequence[Path], out: Path) -> tuple[dict[str, Path], list[str]]:
@@ -61,40 +59,31 @@ def list_images(places: Sequence[Path], out: Path) -> tuple[dict[str, Path], lis
         DataError: a place that is not there or is among the results, no image at all, two files of one name.
     """
     files: dict[Path, Path] = {}  # resolved -> as named
-    passed: list[str] = []
+    unread: list[str] = []
     for place in places:
         if not place.exists():
             raise DataError(
                 "the images are not there", path=place, found="nothing", expected="a folder of images, or an image",
                 remedy="correct --images",
             )  # fmt: skip
+        _check_apart(place, out)
         found = [place]
         if place.is_dir():
-            inside = sorted(each for each in _listed(place) if not each.name.startswith(".") and each.is_file())
+            inside = sorted(each for each in place.iterdir() if each.is_file() and not each.name.startswith("."))
             found = [each for each in inside if each.suffix.lower() in SUFFIXES]
-            passed += [each.name for each in inside if each.suffix.lower() in UNREAD]
+            unread += [each.name for each in inside if each.suffix.lower() in UNREAD]
         for each in found:
             files.setdefault(each.resolve(), each)
-        _check_apart(place, out)
     if not files:
-        kinds = ", ".join(sorted({Path(each).suffix for each in passed}))
+        kinds = ", ".join(sorted({Path(each).suffix for each in unread}))
         raise DataError(
             "no images", path=", ".join(map(str, places)),
-            found=f"{len(passed)} picture(s) of other kinds ({kinds})" if passed else "no file with a known suffix",
+            found=f"{len(unread)} picture(s) of other kinds ({kinds})" if unread else "no file with a known suffix",
             expected=", ".join(SUFFIXES),
-            remedy="export them as JPEG or PNG" if passed
+            remedy="export them as JPEG or PNG" if unread
             else "name a folder that holds images; folders inside it are not looked at",
         )  # fmt: skip
-    return _named(list(files.values())), passed
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise DataError(
-            "the folder of images cannot be read", path=folder, found=error.strerror, remedy="change its permissions"
-        ) from error
+    return _named(list(files.values())), unread
 
 
 def _check_apart(place: Path, out: Path) -> None:
@@ -111,10 +100,10 @@ def _check_apart(place: Path, out: Path) -> None:
 def _named(files: Sequence[Path]) -> dict[str, Path]:
     shared = Counter(_folded(file.stem) for file in files)
     named: dict[str, Path] = {}
-    taken: dict[str, Path] = {}
+    owners: dict[str, Path] = {}
     for file in sorted(files, key=lambda each: (each.name, str(each))):
         name = file.name if shared[_folded(file.stem)] > 1 else file.stem
-        other = taken.setdefault(_folded(name), file)
+        other = owners.setdefault(_folded(name), file)
         if other is not file:
             raise DataError(
                 "two images have one name", path=file, found=f"also {other}", expected="names that differ",
@@ -140,11 +129,9 @@ def check_folder(out: Path) -> None:
             "a file is in the way", path=out, found="a file", expected="a folder, or nothing",
             remedy="choose another --out",
         )  # fmt: skip
-    if (out / RUN).exists():
-        return
     names = (LABELS, OVERLAYS, AREAS, GRID, CLASSES, EMBEDDINGS)
     strangers = [name for name in names if (out / name).exists()]
-    if strangers:
+    if strangers and not (out / RUN).exists():
         raise ResultError(
             "the folder is in use", path=out, found=f"{', '.join(strangers)}, but no {RUN}",
             expected="results of `slime-bench segment`, an empty folder, or nothing", remedy="choose another --out",
@@ -160,14 +147,10 @@ def read_run(out: Path) -> Run:
     path = out / RUN
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        images = {
-            name: Record(**{**one, "size": tuple(one["size"]), "pixels": tuple(one["pixels"])})
-            for name, one in content["images"].items()
-        }
-        return Run({name: str(content["made_by"][name]) for name in content["made_by"]}, images)
+        return Run(dict(content["origin"]), {name: Record(**one) for name, one in content["images"].items()})
     except FileNotFoundError:
-        return Run({}, {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Run()
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(
             "the record of an earlier run cannot be read", path=path, found=f"{type(error).__name__}: {error}",
             expected="what `slime-bench segment` writes", remedy="choose another --out, or move this folder away",
@@ -176,9 +159,18 @@ def read_run(out: Path) -> Run:
 
 def write_run(out: Path, run: Run) -> None:
     """Raises StorageError as `write`."""
-    images = {name: asdict(record) for name, record in sorted(run.images.items())}
-    content: Mapping[str, Any] = {"version": _VERSION, "made_by": run.made_by, "images": images}
-    write(out / RUN, (json.dumps(content, indent=1) + "\n").encode())
+    write(out / RUN, (json.dumps(asdict(run), indent=1, sort_keys=True) + "\n").encode())
+
+
+def remaining(files: dict[str, Path], out: Path, run: Run) -> list[str]:
+    """Names of the images that are still to be segmented."""
+
+    def is_there(name: str, path: Path) -> bool:
+        record = run.images.get(name)
+        written = (out / LABELS / f"{name}.png", out / OVERLAYS / f"{name}.jpg")
+        return record is not None and record.is_of(path) and all(each.is_file() for each in written)
+
+    return [name for name, path in files.items() if not is_there(name, path)]
 
 
 def write(path: Path, content: bytes) -> None:

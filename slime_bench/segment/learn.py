@@ -1,0 +1,259 @@
+"""Learning embeddings from annotated images, and building the method that segments with them.
+
+What this command takes from `config` and `trial` is here: a trial's configuration and optimisation, without its test.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import TrialConfig, build_part, read_part, validate
+from slime_bench.data.config import DataConfig
+from slime_bench.data.folder import FolderData
+from slime_bench.data.label_maps import palette
+from slime_bench.errors import ConfigError, DeviceError
+from slime_bench.results import identity
+from slime_bench.results.state import NODES, write_state
+from slime_bench.segment.masks import RGB
+from slime_bench.segment.output import note, progress
+from slime_bench.segment.support import Support
+from slime_bench.tracking.loggers import curve_callback, trial_logger
+from slime_bench.trial import fitting
+from slime_bench.trial.device import check_precision, pick_device
+from slime_bench.trial.spec import backbone_facts, check_parts
+
+# What a preset's data set says about any pictures; the rest of its node is about its own files.
+_LENT = (
+    "image_size", "fit", "resize", "batch_size", "train_batch_size", "num_workers", "passes_per_epoch", "augment",
+    "min_pixels",
+)  # fmt: skip
+_SETTLED = ("shots", "data.root", "data.name", "data.classes", "data.support_ids")
+_READING = ("batch_size", "image_size", "fit", "resize")  # the first changes no label
+_PARTS = ("method", "protocol", "backbone")
+_DATA = {
+    "_target_": f"{FolderData.__module__}.{FolderData.__qualname__}",
+    "name": "segment",
+    "subject": "any",
+    "root": "support",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a label map besides the image and the learnt tensors.
+
+    Attributes:
+        parts: class and settings of method, protocol and backbone. data: how images are read. classes: K names.
+        colours: K. seed: of the noise.
+    """
+
+    parts: dict[str, tuple[type[Any], Any]]
+    data: DataConfig
+    classes: tuple[str, ...]
+    colours: tuple[RGB, ...]
+    seed: int
+
+    def settings_hash(self) -> str:
+        """SHA-256 of it, with the content of the backbone's weights instead of their place.
+
+        Raises:
+            BackboneError: the weights are not there.
+        """
+        part, config = self.parts["backbone"]
+        said = {
+            **{name: [part.__qualname__, identity.deciding_of(config)] for name, (part, config) in self.parts.items()},
+            "data": {name: getattr(self.data, name) for name in _READING[1:]},
+            "classes": list(self.classes),
+            "seed": self.seed,
+        }
+        text = identity.canonical_json({"settings": said, "backbone": part.content_hash_of(config)})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class SupportData(FolderData):
+    """A support set alone, which was read and checked before it was laid out."""
+
+    def prepare_data(self) -> None:
+        """There is neither a test split nor anything to verify."""
+
+
+class _Bar(Callback):
+    """The steps of an optimisation as a progress bar."""
+
+    def __init__(self, steps: int) -> None:
+        self._bar = progress("fit", steps)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        if isinstance(outputs, dict) and "loss" in outputs:
+            self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._bar.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._bar.close()
+
+
+def configuration(
+    support: Support,
+    overrides: Sequence[str],
+    *,
+    preset: str | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    weights: str | None = None,
+) -> TrialConfig:
+    """The configuration of a trial on the annotated images.
+
+    The preset's data set lends size, fit and augmentation. Pictures of any size are shrunk with `antialias` unless
+    `data.resize` says otherwise. With one image the preset decides whether it is its own validation; with several the
+    last embeddings are taken, unless `data.validation=support`.
+
+    Raises:
+        ConfigError: an override that cannot be, one of what the annotated images decide, or a method that `segment`
+            does not take.
+    """
+    settled = [each for each in overrides if each.lstrip("+~").partition("=")[0] in _SETTLED]
+    if settled:
+        raise ConfigError(
+            "the annotated images decide this", path=settled[0].partition("=")[0], found=settled[0],
+            expected="overrides of the method, the backbone, the protocol, or of data.augment and the like",
+            remedy="leave it out; --image and --mask, or --support, say it all",
+        )  # fmt: skip
+    chosen = [] if any(each.startswith("preset=") for each in overrides) and preset is None else [preset or "mini"]
+    (cfg,) = plan([*(f"preset={name}" for name in chosen), "data.resize=antialias", *overrides]).trials
+    plain = copy.deepcopy(cfg.plain)
+    own = cfg.data.validation == "support" or (cfg.data.validation == "auto" and len(support.ids) == 1)
+    plain["data"] = {
+        **{name: plain["data"][name] for name in _LENT if name in plain["data"]},
+        **_DATA,
+        "classes": list(support.classes.names),
+        "support_ids": support.ids,
+        "validation": "support" if own else "none",
+    }
+    plain |= {"shots": len(support.ids), "seed": plain["seed"] if seed is None else seed}
+    if weights is not None:
+        plain["backbone"]["weights"] = weights
+    plain["trainer"]["device"] = pick_device(device if device != "auto" else cfg.trainer.device)
+    check_precision(plain["trainer"]["precision"], plain["trainer"]["device"])
+    cfg = validate(OmegaConf.create(plain))
+    check_parts(cfg)
+    _refuse_dependent(cfg.parts["method"], cfg.method.name)
+    return cfg
+
+
+def signature(cfg: TrialConfig, support: Support) -> str:
+    """What decides the embeddings: configuration, annotated images, backbone.
+
+    Raises:
+        BackboneError: the weights are not there.
+    """
+    weights = cfg.parts["backbone"].content_hash_of(cfg.backbone)
+    hashes = {"data": support.fingerprint(), "backbone": weights, **cfg.parts["method"].fingerprints(cfg.method)}
+    return identity.signature(cfg, hashes)
+
+
+def fit(cfg: TrialConfig, support: Support, folder: Path, state: Path, fit_signature: str) -> Any:
+    """The method with optimised embeddings, on the CPU; they are written to `state`.
+
+    Args:
+        folder: where a logger that the configuration names writes to.
+
+    Raises:
+        SlimeBenchError: settings that do not fit the backbone, a missing backbone, too little memory, a full disk.
+    """
+    classes = support.classes.names
+    cfg.parts["method"].check(cfg.method, backbone_facts(cfg), classes, cfg.data.image_size)
+    with tempfile.TemporaryDirectory(prefix="slime-bench-") as root, trial_logger(cfg, folder) as logger:
+        support.write(Path(root))
+        data = SupportData(replace(cfg.data, root=root), shots=cfg.shots, seed=cfg.seed).datamodule()
+        data.setup("fit")  # mistakes in the data come before the backbone is loaded
+        parts = {name: (cfg.parts[name], getattr(cfg, name)) for name in _PARTS}
+        method = _build(parts, classes, cfg.seed, cfg.trainer.device)
+        with fitting.threads(cfg.trainer.threads, cfg.trainer.deterministic):
+            if method.epochs > 0:
+                steps = fitting.steps_of(cfg, data, method)
+                callbacks = [_Bar(steps), None if logger is None else curve_callback(logger)]
+                trainer = fitting.lightning_trainer(cfg, method, steps, folder, callbacks)
+                trainer.fit(method, data)
+                method.use_best_state()
+    colours = support.classes.colours
+    write_state(state, method.learned_state(), cfg.plain, classes, colours=colours, fit=fit_signature)
+    return method
+
+
+def recipe(facts: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a state's facts hold, with `overrides` of its nodes.
+
+    Raises:
+        ConfigError: an override of something else, or a value that cannot be.
+    """
+    keys = [f"data.{name}" for name in _READING]
+    for each in overrides:
+        key, sign, _ = each.partition("=")
+        if not sign or not (key.startswith(tuple(f"{name}." for name in _PARTS)) or key in keys):
+            raise ConfigError(
+                "this cannot be changed where embeddings are reused", path=key, found=each,
+                expected=f"keys of method, protocol or backbone, {', '.join(keys)}",
+                remedy="leave it out, or learn new embeddings with --image and --mask",
+            )  # fmt: skip
+    nodes: Any = OmegaConf.create({name: facts[name] for name in NODES})
+    nodes = OmegaConf.to_container(OmegaConf.merge(nodes, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+    start = nodes["method"].get("start")
+    if isinstance(start, dict) and start.get("kind") == "file":  # the same prompt; the embeddings are in the state
+        start.update(kind="words", path=None)
+    # A trial's data set may be of any class, and its files are not needed: how images are read is all.
+    reading = {name: nodes["data"][name] for name in _READING if name in nodes["data"]}
+    classes = tuple(facts["classes"])
+    _, data = read_part({**_DATA, "classes": list(classes), **reading}, "data")
+    colours = tuple((one[0], one[1], one[2]) for one in facts.get("colours", palette(len(classes)).tolist()))
+    parts = {name: read_part(nodes[name], name) for name in _PARTS}
+    return Recipe(parts, data, classes, colours, int(facts["seed"]))
+
+
+def load_method(made: Recipe, tensors: Mapping[str, torch.Tensor], device: str) -> Any:
+    """The method with its learnt tensors.
+
+    Raises:
+        SlimeBenchError: a missing backbone, tensors that are not this method's and backbone's, half precision for the
+            CPU.
+    """
+    part, config = made.parts["method"]
+    _refuse_dependent(part, config.name)
+    if device == "cpu" and getattr(made.parts["backbone"][1], "dtype", None) == "fp16":
+        raise DeviceError(
+            "half precision needs CUDA", path="backbone.dtype", found="embeddings learnt in fp16, and the CPU",
+            expected="fp32 or bf16 on the CPU", remedy="add backbone.dtype=fp32; label maps will differ a little",
+        )  # fmt: skip
+    method = _build(made.parts, made.classes, made.seed, device)
+    method.load_learned_state(tensors)
+    return method
+
+
+def _build(parts: Mapping[str, tuple[type[Any], Any]], classes: Sequence[str], seed: int, device: str) -> Any:
+    note("backbone", f"{parts['backbone'][1].name} on {device}")
+    given = {name: build_part(*parts[name], name) for name in ("protocol", "backbone")}
+    return build_part(*parts["method"], "method", **given, classes=tuple(classes), seed=seed)
+
+
+def _refuse_dependent(method: Any, name: str) -> None:
+    """Refuse a method whose learned state alone segments nothing."""
+    if not method.self_contained:
+        raise ConfigError(
+            f"slime-bench segment does not take the method {name}", path="method", found=name,
+            expected="a method whose learned state is all that it needs, such as slime",
+            remedy="run a trial on the images as a data set: "
+            "slime-bench preset=mini_infoscore data=folder data.root=<folder> method.prompts=<file.yaml>",
+        )  # fmt: skip
