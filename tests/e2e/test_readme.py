@@ -42,8 +42,9 @@ def commands(page: str) -> list[list[str]]:
 
 def test_every_command_is_of_a_kind_that_is_tested_here(readme: str) -> None:
     kinds = {words[1] if words[0].startswith("PYTHONPATH=") else words[0] for words in commands(readme)}
-    assert kinds == {"make", "slime-bench"}
-    assert not re.findall(r"^```(?!bash|python|yaml|\n)", readme, re.MULTILINE)
+    assert kinds == {"make", "slime-bench", "."}
+    assert len(readme.split()) <= 900
+    assert not re.findall(r"^```(?!bash|python|yaml|text|\n)", readme, re.MULTILINE)
 
 
 def test_make_targets_are_there(readme: str, repository: Path) -> None:
@@ -59,7 +60,7 @@ def test_trials_and_sweeps_compose(readme: str) -> None:
         if words[0] == "slime-bench" and words[1] not in cli.SUBCOMMANDS:
             overrides = [word for word in words[1:] if word != "--multirun"]
             sizes.append(len(compose.plan(overrides, sweep="--multirun" in words).trials))
-    assert sizes == [1, 6, 6, 1, 9, 1, 3, 6, 8, 6, 1, 1, 1]
+    assert sizes == [1, 6, 12, 1]
 
 
 def test_reports_are_understood(readme: str) -> None:
@@ -67,16 +68,15 @@ def test_reports_are_understood(readme: str) -> None:
     understood = [report_command._parser().parse_intermixed_args(words) for words in found]
     assert [(each.subject, each.ablation, each.ranking) for each in understood] == [
         ("car", None, False),
-        (None, None, True),
-        (None, "lr", False),
     ]
 
 
 def test_segment_does_as_told(
-    own_images: str, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    readme: str, own_images: str, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = swept[0]
     learn, reuse, of_trial = [words for words in commands(own_images) if words[:2] == ["slime-bench", "segment"]]
+    assert learn in commands(readme)
     monkeypatch.chdir(tmp_path)
     state = Path(of_trial[of_trial.index("--state") + 1])
     state.parent.mkdir(parents=True)
@@ -93,12 +93,6 @@ def test_segment_does_as_told(
         assert (out / "labels" / "car-val-0.png").is_file() and (out / "overlays" / "car-val-0.jpg").is_file()
     for name in re.findall(r"`([a-z]+\.[a-z]+)`", own_images.split("| in `masks/`", 1)[1].split("\n\n", 1)[0]):
         assert (Path("masks") / name).is_file(), name
-
-
-def test_verify_is_told_where_the_data_would_lie(readme: str, tmp_path: Path) -> None:
-    (words,) = [words[1:] for words in commands(readme) if words[:2] == ["slime-bench", "verify"]]
-    outcome = command(*words, f"data_root={tmp_path}")
-    assert outcome.code == 2 and "make prepare-car" in outcome.err and str(tmp_path) in outcome.err
 
 
 def test_embeddings_travel_as_told(
@@ -144,16 +138,3 @@ def test_the_method_example_runs(
 def test_paths_keys_and_options_that_the_page_names_exist(readme: str, repository: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
         assert (repository / link).exists(), link
-    (cfg,) = compose.plan([]).trials
-    table = readme.split("## Where this differs", 1)[1]
-    keys = [
-        key
-        for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", table)
-        if key.split(".")[0] in ("protocol", "data", "seed")
-    ]
-    assert len(keys) >= 4
-    for key in keys:
-        node = cfg
-        for part in key.split("."):
-            assert part in node, key
-            node = node[part]
