@@ -70,7 +70,7 @@ def opened(source: Path, work: Path, wanted: Wanted | None = None) -> Path:
         raise DataError(
             "the data are not there", path=source, found="nothing",
             expected="a folder, or a .tar.gz, .tgz, .tar or .zip file",
-            remedy="check the path; README says where the data sets can be downloaded",
+            remedy="check the path; docs/data.md says where the data sets can be downloaded",
         )  # fmt: skip
     return extract(source, Path(work) / stem(source), wanted=wanted)
 

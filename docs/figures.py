@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import build
 from slime_bench.methods.infoscore.maps import layer_classes, probabilities
 from slime_bench.report.figures import class_colours, paint
 from slime_bench.trial import runner as trial
+from slime_bench.trial.fitting import method_of
 
 FOLDER = Path(__file__).parent / "figures"
 TRIALS = {
@@ -57,11 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def tested(cfg: Any, pictures: int) -> tuple[Any, torch.Tensor, torch.Tensor, list[str]]:
     """The method of a finished trial as it was tested, with test images [N,3,H,W], label maps [N,H,W] and their ids."""
-    folder, cfg = trial.run(cfg).folder, trial.on_device(cfg)
-    data = trial.prepared_data(cfg)
+    spec = trial.spec_of(cfg)
+    folder, data = trial.run(spec).folder, spec.data.datamodule()
     data.setup()
-    backbone = build(cfg.backbone)
-    method = build(cfg.method, protocol=build(cfg.protocol), backbone=backbone, classes=data.classes, seed=cfg.seed)
+    method = method_of(spec, cfg.build("backbone"))
     method.prepare(data, "cpu")
     if cfg.shots > 0:
         method.load_learned_state(load_file(folder / "state.safetensors"))

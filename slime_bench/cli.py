@@ -100,6 +100,7 @@ def _trials(arguments: list[str]) -> int:
     compose.refuse_secrets(arguments)
     args = get_args_parser().parse_args(arguments)
     compose.new_stamp()
+    compose.check_ablation(args.overrides, args.config_dir)
     if args.cfg is not None:
         compose.plan(
             args.overrides, sweep=args.multirun, extra_dir=args.config_dir

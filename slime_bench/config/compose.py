@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slime_bench.config.read import nearest
-from slime_bench.config.schema import DEFAULT_TRIAL, LAUNCHERS, TrialConfig, validate
+from slime_bench.config.schema import DEFAULT_TRIAL, LAUNCHERS, TrialConfig, check_ablated, validate
 from slime_bench.config.secrets import is_secret
 from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
@@ -36,7 +36,8 @@ from slime_bench.paths import config_dir
 CONFIG_NAME: Final = "config"
 VERSION_BASE: Final = "1.3"
 SUBCOMMANDS: Final = ("report", "status", "compare", "segment", "verify", "embeddings", "help")
-LAUNCHER: Final = "hydra_plugins.slime_bench.SweepLauncher"
+LAUNCHER: Final = {"_target_": "hydra_plugins.slime_bench.SweepLauncher"}
+SWEEPER: Final = {"_target_": "hydra_plugins.slime_bench.Sweeper", "max_batch_size": None, "params": None}
 """Hydra takes plugins of the namespace `hydra_plugins` alone; see `slime_bench.sweep.launcher`."""
 
 
@@ -76,7 +77,8 @@ def pick(key: str, options: Mapping[str, Any]) -> Any:
 
 OmegaConf.register_new_resolver("slime_bench.stamp", lambda: _stamp or new_stamp(), replace=True)
 OmegaConf.register_new_resolver("slime_bench.pick", pick, replace=True)
-ConfigStore.instance().store("slime_bench", {"_target_": LAUNCHER}, group="hydra/launcher", provider="slime-bench")
+for _group, _node in (("hydra/launcher", LAUNCHER), ("hydra/sweeper", SWEEPER)):
+    ConfigStore.instance().store("slime_bench", _node, group=_group, provider="slime-bench")
 
 
 def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None = None) -> Plan:
@@ -92,10 +94,26 @@ def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None
             or whatever `validate` raises.
     """
     refuse_secrets(overrides)
+    check_ablation(overrides, extra_dir)
     search = _search_path(extra_dir)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
         return with_additions(overrides, lambda texts: _plan(texts, sweep, search))
+
+
+def check_ablation(overrides: Sequence[str], extra_dir: str | None = None) -> None:
+    """Refuse an ablation, or a numbered table, of another method than the chosen one, before its keys are looked at.
+
+    Raises:
+        ConfigError: see `schema.check_ablated`; whatever composing raises.
+    """
+    parsed = _parse(list(overrides))
+    if any(each.key_or_group == "ablation" or str(each.value()).startswith("table") for each in parsed):
+        fixed = [text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()]
+        search = _search_path(extra_dir)
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+            with_additions(fixed, lambda texts: check_ablated(_composed([*texts, *search])))
 
 
 def _plan(overrides: list[str], sweep: bool, search: list[str]) -> Plan:
@@ -157,7 +175,7 @@ def _search_path(extra_dir: str | None) -> list[str]:
 
 
 def _jobs(overrides: list[str], base: DictConfig) -> list[list[str]]:
-    if not str(base.sweeper._target_).endswith(".BasicSweeper"):
+    if not str(base.sweeper._target_).endswith((".BasicSweeper", SWEEPER["_target_"])):
         return [overrides]  # another sweeper knows its own jobs
     with translated():
         parameters = [f"{key}={value}" for key, value in (base.sweeper.params or {}).items()]

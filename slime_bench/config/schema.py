@@ -200,7 +200,7 @@ def validate(cfg: DictConfig) -> TrialConfig:
         ConfigError: an unknown, missing or ill-typed key, a `_target_` that cannot be imported, or values that
             contradict each other; the message names the key, what was found, what is expected and the nearest name.
     """
-    _check_ablated(cfg)
+    check_ablated(cfg)
     values = resolved(cfg)
     names = [each.name for each in dataclasses.fields(RootConfig)]
     for key in values:
@@ -215,8 +215,12 @@ def validate(cfg: DictConfig) -> TrialConfig:
     )
 
 
-def _check_ablated(cfg: DictConfig) -> None:
-    """The files of an ablation set keys that other methods lack, or have under the same name for something else."""
+def check_ablated(cfg: DictConfig) -> None:
+    """Refuse an ablation of another method: its file sets keys that this one lacks, or has for something else.
+
+    Raises:
+        ConfigError: `ablates` names another method than the configuration's.
+    """
     ablates, name = cfg.get("ablates"), OmegaConf.select(cfg, "method.name")
     if ablates not in (None, name):
         raise ConfigError(

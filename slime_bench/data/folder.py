@@ -208,8 +208,8 @@ class FolderData(Part):
         """What to do where the data are missing, as an instruction."""
         command = self.commands.get(self.config.subject)
         if command is None:
-            return "prepare the data as README.md says under `Real data`"
-        return f"{command} (README.md, `Real data`)"
+            return "prepare the data as docs/data.md says"
+        return f"{command} (docs/data.md)"
 
     def prepared(self) -> dict[str, str]:
         """Named choices with which the data set was made, that tables have to state; none for one laid out by hand.

@@ -138,7 +138,7 @@ class SweepLauncher(Launcher):
 
 
 def register() -> None:
-    """Tell Hydra of the plugin; its configuration is stored in `slime_bench.config.compose`.
+    """Tell Hydra of the plugins; their configuration is stored in `slime_bench.config.compose`.
 
     Hydra takes plugins of the namespace `hydra_plugins` alone, and imports them by their name.
     """
@@ -146,7 +146,20 @@ def register() -> None:
     namespace.__path__ = []  # a package, in which Hydra looks for others
     sys.modules.setdefault(namespace.__name__, namespace)
     sys.modules[SweepLauncher.__module__] = sys.modules[__name__]
-    Plugins.instance().register(SweepLauncher)
+    plugins = Plugins.instance()
+    # Only now: while it looks for plugins, Hydra makes the classes of its own anew.
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    class Sweeper(BasicSweeper):
+        """Hydra's own, which would compose every trial once to see whether it can, and once more to run it."""
+
+        def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+            """Left to the launcher, which composes and checks all trials before the first one runs."""
+
+    Sweeper.__module__, Sweeper.__qualname__ = SweepLauncher.__module__, "Sweeper"
+    sys.modules[__name__].__dict__["Sweeper"] = Sweeper
+    for plugin in (SweepLauncher, Sweeper):
+        plugins.register(plugin)
 
 
 def score(result: JobResult) -> float:

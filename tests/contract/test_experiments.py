@@ -215,7 +215,9 @@ class World:
             shots = {"0": "0", "10": "2"}.get(listed, "1")  # the small pools hold four pictures
             own = [] if preset == next(iter(expected.data)) else [f"preset={preset}"]
             overrides = [f"experiment={name}", *own, *self.small(name, preset), "seed=0", f"shots={shots}"]
-            self.known[name, preset] = [trial.run(cfg).result for cfg in plan(overrides, sweep=True).trials]
+            self.known[name, preset] = [
+                trial.run(trial.spec_of(cfg)).result for cfg in plan(overrides, sweep=True).trials
+            ]
         return self.known[name, preset]
 
     def small(self, name: str, preset: str) -> list[str]:

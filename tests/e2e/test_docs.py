@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
 from PIL import Image
 
 from slime_bench import cli
 from slime_bench.config import compose
+from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
 from slime_bench.report import command as report_command
@@ -76,7 +76,7 @@ def named(cases: list[tuple[str, list[str]]]) -> list[object]:
 
 
 @functools.cache
-def composed(*overrides: str, extra_dir: str | None = None) -> tuple[DictConfig, ...]:
+def composed(*overrides: str, extra_dir: str | None = None) -> tuple[TrialConfig, ...]:
     return tuple(compose.plan(list(overrides), extra_dir=extra_dir).trials)
 
 
@@ -156,7 +156,7 @@ def understood(module: Any, words: list[str]) -> argparse.Namespace:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Understood) as end:
         for name in ("parse_args", "parse_intermixed_args"):
             patch.setattr(argparse.ArgumentParser, name, then_end(getattr(argparse.ArgumentParser, name)))
-        module.main(words)
+        module.main(words, *([pytest.fail] if module is report_command else []))  # it is given the planned trials
     return end.value.args[0]
 
 
@@ -217,10 +217,10 @@ def test_keys_and_choices_of_the_configuration_exist() -> None:
     assert seen > 50
 
 
-def _holds(cfg: DictConfig, key: str) -> bool:
-    node: object = cfg
+def _holds(cfg: TrialConfig, key: str) -> bool:
+    node: Any = cfg.plain
     for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
+        if not isinstance(node, dict) or part not in node:
             return False
         node = node[part]
     return True

@@ -60,7 +60,7 @@ def test_trials_and_sweeps_compose(readme: str) -> None:
         if words[0] == "slime-bench" and words[1] not in cli.SUBCOMMANDS:
             overrides = [word for word in words[1:] if word != "--multirun"]
             sizes.append(len(compose.plan(overrides, sweep="--multirun" in words).trials))
-    assert sizes == [1, 6, 12, 1]
+    assert sizes == [1, 6, 12]
 
 
 def test_reports_are_understood(readme: str) -> None:

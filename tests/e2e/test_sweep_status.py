@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.lock import held
 from slime_bench.results.status import MISSING, TrialStatus
+from slime_bench.sweep import launcher
 from slime_bench.sweep import status as status_module
 from slime_bench.trial import runner as trial
 from tests.e2e.conftest import Bench, Outcome, command, contents
@@ -127,3 +129,38 @@ class TestElsewhere:
     def test_mistakes_of_the_command(self, bench: Bench) -> None:
         outcome = status(bench, "methd.lr=1")
         assert outcome.code == 2 and "method" in outcome.err and "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "trials", "composed"), [(("seed=0",), 1, 2), (("--multirun", "seed=0,1,2"), 3, 5)]
+)
+def test_a_configuration_is_composed_checked_and_identified_once(
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    trials: int,
+    composed: int,
+) -> None:
+    """Beside the trials Hydra composes what tells it the mode, and of a sweep what tells it how it is swept."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    # Every key stands in a YAML file: for one that does not, Hydra is asked a second time.
+    weights, data = f"backbone.weights={bench.sd}", f"data.root={bench.data}"
+    listed = [weights, data, "data=pascal_part_car", "trainer=cpu", f"output_root={tmp_path / 'once'}"]
+    counts: Counter[str] = Counter()
+    monkeypatch.setattr(trial, "_compute", Quick())
+    for name, owner, attribute in (
+        ("composed", ConfigLoaderImpl, "_load_configuration_impl"),
+        ("checked", launcher, "validate"),
+        ("identified", trial, "identify"),
+    ):
+        real = getattr(owner, attribute)
+
+        def counted(*given: Any, name: str = name, real: Any = real, **named: Any) -> Any:
+            counts[name] += 1
+            return real(*given, **named)
+
+        monkeypatch.setattr(owner, attribute, counted)
+    assert command(*arguments, *listed).code == 0
+    assert counts == {"composed": composed, "checked": trials, "identified": trials}
