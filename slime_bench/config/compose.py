@@ -36,8 +36,8 @@ from slime_bench.paths import config_dir
 CONFIG_NAME: Final = "config"
 VERSION_BASE: Final = "1.3"
 SUBCOMMANDS: Final = ("report", "status", "compare", "segment", "verify", "embeddings", "help")
-LAUNCHER: Final = {"_target_": "hydra_plugins.slime_bench.SweepLauncher"}
-SWEEPER: Final = {"_target_": "hydra_plugins.slime_bench.Sweeper", "max_batch_size": None, "params": None}
+LAUNCHER: Final = "hydra_plugins.slime_bench.SweepLauncher"
+SWEEPER: Final = "hydra_plugins.slime_bench.Sweeper"
 """Hydra takes plugins of the namespace `hydra_plugins` alone; see `slime_bench.sweep.launcher`."""
 
 
@@ -77,7 +77,10 @@ def pick(key: str, options: Mapping[str, Any]) -> Any:
 
 OmegaConf.register_new_resolver("slime_bench.stamp", lambda: _stamp or new_stamp(), replace=True)
 OmegaConf.register_new_resolver("slime_bench.pick", pick, replace=True)
-for _group, _node in (("hydra/launcher", LAUNCHER), ("hydra/sweeper", SWEEPER)):
+for _group, _node in (
+    ("hydra/launcher", {"_target_": LAUNCHER}),
+    ("hydra/sweeper", {"_target_": SWEEPER, "max_batch_size": None, "params": None}),
+):
     ConfigStore.instance().store("slime_bench", _node, group=_group, provider="slime-bench")
 
 
@@ -175,7 +178,7 @@ def _search_path(extra_dir: str | None) -> list[str]:
 
 
 def _jobs(overrides: list[str], base: DictConfig) -> list[list[str]]:
-    if not str(base.sweeper._target_).endswith((".BasicSweeper", SWEEPER["_target_"])):
+    if not str(base.sweeper._target_).endswith((".BasicSweeper", SWEEPER)):
         return [overrides]  # another sweeper knows its own jobs
     with translated():
         parameters = [f"{key}={value}" for key, value in (base.sweeper.params or {}).items()]

@@ -171,9 +171,9 @@ def test_the_ranking_is_without_the_crf(compose_config: Callable[..., Any]) -> N
 
 
 def test_slimes_tables_are_slimes() -> None:
-    with pytest.raises(ConfigError, match="numbered tables are those of SLiMe") as caught:
+    with pytest.raises(ConfigError, match="is one of the method slime") as caught:
         plan(["experiment=table4", "preset=mini_infoscore"])
-    assert "experiment=mini_car_infoscore" in str(caught.value.remedy)
+    assert "experiment=mini_car" in str(caught.value.remedy) and "--multirun method." in str(caught.value.remedy)
 
 
 def test_the_old_name_of_table_1_leads_to_the_new_one() -> None:

@@ -180,7 +180,7 @@ MISTAKES = [
     Mistake("CUDA where there is none", _no_cuda, ("CUDA", "trainer=cpu")),
     Mistake("missing backbone folder", _no_backbone, ("nowhere", "backbone.weights")),
     Mistake("corrupt safetensors", _corrupt_weights, ("unet", "torn_sd")),
-    Mistake("no such data set", lambda *_: ["data.root=missing/car"], ("missing/car", "README")),
+    Mistake("no such data set", lambda *_: ["data.root=missing/car"], ("missing/car", "docs/data.md")),
     Mistake("disk full at the start", _full_disk("config.yaml"), ("config.yaml", "No space left on device")),
     Mistake(
         "disk full at the state", _full_disk("state.safetensors"), ("state.safetensors", "No space left on device")

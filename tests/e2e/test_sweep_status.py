@@ -148,6 +148,7 @@ def test_a_configuration_is_composed_checked_and_identified_once(
     # Every key stands in a YAML file: for one that does not, Hydra is asked a second time.
     weights, data = f"backbone.weights={bench.sd}", f"data.root={bench.data}"
     listed = [weights, data, "data=pascal_part_car", "trainer=cpu", f"output_root={tmp_path / 'once'}"]
+    listed.append("launcher.trials_per_batch=1")
     counts: Counter[str] = Counter()
     monkeypatch.setattr(trial, "_compute", Quick())
     for name, owner, attribute in (
