@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper as HydraSweeper
 
 from slime_bench import cli
 from slime_bench.config.schema import TrialConfig
@@ -99,6 +102,47 @@ class TestRuns:
         assert bench.ran[0].method.name == "own"
         code, text = bench("--config-dir", "nowhere", "method=own")
         assert code == 2 and "nowhere" in text
+
+    def test_a_launcher_of_somebody_elses(self, bench: Bench) -> None:
+        code, text = bench("--multirun", "hydra/launcher=basic", "seed=0,1")
+        assert code == 0 and bench.pairs == [(1, 0), (1, 1)], text
+
+        def fails(cfg: TrialConfig) -> None:
+            raise DataError("a file went missing", remedy="put it back")
+
+        bench.behave = fails
+        code, text = bench("--multirun", "hydra/launcher=basic", "seed=0,1")
+        assert code == 2 and "a file went missing" in text and "put it back" in text and "Traceback" not in text
+
+    def test_a_sweeper_of_somebody_elses_is_given_the_scores(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = types.ModuleType("hydra_plugins.toy_sweeper")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        returned: list[float] = []
+
+        class Halving(HydraSweeper):
+            """Asks for one trial after another, and looks at what each gave."""
+
+            __module__, __qualname__ = module.__name__, "Halving"
+
+            def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+                self.launcher = Plugins.instance().instantiate_launcher(
+                    hydra_context=hydra_context, task_function=task_function, config=config
+                )
+
+            def sweep(self, arguments: list[str]) -> None:
+                for index in range(2):
+                    (job,) = self.launcher.launch([[*arguments, f"seed={index}"]], initial_job_idx=index)
+                    returned.append(job.return_value)
+
+        module.Halving = Halving  # type: ignore[attr-defined]
+        Plugins.instance().register(Halving)
+        node = {"_target_": f"{module.__name__}.Halving"}
+        ConfigStore.instance().store("toy_halving", node, group="hydra/sweeper", provider="test")
+        bench.finished.result.average = 0.25
+        code, text = bench("--multirun", "hydra/sweeper=toy_halving", "shots=10")
+        assert code == 0 and bench.pairs == [(10, 0), (10, 1)] and returned == [0.25, 0.25], text
 
     def test_the_working_folder_and_the_process_are_left_as_they_were(self, bench: Bench, tmp_path: Path) -> None:
         before = list(sys.argv)
