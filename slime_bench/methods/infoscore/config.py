@@ -85,6 +85,7 @@ class InfoScoreDescription(MethodDescription):
     Protocol = InfoScoreProtocol
     Backbone = VisionLanguage
     least_shots = 0
+    table_order = 10
     self_contained = False  # the layers are chosen with the images of the data set
 
     @classmethod
