@@ -33,13 +33,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 RESULT_FILE: Final = "result.json"
 PER_IMAGE_FILE: Final = "per_image.parquet"
-_PER_IMAGE_COLUMNS: Final = {
-    "image_id": "string",
-    "class": "string",
-    "intersection": "int64",
-    "union": "int64",
-    "present": "bool",
-}
 _LOG = logging.getLogger(__name__)
 
 
@@ -286,20 +279,11 @@ def write_per_image(path: str | Path, ids: Sequence[str], classes: Sequence[str]
     """Writes the counts [N,K] as a long table: image_id, class, intersection, union, present; image by image.
 
     Raises:
-        ResultError: ids or classes that do not fit the counts, or are not unique.
         StorageError: see `write_atomic`.
     """
     import pyarrow
     import pyarrow.parquet
 
-    if (len(ids), len(classes)) != (counts.num_images, counts.num_classes):
-        raise ResultError(
-            "The per-image counts do not fit their ids and classes.",
-            path=path,
-            found=f"{len(ids)} ids, {len(classes)} classes, counts {[counts.num_images, counts.num_classes]}",
-        )
-    if len(set(ids)) < len(ids) or len(set(classes)) < len(classes):
-        raise ResultError("Image ids and class names have to be unique.", path=path, remedy="Name each image once.")
     counts = counts.cpu()
     table = pyarrow.table(
         {
@@ -335,7 +319,7 @@ def read_per_image_arrays(
     """As `read_per_image`, with intersection, union and presence [N,K] as NumPy arrays: a report needs no torch.
 
     Raises:
-        ResultError: unreadable, other columns, or not every class once for every image.
+        ResultError: a file that is not there, or damaged.
     """
     import pyarrow
     import pyarrow.parquet
@@ -343,30 +327,14 @@ def read_per_image_arrays(
     path = Path(path)
     try:
         frame = pyarrow.parquet.read_table(io.BytesIO(path.read_bytes()))
-    except (OSError, pyarrow.ArrowException) as error:
+        ids, classes = (list(dict.fromkeys(frame[name].to_pylist())) for name in ("image_id", "class"))
+        # Copies, because pyarrow's own arrays are read-only.
+        intersection, union, present = (
+            frame[name].to_numpy().reshape(len(ids), len(classes)).copy()
+            for name in ("intersection", "union", "present")
+        )
+    except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
         raise ResultError("The per-image table cannot be read.", path=path, found=str(error), remedy=_RERUN) from error
-    columns = {field.name: str(field.type) for field in frame.schema}
-    if columns != _PER_IMAGE_COLUMNS or any(column.null_count for column in frame.columns):
-        raise ResultError(
-            "The per-image table has other columns, or gaps.",
-            path=path,
-            found=columns,
-            expected=f"{_PER_IMAGE_COLUMNS} without gaps",
-            remedy=_RERUN,
-        )
-    images, names = frame["image_id"].to_pylist(), frame["class"].to_pylist()
-    ids, classes = list(dict.fromkeys(images)), list(dict.fromkeys(names))
-    if images != [image for image in ids for _ in classes] or names != classes * len(ids):
-        raise ResultError(
-            "The per-image table does not have every class once for every image.",
-            path=path,
-            found=f"{frame.num_rows} rows, {len(ids)} images, {len(classes)} classes",
-            remedy=_RERUN,
-        )
-    # Copies, because pyarrow's own arrays are read-only.
-    intersection, union, present = (
-        frame[name].to_numpy().reshape(len(ids), len(classes)).copy() for name in ("intersection", "union", "present")
-    )
     return ids, classes, intersection, union, present
 
 

@@ -318,35 +318,20 @@ def test_per_image_is_a_plain_long_table(tmp_path: Path) -> None:
 
 
 def test_per_image_errors(tmp_path: Path) -> None:
-    import pyarrow
     import pyarrow.parquet
 
-    path, counts = tmp_path / "t.parquet", counts_of(images=2)
-    with pytest.raises(ResultError, match="1 ids"):
-        write_per_image(path, ["a"], CLASSES, counts)
-    with pytest.raises(ResultError, match="unique"):
-        write_per_image(path, ["a", "a"], CLASSES, counts)
+    path = tmp_path / "t.parquet"
     with pytest.raises(ResultError, match="cannot be read"):
         read_per_image(path)
     path.write_bytes(b"PAR1 no")
     with pytest.raises(ResultError, match="cannot be read"):
         read_per_image(path)
-    write_per_image(path, ["a", "b"], CLASSES, counts)
+    write_per_image(path, ["a", "b"], CLASSES, counts_of(images=2))
     table = pyarrow.parquet.read_table(path)
-    pyarrow.parquet.write_table(table.drop_columns(["union"]), path)
-    with pytest.raises(ResultError, match="other columns"):
-        read_per_image(path)
-    texts = table.set_column(3, "union", pyarrow.array(["1"] * 6))
-    pyarrow.parquet.write_table(texts, path)
-    with pytest.raises(ResultError, match="'union': 'string'"):
-        read_per_image(path)
-    gaps = table.set_column(3, "union", pyarrow.array([1, 2, 3, None, 5, 6], pyarrow.int64()))
-    pyarrow.parquet.write_table(gaps, path)
-    with pytest.raises(ResultError, match="gaps"):
-        read_per_image(path)
-    pyarrow.parquet.write_table(table.slice(0, 5), path)
-    with pytest.raises(ResultError, match="every class once"):
-        read_per_image(path)
+    for spoilt in (table.drop_columns(["union"]), table.slice(0, 5)):
+        pyarrow.parquet.write_table(spoilt, path)
+        with pytest.raises(ResultError, match="cannot be read"):
+            read_per_image(path)
 
 
 def test_inputs_are_not_changed() -> None:
