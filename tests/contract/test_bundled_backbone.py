@@ -54,6 +54,7 @@ def test_the_world_is_the_one_it_was_trained_on(card: dict[str, Any]) -> None:
     assert card["world_version"] == WORLD_VERSION
 
 
+@pytest.mark.release
 def test_optimised_embeddings_find_the_parts(tmp_path: Path) -> None:
     """A short 1-shot trial, far above embeddings that were left where they start."""
 

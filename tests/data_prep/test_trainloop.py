@@ -140,6 +140,7 @@ def in_two_processes(fabric: Any, work: Path) -> None:
         torch.save({"weights": state, "steps": read_checkpoint(work, "stage")["step"]}, work / "found.pt")
 
 
+@pytest.mark.release
 def test_two_processes_share_their_gradients_and_rank_0_decides(tmp_path: Path) -> None:
     fabric_of("cpu", 2).launch(in_two_processes, tmp_path)  # type: ignore[arg-type]
     found = torch.load(tmp_path / "found.pt")
