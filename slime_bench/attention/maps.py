@@ -108,13 +108,3 @@ def to_maps(rows: torch.Tensor, grid: Size) -> torch.Tensor:
 def _full_precision(layer: LayerAttention) -> torch.autocast:
     """Without autocast, which would do a product of float32 tensors in half precision again."""
     return torch.autocast(layer.query.device.type, enabled=False)
-
-
-def perplexity(layer: LayerAttention) -> torch.Tensor:
-    """Mean over heads and positions of exp(entropy) of the attention: between 1 and M. float [B].
-
-    M means uniform attention, by which WAS can only blur. A diagnostic: this one does form the N x M matrix.
-    """
-    logits = torch.einsum("bhnd,bhmd->bhnm", layer.query, layer.key).float() * layer.scale
-    log_p = logits.log_softmax(-1)
-    return (-(log_p.exp() * log_p).sum(-1)).exp().mean((1, 2))

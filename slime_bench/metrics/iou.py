@@ -190,11 +190,6 @@ def mean_iou(per_class: Tensor, background: bool = True) -> float:
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
-def undefined_classes(per_class: Tensor) -> list[int]:
-    """Indices of the classes that have no IoU under the convention that made `per_class` [K]."""
-    return torch.isnan(per_class).nonzero().flatten().tolist()
-
-
 def image_score(counts: IouCounts) -> float:
     """Score by which SLiMe chooses its embeddings: per image the mean IoU of the classes present, then over images.
 

@@ -15,7 +15,6 @@ from slime_bench.attention.maps import (
     class_logits,
     class_probabilities,
     grid_size,
-    perplexity,
     resize,
     was,
 )
@@ -145,13 +144,3 @@ def test_grid_size_agrees_with_the_model(tiny_backbone: object, size: tuple[int,
 def test_positions_that_form_no_grid_are_refused() -> None:
     with pytest.raises(BackboneError, match="63 positions"):
         grid_size(63, (16, 16))
-
-
-def test_perplexity_runs_from_one_to_the_number_of_keys() -> None:
-    uniform = LayerAttention(torch.randn(2, H, N, D), torch.zeros(2, H, 13, D), 1.0)
-    torch.testing.assert_close(perplexity(uniform), torch.full((2,), 13.0))
-    keys = torch.eye(D).view(1, 1, D, D)
-    sharp = LayerAttention(keys * 100, keys, 1.0)
-    torch.testing.assert_close(perplexity(sharp), torch.ones(1))
-    between = perplexity(layer(8))
-    assert (between > 1).all() and (between < N).all()
