@@ -100,11 +100,10 @@ def _trials(arguments: list[str]) -> int:
     compose.refuse_secrets(arguments)
     args = get_args_parser().parse_args(arguments)
     compose.new_stamp()
-    compose.check_ablation(args.overrides, args.config_dir)
-    if args.cfg is not None:
-        compose.plan(
-            args.overrides, sweep=args.multirun, extra_dir=args.config_dir
-        )  # Hydra prints what is not valid, too
+    if args.cfg is not None:  # Hydra would print what is not valid, too
+        compose.plan(args.overrides, sweep=args.multirun, extra_dir=args.config_dir)
+    else:
+        compose.check_ablation(args.overrides, args.config_dir)
     launcher.register()
     command = launcher.Command(os.environ.get(FULL_ERROR))
     try:

@@ -99,23 +99,21 @@ def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None
     refuse_secrets(overrides)
     check_ablation(overrides, extra_dir)
     search = _search_path(extra_dir)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+    with _hydra():
         return with_additions(overrides, lambda texts: _plan(texts, sweep, search))
 
 
 def check_ablation(overrides: Sequence[str], extra_dir: str | None = None) -> None:
-    """Refuse an ablation, or a numbered table, of another method than the chosen one, before its keys are looked at.
+    """Refuse an ablation of another method than the chosen one before Hydra looks up what its file sweeps.
 
     Raises:
         ConfigError: see `schema.check_ablated`; whatever composing raises.
     """
     parsed = _parse(list(overrides))
-    if any(each.key_or_group == "ablation" or str(each.value()).startswith("table") for each in parsed):
+    if any(each.key_or_group == "ablation" for each in parsed):
         fixed = [text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()]
         search = _search_path(extra_dir)
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        with _hydra():
             with_additions(fixed, lambda texts: check_ablated(_composed([*texts, *search])))
 
 
@@ -193,6 +191,13 @@ def _parse(overrides: list[str]) -> list[Override]:
 def _composed(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     with translated():
         return compose(CONFIG_NAME, list(overrides), return_hydra_config=with_hydra)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        yield
 
 
 def refuse_secrets(overrides: Sequence[str]) -> None:

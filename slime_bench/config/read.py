@@ -133,7 +133,7 @@ def _keys(error: Error, values: Any) -> Iterator[str | int]:
 
 def unknown_key(path: str, valid: Sequence[str], elsewhere: Iterable[str] = ()) -> ConfigError:
     """The error for a key that is not there, with the nearest ones; all of them dotted."""
-    close = [each for each in nearest(path, valid)]
+    close = nearest(path, valid)
     close += [each for each in nearest(path, elsewhere) if each not in close]
     return ConfigError(
         f"unknown key `{path}`",

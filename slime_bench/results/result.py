@@ -1,7 +1,7 @@
 """Result files: the only proof that a trial finished.
 
 A result is written here: `result.json`, last and atomically, the same bytes for the same trial.
-from.
+`per_image.parquet` beside it keeps the counts that every convention is reduced from.
 """
 
 from __future__ import annotations
