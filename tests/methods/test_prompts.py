@@ -95,7 +95,7 @@ def test_spans_partition_the_list_and_begin_with_the_name(words: list[str], coun
     background, related = [rest[0]], {name: [] for name in names}
     for word in rest[1:]:
         draw.choice([background, *related.values()]).append(word)
-    file = PromptFile(Path("x"), "a {} b", tuple(background), {}, {name: tuple(each) for name, each in related.items()})
+    file = PromptFile("a {} b", background, related)
     found = file.expand(["background", *names], multi)
     assert [place for start, end in found.spans for place in range(start, end)] == list(range(len(found.texts)))
     for name, (start, end) in zip([background[0], *names], found.spans, strict=True):
@@ -141,24 +141,18 @@ def test_lists_are_found_inside_an_installed_package(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("Image of {}.", "Image.", "exactly one"),
         ("Image of {}.", "'{} and {}'", "exactly one"),
         ("Image of {}.", "'{0} of {}'", "exactly one"),
-        ("template: Image of {}.", "", "template"),
+        ("template: Image of {}.", "", "`template` is missing"),
         ("[sky, wall]", "[]", "at least one noun"),
-        ("[sky, wall]", "sky", "a list of words"),
-        ("[sky, wall]", "[sky, sky]", "`sky` twice"),
+        ("[sky, wall]", "sky", "list of text"),
         ("[sky, wall]", "[sky, ' ']", "non-empty"),
-        ("[sky, wall]", "[sky, on]", "YAML reads as booleans"),
+        ("[sky, wall]", "[sky, on]", "in quotes"),
         ("related:", "relatd:", "did you mean `related`"),
-        ("window: []", "window:", "a list of words"),
-        ("window: []", "on: []", "a mapping of class names"),
         ("tyre, rim", "tyre, wheel", "`wheel` twice"),
         ("{neck+torso: torso}", "{neck: torso}", "classes that `related` has"),
-        ("names: {neck+torso: torso}", "names: [torso]", "a mapping"),
         ("template", "\ttemplate", "cannot read"),
         (GOOD, "- a\n- b\n", "no mapping"),
-        (GOOD, "", "no mapping"),
     ],
 )
 def test_bad_files(old: str, new: str, words: str, tmp_path: Path) -> None:
@@ -173,11 +167,10 @@ def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean `voc2012`") as caught:
         read_prompts("voc2021")
     assert "coco_object" in str(caught.value.expected)
-    with pytest.raises(ConfigError, match="cannot read"):
-        read_prompts(str(tmp_path / "none.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(ConfigError, match="cannot read"):
-        read_prompts(str(tmp_path / "binary.yaml"))
+    for name in ("none.yaml", "binary.yaml"):
+        with pytest.raises(ConfigError, match="cannot read"):
+            read_prompts(str(tmp_path / name))
 
 
 def test_classes_without_words_and_shared_words(tmp_path: Path) -> None:

@@ -101,8 +101,8 @@ def test_the_evaluation_images(golden: Golden, checks: Callable[..., Checks]) ->
 def test_prompts_and_spans(golden: Golden, checks: Callable[..., Checks]) -> None:
     """The authors' class file, written as one of ours, gives their prompts."""
     first, *others = json.loads((golden.folder / "classes.json").read_text())
-    related = {each["name"]: tuple(each.get("related_word", ())) for each in others}
-    file = PromptFile(golden.folder, "Image of {}.", (first["name"], *first.get("related_word", ())), {}, related)
+    related = {each["name"]: list(each.get("related_word", ())) for each in others}
+    file = PromptFile("Image of {}.", [first["name"], *first.get("related_word", ())], related)
     with checks("meta") as check:
         for mode in golden.modes:
             found = file.expand(golden.classes(mode), mode == "multi")

@@ -8,23 +8,21 @@ related: {wheel: [tyre, rim], ...} every class of the data, also those without r
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
+from slime_bench.config.read import nearest, read
 from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
 
 _KEYS: Final = ("template", "background", "names", "related")
-_QUOTE: Final = "quote words such as `on` or `no`, which YAML reads as booleans"
-_REMEDY: Final = "correct the file, or choose another one"
 
 
 @dataclass(frozen=True)
@@ -44,22 +42,48 @@ class PromptFile:
     """The words of one file.
 
     Attributes:
-        path: the file. template: with one {}. background: words of class 0. names: class -> the word it is written as,
-            where that is not its own name. related: class -> further words.
+        template: with one {}. background: words of class 0. related: class -> further words. names: class -> the word
+            it is written as, where that is not its own name. path: the file.
+
+    Raises:
+        ConfigError: an empty or repeated word, or a template without exactly one {}.
     """
 
-    path: Path
     template: str
-    background: tuple[str, ...]
-    names: Mapping[str, str]
-    related: Mapping[str, tuple[str, ...]]
+    background: list[str]
+    related: dict[str, list[str]]
+    names: dict[str, str] = field(default_factory=dict)
+    path: Path = field(default=Path(), init=False)
+
+    def __post_init__(self) -> None:
+        if self.template.count("{}") != 1 or set("{}") & set(self.template.replace("{}", "")):
+            raise _bad("template", repr(self.template), "a sentence with exactly one {}, e.g. `Image of {}.`")
+        if not self.background:
+            raise _bad("background", "no word", "at least one noun, e.g. [sky, wall]")
+        for name in self.names:
+            if name not in self.related:
+                raise _bad(f"names.{name}", "a class without related words", "classes that `related` has too")
+        for key, words in {
+            "background": self.background,
+            **{f"related.{name}": self._own(name) for name in self.related},
+        }.items():
+            for word in words:
+                # Words that differ in case are let through: the authors' list for VOC has tv and TV, and counts both.
+                if not word.strip() or words.count(word) > 1:
+                    raise _bad(
+                        key, f"`{word}` twice" if word.strip() else "an empty word", "non-empty words, every one once"
+                    )
+
+    def _own(self, name: str) -> list[str]:
+        """How a class is written out, and its further words."""
+        return [self.names.get(name, name), *self.related[name]]
 
     def content_hash(self) -> str:
         """sha256 in hex of all that decides a list: neither the file's place nor the order of its classes does."""
         content = {name: getattr(self, name) for name in _KEYS}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def words(self, classes: Sequence[str]) -> list[tuple[str, ...]]:
+    def words(self, classes: Sequence[str]) -> list[list[str]]:
         """All words of each class, its own first.
 
         Args:
@@ -70,14 +94,15 @@ class PromptFile:
         """
         for name in classes[1:]:
             if name not in self.related:
+                close = nearest(name, self.related, count=1)
                 raise ConfigError(
                     f"no prompt words for the class `{name}`", path=f"{self.path}: related",
                     found=f"entries for {', '.join(self.related) or 'no class'}",
                     expected=f"an entry for each of {', '.join(classes[1:])}",
                     remedy=f"add `{name}: []`, or choose the prompts of this data set"
-                    + _nearest(name, self.related, " (the nearest entry is `{}`)"),
+                    + (f" (the nearest entry is `{close[0]}`)" if close else ""),
                 )  # fmt: skip
-        words = [self.background, *((self.names.get(name, name), *self.related[name]) for name in classes[1:])]
+        words = [self.background, *map(self._own, classes[1:])]
         owners: dict[str, str] = {}
         for name, own in zip(classes, words, strict=True):
             for word in own:
@@ -117,101 +142,47 @@ def read_prompts(name_or_path: str) -> PromptFile:
     """The words of a bundled file, by its name, or of any YAML file, by its path (with a folder or a suffix).
 
     Raises:
-        ConfigError: no such file, unreadable, unknown or missing keys, an empty or repeated word, something else than
-            text, or a template without exactly one {}.
+        ConfigError: no such file, unreadable, unknown, missing or ill-typed keys, or words that `PromptFile` refuses.
     """
     path = _locate(name_or_path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(content, Mapping):
+            raise ValueError(f"no mapping with the keys {', '.join(_KEYS)}")
     except (OSError, ValueError, yaml.YAMLError) as error:
         found = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ConfigError(
-            "cannot read the prompt file", path=path, found=found, expected="YAML text", remedy=_REMEDY
-        ) from error
-    if not isinstance(content, Mapping):
+            "cannot read the prompt file", path=path, found=found, expected="YAML text, a mapping",
+            remedy="correct the file, or choose another one",
+        ) from error  # fmt: skip
+    try:
+        file = read(PromptFile, content)
+    except ConfigError as error:
         raise ConfigError(
-            "the prompt file is no mapping", path=path, found=type(content).__name__,
-            expected=f"the keys {', '.join(_KEYS)}", remedy=_REMEDY,
-        )  # fmt: skip
-    unknown = [str(key) for key in content if key not in _KEYS]
-    if unknown:
-        raise ConfigError(
-            f"the prompt file has an unknown key `{unknown[0]}`", path=path, found=", ".join(unknown),
-            expected=", ".join(_KEYS), remedy=_nearest(unknown[0], _KEYS, "did you mean `{}`?") or _REMEDY,
-        )  # fmt: skip
-    template = _text(content.get("template"), path, "template")
-    if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-        raise _bad(path, "template", repr(template), "a sentence with exactly one {}, e.g. `Image of {}.`")
-    background = _words(content.get("background"), path, "background")
-    if not background:
-        raise _bad(path, "background", "no word", "at least one noun, e.g. [sky, wall]")
-    related = _mapping(content.get("related"), path, "related")
-    related = {name: _words(each, path, f"related.{name}") for name, each in related.items()}
-    names = _mapping(content.get("names", {}), path, "names")
-    names = {name: _text(each, path, f"names.{name}") for name, each in names.items()}
-    for name in names:
-        if name not in related:
-            raise _bad(path, f"names.{name}", "a class without related words", "classes that `related` has too")
-    for name, words in related.items():
-        if (own := names.get(name, name)) in words:
-            raise _bad(path, f"related.{name}", f"`{own}` twice", "words other than the class's own")
-    return PromptFile(path, template, background, names, related)
+            f"bad prompt words: {error.summary}", path=f"{path}: {error.path}", found=error.found,
+            expected=error.expected, remedy=error.remedy,
+        ) from error  # fmt: skip
+    object.__setattr__(file, "path", path)
+    return file
 
 
 def _locate(name: str) -> Path:
-    options = bundled_prompts()
-    listed = f"one of {', '.join(options)}, or the path of a YAML file"
-    if not name.strip():
-        raise ConfigError(
-            "no prompts are named", path="method.prompts", found="an empty text", expected=listed, remedy="name one"
-        )
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
-    if len(path.parts) != 1 or path.suffix in (".yaml", ".yml"):
+    if len(path.parts) > 1 or path.suffix in (".yaml", ".yml"):
         return path.absolute()
+    options = bundled_prompts()
     if name in options:
         return config_dir() / "prompts" / f"{name}.yaml"
+    close = nearest(name, options, count=1)
     raise ConfigError(
-        f"there are no prompts called `{name}`", path="method.prompts", found=repr(name), expected=listed,
-        remedy=f"{_nearest(name, options, 'did you mean `{}`? Or') or 'choose one, or'} write the words of your "
-        "classes: method.prompts=<file.yaml> with template: Image of {}., background: [sky, wall], "
-        "related: {<class>: [], ...}",
+        f"there are no prompts called `{name}`", path="method.prompts", found=repr(name),
+        expected=f"one of {', '.join(options)}, or the path of a YAML file",
+        remedy=(f"did you mean `{close[0]}`? Or " if close else "choose one, or ") + "write the words of your classes: "
+        "method.prompts=<file.yaml> with template: Image of {}., background: [sky, wall], related: {<class>: [], ...}",
     )  # fmt: skip
 
 
-def _nearest(name: str, options: Iterable[str], sentence: str) -> str:
-    """`sentence` about the option whose spelling is nearest; empty where none is near."""
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
-    return sentence.format(close[0]) if close else ""
-
-
-def _mapping(value: Any, path: Path, key: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) and name.strip() for name in value):
-        raise _bad(path, key, _shown(value), f"a mapping of class names ({_QUOTE})")
-    return value
-
-
-def _words(value: Any, path: Path, key: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise _bad(path, key, _shown(value), "a list of words, e.g. [tyre, rim], or [] for none")
-    words = tuple(_text(each, path, key) for each in value)
-    for word in words:
-        # Words that differ in case are let through: the authors' list for VOC has tv and TV, and counts both.
-        if words.count(word) > 1:
-            raise _bad(path, key, f"`{word}` twice", "every word once")
-    return words
-
-
-def _text(value: Any, path: Path, key: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise _bad(path, key, _shown(value), f"a non-empty word ({_QUOTE})")
-    return " ".join(value.split())
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else repr(value)
-
-
-def _bad(path: Path, key: str, found: str, expected: str) -> ConfigError:
+def _bad(key: str, found: str, expected: str) -> ConfigError:
     return ConfigError(
-        f"bad prompt words: `{key}`", path=f"{path}: {key}", found=found, expected=expected, remedy=_REMEDY
+        f"`{key}`", path=key, found=found, expected=expected, remedy="correct the file, or choose another one"
     )
