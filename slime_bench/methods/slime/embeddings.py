@@ -24,7 +24,8 @@ from slime_bench.errors import ResultError, StorageError
 from slime_bench.storage import write_atomic
 
 STATE_NAME = "embeddings"
-_FILE = re.compile(r"embedding_(0|[1-9][0-9]*)\.pth")
+_FORM = "embedding_0.pth, embedding_1.pth and so on without a gap, one tensor [1,1,D] each, and no other .pth file"
+_COPY = "copy the whole checkpoint again, or give the folder of another one"
 
 
 def read_embeddings(path: str | Path) -> Tensor:
@@ -38,19 +39,15 @@ def read_embeddings(path: str | Path) -> Tensor:
         return read_authors_folder(path)
     try:
         with safe_open(path, "pt") as file:
-            names = list(file.keys())
+            names = sorted(file.keys())
             found = file.get_tensor(STATE_NAME) if STATE_NAME in names else None
     except (OSError, SafetensorError) as error:
-        raise ResultError(
-            "the embeddings cannot be read", path=path, found=f"{type(error).__name__}: {error}",
-            expected="a state.safetensors of this bench, or a folder with embedding_0.pth and so on",
-            remedy="give the file in a trial's folder under outputs/runs, or the folder of a checkpoint",
-        ) from error  # fmt: skip
+        names, found = [f"{type(error).__name__}: {error}"], None
     if found is None:
         raise ResultError(
-            "the file holds no embeddings", path=path, found=f"the tensors {', '.join(sorted(names)) or '(none)'}",
-            expected=f"a tensor `{STATE_NAME}` [K-1,D]",
-            remedy="give the state.safetensors of a trial with method=slime",
+            "the file holds no embeddings", path=path, found=", ".join(names) or "no tensor",
+            expected=f"a state.safetensors with a tensor `{STATE_NAME}` [K-1,D], or a folder with embedding_0.pth ...",
+            remedy="give the file in the folder of a trial with method=slime, or the folder of a checkpoint",
         )  # fmt: skip
     return checked(found, path)
 
@@ -64,15 +61,21 @@ def read_authors_folder(folder: str | Path) -> Tensor:
         ResultError: no such folder or file, a gap in the numbering, another `.pth` file, a file that is cut short or
             holds code or no tensor [1,1,D] of real numbers, files that differ in D, a value that is not finite.
     """
-    paths = _numbered(Path(folder))
-    rows: list[Tensor] = []
-    for path in paths:
-        rows.append(_read_tensor(path))
-        if len(rows[-1]) != len(rows[0]):
+    folder = Path(folder)
+    names = {each.name for each in folder.glob("*.pth") if not each.name.startswith(".")}
+    paths = [folder / f"embedding_{number}.pth" for number in range(len(names))]
+    strangers = sorted(names - {path.name for path in paths})
+    if strangers or not names:
+        raise ResultError(
+            "the folder is no checkpoint of the authors' code", path=folder,
+            found=", ".join(strangers[:5]) or "no .pth file", expected=_FORM, remedy=_COPY,
+        )  # fmt: skip
+    rows = [_read_tensor(path) for path in paths]
+    for path, row in zip(paths, rows, strict=True):
+        if len(row) != len(rows[0]):
             raise ResultError(
-                "the embeddings are of different widths", path=path, found=f"{len(rows[-1])} numbers",
-                expected=f"{len(rows[0])}, as in {paths[0].name}",
-                remedy="use the files of one checkpoint; the width is that of the backbone's text encoder",
+                "the embeddings are of different widths", path=path, found=f"{len(row)} numbers",
+                expected=f"{len(rows[0])}, as in {paths[0].name}", remedy="use the files of one checkpoint",
             )  # fmt: skip
     return torch.stack(rows)
 
@@ -125,11 +128,7 @@ def checked(embeddings: Tensor, path: Path) -> Tensor:
     """
     shape = list(embeddings.shape)
     if len(shape) != 2 or 0 in shape or not embeddings.is_floating_point():
-        raise ResultError(
-            "these are no embeddings", path=path, found=f"a tensor {shape} of {embeddings.dtype}",
-            expected="real numbers [K-1,D], one row for each class but the background",
-            remedy="give the embeddings of a finished optimisation",
-        )  # fmt: skip
+        raise _no_embedding(path, f"a tensor {shape} of {embeddings.dtype}")
     plain = embeddings.detach().cpu().float()
     wrong = (~plain.isfinite().all(1)).nonzero().flatten().tolist()
     if wrong:
@@ -140,31 +139,11 @@ def checked(embeddings: Tensor, path: Path) -> Tensor:
     return plain
 
 
-def _numbered(folder: Path) -> list[Path]:
-    """The files embedding_0.pth, embedding_1.pth, ... of a folder, in the order of their numbers."""
-    try:
-        names = sorted(each.name for each in folder.iterdir() if re.fullmatch(r"[^.].*\.pth", each.name))
-    except OSError as error:
-        raise ResultError(
-            "the folder of embeddings cannot be read", path=folder, found=error.strerror or str(error),
-            expected="a folder with embedding_0.pth and so on", remedy="give the folder of a checkpoint",
-        ) from error  # fmt: skip
-    strangers = [name for name in names if _FILE.fullmatch(name) is None]
-    if strangers or not names:
-        raise ResultError(
-            "the folder holds another .pth file" if strangers else "the folder holds no embeddings", path=folder,
-            found=", ".join(strangers[:5]) or "no .pth file",
-            expected="embedding_0.pth, embedding_1.pth, ... only, as their number gives the number of classes",
-            remedy="move the other files away" if strangers else "give the folder of a checkpoint",
-        )  # fmt: skip
-    paths = [folder / f"embedding_{number}.pth" for number in range(len(names))]
-    for path in paths:
-        if path.name not in names:
-            raise ResultError(
-                "an embedding is missing", path=path, found=f"{len(names)} other files",
-                expected="the numbers from 0 without a gap", remedy="copy the whole checkpoint again",
-            )  # fmt: skip
-    return paths
+def _no_embedding(path: Path, found: str) -> ResultError:
+    return ResultError(
+        "this is no embedding", path=path, found=found,
+        expected="real numbers: [1,1,D] in a file of the authors' code, [K-1,D] in a state", remedy=_COPY,
+    )  # fmt: skip
 
 
 def _read_tensor(path: Path) -> Tensor:
@@ -184,43 +163,22 @@ def _read_tensor(path: Path) -> Tensor:
         ) from error  # fmt: skip
     except Exception as error:  # torch raises a dozen kinds on files that are cut short or of another kind
         first = str(error).split(". ")[0].splitlines()
-        raise ResultError(
-            "the embedding cannot be read", path=path, found=": ".join([type(error).__name__, *first[:1]]),
-            expected="a tensor [1,1,D] as torch.save writes it", remedy="copy the checkpoint again",
-        ) from error  # fmt: skip
+        raise _no_embedding(path, ": ".join([type(error).__name__, *first[:1]])) from error
     if not isinstance(content, Tensor):
-        raise ResultError(
-            "the file does not hold one tensor", path=path, found=f"a {type(content).__name__}",
-            expected="a tensor [1,1,D]", remedy="save the tensor itself: torch.save(embedding, file)",
-        )  # fmt: skip
-    plain = content.layout == torch.strided and content.device.type == "cpu" and content.is_floating_point()
+        raise _no_embedding(path, f"a {type(content).__name__}")
     # One number, repeated, may pretend to be a tensor of any size.
-    if (
-        not plain
-        or content.ndim != 3
-        or content.shape[:2] != (1, 1)
-        or not content.numel()
-        or not content.is_contiguous()
-    ):
-        raise ResultError(
-            "the tensor is no embedding", path=path, expected="real numbers [1,1,D], one after another",
-            found=f"{content.dtype} {list(content.shape)}, {content.layout}, on {content.device.type}",
-            remedy="give the files that the authors' code writes, one token each",
-        )  # fmt: skip
+    plain = content.layout == torch.strided and content.device.type == "cpu" and content.is_contiguous()
+    if not plain or content.ndim != 3 or content.shape[:2] != (1, 1):
+        raise _no_embedding(path, f"{content.dtype} {list(content.shape)}, {content.layout}, on {content.device.type}")
     return checked(content[0], path)[0]
 
 
 def _check_free(folder: Path, force: bool) -> None:
-    """Refuse a folder that holds anything but, with `force`, embeddings to be replaced."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ResultError(
-            "a file is in the way", path=folder, found="a file", expected="nothing, or an empty folder",
-            remedy="choose another folder",
-        )  # fmt: skip
-    names = sorted(each.name for each in folder.iterdir())
-    strangers = [name for name in names if _FILE.fullmatch(name) is None]
+    """Refuse a file, and a folder that holds anything but, with `force`, embeddings to be replaced."""
+    names = [folder.name] if folder.is_file() else []
+    if folder.is_dir():
+        names = sorted(each.name for each in folder.iterdir())
+    strangers = [name for name in names if re.fullmatch(r"embedding_(0|[1-9][0-9]*)\.pth", name) is None]
     if strangers or (names and not force):
         raise ResultError(
             "the folder is in use", path=folder, found=", ".join((strangers or names)[:5]),
