@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
@@ -21,11 +21,11 @@ from slime_bench.config.compose import plan
 from slime_bench.config.schema import TrialConfig, build_part, read_part, validate
 from slime_bench.data.config import DataConfig
 from slime_bench.data.folder import FolderData
-from slime_bench.data.label_maps import palette
+from slime_bench.data.label_maps import RGB, palette
+from slime_bench.data.reading import Sample
 from slime_bench.errors import ConfigError, DeviceError
 from slime_bench.results import identity
 from slime_bench.results.state import NODES, write_state
-from slime_bench.segment.masks import RGB
 from slime_bench.segment.output import note, progress
 from slime_bench.segment.support import Support
 from slime_bench.tracking.loggers import curve_callback, trial_logger
@@ -82,7 +82,13 @@ class Recipe:
 
 
 class SupportData(FolderData):
-    """A support set alone, which was read and checked before it was laid out."""
+    """A support set alone, which was read and checked before."""
+
+    def __init__(self, config: DataConfig, support: Support, seed: int) -> None:
+        super().__init__(config, len(support.ids), seed)
+        read = zip(support.ids, support.images, support.labels, strict=True)
+        self.support_ids = support.ids
+        self.support = [Sample(key, image, label.astype(np.int64)) for key, image, label in read]
 
     def prepare_data(self) -> None:
         """There is neither a test split nor anything to verify."""
@@ -176,9 +182,8 @@ def fit(cfg: TrialConfig, support: Support, folder: Path, state: Path, fit_signa
     """
     classes = support.classes.names
     cfg.parts["method"].check(cfg.method, backbone_facts(cfg), classes, cfg.data.image_size)
-    with tempfile.TemporaryDirectory(prefix="slime-bench-") as root, trial_logger(cfg, folder) as logger:
-        support.write(Path(root))
-        data = SupportData(replace(cfg.data, root=root), shots=cfg.shots, seed=cfg.seed).datamodule()
+    with trial_logger(cfg, folder) as logger:
+        data = SupportData(cfg.data, support, cfg.seed).datamodule()
         data.setup("fit")  # mistakes in the data come before the backbone is loaded
         parts = {name: (cfg.parts[name], getattr(cfg, name)) for name in _PARTS}
         method = _build(parts, classes, cfg.seed, cfg.trainer.device)
