@@ -81,13 +81,10 @@ class SegmentationDataModule(lightning.LightningDataModule):
                 remedy=f"e.g. data.support={DRAWN} shots=1",
             )  # fmt: skip
         if self.support_group is not None:
-            order, group = list(range(len(support))), self.support_group
-            groups = [order[start : start + group] for start in range(0, len(order), group)]
-            sampler = ContinuedBatchSampler(groups * passes, self.first_batch)
-            return self._loader(QueryDataset(support, self.config), batch_sampler=sampler)
-        batches = SupportBatchSampler(SupportSampler(len(support), seed, passes), self.config.train_batch_size)
-        dataset = SupportDataset(support, self.config, seed)
-        return self._loader(dataset, batch_sampler=ContinuedBatchSampler(batches, self.first_batch))
+            plain = SupportBatches(len(support), self.support_group, passes, None, self.first_batch)
+            return self._loader(QueryDataset(support, self.config), batch_sampler=plain)
+        batches = SupportBatches(len(support), self.config.train_batch_size, passes, seed, self.first_batch)
+        return self._loader(SupportDataset(support, self.config, seed), batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Unaugmented batches of the support images or of the validation split; an empty list for `none`."""
@@ -208,88 +205,48 @@ class CheckedLoader(DataLoader[Any]):
 # --- order
 
 
-class SupportSampler(Sampler[Key]):
-    """Shuffled passes over the support set, as (index, logical epoch) pairs.
+class SupportBatches(Sampler[list[Any]]):
+    """Batches of passes over the support set, which never reach over the end of a pass; its last may be short.
 
     One Lightning epoch covers `passes` passes, because an epoch of one item costs more in the loop around it than in
     the step itself; logical epoch = Lightning epoch x passes + pass, so that the sequence does not depend on `passes`.
-    Lightning calls `set_epoch` before every epoch, also after a resume. Pass p is shuffled by (seed, "order", p).
+    Lightning calls `set_epoch` of the attribute `sampler` before every epoch, also after a resume.
 
     Args:
-        num_samples: size of the support set, at least 1.
-        seed: the trial's seed.
-        passes: passes per Lightning epoch, at least 1.
+        count: size of the support set, at least 1. size: of a batch. passes: passes per Lightning epoch, at least 1.
+        seed: pass p is shuffled by (seed, "order", p), and an item is (index, logical epoch); None: the items are the
+            indices, in their order.
+        first: so many batches, seen before a resume, are left out of the first iteration. The length stays that of a
+            whole one, as Lightning counts the batches of an epoch that is resumed from where it stopped.
     """
 
-    def __init__(self, num_samples: int, seed: int, passes: int = 1) -> None:
-        self.num_samples = num_samples
-        self.seed = seed
-        self.passes = passes
+    def __init__(self, count: int, size: int, passes: int, seed: int | None, first: int = 0) -> None:
+        self.count, self.size, self.passes, self.seed = count, size, passes, seed
+        self.sampler = self
         self.epoch = 0
+        self._first = first
 
     def set_epoch(self, epoch: int) -> None:
         """Start the next iteration at Lightning epoch `epoch`, counted from 0."""
         self.epoch = epoch
 
-    def order(self, logical_epoch: int) -> list[int]:
-        """The permutation of 0..num_samples-1 for one pass."""
-        keyed = generator(self.seed, "order", logical_epoch)
-        return torch.randperm(self.num_samples, generator=keyed).tolist()
-
-    def __iter__(self) -> Iterator[Key]:
-        first = self.epoch * self.passes
-        for logical_epoch in range(first, first + self.passes):
-            for index in self.order(logical_epoch):
-                yield index, logical_epoch
-
-    def __len__(self) -> int:
-        return self.num_samples * self.passes
-
-
-class SupportBatchSampler(Sampler[list[Key]]):
-    """Batches of a `SupportSampler` that never reach over the end of a pass; the last of a pass may be short.
-
-    Lightning finds `set_epoch` on the attribute `sampler`.
-    """
-
-    def __init__(self, sampler: SupportSampler, batch_size: int) -> None:
-        self.sampler = sampler
-        self.batch_size = batch_size
-        self.drop_last = False
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        batch: list[Key] = []
-        for key in self.sampler:
-            if batch and (len(batch) == self.batch_size or batch[-1][1] != key[1]):
-                yield batch
-                batch = []
-            batch.append(key)
-        if batch:
-            yield batch
-
-    def __len__(self) -> int:
-        return self.sampler.passes * -(-self.sampler.num_samples // self.batch_size)
-
-
-class ContinuedBatchSampler(Sampler[list[Any]]):
-    """Another batch sampler, of which the first iteration leaves out batches that were seen before a resume.
-
-    Its length stays that of a whole iteration, as Lightning counts the batches of an epoch that is resumed from where
-    it stopped.
-
-    Args:
-        batches: the other, with a length; or a list of batches. first: how many of them are left out, at least 0.
-    """
-
-    def __init__(self, batches: Any, first: int) -> None:
-        self.batches = batches
-        self.sampler = getattr(batches, "sampler", None)
-        self._first = first
+    def one_pass(self, number: int) -> list[Any]:
+        """The items of the pass with this logical epoch."""
+        if self.seed is None:
+            return list(range(self.count))
+        keyed = generator(self.seed, "order", number)
+        return [(index, number) for index in torch.randperm(self.count, generator=keyed).tolist()]
 
     def __iter__(self) -> Iterator[list[Any]]:
         # Settled when the first batch is asked for: a loader with workers opens two iterators and uses the second.
         first, self._first = self._first, 0
-        yield from itertools.islice(self.batches, first, None)
+        yield from itertools.islice(self._batches(), first, None)
+
+    def _batches(self) -> Iterator[list[Any]]:
+        for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
+            items = self.one_pass(number)
+            for start in range(0, self.count, self.size):
+                yield items[start : start + self.size]
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return self.passes * -(-self.count // self.size)
