@@ -48,9 +48,8 @@ def validate_classes(classes: Sequence[str], *, path: str = "data.classes") -> t
         raise ConfigError(
             "this class list cannot be", path=path,
             found=repr(classes) if len(names) <= MAX_CLASSES else f"{len(names)} classes",
-            expected=f"2 to {MAX_CLASSES} names, each of them once, `{BACKGROUND}` first, e.g. [{BACKGROUND}, body, wheel]",
-            remedy="write the classes as a YAML list, in label order; quote names such as `on` or `no`, which YAML "
-            "reads as booleans",
+            expected=f"2 to {MAX_CLASSES} names in label order, each of them once, `{BACKGROUND}` first",
+            remedy=f"e.g. [{BACKGROUND}, body, wheel]; quote names such as `on` or `no`, which YAML reads as booleans",
         )  # fmt: skip
     return names
 

@@ -22,7 +22,7 @@ DECODING_ERRORS: Final = (
 )  # fmt: skip
 """What PIL and NumPy raise on files that are cut short, overwritten or of another kind."""
 
-MASK_FORMS: Final = "a PNG file of class indices (8-bit grey or palette), or a .npy array of them saved without pickling"
+MASK_FORMS: Final = "class indices in a PNG file (8-bit grey or palette) or a .npy array saved without pickling"
 _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM")
 _MODES = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA")
 
@@ -81,9 +81,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_mask(path: Path) -> Mask:
-    """The mask in a file: a lossless picture (grey, palette or colours) or a `.npy` array of whole numbers, which may be
-    stored as floats. A camera's orientation is applied, as it is to images; what is fully transparent was never painted
-    and is 0 or black.
+    """The mask in a file: a lossless picture (grey, palette or colours) or a `.npy` array of whole numbers, which may
+    be stored as floats. A camera's orientation is applied, as it is to images; what is fully transparent was never
+    painted, and is 0 or black.
 
     Raises:
         DataError: missing, unreadable or cut short.
@@ -162,7 +162,8 @@ def read_label(path: Path, colours: Mapping[int, int] | None = None) -> NDArray[
     strange = ~np.isin(mask.values, list(colours))
     if 0 in colours.values() and strange.any():
         raise LabelError(
-            "the label map has colours that are no class", path=path, found=counted(mask.values[strange], coloured=True),
+            "the label map has colours that are no class", path=path,
+            found=counted(mask.values[strange], coloured=True),
             expected=f"only the {len(colours)} colours of `data.colours`",
             remedy="add the missing colours, or leave the background's out: every other colour is then background",
         )  # fmt: skip

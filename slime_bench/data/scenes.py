@@ -238,9 +238,7 @@ class SceneData(FolderData):
                 expected=f"0 to {MOST_RUNS}", remedy="e.g. seed=0,1,2,3,4, or data.support=drawn",
             )  # fmt: skip
         path = self.split_path(TEST if config.support == AUTHORS_EVAL else SUPPORT)
-        return authors_support(
-            self._source_counts, self.shots, self.seed, config.min_pixels, self.classes, str(path)
-        )
+        return authors_support(self._source_counts, self.shots, self.seed, config.min_pixels, self.classes, str(path))
 
     def _drawn(self) -> list[Example]:
         counts = cache(partial(self._count, self.pool))

@@ -7,18 +7,15 @@ them. What is neither is refused: nothing is guessed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from PIL import ImageColor
 
+from slime_bench.data.class_files import ClassSpec
 from slime_bench.data.label_maps import (
     BACKGROUND,
     IGNORE,
@@ -26,38 +23,20 @@ from slime_bench.data.label_maps import (
     RGB,
     counted,
     listing,
-    pack,
     palette,
     relabelled,
     shown,
     unpack,
-    validate_classes,
 )
 from slime_bench.data.reading import MASK_FORMS, Mask
-from slime_bench.errors import ConfigError, LabelError
+from slime_bench.errors import LabelError
 
 MOST = 77
 """Classes: each owns a token of the prompt. A photo that was given as a mask has more."""
 APART = 24
 """Colours that differ by less in every channel cannot be told from one another in an overlay."""
 
-_FORMS = 'a list of names, `name: index`, or `name: "#rrggbb"` (or [r, g, b])'
 _BY_COLOUR = 'give the classes by colour: --classes classes.yaml with a line `name: "#rrggbb"` for each'
-
-
-@dataclass(frozen=True)
-class ClassSpec:
-    """What the user says the values of a mask mean.
-
-    Attributes:
-        values: class -> its index, or its colour as 0xRRGGBB where `coloured`; `background` and `ignore` may be among
-            them. Empty where nothing is said.
-        source: the file or option, for messages.
-    """
-
-    values: dict[str, int] = field(default_factory=dict)
-    coloured: bool = False
-    source: str = "--classes"
 
 
 @dataclass(frozen=True)
@@ -82,55 +61,8 @@ class Classes:
         total, rows = sum(self.pixels.values()), []
         for value, label in sorted(self.labels.items(), key=lambda item: (item[1], item[0])):
             number, name = ("-", "(ignored)") if label == IGNORE else (str(label), self.names[label])
-            rows.append(
-                (shown(value, self.coloured), number, name, f"{100 * self.pixels.get(value, 0) / total:.1f} %")
-            )
+            rows.append((shown(value, self.coloured), number, name, f"{100 * self.pixels.get(value, 0) / total:.1f} %"))
         return rows
-
-
-def read_classes(text: str | None) -> ClassSpec:
-    """The classes of a YAML file, or of names separated by commas; an empty `ClassSpec` for None.
-
-    Raises:
-        ConfigError: a file that cannot be read or is neither list nor mapping, or names or values that cannot be.
-    """
-    if text is None:
-        return ClassSpec()
-    path = Path(text)
-    if path.suffix.lower() not in (".yaml", ".yml") and ("," in text or not path.is_file()):
-        return parse_classes(text.split(","), "--classes")
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))  # refuses a key that stands twice
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        first = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error)
-        raise _bad(str(path), first, "correct the file, or name the classes on the command line") from error
-    return parse_classes(content, str(path))
-
-
-def parse_classes(content: Any, source: str) -> ClassSpec:
-    """What a YAML file holds, or names in order of the indices, in which the background may be left out.
-
-    Raises:
-        ConfigError: as `read_classes`.
-    """
-    if isinstance(content, list) and content:
-        names = [name.strip() if isinstance(name, str) else name for name in content]
-        names = names if BACKGROUND in names else [BACKGROUND, *names]
-        values = {name: place for place, name in enumerate(validate_classes(names, path=source))}
-        return ClassSpec(values, source=source)
-    if not isinstance(content, Mapping) or not content:
-        raise _bad(source, repr(content)[:80], "see docs/segment.md")
-    values = dict(content)
-    by_index = all(_is_index(key) and isinstance(name, str) for key, name in values.items())
-    if by_index and len({*values.values()}) == len(values):
-        values = {name: index for index, name in values.items()}
-    validate_classes([BACKGROUND, *(name for name in values if name not in (BACKGROUND, IGNORE_NAME))], path=source)
-    coloured = not all(map(_is_index, values.values()))
-    if coloured:
-        values = {name: _colour(value, name, source) for name, value in values.items()}
-    if len({*values.values()}) < len(values):
-        raise _bad(source, f"{content}"[:80], "give every class one line and one value")
-    return ClassSpec(values, coloured, source)
 
 
 def resolve(masks: Sequence[Mask], spec: ClassSpec) -> tuple[Classes, list[NDArray[np.uint8]]]:
@@ -149,7 +81,8 @@ def resolve(masks: Sequence[Mask], spec: ClassSpec) -> tuple[Classes, list[NDArr
             found, other = ("colours", "index") if mask.coloured else ("indices", "colour")
             raise LabelError(
                 f"the mask holds {found}, and nothing says which class each one is", path=mask.path,
-                found=f"{counted(mask.values, mask.coloured)}; classes by {other} in {spec.source}", expected=MASK_FORMS,
+                found=f"{counted(mask.values, mask.coloured)}; classes by {other} in {spec.source}",
+                expected=MASK_FORMS,
                 remedy=f"save the mask with one channel of class indices, or {_BY_COLOUR}",
             )  # fmt: skip
     if not spec.coloured:
@@ -248,24 +181,3 @@ def _drawn(masks: Sequence[Mask], count: int, labels: Mapping[int, int]) -> tupl
 
 def _listed(values: Iterable[int], coloured: bool) -> str:
     return listing([shown(value, coloured) for value in sorted(values)])
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**16
-
-
-def _colour(value: Any, name: str, source: str) -> int:
-    """0xRRGGBB of [r, g, b], "#rrggbb" or a colour's English name."""
-    try:
-        if isinstance(value, list) and len(value) == 3:
-            return int(pack(np.array([int(one) for one in value], np.uint8)))
-        return int(pack(np.array(ImageColor.getrgb(value if isinstance(value, str) else "")[:3], np.uint8)))
-    except (ValueError, TypeError, OverflowError):
-        remedy = (
-            "put colours in quotes, as YAML takes # for a comment; give all classes indices, or all of them colours"
-        )
-        raise _bad(source, f"{name}: {value!r}", remedy) from None
-
-
-def _bad(source: str, found: object, remedy: str) -> ConfigError:
-    return ConfigError("the classes cannot be read", path=source, found=found, expected=_FORMS, remedy=remedy)

@@ -21,6 +21,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from slime_bench.data.class_files import ClassSpec, parse_classes, read_classes
 from slime_bench.data.label_maps import listing
 from slime_bench.data.reading import read_image
 from slime_bench.data.transforms import fit_image, unfit
@@ -29,7 +30,6 @@ from slime_bench.results.state import content_hash, read_state
 from slime_bench.segment import folder, learn, output
 from slime_bench.segment.folder import EMBEDDINGS, LABELS, OVERLAYS, Record, Run, write, write_run
 from slime_bench.segment.learn import Recipe
-from slime_bench.segment.masks import read_classes
 from slime_bench.segment.output import Shown, columns, note, percent
 from slime_bench.segment.support import Support, pair_up, read_support
 from slime_bench.trial import fitting
@@ -93,7 +93,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _annotated(args: argparse.Namespace) -> Support:
-    support = read_support(pair_up(args.image, args.mask, args.support), read_classes(args.classes))
+    said, spec = args.classes, ClassSpec()
+    if said is not None:
+        is_file = said.endswith((".yaml", ".yml")) or ("," not in said and Path(said).is_file())
+        spec = read_classes(Path(said)) if is_file else parse_classes(said.split(","), "--classes")
+    support = read_support(pair_up(args.image, args.mask, args.support), spec)
     note("annotated", listing(support.names))
     note("classes", columns([("in mask", "label", "class", "area"), *support.classes.table()]))
     return support

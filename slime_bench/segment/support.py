@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_bench.data.class_files import ClassSpec
 from slime_bench.data.layouts import Pair, find_pairs
 from slime_bench.data.reading import check_size, read_image, read_mask
 from slime_bench.errors import ConfigError
-from slime_bench.segment.masks import Classes, ClassSpec, resolve
+from slime_bench.segment.masks import Classes, resolve
 
 
 @dataclass(frozen=True)

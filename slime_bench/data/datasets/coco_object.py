@@ -58,6 +58,7 @@ class CocoConfig(SceneConfig):
     crowd: Crowd = "class"
     polygons: Polygons = "all"
 
+
 _REMEDY: Final = "download the annotations again (annotations_trainval2017.zip), or correct the file"
 
 
@@ -133,8 +134,9 @@ class Instances:
         for each in content.annotations:
             self._objects.setdefault(each.image_id, []).append(each)
         names = {each.id: each.name for each in content.categories}
-        used = sorted({each.category_id for each in content.annotations} - names.keys())
-        strangers = [name for name in names.values() if name not in classes[1:]] + [f"category_id {key}" for key in used]
+        nameless = sorted({each.category_id for each in content.annotations} - names.keys())
+        strangers = [name for name in names.values() if name not in classes[1:]]
+        strangers += [f"category_id {key}" for key in nameless]
         if strangers:
             raise DataError(
                 f"the annotations have categories that are no class: {listing(strangers)}", path=path,
@@ -225,9 +227,7 @@ def fill_truncated(label: NDArray[np.uint8], polygon: ArrayLike, value: int) -> 
 class InstanceDataset(SceneDataset):
     """Images whose label maps are made of an annotation file on demand."""
 
-    def __init__(
-        self, instances: Instances, classes: Sequence[str], rules: CocoConfig, pairs: Sequence[Pair]
-    ) -> None:
+    def __init__(self, instances: Instances, classes: Sequence[str], rules: CocoConfig, pairs: Sequence[Pair]) -> None:
         super().__init__(instances.path.parent, classes, pairs=pairs)
         self.instances, self.rules = instances, rules
 
@@ -310,9 +310,10 @@ class CocoData(SceneData):
         if missing or not [*annotated]:
             raise DataError(
                 f"{len(missing)} annotated image(s) of `{name}` are not there" if missing else "no image is annotated",
-                path=source, found=f"no image {listing(missing)}", expected=f"annotations of images of {self.root / name}",
-                remedy=f"{self.how_to_get()}; `data.label_maps` names a folder of <stem>.png or <stem>{SUFFIX}.png, with "
-                f"{SPLIT} for {name}",
+                path=source, found=f"no image {listing(missing)}",
+                expected=f"annotations of the images of {self.root / name}",
+                remedy=f"{self.how_to_get()}; `data.label_maps` names a folder of <stem>.png or <stem>{SUFFIX}.png, "
+                f"with {SPLIT} for {name}",
             )  # fmt: skip
 
     def _layout(self) -> str:
