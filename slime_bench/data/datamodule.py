@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slime_bench.data.augment import augment
 from slime_bench.data.config import DRAWN, DataConfig
 from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.data.transforms import fit_sample
-from slime_bench.errors import ConfigError, SlimeBenchError
+from slime_bench.errors import ConfigError
 from slime_bench.seeding import generator
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """image float32 [B,3,S,S] RGB in [0,1]; label int64 [B,S,S] (255 = ignore, also padding); id list of B str; epoch int64
 [B] (0 outside training)."""
-Key = tuple[int, int]
-"""(index into the support set, logical epoch): all that a training item depends on."""
 
 
 class SegmentationDataModule(lightning.LightningDataModule):
@@ -108,12 +106,11 @@ class SegmentationDataModule(lightning.LightningDataModule):
         # processes would only take its cores.
         on_gpu = torch.cuda.is_available()
         workers = self.config.num_workers if self.config.num_workers is not None else (2 if on_gpu else 0)
-        return CheckedLoader(
-            CarryingDataset(dataset),
+        return DataLoader(
+            dataset,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=on_gpu,
-            collate_fn=collate,
             # The loader draws a base seed per epoch; without its own generator that draw would come from, and shift,
             # the global stream.
             generator=generator(self.data.seed, "loader"),
@@ -125,7 +122,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
 
 class SupportDataset(Dataset[Batch]):
-    """Augmented support items, keyed by (index, logical epoch); the few images stay decoded in memory."""
+    """Augmented support items, keyed by (index, logical epoch), which with the seed is all that an item depends on; the
+    few images stay decoded in memory."""
 
     def __init__(self, samples: Sequence[Sample], config: DataConfig, seed: int) -> None:
         self.samples = [fit_sample(sample, config.image_size, config.resize, config.fit) for sample in samples]
@@ -135,7 +133,7 @@ class SupportDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key) -> Batch:
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
         index, epoch = key
         sample = self.samples[index]
         keyed = generator(self.seed, "augment", sample.id, epoch)
@@ -156,50 +154,6 @@ class QueryDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         sample = fit_sample(self.samples[index], self.size, self.mode, self.fit)
         return {"image": sample.image.float() / 255, "label": sample.label, "id": sample.id, "epoch": 0}
-
-
-class CarryingDataset(Dataset[Any]):
-    """Returns typed errors instead of raising them, for `CheckedLoader`."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.dataset[key]
-        except SlimeBenchError as error:
-            return error
-
-
-def collate(items: list[Any]) -> Any:
-    """A batch of the items, or the first error among them."""
-    for item in items:
-        if isinstance(item, SlimeBenchError):
-            return item
-    return default_collate(items)
-
-
-class CheckedLoader(DataLoader[Any]):
-    """Raises a worker's typed error as it was.
-
-    torch re-raises a worker's exception as `type(error)(traceback)`: the type survives, but path and remedy are
-    attributes no more and the message is a traceback. Carried through the queue as a value, it stays whole.
-    """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = super().__iter__()
-        for batch in batches:
-            if isinstance(batch, SlimeBenchError):
-                # The traceback keeps the iterator alive until the garbage collector finds it, and closes its queues
-                # first: each worker would then be waited for in vain, 5 s long.
-                if hasattr(batches, "_shutdown_workers"):
-                    batches._shutdown_workers()
-                    self._iterator = None
-                raise batch
-            yield batch
 
 
 # --- order

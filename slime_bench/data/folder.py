@@ -112,8 +112,8 @@ class FolderData(Part):
         """
         if self.shots == 0:
             return []
-        pool, counted = self._listable, self._manifest_counts()
-        return choose_support(pool, self.shots, self.seed, self.config, listed=self._list, counted=counted)
+        counted = self._manifest_counts()
+        return choose_support(self._source, self.shots, self.seed, self.config, listed=self._list, counted=counted)
 
     @cached_property
     def missing_classes(self) -> list[str]:
@@ -132,7 +132,7 @@ class FolderData(Part):
     @cached_property
     def support(self) -> list[Sample]:
         """The support set, in order of `support_ids`."""
-        chosen = self._listable.select(self.support_ids)
+        chosen = self._source.select(self.support_ids)
         return [chosen[index] for index in range(len(chosen))]
 
     @cached_property
@@ -221,7 +221,13 @@ class FolderData(Part):
             DataError: the root folder or a split is missing, another subject's folder, or files that cannot be used.
             ConfigError: `data.classes` is not the data set's class list.
         """
-        self._check_root()
+        if not self.root.is_dir():
+            raise DataError(
+                f"the data set `{self.config.name}` is not there", path=self.root,
+                found="a file" if self.root.exists() else "nothing", expected=f"a folder with {self._layout()}",
+                remedy=f"{self.how_to_get()}; or say where they are: data.root=<folder>, data_root=<folder of all data "
+                "sets> or the variable SLIME_BENCH_DATA (python -m data_prep.archive unpacks archives)",
+            )  # fmt: skip
         self.check_manifest()
         ensure_verified(self.split_datasets(), self.root)
 
@@ -289,13 +295,13 @@ class FolderData(Part):
         return list_file(self.root, self.config, self.shots, self.seed)
 
     @property
-    def _listable(self) -> FolderDataset:
-        """What support images may come from: a list may name those of the whole train side."""
+    def _source(self) -> FolderDataset:
+        """What support images come from."""
         return self.pool if self._list is None else self._train_side
 
     @cached_property
     def _train_side(self) -> FolderDataset:
-        """The pool and, where it is there, the validation split."""
+        """What a list may name images of: the pool and, where it is there, the validation split."""
         if not self.split_path(VAL).is_dir():
             return self.pool
         val = self.split(VAL)
@@ -316,15 +322,6 @@ class FolderData(Part):
         samples = manifest.get("samples", {}) if manifest.get("classes") == list(self.classes) else {}
         prefix = f"{SUPPORT}/"
         return {name.removeprefix(prefix): each["pixels"] for name, each in samples.items() if name.startswith(prefix)}
-
-    def _check_root(self) -> None:
-        if not self.root.is_dir():
-            raise DataError(
-                f"the data set `{self.config.name}` is not there", path=self.root,
-                found="a file" if self.root.exists() else "nothing", expected=f"a folder with {self._layout()}",
-                remedy=f"{self.how_to_get()}; or say where they are: data.root=<folder>, data_root=<folder of all data "
-                "sets> or the variable SLIME_BENCH_DATA (python -m data_prep.archive unpacks archives)",
-            )  # fmt: skip
 
     def _layout(self) -> str:
         """What the root holds, for messages."""

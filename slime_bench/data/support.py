@@ -30,8 +30,6 @@ LISTED_BY = (EACH, 12)
 """`require_all_classes` and `min_pixels` that the builders draw the lists `drawn-...` by (data_prep.split_lists)."""
 AUTHORS_SEED = 1
 
-Shown = Callable[[int], int]
-"""Index of a sample -> the number of its foreground classes."""
 Counts = NDArray[np.int64]
 """Pixels of each class, [K] or [N,K]."""
 
@@ -52,43 +50,33 @@ def draw(ids: Sequence[str], shown: Sequence[int], seed: int, purpose: str = "su
     of k shots: sets are nested.
 
     Args:
-        ids: the samples. shown: number of classes that each of them shows.
-        seed: of the trial. purpose: of the generator.
+        shown: number of classes that each of `ids` shows. purpose: of the generator.
     """
     by_id = dict(zip(ids, shown, strict=True))
     names = sorted(by_id)
-    order = permuted(len(names), seed, purpose)
-    return [names[index] for index in sorted(order, key=lambda index: -by_id[names[index]])]
+    order = first_choices(permuted(len(names), seed, purpose), len(names), EACH, lambda at: by_id[names[at]], -1)
+    return [names[index] for index in order]
 
 
-def first_choices(order: Sequence[int], shots: int, rule: str, shown: Shown, complete: int) -> list[int]:
+def first_choices(order: Sequence[int], shots: int, rule: str, shown: Callable[[int], int], complete: int) -> list[int]:
     """The first `shots` of a permuted pool, after the rule of `DataConfig.require_all_classes`; sets are nested.
 
-    With `each` this is `draw`, but no more images are looked at than it takes to find `shots` complete ones.
+    No more images are looked at than it takes to find complete ones.
 
     Args:
         order: permutation of the pool. shots: at most its length. rule: `each`, `first` or `none`.
-        shown: foreground classes of a sample. complete: number of foreground classes there are.
+        shown: sample -> its number of foreground classes. complete: number of foreground classes there are.
     """
-    if rule == EACH:
-        counts: dict[int, int] = {}
-        found = 0
-        for index in order:
-            counts[index] = shown(index)
-            found += counts[index] == complete
-            if found == shots:
-                break
-        return sorted(counts, key=lambda index: -counts[index])[:shots]
-    if rule == FIRST:
-        best, most = order[0], -1
-        for index in order:
-            count = shown(index)
-            if count > most:
-                best, most = index, count
-            if most == complete:
-                break
-        order = [best, *(index for index in order if index != best)]
-    return list(order[:shots])
+    wanted = {EACH: shots, FIRST: 1}.get(rule, 0)
+    counts: dict[int, int] = {}
+    found = 0
+    for index in order:
+        if found == wanted:
+            break
+        counts[index] = shown(index)
+        found += counts[index] == complete
+    best = dict.fromkeys(sorted(counts, key=lambda index: -counts[index])[:wanted])
+    return [*best, *(index for index in order if index not in best)][:shots]
 
 
 def choose_support(
