@@ -7,9 +7,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
-from slime_bench.data.augment import augment, choose_crop, crop
+from slime_bench.data.augment import choose_crop
 from slime_bench.data.config import FITS, RESIZES, Augmentation
 from slime_bench.data.label_maps import IGNORE
 from slime_bench.data.reading import Sample
@@ -19,7 +18,6 @@ from slime_bench.data.transforms import (
     fitted_size,
     resize_float_like_opencv,
     resize_image,
-    resize_label,
     resize_like_opencv,
     unfit,
 )
@@ -94,36 +92,6 @@ def test_outside_the_picture_is_black_and_ignored(height: int, width: int, side:
     assert torch.equal(fit_image(sample.image, side, mode, "pad"), fitted.image)
 
 
-@settings(deadline=None, max_examples=100)
-@given(LENGTHS, LENGTHS, SIDES, MODES, st.data())
-def test_a_class_keeps_its_share_of_the_picture(
-    height: int, width: int, side: int, mode: str, data: st.DataObject
-) -> None:
-    """A rectangle's edges may move by a pixel of the new grid, by a second one where OpenCV rounds down."""
-    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
-    label = np.zeros((height, width), np.int64)
-    label[top:bottom, left:right] = 1
-    fitted = fit_sample(Sample("a", scene(height, width).image, label), side, mode, "pad").label
-    rows, columns = fitted_size((height, width), side, "pad")
-    slack = 1 if mode == "antialias" else 2
-    expected = ((bottom - top) * rows / height, (right - left) * columns / width)
-    low, high = ([max(0.0, value + sign * slack) for value in expected] for sign in (-1, 1))
-    assert low[0] * low[1] <= int((fitted == 1).sum()) <= high[0] * high[1]
-    assert int((fitted != IGNORE).sum()) == rows * columns
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 48), st.integers(1, 48), st.integers(0, 20))
-def test_every_pixel_of_the_file_is_in_the_label_map_when_it_grows(height: int, width: int, more: int) -> None:
-    side = max(8, height, width) + more
-    label = np.arange(height * width).reshape(height, width) + 1000  # one value for each pixel; none is 255
-    fitted = fit_sample(Sample("a", scene(height, width).image, label), side, "antialias", "pad").label
-    rows, columns = fitted_size((height, width), side, "pad")
-    assert rows >= height and columns >= width
-    assert set(fitted.unique().tolist()) - {IGNORE} == set(label.ravel().tolist())
-
-
 @settings(deadline=None, max_examples=150)
 @given(LENGTHS, LENGTHS, SIDES, st.sampled_from(FITS))
 def test_the_way_back_covers_the_file_and_moves_nothing(height: int, width: int, side: int, fit: str) -> None:
@@ -140,13 +108,6 @@ def test_the_way_back_covers_the_file_and_moves_nothing(height: int, width: int,
         edge = 0.5 * old / new - 0.5
         expected = ramps[axis].clamp(edge, old - 1 - edge) if edge > 0 else ramps[axis]
         assert torch.allclose(back[axis], expected, atol=1e-9)
-
-
-def test_squashed_maps_go_back_as_they_always_did() -> None:
-    maps = torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(0))
-    expected = F.interpolate(maps[None], (23, 41), mode="bilinear", align_corners=False)[0]
-    assert torch.equal(unfit(maps, (23, 41)), expected)
-    assert torch.equal(unfit(maps, (16, 16)), maps)
 
 
 @pytest.mark.parametrize("size", [(50, 80), (80, 50), (20, 13)])
@@ -185,19 +146,6 @@ def test_padding_counts_neither_in_the_loss_over_labels_nor_in_iou() -> None:
 # --- augmentation of padded samples
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6), st.integers(12, 60), st.integers(12, 60), st.floats(0.3, 0.95))
-def test_a_crop_of_a_padded_sample_keeps_classes_not_padding(seed: int, height: int, width: int, low: float) -> None:
-    label = np.zeros((height, width), np.int64)
-    label[height // 4 : height // 2, width // 4 : width // 2] = 1
-    padded = fit_sample(Sample("a", scene(height, width).image, label), 48, "antialias", "pad").label
-    box = choose_crop(padded, Augmentation(crop_ratio=[low, 1.0]), generator(seed, "crop"))
-    top, left, rows, columns = box
-    cut = padded[top : top + rows, left : left + columns]
-    for value in (0, 1):
-        assert int((cut == value).sum()) > 0.3 * int((padded == value).sum())
-
-
 def test_padding_does_not_enter_the_crop_rule() -> None:
     """One pixel row of picture, 47 of padding: half of all crops lose most padding, and none is refused for it."""
     label = torch.full((48, 48), IGNORE)
@@ -209,57 +157,6 @@ def test_padding_does_not_enter_the_crop_rule() -> None:
     assert all(box[0] == 0 for box in cropped)  # all hold the one row that shows a class
     kept = [int((label[: box[2], box[1] : box[1] + 24] == IGNORE).sum()) / (47 * 48) for box in cropped]
     assert max(kept) < 0.3
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10**6), st.integers(20, 60), st.integers(20, 60))
-def test_augmented_padding_stays_ignored_and_black(seed: int, height: int, width: int) -> None:
-    fitted = fit_sample(scene(height, width, seed), 48, "antialias", "pad")
-    plain = Augmentation(blur_p=0, rotation_p=0, crop_keep="nothing")
-    image, label = augment(fitted.image.float() / 255, fitted.label, plain, generator(seed, "augment"))
-    assert set(label.unique().tolist()) <= {0, 1, 2, IGNORE}
-    # A crop reads the image bilinearly and the label by nearest neighbour: they may differ at the seam, which is one
-    # line of at most three pixels' width.
-    assert int(((image.amax(0) == 0) != (label == IGNORE)).sum()) <= 3 * 48
-    turned, turned_label = augment(image, label, Augmentation(rotation_p=1), generator(seed, "again"))
-    assert set(turned_label.unique().tolist()) <= {0, 1, 2, IGNORE} and turned.shape == image.shape
-
-
-def test_a_flip_moves_the_padding_along() -> None:
-    fitted = fit_sample(scene(48, 30), 48, "antialias", "pad")
-    flipped = Augmentation(flip_p=1, blur_p=0, rotation_p=0, crop_ratio=[1.0, 1.0])
-    image, label = augment(fitted.image.float() / 255, fitted.label, flipped, generator(0, "augment"))
-    assert (label[:, :18] == IGNORE).all() and (label[:, 18:] != IGNORE).all()
-    assert (image[:, :, :18] == 0).all() and (image[:, :, 18:] > 0).all()
-
-
-def test_a_crop_of_nothing_but_padding_is_possible_only_when_nothing_is_asked_for() -> None:
-    fitted = fit_sample(scene(12, 48), 48, "antialias", "pad")
-    boxes = {
-        keep: [
-            choose_crop(fitted.label, Augmentation(crop_ratio=[0.4, 0.6], crop_keep=keep), generator(seed, "crop"))
-            for seed in range(100)
-        ]
-        for keep in ("every_class", "background", "nothing")
-    }
-    empty = {
-        keep: sum(bool((crop(fitted.image.float(), fitted.label, box)[1] == IGNORE).all()) for box in found)
-        for keep, found in boxes.items()
-    }
-    assert empty["every_class"] == empty["background"] == 0 and empty["nothing"] > 10
-
-
-def test_resized_labels_follow_the_picture() -> None:
-    """The two coordinate systems of image and label agree to half a pixel of the file under both fits."""
-    for fit in FITS:
-        label = np.tile(np.arange(50) // 10 % 3, (30, 1))
-        fitted = fit_sample(Sample("a", scene(30, 50).image, label), 64, "antialias", fit).label
-        rows, columns = fitted_size((30, 50), 64, fit)
-        assert torch.equal(fitted[:rows, :columns], resize_label(torch.from_numpy(label), (rows, columns)))
-        back = unfit(F.one_hot(fitted.masked_fill(fitted == IGNORE, 0), 3).permute(2, 0, 1).float(), (30, 50), fit)
-        assert (
-            back.argmax(0) != torch.from_numpy(label)
-        ).float().mean() < 0.11  # one column in ten beside each of the five edges
 
 
 @settings(deadline=None, max_examples=150)
@@ -280,12 +177,6 @@ def test_sizes_of_pad_floor8_by_hand() -> None:
     with pytest.raises(DataError, match="too long") as caught:
         fit_sample(scene(7, 200), 96, "opencv_float", "pad_floor8")
     assert caught.value.path == "a" and "200x7" in str(caught.value.found)
-
-
-def test_float_images_of_the_file_s_own_size_keep_their_type() -> None:
-    image = scene(32, 32).image
-    fitted = fit_image(image, 32, "opencv_float", "pad_floor8")
-    assert fitted.dtype == torch.float32 and np.array_equal(fitted.permute(1, 2, 0), image)
 
 
 @settings(max_examples=60, deadline=None)
