@@ -197,7 +197,7 @@ def test_any_folder(tmp_path: Path) -> None:
     for name, split in (("learn", "support"), ("look", "test")):
         save(tmp_path / "my data" / name, "car", split, 2)
     names = tmp_path / "parts.yaml"
-    names.write_text("- background\n- hull\n- lamp\n- number\n- tyre\n- glass\n")
+    names.write_text("hull: 1\nbackground: 0\nlamp: 2\nnumber: 3\ntyre: 4\nglass: 5\n")
     places = ("data.splits.support=learn", "data.splits.test=look", "data.validation=support", "data.image_size=128")
     named = (f"data.root='{tmp_path / 'my data'}'", f"data.classes_file={names}", "data.name=cars")
     data = data_of("data=folder", *named, *places, shots=2)
@@ -218,19 +218,6 @@ def test_a_folder_needs_its_place_and_its_classes(tmp_path: Path) -> None:
     assert "data.classes_file" in str(caught.value.expected)
     with pytest.raises(ConfigError, match="bad data setting `classes`"):
         plan(["data=pascal_part_car", "data.classes_file=parts.yaml"])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("[background, leaf, stem]", ["background", "leaf", "stem"]),
-        ("stem: 2\nbackground: 0\nleaf: 1\n", ["background", "leaf", "stem"]),
-        ("\ufeff- background\n- façade\n", ["background", "façade"]),
-    ],
-)
-def test_class_files(tmp_path: Path, text: str, expected: list[str]) -> None:
-    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
-    assert DataConfig("toy", "data", classes_file=str(tmp_path / "a.yaml")).classes == expected
 
 
 @pytest.mark.parametrize(

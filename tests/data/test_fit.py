@@ -22,8 +22,6 @@ from slime_bench.data.transforms import (
     unfit,
 )
 from slime_bench.errors import DataError
-from slime_bench.methods.slime.losses import class_weights, cross_entropy, was_error
-from slime_bench.metrics.iou import intersection_union
 from slime_bench.seeding import generator
 
 LENGTHS = st.integers(1, 60)
@@ -110,37 +108,7 @@ def test_the_way_back_covers_the_file_and_moves_nothing(height: int, width: int,
         assert torch.allclose(back[axis], expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("size", [(50, 80), (80, 50), (20, 13)])
-def test_padding_against_opencv(size: tuple[int, int]) -> None:
-    cv2 = pytest.importorskip("cv2")
-    sample = scene(*size)
-    fitted = fit_sample(sample, 64, "opencv", "pad")
-    rows, columns = fitted_size(size, 64, "pad")
-    border = (0, 64 - rows, 0, 64 - columns, cv2.BORDER_CONSTANT)
-    image = cv2.copyMakeBorder(cv2.resize(sample.image, (columns, rows)), *border, value=(0, 0, 0))
-    assert (fitted.image.permute(1, 2, 0).numpy() == image).all()
-    labels = cv2.resize(sample.label.astype(np.uint8), (columns, rows), interpolation=cv2.INTER_NEAREST)
-    assert (fitted.label.numpy() == cv2.copyMakeBorder(labels, *border, value=IGNORE)).all()
-
-
 # --- padded pixels in the loss and in the metric
-
-
-def test_padding_counts_neither_in_the_loss_over_labels_nor_in_iou() -> None:
-    label = fit_sample(scene(30, 50), 32, "antialias", "pad").label[None]
-    inside = label != IGNORE
-    values = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    weights = class_weights(label, 3, "foreground")
-    assert torch.equal(weights, class_weights(label[inside][None], 3, "foreground"))
-    for loss in (cross_entropy(values, label, weights), was_error(values.softmax(1), label, "mean")):
-        (gradient,) = torch.autograd.grad(loss, values, retain_graph=True)
-        assert (gradient[0, :, ~inside[0]] == 0).all() and (gradient[0, :, inside[0]] != 0).any()
-    counts = [
-        intersection_union(label.masked_fill(~inside, 0).masked_fill(~inside, guess), label, 3) for guess in range(3)
-    ]
-    for each in counts:
-        assert torch.equal(each.intersection, each.union)  # the prediction is right wherever it is judged
-        assert int(each.union.sum()) == int(inside.sum())
 
 
 # --- augmentation of padded samples

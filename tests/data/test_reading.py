@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from slime_bench.data.label_maps import pack, relabelled, unpack, validate_colours
+from slime_bench.data.label_maps import pack, unpack, validate_colours
 from slime_bench.data.layouts import Pair
 from slime_bench.data.reading import FolderDataset, read_image, read_label, read_mask, read_sample
 from slime_bench.errors import ConfigError, DataError, LabelError
@@ -164,18 +164,6 @@ def test_colours_that_are_no_class(tmp_path: Path) -> None:
     assert caught.value.found == "#ffff01 (3 pixels), #070707 (1 pixels)" and caught.value.path == path
     Image.fromarray(coloured(LABEL)).save(path)
     assert np.array_equal(read_label(path, strict), LABEL)
-
-
-def test_labels_of_colours_against_a_plain_loop() -> None:
-    draws = np.random.default_rng(0)
-    palette = np.array([*map(unpack, COLOURS), (0, 0, 0), (1, 2, 3), (255, 255, 1)], np.uint8)
-    picture = palette[draws.integers(0, len(palette), (20, 30))]
-    labels = relabelled(pack(picture), COLOURS)
-    for row in range(20):
-        for column in range(30):
-            red, green, blue = (int(value) for value in picture[row, column])
-            assert labels[row, column] == COLOURS.get(red * 65536 + green * 256 + blue, 0)
-    assert labels.dtype == np.int64
 
 
 @given(st.integers(0, 0xFFFFFF))

@@ -265,11 +265,6 @@ class TestManifest:
             "not listed: test/images/more.png, test/labels/more.png",
         ]
 
-    def test_unreadable_is_said_once(self, root: Path) -> None:
-        (root / "test" / "images" / "t1.png").write_bytes(b"")
-        report = look(root)
-        assert len(report.problems) == 1 and report.differences == []
-
     def test_only_the_splits_asked_for(self, root: Path) -> None:
         for kind in ("images", "labels"):
             (root / "val" / kind / "v0.png").unlink()

@@ -296,11 +296,6 @@ def fails(root: Path, *overrides: str) -> DataError:
     return caught.value
 
 
-def test_nothing_there(tmp_path: Path) -> None:
-    error = fails(tmp_path / "none")
-    assert "VOCtrainval" in str(error.remedy) and "JPEGImages" in str(error.expected)
-
-
 def test_a_missing_list_an_empty_one_and_an_id_twice(tmp_path: Path) -> None:
     small(tmp_path)
     path = tmp_path / LISTS / "val.txt"
