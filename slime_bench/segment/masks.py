@@ -36,6 +36,7 @@ MOST = 77
 APART = 24
 """Colours that differ by less in every channel cannot be told from one another in an overlay."""
 
+_SHARP = "draw and scale masks without anti-aliasing (nearest neighbour, hard brush), and save them as PNG"
 _BY_COLOUR = 'give the classes by colour: --classes classes.yaml with a line `name: "#rrggbb"` for each'
 
 
@@ -99,12 +100,20 @@ def resolve(masks: Sequence[Mask], spec: ClassSpec) -> tuple[Classes, list[NDArr
                 remedy="name the missing classes with --classes, or repaint these pixels; many colours come from "
                 "anti-aliased edges",
             )  # fmt: skip
-    if not any(0 < labels[value] < IGNORE for value in pixels):
+    painted = sum(count for value, count in pixels.items() if 0 < labels[value] < IGNORE)
+    if not painted:
         raise LabelError(
             "the masks show no class", path=masks[0].path, found=f"only {_listed(pixels, spec.coloured)}",
             expected=f"pixels of a class besides the background (index 0 or black) and {IGNORE} (ignore)",
             remedy="paint the parts that you are after; of a black-and-white mask, say what white is: --classes "
             f"classes.yaml with the line `name: {IGNORE}`",
+        )  # fmt: skip
+    if not spec.values and not masks[0].palette and pixels.get(IGNORE, 0) > painted:
+        raise LabelError(
+            "more of the picture is ignored than belongs to a class", path=masks[0].path,
+            found=f"{pixels[IGNORE]} pixels of value {IGNORE} (ignore), {painted} of all classes",
+            expected="indices 1, 2, ... and hard edges",
+            remedy=f"{_SHARP}; or say what the values mean: --classes classes.yaml with lines `name: index`",
         )  # fmt: skip
     used = {value: label for value, label in labels.items() if label < IGNORE or value in pixels}
     classes = Classes(names, _drawn(masks, len(names), used), used, pixels, spec.coloured)
@@ -159,7 +168,7 @@ def _numbered(path: Path, pixels: Mapping[int, int]) -> tuple[tuple[str, ...], d
         raise LabelError(
             f"{len(foreground)} different values in the masks", path=path, found="as a grey picture has them",
             expected=f"at most {MOST - 1} besides the background, one for each class",
-            remedy="draw and scale masks without anti-aliasing (nearest neighbour, hard brush), and save them as PNG",
+            remedy=_SHARP,
         )  # fmt: skip
     names = (BACKGROUND, *(f"class_{value}" for value in foreground))
     return names, {0: 0, **{value: 1 + place for place, value in enumerate(foreground)}, IGNORE: IGNORE}

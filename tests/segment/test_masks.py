@@ -186,6 +186,7 @@ class TestRefused:
             (np.arange(240).reshape(12, 20), None, ClassSpec(), "239 different values"),
             ([[0, 255]], None, said(["car"]), "`name: 255`"),
             ([[0, 5]], None, said({"ignore": 5, "a": 1}), "no class"),
+            ([[0, 0, 128, 255, 255, 255]], None, ClassSpec(), "more of the picture is ignored"),
             ([[0, 1, 9]], None, said({"body": 1}), r"(?s)9 \(1 pixels\).*classes\.yaml"),
             ([[0, 3, 3]], GIMP, ClassSpec(), "(?s)index 0 of the palette is not black.*black is index 3"),
         ],
