@@ -57,11 +57,11 @@ def parse_classes(content: Any, source: str) -> ClassSpec:
     if isinstance(content, list) and content:
         names = [name.strip() if isinstance(name, str) else name for name in content]
         names = names if BACKGROUND in names else [BACKGROUND, *names]
-        values = {name: place for place, name in enumerate(validate_classes(names, path=source))}
-        return ClassSpec(values, source=source)
+        valid = validate_classes(names, path=source)
+        return ClassSpec({name: place for place, name in enumerate(valid)}, source=source)
     if not isinstance(content, Mapping) or not content:
         raise _bad(source, repr(content)[:80], "see docs/segment.md")
-    values = dict(content)
+    values: dict[Any, Any] = dict(content)
     by_index = all(_is_index(key) and isinstance(name, str) for key, name in values.items())
     if by_index and len({*values.values()}) == len(values):
         values = {name: index for index, name in values.items()}

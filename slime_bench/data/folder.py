@@ -98,11 +98,6 @@ class FolderData(Part):
         listed = self._list is not None and self.split_path(VAL).is_dir()
         return SPLITS if self.validation == "val" or listed else (SUPPORT, TEST)
 
-    @property
-    def images_per_shot(self) -> int:
-        """Support images that one shot stands for."""
-        return 1
-
     @cached_property
     def support_ids(self) -> list[str]:
         """The ids of the support set, in order of the draw: a 1-shot trial's image is the first of a 10-shot trial's.
@@ -117,12 +112,12 @@ class FolderData(Part):
 
     @cached_property
     def missing_classes(self) -> list[str]:
-        """Classes that the support set does not show; a warning names them when the support set is first read.
+        """Classes that the support set, where there is one, does not show; a warning names them when it is first read.
 
         Raises:
             DataError: the support set has no foreground at all.
         """
-        return check_support(self.support, self.classes)
+        return check_support(self.support, self.classes) if self.support_ids else []
 
     @cached_property
     def pool(self) -> FolderDataset:

@@ -87,10 +87,6 @@ class SceneData(FolderData):
         return [list(range(len(dataset))) for _ in self.classes[1:]]
 
     @property
-    def images_per_shot(self) -> int:
-        return len(self.classes) - 1
-
-    @property
     def needed(self) -> tuple[str, ...]:
         """As the base class; the support split only where support images come from it."""
         support = () if self.config.support in (AUTHORS_EVAL, NO_SUPPORT) else (SUPPORT,)
@@ -117,11 +113,6 @@ class SceneData(FolderData):
         return [ids[each.index] for each in self._examples]
 
     @cached_property
-    def missing_classes(self) -> list[str]:
-        """As the base class; nothing is missing where no support set is wanted."""
-        return super().missing_classes if self.support_ids else []
-
-    @cached_property
     def support(self) -> list[Sample]:
         source = self._source
         return [_only(source[each.index], each.only) for each in self._examples]
@@ -135,7 +126,7 @@ class SceneData(FolderData):
         left = whole.ids
         if self.shots > 0:  # without supports the code tests all images
             taken = {each.index for each in self._examples if each.only is None}
-            shown = (self._source_counts[:, 1:] > 0).any(1)
+            shown = (self._source_counts[:, 1:] > 0).sum(1) > 0
             left = [key for index, key in enumerate(left) if shown[index] and index not in taken]
         return whole.select(left[: self.config.max_test_images])
 

@@ -63,14 +63,6 @@ def test_sizes_by_hand() -> None:
     assert fitted_size((10000, 3), 512, "pad") == (512, 1)  # 0.15, but a picture has a column
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 40), SIDES, MODES, st.integers(0, 100))
-def test_a_square_needs_no_padding(length: int, side: int, mode: str, seed: int) -> None:
-    sample = scene(length, length, seed)
-    padded, squashed = (fit_sample(sample, side, mode, fit) for fit in ("pad", "squash"))
-    assert torch.equal(padded.image, squashed.image) and torch.equal(padded.label, squashed.label)
-
-
 @settings(deadline=None, max_examples=100)
 @given(LENGTHS, LENGTHS, SIDES, MODES, st.integers(0, 100))
 def test_outside_the_picture_is_black_and_ignored(height: int, width: int, side: int, mode: str, seed: int) -> None:
@@ -125,17 +117,6 @@ def test_padding_does_not_enter_the_crop_rule() -> None:
     assert all(box[0] == 0 for box in cropped)  # all hold the one row that shows a class
     kept = [int((label[: box[2], box[1] : box[1] + 24] == IGNORE).sum()) / (47 * 48) for box in cropped]
     assert max(kept) < 0.3
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 128))
-def test_sizes_of_pad_floor8(height: int, width: int, eighths: int) -> None:
-    """At most one step of 8 below the size of `pad`, never above it; the golden parity test knows the very sizes."""
-    side = 8 * eighths
-    rows, columns = size_or_skip((height, width), side, "pad_floor8")
-    for new, near in zip((rows, columns), fitted_size((height, width), side, "pad"), strict=True):
-        assert new % 8 == 0 and near - 8 <= new <= near
-    assert (rows if height >= width else columns) == side
 
 
 def test_sizes_of_pad_floor8_by_hand() -> None:

@@ -39,15 +39,6 @@ def test_bad_class_lists(classes: list) -> None:
     assert caught.value.path == "data.classes" and caught.value.found and caught.value.remedy
 
 
-def test_unknown_class_names_the_nearest() -> None:
-    assert class_index("wheel", CAR) == 4
-    with pytest.raises(ConfigError, match=r"unknown class `wheels`") as caught:
-        class_index("wheels", CAR)
-    assert "`wheel`" in str(caught.value.remedy)
-    with pytest.raises(ConfigError, match="use one of these names"):
-        class_index("zzzz", CAR)
-
-
 @pytest.mark.parametrize("count", [2, 6, 10, 77])
 def test_palette_colours_are_distinct_and_stable(count: int) -> None:
     colours = palette(count)
