@@ -5,6 +5,7 @@ What this command takes from `config` and `trial` is here: a trial's configurati
 
 from __future__ import annotations
 
+import argparse
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -112,16 +113,8 @@ class _Bar(Callback):
         self._bar.close()
 
 
-def configuration(
-    support: Support,
-    overrides: Sequence[str],
-    *,
-    preset: str | None = None,
-    seed: int | None = None,
-    device: str = "auto",
-    weights: str | None = None,
-) -> TrialConfig:
-    """The configuration of a trial on the annotated images.
+def configuration(args: argparse.Namespace, support: Support) -> TrialConfig:
+    """The configuration of a trial on the annotated images, by the options of the command line.
 
     The preset's data set lends size, fit and augmentation. Pictures of any size are shrunk with `antialias` unless
     `data.resize` says otherwise. With one image the preset decides whether it is its own validation; with several the
@@ -131,15 +124,16 @@ def configuration(
         ConfigError: an override that cannot be, one of what the annotated images decide, or a method that `segment`
             does not take.
     """
-    settled = [each for each in overrides if each.lstrip("+~").partition("=")[0] in _SETTLED]
+    settled = [each for each in args.overrides if each.lstrip("+~").partition("=")[0] in _SETTLED]
     if settled:
         raise ConfigError(
             "the annotated images decide this", path=settled[0].partition("=")[0], found=settled[0],
             expected="overrides of the method, the backbone, the protocol, or of data.augment and the like",
             remedy="leave it out; --image and --mask, or --support, say it all",
         )  # fmt: skip
-    chosen = [] if any(each.startswith("preset=") for each in overrides) and preset is None else [preset or "mini"]
-    (cfg,) = plan([*(f"preset={name}" for name in chosen), "data.resize=antialias", *overrides]).trials
+    said = args.preset is None and any(each.startswith("preset=") for each in args.overrides)
+    chosen = [] if said else [f"preset={args.preset or 'mini'}"]
+    (cfg,) = plan([*chosen, "data.resize=antialias", *args.overrides]).trials
     plain = copy.deepcopy(cfg.plain)
     own = cfg.data.validation == "support" or (cfg.data.validation == "auto" and len(support.ids) == 1)
     plain["data"] = {
@@ -149,10 +143,10 @@ def configuration(
         "support_ids": support.ids,
         "validation": "support" if own else "none",
     }
-    plain |= {"shots": len(support.ids), "seed": plain["seed"] if seed is None else seed}
-    if weights is not None:
-        plain["backbone"]["weights"] = weights
-    plain["trainer"]["device"] = pick_device(device if device != "auto" else cfg.trainer.device)
+    plain |= {"shots": len(support.ids), "seed": plain["seed"] if args.seed is None else args.seed}
+    if args.weights is not None:
+        plain["backbone"]["weights"] = args.weights
+    plain["trainer"]["device"] = pick_device(args.device if args.device != "auto" else cfg.trainer.device)
     check_precision(plain["trainer"]["precision"], plain["trainer"]["device"])
     cfg = validate(OmegaConf.create(plain))
     check_parts(cfg)

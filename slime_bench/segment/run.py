@@ -120,9 +120,7 @@ def _reused(args: argparse.Namespace) -> Learned:
 
 def _learned(args: argparse.Namespace, support: Support) -> Learned:
     """Embeddings of the annotated images: those that an earlier run has left, or new ones."""
-    cfg = learn.configuration(
-        support, args.overrides, preset=args.preset, seed=args.seed, device=args.device, weights=args.weights
-    )
+    cfg = learn.configuration(args, support)
     signature, device, here = learn.signature(cfg, support), str(cfg.trainer.device), args.out / EMBEDDINGS
     for path in (args.embeddings, here):
         if args.force or path is None or not path.exists():
