@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import yaml
 from pydantic import Field
 
 from slime_bench.config.parts import NO_NUMBERS, located
+from slime_bench.data.class_files import read_classes
 from slime_bench.data.label_maps import listing, validate_classes, validate_colours
 from slime_bench.errors import ConfigError
 
@@ -30,7 +29,6 @@ Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
 _LIST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_REMEDY = "correct it in the data set's YAML or on the command line"
 
 
 @dataclass
@@ -64,16 +62,10 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         odd = bool(self.blur_kernels) and all(width > 0 and width % 2 == 1 for width in self.blur_kernels)
-        self._require(odd, "blur_kernels", "odd widths, e.g. [1, 3, 5]")
-        pair = len(self.crop_ratio) == 2 and 0 < self.crop_ratio[0] <= self.crop_ratio[1] <= 1
-        self._require(pair, "crop_ratio", "[lowest, highest] with 0 < lowest <= highest <= 1")
-
-    def _require(self, holds: bool, name: str, expected: str) -> None:
-        if not holds:
-            raise ConfigError(
-                f"bad augmentation setting `{name}`", path=f"data.augment.{name}", found=getattr(self, name),
-                expected=expected, remedy=_REMEDY,
-            )  # fmt: skip
+        if not odd:
+            raise _bad("augment.blur_kernels", self.blur_kernels, "odd widths, e.g. [1, 3, 5]")
+        if len(self.crop_ratio) != 2 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1] <= 1:
+            raise _bad("augment.crop_ratio", self.crop_ratio, "[lowest, highest] with 0 < lowest <= highest <= 1")
 
 
 @dataclass
@@ -144,7 +136,13 @@ class DataConfig:
     val_size: Positive | None = None
 
     def __post_init__(self) -> None:
-        self._settle_classes()
+        if (self.classes_file is None) != bool(self.classes):
+            raise _bad(
+                "classes", f"{self.classes} and classes_file: {self.classes_file}",
+                "the names of the label maps' classes, either here or in the YAML file `data.classes_file`",
+            )  # fmt: skip
+        if self.classes_file is not None:
+            self.classes, self.classes_file = _labels_of(Path(self.classes_file)), None
         validate_classes(self.classes)
         validate_colours(self.colours, self.classes)
         unknown = [name for name in self.splits if name not in SPLITS]
@@ -158,23 +156,6 @@ class DataConfig:
         repeated = sorted({key for key in self.support_ids or [] if (self.support_ids or []).count(key) > 1})
         if repeated:
             raise _bad("support_ids", f"twice: {listing(repeated)}", "every id once")
-
-    def _settle_classes(self) -> None:
-        if self.classes_file is not None:
-            if self.classes:
-                raise ConfigError(
-                    "the classes are given twice", path="data.classes_file", expected="one of the two",
-                    found=f"`data.classes` and {self.classes_file}",
-                    remedy="leave `data.classes_file` out, or set data.classes=[]",
-                )  # fmt: skip
-            self.classes, self.classes_file = read_classes(Path(self.classes_file)), None
-        if not self.classes:
-            raise ConfigError(
-                "the classes are not given", path="data.classes",
-                found="neither `data.classes` nor `data.classes_file`",
-                expected="the names of the label maps' classes, `background` first",
-                remedy="e.g. data.classes=[background,leaf,stem], or data.classes_file=<a YAML list of names>",
-            )  # fmt: skip
 
 
 @dataclass
@@ -205,40 +186,21 @@ class SceneConfig(DataConfig):
     max_test_images: Positive | None = None
 
 
-def read_classes(path: Path) -> list[str]:
-    """Class names in label order from a YAML file: a list of names, or a mapping of names to 0..K-1.
-
-    Raises:
-        ConfigError: missing, not YAML, neither a list nor such a mapping; or as `validate_classes`.
-    """
-    expected = "a list of names, e.g. `[background, leaf]`, or a mapping of names to labels, e.g. `background: 0`"
-    remedy = "correct the file, or name another one in `data.classes_file`"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        found = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+def _labels_of(path: Path) -> list[str]:
+    """Class names in label order, of a file as `read_classes` reads it."""
+    spec = read_classes(path)
+    names = sorted(spec.values, key=lambda name: spec.values[name])
+    if spec.coloured or sorted(spec.values.values()) != list(range(len(names))):
         raise ConfigError(
-            "cannot read the class file", path=path, found=found, expected=expected, remedy=remedy
-        ) from error
-    names = content
-    if isinstance(content, Mapping):
-        labels = list(content.values())
-        if any(type(label) is not int for label in labels) or sorted(labels) != list(range(len(labels))):
-            raise ConfigError(
-                "the labels of the class file are not 0, 1, 2, ...", path=path, remedy=remedy,
-                found=", ".join(f"{name}: {label}" for name, label in content.items()),
-                expected=f"every whole number from 0 to {len(labels) - 1} once",
-            )  # fmt: skip
-        names = sorted(content, key=lambda name: int(content[name]))
-    if not isinstance(names, list):
-        raise ConfigError(
-            "the class file does not list classes", path=path, found=type(content).__name__, expected=expected,
-            remedy=remedy,
+            "the labels of the class file are not 0, 1, 2, ...", path=path, found=listing(names),
+            expected="names in label order, or every whole number from 0 on once",
+            remedy="correct the file, or name another one in `data.classes_file`",
         )  # fmt: skip
     return list(validate_classes(names, path=str(path)))
 
 
 def _bad(name: str, found: object, expected: str) -> ConfigError:
     return ConfigError(
-        f"bad data setting `{name}`", path=f"data.{name}", found=found, expected=expected, remedy=_REMEDY
-    )
+        f"bad data setting `{name}`", path=f"data.{name}", found=found, expected=expected,
+        remedy="correct it in the data set's YAML or on the command line",
+    )  # fmt: skip

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slime_bench.data.augment import augment
 from slime_bench.data.config import DRAWN, DataConfig
 from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.data.transforms import fit_sample
-from slime_bench.errors import ConfigError, SlimeBenchError
+from slime_bench.errors import ConfigError
 from slime_bench.seeding import generator
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """image float32 [B,3,S,S] RGB in [0,1]; label int64 [B,S,S] (255 = ignore, also padding); id list of B str; epoch int64
 [B] (0 outside training)."""
-Key = tuple[int, int]
-"""(index into the support set, logical epoch): all that a training item depends on."""
 
 
 class SegmentationDataModule(lightning.LightningDataModule):
@@ -81,13 +79,10 @@ class SegmentationDataModule(lightning.LightningDataModule):
                 remedy=f"e.g. data.support={DRAWN} shots=1",
             )  # fmt: skip
         if self.support_group is not None:
-            order, group = list(range(len(support))), self.support_group
-            groups = [order[start : start + group] for start in range(0, len(order), group)]
-            sampler = ContinuedBatchSampler(groups * passes, self.first_batch)
-            return self._loader(QueryDataset(support, self.config), batch_sampler=sampler)
-        batches = SupportBatchSampler(SupportSampler(len(support), seed, passes), self.config.train_batch_size)
-        dataset = SupportDataset(support, self.config, seed)
-        return self._loader(dataset, batch_sampler=ContinuedBatchSampler(batches, self.first_batch))
+            plain = SupportBatches(len(support), self.support_group, passes, None, self.first_batch)
+            return self._loader(QueryDataset(support, self.config), batch_sampler=plain)
+        batches = SupportBatches(len(support), self.config.train_batch_size, passes, seed, self.first_batch)
+        return self._loader(SupportDataset(support, self.config, seed), batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Unaugmented batches of the support images or of the validation split; an empty list for `none`."""
@@ -111,12 +106,11 @@ class SegmentationDataModule(lightning.LightningDataModule):
         # processes would only take its cores.
         on_gpu = torch.cuda.is_available()
         workers = self.config.num_workers if self.config.num_workers is not None else (2 if on_gpu else 0)
-        return CheckedLoader(
-            CarryingDataset(dataset),
+        return DataLoader(
+            dataset,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=on_gpu,
-            collate_fn=collate,
             # The loader draws a base seed per epoch; without its own generator that draw would come from, and shift,
             # the global stream.
             generator=generator(self.data.seed, "loader"),
@@ -128,7 +122,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
 
 class SupportDataset(Dataset[Batch]):
-    """Augmented support items, keyed by (index, logical epoch); the few images stay decoded in memory."""
+    """Augmented support items, keyed by (index, logical epoch), which with the seed is all that an item depends on; the
+    few images stay decoded in memory."""
 
     def __init__(self, samples: Sequence[Sample], config: DataConfig, seed: int) -> None:
         self.samples = [fit_sample(sample, config.image_size, config.resize, config.fit) for sample in samples]
@@ -138,7 +133,7 @@ class SupportDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key) -> Batch:
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
         index, epoch = key
         sample = self.samples[index]
         keyed = generator(self.seed, "augment", sample.id, epoch)
@@ -161,135 +156,51 @@ class QueryDataset(Dataset[Batch]):
         return {"image": sample.image.float() / 255, "label": sample.label, "id": sample.id, "epoch": 0}
 
 
-class CarryingDataset(Dataset[Any]):
-    """Returns typed errors instead of raising them, for `CheckedLoader`."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.dataset[key]
-        except SlimeBenchError as error:
-            return error
-
-
-def collate(items: list[Any]) -> Any:
-    """A batch of the items, or the first error among them."""
-    for item in items:
-        if isinstance(item, SlimeBenchError):
-            return item
-    return default_collate(items)
-
-
-class CheckedLoader(DataLoader[Any]):
-    """Raises a worker's typed error as it was.
-
-    torch re-raises a worker's exception as `type(error)(traceback)`: the type survives, but path and remedy are
-    attributes no more and the message is a traceback. Carried through the queue as a value, it stays whole.
-    """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = super().__iter__()
-        for batch in batches:
-            if isinstance(batch, SlimeBenchError):
-                # The traceback keeps the iterator alive until the garbage collector finds it, and closes its queues
-                # first: each worker would then be waited for in vain, 5 s long.
-                if hasattr(batches, "_shutdown_workers"):
-                    batches._shutdown_workers()
-                    self._iterator = None
-                raise batch
-            yield batch
-
-
 # --- order
 
 
-class SupportSampler(Sampler[Key]):
-    """Shuffled passes over the support set, as (index, logical epoch) pairs.
+class SupportBatches(Sampler[list[Any]]):
+    """Batches of passes over the support set, which never reach over the end of a pass; its last may be short.
 
     One Lightning epoch covers `passes` passes, because an epoch of one item costs more in the loop around it than in
     the step itself; logical epoch = Lightning epoch x passes + pass, so that the sequence does not depend on `passes`.
-    Lightning calls `set_epoch` before every epoch, also after a resume. Pass p is shuffled by (seed, "order", p).
+    Lightning calls `set_epoch` of the attribute `sampler` before every epoch, also after a resume.
 
     Args:
-        num_samples: size of the support set, at least 1.
-        seed: the trial's seed.
-        passes: passes per Lightning epoch, at least 1.
+        count: size of the support set, at least 1. size: of a batch. passes: passes per Lightning epoch, at least 1.
+        seed: pass p is shuffled by (seed, "order", p), and an item is (index, logical epoch); None: the items are the
+            indices, in their order.
+        first: so many batches, seen before a resume, are left out of the first iteration. The length stays that of a
+            whole one, as Lightning counts the batches of an epoch that is resumed from where it stopped.
     """
 
-    def __init__(self, num_samples: int, seed: int, passes: int = 1) -> None:
-        self.num_samples = num_samples
-        self.seed = seed
-        self.passes = passes
+    def __init__(self, count: int, size: int, passes: int, seed: int | None, first: int = 0) -> None:
+        self.count, self.size, self.passes, self.seed = count, size, passes, seed
+        self.sampler = self
         self.epoch = 0
+        self._first = first
 
     def set_epoch(self, epoch: int) -> None:
         """Start the next iteration at Lightning epoch `epoch`, counted from 0."""
         self.epoch = epoch
 
-    def order(self, logical_epoch: int) -> list[int]:
-        """The permutation of 0..num_samples-1 for one pass."""
-        keyed = generator(self.seed, "order", logical_epoch)
-        return torch.randperm(self.num_samples, generator=keyed).tolist()
-
-    def __iter__(self) -> Iterator[Key]:
-        first = self.epoch * self.passes
-        for logical_epoch in range(first, first + self.passes):
-            for index in self.order(logical_epoch):
-                yield index, logical_epoch
-
-    def __len__(self) -> int:
-        return self.num_samples * self.passes
-
-
-class SupportBatchSampler(Sampler[list[Key]]):
-    """Batches of a `SupportSampler` that never reach over the end of a pass; the last of a pass may be short.
-
-    Lightning finds `set_epoch` on the attribute `sampler`.
-    """
-
-    def __init__(self, sampler: SupportSampler, batch_size: int) -> None:
-        self.sampler = sampler
-        self.batch_size = batch_size
-        self.drop_last = False
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        batch: list[Key] = []
-        for key in self.sampler:
-            if batch and (len(batch) == self.batch_size or batch[-1][1] != key[1]):
-                yield batch
-                batch = []
-            batch.append(key)
-        if batch:
-            yield batch
-
-    def __len__(self) -> int:
-        return self.sampler.passes * -(-self.sampler.num_samples // self.batch_size)
-
-
-class ContinuedBatchSampler(Sampler[list[Any]]):
-    """Another batch sampler, of which the first iteration leaves out batches that were seen before a resume.
-
-    Its length stays that of a whole iteration, as Lightning counts the batches of an epoch that is resumed from where
-    it stopped.
-
-    Args:
-        batches: the other, with a length; or a list of batches. first: how many of them are left out, at least 0.
-    """
-
-    def __init__(self, batches: Any, first: int) -> None:
-        self.batches = batches
-        self.sampler = getattr(batches, "sampler", None)
-        self._first = first
+    def one_pass(self, number: int) -> list[Any]:
+        """The items of the pass with this logical epoch."""
+        if self.seed is None:
+            return list(range(self.count))
+        keyed = generator(self.seed, "order", number)
+        return [(index, number) for index in torch.randperm(self.count, generator=keyed).tolist()]
 
     def __iter__(self) -> Iterator[list[Any]]:
         # Settled when the first batch is asked for: a loader with workers opens two iterators and uses the second.
         first, self._first = self._first, 0
-        yield from itertools.islice(self.batches, first, None)
+        yield from itertools.islice(self._batches(), first, None)
+
+    def _batches(self) -> Iterator[list[Any]]:
+        for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
+            items = self.one_pass(number)
+            for start in range(0, self.count, self.size):
+                yield items[start : start + self.size]
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return self.passes * -(-self.count // self.size)

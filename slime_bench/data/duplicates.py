@@ -5,7 +5,6 @@ Written here because libraries for it compare pairs one by one, and a data set h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -30,16 +29,8 @@ _DCT[0] /= np.sqrt(2)
 _ROWS = 256
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """`bits`: 64-bit hash. `thumb`: uint8 [32,32,3], the image reduced by averaging, whatever its aspect."""
-
-    bits: int
-    thumb: np.ndarray
-
-
-def fingerprint(image: np.ndarray) -> Fingerprint:
-    """The fingerprint of an image, uint8 [H,W,3] RGB.
+def fingerprint(image: np.ndarray) -> tuple[int, np.ndarray]:
+    """A hash of 64 bits of an image, uint8 [H,W,3] RGB, and uint8 [32,32,3], the image reduced by averaging.
 
     The hash holds which of the 8x8 lowest cosine coefficients of the grey 32x32 copy lie above their median, the
     average brightness left out (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010,
@@ -49,48 +40,34 @@ def fingerprint(image: np.ndarray) -> Fingerprint:
     low = np.rint(_DCT @ (thumb @ _GREY) @ _DCT.T).ravel()
     above = low > np.median(low[1:])
     above[0] = False
-    return Fingerprint(int.from_bytes(np.packbits(above).tobytes(), "big"), thumb)
+    return int.from_bytes(np.packbits(above).tobytes(), "big"), thumb
 
 
-class Fingerprints:
-    """Many fingerprints in two arrays. Kept one by one among the images that are decoded meanwhile, they would keep the
-    freed memory of these from being used again: 0.3 MB for each image of 512x512.
+def find_duplicates(bits: np.ndarray, thumbs: np.ndarray) -> list[tuple[int, int]]:
+    """(i, j) with i < j for every j that shows the same picture as an earlier one, compressed, scaled or slightly
+    retouched; i is the first of them.
+
+    All hashes are compared with each other, 256 rows at a time: 30,000 take seconds and no memory to speak of.
 
     Args:
-        most: how many there will be at most.
+        bits: hashes, uint64 [N]. thumbs: uint8 [N,32,32,3].
     """
+    found = []
+    for start in range(0, len(bits), _ROWS):
+        rows = bits[start : start + _ROWS]
+        close = np.bitwise_count(rows[:, None] ^ bits[None, : start + len(rows)]) <= MAX_BITS
+        for j in np.flatnonzero(np.tril(close, start - 1).any(1)) + start:
+            match = _first_match(thumbs, np.flatnonzero(close[j - start, :j]), int(j))
+            if match is not None:
+                found.append((match, int(j)))
+    return found
 
-    def __init__(self, most: int) -> None:
-        self._bits = np.zeros(most, np.uint64)
-        self._thumbs = np.zeros((most, SIDE, SIDE, 3), np.uint8)
-        self._count = 0
 
-    def add(self, one: Fingerprint) -> None:
-        self._bits[self._count], self._thumbs[self._count] = one.bits, one.thumb
-        self._count += 1
-
-    def duplicates(self) -> list[tuple[int, int]]:
-        """(i, j) with i < j for every j that shows the same picture as an earlier one, compressed, scaled or slightly
-        retouched; i is the first of them.
-
-        All hashes are compared with each other, 256 rows at a time: 30,000 take seconds and no memory to speak of.
-        """
-        found = []
-        bits = self._bits[: self._count]
-        for start in range(0, len(bits), _ROWS):
-            rows = bits[start : start + _ROWS]
-            close = np.bitwise_count(rows[:, None] ^ bits[None, : start + len(rows)]) <= MAX_BITS
-            for j in np.flatnonzero(np.tril(close, start - 1).any(1)) + start:
-                match = self._first_match(np.flatnonzero(close[j - start, :j]), int(j))
-                if match is not None:
-                    found.append((match, int(j)))
-        return found
-
-    def _first_match(self, candidates: np.ndarray, j: int) -> int | None:
-        wanted = self._thumbs[j].astype(np.int16)
-        for start in range(0, len(candidates), _ROWS):
-            part = candidates[start : start + _ROWS]
-            near = np.abs(self._thumbs[part] - wanted).mean((1, 2, 3)) <= MAX_DIFFERENCE
-            if near.any():
-                return int(part[near.argmax()])
-        return None
+def _first_match(thumbs: np.ndarray, candidates: np.ndarray, j: int) -> int | None:
+    wanted = thumbs[j].astype(np.int16)
+    for start in range(0, len(candidates), _ROWS):
+        part = candidates[start : start + _ROWS]
+        near = np.abs(thumbs[part] - wanted).mean((1, 2, 3)) <= MAX_DIFFERENCE
+        if near.any():
+            return int(part[near.argmax()])
+    return None

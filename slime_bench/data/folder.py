@@ -6,18 +6,16 @@ Every choice is a function of (config, shots, seed); `FolderData.datamodule` mak
 from __future__ import annotations
 
 import glob
-import shlex
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from slime_bench.config.parts import Part
 from slime_bench.data.config import SHOTS, SPLITS, SUPPORT, TEST, VAL, DataConfig
 from slime_bench.data.label_maps import check_same_classes, listing
 from slime_bench.data.manifest import (
     MANIFEST,
-    check_subject,
     file_sha256,
     folder_sha256,
     read_manifest,
@@ -34,13 +32,11 @@ from slime_bench.data.support import (
     read_list,
     val_list_file,
 )
-from slime_bench.data.verify import VerifyReport, compare_manifest, ensure_verified, refuse
+from slime_bench.data.verify import ensure_verified
 from slime_bench.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from slime_bench.data.datamodule import SegmentationDataModule
-
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 class FolderData(Part):
@@ -102,11 +98,6 @@ class FolderData(Part):
         listed = self._list is not None and self.split_path(VAL).is_dir()
         return SPLITS if self.validation == "val" or listed else (SUPPORT, TEST)
 
-    @property
-    def images_per_shot(self) -> int:
-        """Support images that one shot stands for."""
-        return 1
-
     @cached_property
     def support_ids(self) -> list[str]:
         """The ids of the support set, in order of the draw: a 1-shot trial's image is the first of a 10-shot trial's.
@@ -116,17 +107,17 @@ class FolderData(Part):
         """
         if self.shots == 0:
             return []
-        pool, counted = self._listable, self._manifest_counts()
-        return choose_support(pool, self.shots, self.seed, self.config, listed=self._list, counted=counted)
+        counted = self._manifest_counts()
+        return choose_support(self._source, self.shots, self.seed, self.config, listed=self._list, counted=counted)
 
     @cached_property
     def missing_classes(self) -> list[str]:
-        """Classes that the support set does not show; a warning names them when the support set is first read.
+        """Classes that the support set, where there is one, does not show; a warning names them when it is first read.
 
         Raises:
             DataError: the support set has no foreground at all.
         """
-        return check_support(self.support, self.classes)
+        return check_support(self.support, self.classes) if self.support_ids else []
 
     @cached_property
     def pool(self) -> FolderDataset:
@@ -136,7 +127,7 @@ class FolderData(Part):
     @cached_property
     def support(self) -> list[Sample]:
         """The support set, in order of `support_ids`."""
-        chosen = self._listable.select(self.support_ids)
+        chosen = self._source.select(self.support_ids)
         return [chosen[index] for index in range(len(chosen))]
 
     @cached_property
@@ -183,21 +174,16 @@ class FolderData(Part):
         folder = self.split_path(name)
         if not folder.exists():
             there = sorted(f"{each.name}/" for each in folder.parent.glob("*/") if not each.name.startswith("."))
-            shots = f" for {self.shots} shot(s)" if SHOTS in self.config.splits[name] else ""
-            instead = "or choose data.validation=support" if name == VAL else self.how_to_get()
             raise DataError(
-                f"the data set has no {name} split{shots}", path=folder, found=listing(there) or "nothing",
+                f"the data set has no {name} split", path=folder, found=listing(there) or "nothing",
                 expected="a folder of images and label maps",
-                remedy=f"say where it is: data.splits.{name}=<folder>; {instead}",
+                remedy=f"say where it is: data.splits.{name}=<folder>; or {self.how_to_get()}; where there is no val "
+                "split, data.validation=support",
             )  # fmt: skip
         return self._dataset(folder)
 
     def split_datasets(self, names: Sequence[str] | None = None) -> dict[str, FolderDataset]:
-        """The splits called `names`, whole; by default those that the trial needs.
-
-        Raises:
-            DataError: a split is missing, or its files do not pair up.
-        """
+        """The splits called `names`, by default those that the trial needs; see `split`."""
         return {name: self.split(name) for name in (self.needed if names is None else names)}
 
     def present_splits(self) -> list[str]:
@@ -206,10 +192,7 @@ class FolderData(Part):
 
     def how_to_get(self) -> str:
         """What to do where the data are missing, as an instruction."""
-        command = self.commands.get(self.config.subject)
-        if command is None:
-            return "prepare the data as docs/data.md says"
-        return f"{command} (docs/data.md)"
+        return f"{self.commands.get(self.config.subject, 'prepare the data')} (docs/data.md)"
 
     def prepared(self) -> dict[str, str]:
         """Named choices with which the data set was made, that tables have to state; none for one laid out by hand.
@@ -233,15 +216,25 @@ class FolderData(Part):
             DataError: the root folder or a split is missing, another subject's folder, or files that cannot be used.
             ConfigError: `data.classes` is not the data set's class list.
         """
-        self._check_root()
+        if not self.root.is_dir():
+            raise DataError(
+                f"the data set `{self.config.name}` is not there", path=self.root,
+                found="a file" if self.root.exists() else "nothing", expected=f"a folder with {self._layout()}",
+                remedy=f"{self.how_to_get()}; or say where they are: data.root=<folder>, data_root=<folder of all data "
+                "sets> or the variable SLIME_BENCH_DATA (python -m data_prep.archive unpacks archives)",
+            )  # fmt: skip
         self.check_manifest()
-        self._verify()
+        ensure_verified(self.split_datasets(), self.root)
 
     def check_manifest(self) -> None:
         """Refuse a manifest of another subject or of other classes, where the data set is one that a command makes."""
         if self.commands and (self.root / MANIFEST).is_file():
             manifest = read_manifest(self.root)
-            check_subject(manifest, self.config.subject, self.root, f"correct `data.root`, or {self.how_to_get()}")
+            if manifest["subject"] != self.config.subject:
+                raise DataError(
+                    "the folder holds another subject", path=self.root, found=manifest["subject"],
+                    expected=self.config.subject, remedy=f"correct `data.root`, or {self.how_to_get()}",
+                )  # fmt: skip
             check_same_classes(self.classes, manifest["classes"])
 
     def fingerprint(self) -> str:
@@ -253,7 +246,7 @@ class FolderData(Part):
         """
         manifest = self.root / MANIFEST
         vouched = manifest.is_file()
-        files = self._manifest_files() if vouched else set()
+        files = set(self._manifest().get("files", ()))
         parts = [file_sha256(manifest)] if vouched else []
         for split in SPLITS:
             for title, folder in self._folders_of(split):
@@ -278,11 +271,12 @@ class FolderData(Part):
         found = sorted((self.root / pattern).parent.glob(leaf))
         return [(f"{split} {folder.name}", folder) for folder in found if folder.is_dir()]
 
-    def _manifest_files(self) -> set[str]:
+    def _manifest(self) -> dict[str, Any]:
+        """The manifest; {} where there is none, or a faulty one, which the verification says."""
         try:
-            return set(read_manifest(self.root)["files"])
+            return read_manifest(self.root)
         except DataError:
-            return set()  # it vouches for nothing; what is wrong with it the verification says
+            return {}
 
     def _split_name(self, split: str) -> str:
         """The folder's name or path as configured, relative to the root or absolute."""
@@ -296,13 +290,13 @@ class FolderData(Part):
         return list_file(self.root, self.config, self.shots, self.seed)
 
     @property
-    def _listable(self) -> FolderDataset:
-        """What support images may come from: a list may name those of the whole train side."""
+    def _source(self) -> FolderDataset:
+        """What support images come from."""
         return self.pool if self._list is None else self._train_side
 
     @cached_property
     def _train_side(self) -> FolderDataset:
-        """The pool and, where it is there, the validation split."""
+        """What a list may name images of: the pool and, where it is there, the validation split."""
         if not self.split_path(VAL).is_dir():
             return self.pool
         val = self.split(VAL)
@@ -319,40 +313,11 @@ class FolderData(Part):
         """id -> pixels per class, where a manifest of these classes has them: the label maps need not be decoded."""
         if self.split_path(SUPPORT) != self.root / SUPPORT:
             return {}  # the manifest's ids and counts are those of its own pool
-        try:
-            manifest = read_manifest(self.root)
-        except DataError:
-            return {}  # whether there is one, and as it should be, is the verification's business
-        samples = manifest.get("samples", {}) if manifest["classes"] == list(self.classes) else {}
+        manifest = self._manifest()
+        samples = manifest.get("samples", {}) if manifest.get("classes") == list(self.classes) else {}
         prefix = f"{SUPPORT}/"
         return {name.removeprefix(prefix): each["pixels"] for name, each in samples.items() if name.startswith(prefix)}
-
-    def _check_root(self) -> None:
-        if self.root.is_file() and self.root.name.lower().endswith(ARCHIVES):
-            folder = shlex.quote(str(self.root.with_name(self.root.name.split(".", 1)[0])))
-            raise DataError(
-                "the data set is still an archive", path=self.root, found="a file", expected="a folder",
-                remedy=f"python -m data_prep.archive {shlex.quote(str(self.root))} --out {folder}, "
-                f"then data.root={folder}",
-            )  # fmt: skip
-        if not self.root.is_dir():
-            raise DataError(
-                f"the data set `{self.config.name}` is not there", path=self.root,
-                found="a file" if self.root.exists() else "nothing", expected=f"a folder with {self._layout()}",
-                remedy=f"{self.how_to_get()}; or say where they are: "
-                "data.root=<folder>, data_root=<folder of all data sets> or the variable SLIME_BENCH_DATA",
-            )  # fmt: skip
 
     def _layout(self) -> str:
         """What the root holds, for messages."""
         return ", ".join(f"{self._split_name(name)}/" for name in SPLITS)
-
-    def _verify(self, names: Sequence[str] | None = None) -> None:
-        try:
-            splits = self.split_datasets(names)
-        except DataError:
-            if (self.root / MANIFEST).is_file():  # files that are gone are better named by it than by their partners
-                differences = compare_manifest(self.root, read_manifest(self.root)["files"], {})
-                refuse(VerifyReport({}, differences=differences), self.root)
-            raise
-        ensure_verified(splits, self.root)

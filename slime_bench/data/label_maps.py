@@ -14,14 +14,12 @@ from slime_bench.errors import ConfigError
 
 BACKGROUND = "background"
 IGNORE = 255
+IGNORE_NAME = "ignore"
+"""Where a user says what values mean: the name of ignored pixels."""
 MAX_CLASSES = 255
 """Label maps have 8 bits and 255 is no class. How many classes a method takes is the method's to check."""
 
-IGNORE_NAME = "ignore"
-"""Key of `data.colours` for the colour of ignored pixels."""
-
-Colours = Mapping[tuple[int, int, int], int]
-"""(red, green, blue) -> label, of label maps that are colour pictures; empty where there are none."""
+RGB = tuple[int, int, int]
 
 _GOLDEN = 0.6180339887498949
 _SHADES = ((0.90, 0.95), (0.45, 1.00), (0.95, 0.60), (0.60, 0.80))
@@ -44,40 +42,15 @@ def validate_classes(classes: Sequence[str], *, path: str = "data.classes") -> t
     Raises:
         ConfigError: not a list of names, fewer than two, more than 255, first not `background`, or a name twice.
     """
-
-    def require(holds: bool, summary: str, found: object, expected: str, remedy: str) -> None:
-        if not holds:
-            raise ConfigError(summary, path=path, found=found, expected=expected, remedy=remedy)
-
-    require(
-        not isinstance(classes, str) and all(isinstance(name, str) and name.strip() for name in classes),
-        "the class list is not a list of names", repr(classes),
-        "a list of non-empty names, e.g. [background, body, wheel]",
-        "write the classes as a YAML list; quote names such as `on` or `no`, which YAML reads as booleans",
-    )  # fmt: skip
-    names = tuple(classes)
-    require(
-        bool(names) and names[0] == BACKGROUND,
-        "the first class is not the background", names[0] if names else "an empty list", f"`{BACKGROUND}` at index 0",
-        f"put `{BACKGROUND}` first and give it label 0",
-    )  # fmt: skip
-    require(
-        len(names) >= 2,
-        "there is nothing to segment", list(names), "the background and at least one more class",
-        "name the classes of the label maps",
-    )  # fmt: skip
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    require(
-        not repeated,
-        "a class is listed twice", ", ".join(repeated), "every name once",
-        "merge the labels while preparing the data, or rename one of the classes",
-    )  # fmt: skip
-    require(
-        len(names) <= MAX_CLASSES,
-        "too many classes for a label map", f"{len(names)} classes",
-        f"at most {MAX_CLASSES}, as label maps have 8 bits and {IGNORE} is ignored",
-        "merge classes, or segment them in several trials",
-    )  # fmt: skip
+    names = () if isinstance(classes, str) else tuple(classes)
+    named = all(isinstance(name, str) and name.strip() for name in names)
+    if not (named and names[:1] == (BACKGROUND,) and 2 <= len(names) <= MAX_CLASSES and len({*names}) == len(names)):
+        raise ConfigError(
+            "this class list cannot be", path=path,
+            found=repr(classes) if len(names) <= MAX_CLASSES else f"{len(names)} classes",
+            expected=f"2 to {MAX_CLASSES} names in label order, each of them once, `{BACKGROUND}` first",
+            remedy=f"e.g. [{BACKGROUND}, body, wheel]; quote names such as `on` or `no`, which YAML reads as booleans",
+        )  # fmt: skip
     return names
 
 
@@ -111,53 +84,58 @@ def check_same_classes(classes: Sequence[str], expected: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def validate_colours(colours: Mapping[str, Sequence[int]], classes: Sequence[str]) -> dict[tuple[int, int, int], int]:
-    """The table of `data.colours`: (red, green, blue), each 0..255, -> label.
+def validate_colours(colours: Mapping[str, Sequence[int]], classes: Sequence[str]) -> dict[int, int]:
+    """The table of `data.colours`: colour, 0xRRGGBB -> label.
 
     Args:
-        colours: class name, or `ignore` for 255, -> RGB.
+        colours: class name, or `ignore` for 255, -> [red, green, blue], each 0..255.
         classes: the K class names.
 
     Raises:
         ConfigError: an unknown class, something else than three numbers of 0..255, or one colour for two classes.
     """
-    table: dict[tuple[int, int, int], int] = {}
-    remedy = "correct it in the data set's YAML or on the command line"
+    table: dict[int, int] = {}
     for name, colour in colours.items():
         path = f"data.colours.{name}"
         label = IGNORE if name == IGNORE_NAME and name not in classes else class_index(name, classes, path=path)
-        if len(colour) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in colour):
+        rgb = len(colour) == 3 and all(isinstance(value, int) and 0 <= value <= 255 for value in colour)
+        if not rgb or int(pack(np.array(colour))) in table:
             raise ConfigError(
-                f"the colour of `{name}` is no colour", path=path, found=list(colour),
-                expected="[red, green, blue], each 0 to 255", remedy=remedy,
+                f"`{name}` cannot have this colour", path=path, found=list(colour),
+                expected="[red, green, blue], each 0 to 255, and a colour of its own for every class",
+                remedy="correct it in the data set's YAML or on the command line",
             )  # fmt: skip
-        red, green, blue = colour
-        if (red, green, blue) in table:
-            raise ConfigError(
-                "two classes have one colour", path=path, found=list(colour),
-                expected="a colour of its own for every class", remedy=remedy,
-            )  # fmt: skip
-        table[red, green, blue] = label
+        table[int(pack(np.array(colour)))] = label
     return table
 
 
-def labels_of_colours(picture: NDArray[np.uint8], colours: Colours) -> tuple[NDArray[np.int64], dict[tuple, int]]:
-    """Class indices of a colour label map.
+def pack(colours: NDArray[Any]) -> NDArray[np.int64]:
+    """uint8 [...,3] RGB -> int64 [...], 0xRRGGBB."""
+    return colours.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
-    Args:
-        picture: uint8 [H,W,3] RGB.
-        colours: as `validate_colours` gives them.
 
-    Returns:
-        int64 [H,W], 0 where the colour is none of `colours`; and those other colours -> number of pixels, most first.
-    """
-    codes = (picture.astype(np.int64) << np.array([16, 8, 0])).sum(axis=-1)  # one number per colour
-    values, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    rgb = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in values]
-    labels = np.array([colours.get(colour, 0) for colour in rgb], dtype=np.int64)
-    strangers = {colour: int(count) for colour, count in zip(rgb, counts, strict=True) if colour not in colours}
-    ordered = dict(sorted(strangers.items(), key=lambda item: -item[1]))
-    return labels[inverse.reshape(codes.shape)], ordered
+def unpack(value: int) -> RGB:
+    """0xRRGGBB -> (r, g, b)."""
+    return value >> 16 & 255, value >> 8 & 255, value & 255
+
+
+def relabelled(values: NDArray[np.int64], labels: Mapping[int, int]) -> NDArray[np.int64]:
+    """int64 [H,W]: the label of each of the `values` [H,W], 0 where `labels` has none."""
+    found, places = np.unique(values, return_inverse=True)
+    table = np.array([labels.get(value, 0) for value in found.tolist()], np.int64)
+    return table[places].reshape(values.shape)
+
+
+def counted(values: NDArray[np.int64], coloured: bool = False) -> str:
+    """The most frequent `values`, with their numbers of pixels, for messages."""
+    found, counts = np.unique(values, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return listing([f"{shown(int(found[i]), coloured)} ({counts[i]} pixels)" for i in order])
+
+
+def shown(value: int, coloured: bool = False) -> str:
+    """A value of a mask as people write it: an index, or `#rrggbb`."""
+    return f"#{value:06x}" if coloured else str(value)
 
 
 def class_pixels(label: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
@@ -171,8 +149,6 @@ def palette(num_classes: int) -> NDArray[np.uint8]:
     Hues walk round the circle by the golden ratio, so that the first few classes, the ones most often seen side by
     side, are far apart whatever their number; saturation and value change from one to the next.
     """
-    colours = [(0, 0, 0)]
-    for index in range(num_classes - 1):
-        rgb = colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, *_SHADES[index % len(_SHADES)])
-        colours.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
-    return np.array(colours[:num_classes], dtype=np.uint8)
+    colours = [(0.0, 0.0, 0.0)]
+    colours += [colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, *_SHADES[index % 4]) for index in range(num_classes - 1)]
+    return np.rint(255 * np.array(colours[:num_classes])).astype(np.uint8)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Pair:
     label: Path
 
 
-def files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """The files in `folder` with one of the `suffixes` (any case), keyed by stem, in order of the stem.
 
     Hidden files (`.DS_Store`, `._photo.png`) are not data and are passed over. Stems are compared in Unicode's composed
@@ -49,10 +49,9 @@ def files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
         DataError: the folder is missing or cannot be listed, or two files share a stem, so that a label would have two
             images.
     """
-    wanted = tuple(suffixes)
     found: dict[str, Path] = {}
     for file in _files(folder):
-        if file.suffix.lower() not in wanted:
+        if file.suffix.lower() not in suffixes:
             continue
         stem = unicodedata.normalize("NFC", file.stem)
         if stem in found:
@@ -74,78 +73,62 @@ def find_pairs(folder: Path) -> list[Pair]:
     """
     images, labels = folder / IMAGES, folder / LABELS
     if images.is_dir() or labels.is_dir():
-        return _paired(images, files_by_stem(images, IMAGE_SUFFIXES), labels, files_by_stem(labels, LABEL_SUFFIXES))
-    if folder.name in REGAN_IMAGES and (folder.parent / REGAN_LABELS).is_dir():
-        return _pair_regan(folder, folder.parent / REGAN_LABELS)
-    if (folder / REGAN_LABELS).is_dir():
-        named = [folder / name for name in REGAN_IMAGES if (folder / name).is_dir()]
-        return _pair_regan(named[0] if named else folder / REGAN_IMAGES[0], folder / REGAN_LABELS)
+        return _paired(images, IMAGE_SUFFIXES, labels, LABEL_SUFFIXES)
+    regan = folder
+    if folder.name not in REGAN_IMAGES:
+        regan = next((each for name in REGAN_IMAGES if (each := folder / name).is_dir()), folder / REGAN_IMAGES[0])
+    if (regan.parent / REGAN_LABELS).is_dir():
+        return _paired(regan, IMAGE_SUFFIXES, regan.parent / REGAN_LABELS, (".png",))
     suffixes = {file.suffix.lower() for file in _files(folder)}
     if ".npy" in suffixes:
-        return _paired(folder, files_by_stem(folder, IMAGE_SUFFIXES), folder, files_by_stem(folder, (".npy",)))
+        return _paired(folder, IMAGE_SUFFIXES, folder, (".npy",))
     if ".png" in suffixes and suffixes & set(JPEG_SUFFIXES):
-        return _paired(folder, files_by_stem(folder, JPEG_SUFFIXES), folder, files_by_stem(folder, (".png",)))
+        return _paired(folder, JPEG_SUFFIXES, folder, (".png",))
+    names = sorted(f"{each.name}/" if each.is_dir() else each.name for each in folder.iterdir())
     raise DataError(
-        "no images with label maps", path=folder, found=_contents(folder),
+        "no images with label maps", path=folder,
+        found=listing([name for name in names if not name.startswith(".")]) or "an empty folder",
         expected=f"{IMAGES}/ and {LABELS}/; or, side by side, <id>.png or <id>.jpg with <id>.npy, or <id>.jpg with "
         f"<id>.png; or {REGAN_IMAGES[0]}/ and {REGAN_LABELS}/",
         remedy="lay the files out in one of these ways, or name another folder in `data.root` or `data.splits`",
     )  # fmt: skip
 
 
-def _pair_regan(images: Path, labels: Path) -> list[Pair]:
-    image_files, label_files = files_by_stem(images, IMAGE_SUFFIXES), files_by_stem(labels, (".png",))
-    if len(image_files) == len(label_files) and image_files and not set(image_files) & set(label_files):
+def _paired(images: Path, image_kinds: Sequence[str], labels: Path, label_kinds: Sequence[str]) -> list[Pair]:
+    image_files, label_files = files_by_stem(images, image_kinds), files_by_stem(labels, label_kinds)
+    apart = image_files and not image_files.keys() & label_files.keys()
+    if apart and labels.name == REGAN_LABELS and len(image_files) == len(label_files):
         # SLiMe-lab's reader sorts both folders and pairs them by position, so that their names need not agree.
-        both = zip(image_files.items(), label_files.values(), strict=True)
-        pairs = [Pair(stem, image, label) for (stem, image), label in both]
-        first = f"{pairs[0].image.name} with {pairs[0].label.name}"
-        _log.warning("%s: no stem is shared with %s/; paired by order, %s", images, labels.name, first)
-        return pairs
-    return _paired(images, image_files, labels, label_files)
-
-
-def _paired(images: Path, image_files: Mapping[str, Path], labels: Path, label_files: Mapping[str, Path]) -> list[Pair]:
-    without_label = [file.name for stem, file in image_files.items() if stem not in label_files]
-    without_image = [file.name for stem, file in label_files.items() if stem not in image_files]
-    if without_label:
-        raise DataError(
-            f"{len(without_label)} image(s) without a label map", path=images, found=listing(without_label),
-            expected=f"a file of the same stem ({' or '.join(LABEL_SUFFIXES)}) in {labels}",
-            remedy="add the missing label maps, or move these images away",
+        _log.warning(
+            "%s: no stem is shared with %s/; paired by order, %s with %s", images, labels.name,
+            *(next(iter(files.values())).name for files in (image_files, label_files)),
         )  # fmt: skip
-    if without_image:
-        raise DataError(
-            f"{len(without_image)} label map(s) without an image", path=labels, found=listing(without_image),
-            expected=f"a file of the same stem ({', '.join(IMAGE_SUFFIXES)}) in {images}",
-            remedy="add the missing images, or move these label maps away",
-        )  # fmt: skip
-    if not image_files:
-        raise DataError(
-            "no images", path=images, found="no file with a known suffix", expected=", ".join(IMAGE_SUFFIXES),
-            remedy="put the images here, or prepare the data again",
-        )  # fmt: skip
+        label_files = dict(zip(image_files, label_files.values(), strict=True))
+    for kind, other, folder, files, partners in (
+        ("image", "a label map", images, image_files, label_files),
+        ("label map", "an image", labels, label_files, image_files),
+    ):
+        alone = [file.name for stem, file in files.items() if stem not in partners]
+        if alone or not files:
+            raise DataError(
+                f"{len(alone)} {kind}(s) without {other}" if alone else f"no {kind}s", path=folder,
+                found=listing(alone) or "no file with a known suffix",
+                expected=f"images ({', '.join(image_kinds)}) in {images} and label maps of the same stems "
+                f"({', '.join(label_kinds)}) in {labels}",
+                remedy="add what is missing, or move these files away",
+            )  # fmt: skip
     return [Pair(stem, file, label_files[stem]) for stem, file in image_files.items()]
 
 
 def _files(folder: Path) -> list[Path]:
     """The plain files of a folder, sorted by name, without hidden ones."""
-    if not folder.is_dir():
-        raise DataError(
-            "folder not found", path=folder, found="a file" if folder.exists() else "nothing", expected="a folder",
-            remedy="check `data_root` (or the variable SLIME_BENCH_DATA), `data.root` and `data.splits`, "
-            "or prepare the data",
-        )  # fmt: skip
     try:
         with os.scandir(folder) as entries:  # 24,000 faces: one call instead of one per file
             names = sorted(each.name for each in entries if not each.name.startswith(".") and each.is_file())
     except OSError as error:
         raise DataError(
-            "cannot list the folder", path=folder, found=error.strerror, remedy="change the folder's permissions"
-        ) from error
+            "cannot list the folder", path=folder, found=error.strerror, expected="a folder that may be read",
+            remedy="check `data_root` (or the variable SLIME_BENCH_DATA), `data.root` and `data.splits`, "
+            "or prepare the data",
+        ) from error  # fmt: skip
     return [folder / name for name in names]
-
-
-def _contents(folder: Path) -> str:
-    names = sorted(f"{each.name}/" if each.is_dir() else each.name for each in folder.iterdir())
-    return listing([name for name in names if not name.startswith(".")]) or "an empty folder"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,31 +35,17 @@ def read_manifest(root: Path) -> dict[str, Any]:
         DataError: missing, not JSON, or without these keys.
     """
     path = root / MANIFEST
-    remedy = f"delete {root} and prepare the data again"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError("cannot read the data set's manifest", path=path, found=str(error), remedy=remedy) from error
-    missing = [key for key in _KEYS if key not in manifest] if isinstance(manifest, dict) else list(_KEYS)
-    if not missing and not isinstance(manifest["files"], dict):
-        missing = ["map of files"]
+        missing = [key for key in _KEYS if key not in manifest]
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        manifest, missing = {}, [str(error)]
     if missing:
         raise DataError(
-            "the data set's manifest is not complete", path=path, found=f"no {', '.join(missing)}", remedy=remedy
-        )
+            "cannot read the data set's manifest", path=path, found=f"missing: {', '.join(missing)}",
+            expected=f"JSON with {', '.join(_KEYS)}", remedy=f"delete {root} and prepare the data again",
+        )  # fmt: skip
     return dict(manifest)
-
-
-def check_subject(manifest: Mapping[str, Any], subject: str, root: Path, remedy: str) -> None:
-    """Refuse the manifest of `root` where it is of another subject.
-
-    Raises:
-        DataError: with the `remedy` of whoever asks.
-    """
-    if manifest["subject"] != subject:
-        raise DataError(
-            "the folder holds another subject", path=root, found=manifest["subject"], expected=subject, remedy=remedy
-        )
 
 
 def file_sha256(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""Reading of images and label maps, and folders of them as data sets; `layouts` says which files pair up."""
+"""Reading of images, masks and samples, and folders of them as data sets; `layouts` says which files pair up."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,14 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from slime_bench.data.label_maps import (
-    IGNORE,
-    Colours,
-    labels_of_colours,
-    listing,
-    validate_classes,
-    validate_colours,
-)
+from slime_bench.data.label_maps import IGNORE, counted, pack, relabelled, validate_classes, validate_colours
 from slime_bench.data.layouts import Pair, find_pairs
 from slime_bench.errors import DataError, LabelError
 
@@ -29,10 +22,9 @@ DECODING_ERRORS: Final = (
 )  # fmt: skip
 """What PIL and NumPy raise on files that are cut short, overwritten or of another kind."""
 
-_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-_COLOUR_MODES = ("RGB", "RGBA", "P", "PA")
+MASK_FORMS: Final = "class indices in a PNG file (8-bit grey or palette) or a .npy array saved without pickling"
 _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM")
-_ORIENTATION = 0x0112
+_MODES = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA")
 
 
 @dataclass(frozen=True)
@@ -43,6 +35,27 @@ class Sample:
     id: str
     image: NDArray[np.uint8]
     label: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a file of labels holds, before anybody has said what its values mean.
+
+    Attributes:
+        values: int64 [H,W]: indices, or colours as 0xRRGGBB where `coloured`.
+        palette: index -> 0xRRGGBB of a palette picture.
+    """
+
+    path: Path
+    values: NDArray[np.int64]
+    coloured: bool = False
+    palette: dict[int, int] = field(default_factory=dict)
+
+    def by_colour(self) -> Mask:
+        """A palette picture as one of colours; any other mask as it is."""
+        if not self.palette:
+            return self
+        return replace(self, values=relabelled(self.values, self.palette), coloured=True, palette={})
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -67,26 +80,48 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     )  # fmt: skip
 
 
-def read_label(path: Path, colours: Colours | None = None) -> NDArray[np.int64]:
-    """One label map as int64 [H,W].
-
-    Args:
-        path: a PNG (grey or palette index), a colour PNG whose colours `colours` holds, or a `.npy` array of whole
-            numbers, which may be stored as floats.
-        colours: as `validate_colours` gives them. Without a colour for the background, every colour that is none of
-            them is background; with one, such a colour is an error. Grey label maps and arrays hold indices all the
-            same; a palette then counts as colours.
+def read_mask(path: Path) -> Mask:
+    """The mask in a file: a lossless picture (grey, palette or colours) or a `.npy` array of whole numbers, which may
+    be stored as floats. A camera's orientation is applied, as it is to images; what is fully transparent was never
+    painted, and is 0 or black.
 
     Raises:
         DataError: missing, unreadable or cut short.
-        LabelError: not one whole number per pixel, a format that loses pixels, or colours that are no class.
+        LabelError: a format that loses pixels (JPEG), numbers that are no indices, or an array of another kind.
     """
-    array = _read_array(path) if path.suffix.lower() == ".npy" else _read_picture(path, colours or {})
-    if array.ndim != 2 or array.dtype.kind not in "biuf":
+    kind, mode, palette = _LOSSLESS[0], "", {}
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("several arrays in one file")
+        else:
+            with Image.open(path) as file:
+                kind, picture = str(file.format), ImageOps.exif_transpose(file)
+            mode, array = picture.mode, np.array(picture)
+            if mode == "P":
+                colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+                palette = dict(enumerate(pack(colours).tolist()))
+            elif mode in ("LA", "RGBA"):
+                array = np.where(array[..., -1:] == 0, 0, array[..., :-1])
+    except (*DECODING_ERRORS, MemoryError) as error:  # an array's header may promise more than there is memory
+        raise _unreadable("label map", path, error, MASK_FORMS) from error
+    if kind not in _LOSSLESS:
         raise LabelError(
-            "not a label map", path=path, found=f"an array {list(array.shape)} of {array.dtype}",
-            expected="[H,W] whole numbers, one class index per pixel",
-            remedy="save class indices, e.g. `np.save(file, label.astype(np.uint8))`",
+            "the label map is stored in a format that changes pixels", path=path, found=f"a {kind} file",
+            expected=MASK_FORMS,
+            remedy="export the label map as PNG from its source; converting this file keeps the false labels in it",
+        )  # fmt: skip
+    form = f"{f'mode {mode}, ' if mode else ''}an array {list(array.shape)} of {array.dtype}"
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    known = not mode or mode in _MODES
+    if known and array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
+        return Mask(path, pack(array), coloured=True)
+    if not known or array.ndim != 2 or array.dtype.kind not in "biuf":
+        raise LabelError(
+            "not a label map", path=path, found=form, expected=MASK_FORMS,
+            remedy="save one whole number for each pixel, the index of its class, e.g. as an 8-bit PNG",
         )  # fmt: skip
     if array.dtype.kind == "f":
         array = array.astype(np.float64)
@@ -94,11 +129,45 @@ def read_label(path: Path, colours: Colours | None = None) -> NDArray[np.int64]:
         if broken.any():
             raise LabelError(
                 "the label map holds numbers that are no class index", path=path,
-                found=f"{listing([f'{value:g}' for value in np.unique(array[broken])])} ({int(broken.sum())} pixels)",
-                expected="whole numbers, one class index per pixel",
+                found=f"{np.unique(array[broken])[0]:g} and the like ({int(broken.sum())} pixels)", expected=MASK_FORMS,
                 remedy="resize and save label maps without interpolation; scores become labels by their argmax",
             )  # fmt: skip
-    return array.astype(np.int64)
+    return Mask(path, array.astype(np.int64), palette=palette)
+
+
+def read_label(path: Path, colours: Mapping[int, int] | None = None) -> NDArray[np.int64]:
+    """One label map as int64 [H,W]: the indices in the file, or the classes of its colours.
+
+    Args:
+        path: see `read_mask`.
+        colours: as `validate_colours` gives them. Without a colour for the background, every colour that is none of
+            them is background; with one, such a colour is an error. Grey label maps and arrays hold indices all the
+            same; a palette then counts as colours.
+
+    Raises:
+        DataError, LabelError: as `read_mask`; colours that are no class.
+    """
+    mask = read_mask(path)
+    if colours:
+        mask = mask.by_colour()
+    if not mask.coloured:
+        return mask.values
+    if not colours:
+        raise LabelError(
+            "the label map is a colour picture", path=path, found=counted(mask.values, coloured=True),
+            expected="one channel of class indices (8-bit grey or palette), or the classes' colours in `data.colours`",
+            remedy="say which colour is which class, e.g. data.colours={wheel:[255,255,0]}, or convert the colours to "
+            "class indices; grey conversion would invent classes",
+        )  # fmt: skip
+    strange = ~np.isin(mask.values, list(colours))
+    if 0 in colours.values() and strange.any():
+        raise LabelError(
+            "the label map has colours that are no class", path=path,
+            found=counted(mask.values[strange], coloured=True),
+            expected=f"only the {len(colours)} colours of `data.colours`",
+            remedy="add the missing colours, or leave the background's out: every other colour is then background",
+        )  # fmt: skip
+    return relabelled(mask.values, colours)
 
 
 def check_label(label: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
@@ -110,36 +179,42 @@ def check_label(label: NDArray[np.int64], classes: Sequence[str], path: Path) ->
     Raises:
         LabelError: names the values, and how many pixels carry each.
     """
-    strangers = (label < 0) | ((label >= len(classes)) & (label != IGNORE))
-    if not strangers.any():
+    strange = (label < 0) | ((label >= len(classes)) & (label != IGNORE))
+    if strange.any():
+        raise LabelError(
+            "label outside the classes", path=path, found=counted(label[strange]),
+            expected=f"0..{len(classes) - 1} ({', '.join(classes)}) or {IGNORE} (ignore)",
+            remedy="name the missing classes in `data.classes`, or map these labels to a class or to 255",
+        )  # fmt: skip
+
+
+def check_size(pair: Pair, image: NDArray[np.uint8], label: NDArray[Any]) -> None:
+    """Refuse a label map [H,W] of another size than its image [H,W,3].
+
+    Raises:
+        LabelError: names both sizes; and the camera's orientation, where only that stands between them.
+    """
+    (height, width), (rows, columns) = image.shape[:2], label.shape
+    if (height, width) == (rows, columns):
         return
-    values, counts = np.unique(label[strangers], return_counts=True)
+    remedy = "export the label map in the size of its image, without interpolation"
+    with Image.open(pair.image) as file:
+        if file.size == (columns, rows):  # as the file has it, before `read_image` has turned it
+            remedy = "the image's EXIF orientation turns it, as viewers show it: turn the label map likewise"
     raise LabelError(
-        "label outside the classes", path=path,
-        found=listing([f"{value} ({count} pixels)" for value, count in zip(values, counts, strict=True)]),
-        expected=f"0..{len(classes) - 1} ({', '.join(classes)}) or {IGNORE} (ignore)",
-        remedy="name the missing classes in `data.classes`, or map these labels to a class or to 255",
+        "image and label map differ in size", path=pair.label, found=f"{columns}x{rows}",
+        expected=f"{width}x{height} (width x height) as {pair.image}", remedy=remedy,
     )  # fmt: skip
 
 
-def read_sample(pair: Pair, classes: Sequence[str], colours: Colours | None = None) -> Sample:
+def read_sample(pair: Pair, classes: Sequence[str], colours: Mapping[int, int] | None = None) -> Sample:
     """Decode and check one sample.
 
     Raises:
         DataError, LabelError: an unreadable file, sizes that differ, or labels outside `classes`.
     """
     image, label = read_image(pair.image), read_label(pair.label, colours)
-    if image.shape[:2] != label.shape:
-        size, turned = f"{label.shape[1]}x{label.shape[0]}", label.shape == image.shape[1::-1] and _turns(pair.image)
-        raise LabelError(
-            "image and label map differ in size", path=pair.label,
-            found=f"{size}, the size before the image's EXIF orientation is applied" if turned else size,
-            expected=f"{image.shape[1]}x{image.shape[0]} (width x height) as {pair.image}"
-            + (" is shown" if turned else ""),
-            remedy="turn the label map as viewers show the image, or save the image with its orientation applied"
-            if turned
-            else "export the label map in the size of its image, without interpolation",
-        )  # fmt: skip
+    check_size(pair, image, label)
     check_label(label, classes, pair.label)
     return Sample(pair.id, image, label)
 
@@ -202,70 +277,9 @@ class FolderDataset:
         return FolderDataset(self.folder, self.classes, self.colours, pairs=[by_id[key] for key in ids])
 
 
-def _read_array(path: Path) -> NDArray[Any]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (*DECODING_ERRORS, MemoryError) as error:  # a header may promise more than there is memory
-        if "pickle" in str(error):  # NumPy's own message ends with how to load it all the same
-            error = ValueError("pickled Python objects, which could run any code")
-        raise _unreadable("label map", path, error, "a NumPy array saved without pickling") from error
-    if not isinstance(array, np.ndarray):  # several arrays in one file
-        array.close()
-        return np.empty(0, dtype=object)
-    return array
-
-
-def _read_picture(path: Path, colours: Colours) -> NDArray[Any]:
-    try:
-        with Image.open(path) as file:
-            mode, kind = file.mode, file.format
-            coloured = bool(colours) and mode in _COLOUR_MODES
-            array = np.array(file.convert("RGB") if coloured else file)
-    except DECODING_ERRORS as error:
-        raise _unreadable("label map", path, error, "a complete PNG file") from error
-    if kind not in _LOSSLESS:
-        raise LabelError(
-            "the label map is stored in a format that changes pixels", path=path, found=f"a {kind} file",
-            expected="a PNG file",
-            remedy="export the label map as PNG from its source; converting this file keeps the false labels in it",
-        )  # fmt: skip
-    if coloured:
-        return _indices(path, array, colours)
-    if mode not in _LABEL_MODES:
-        raise LabelError(
-            "the label map is a colour picture", path=path, found=f"mode {mode}, {array.shape[-1]} channels",
-            expected="one channel of class indices (8-bit grey or palette), or the classes' colours in `data.colours`",
-            remedy="say which colour is which class, e.g. data.colours={wheel:[255,255,0]}, or convert the colours to "
-            "class indices; grey conversion would invent classes",
-        )  # fmt: skip
-    return array
-
-
-def _indices(path: Path, picture: NDArray[np.uint8], colours: Colours) -> NDArray[np.int64]:
-    labels, strangers = labels_of_colours(picture, colours)
-    if strangers and 0 in colours.values():
-        raise LabelError(
-            "the label map has colours that are no class", path=path,
-            found=listing([f"{list(colour)} ({count} pixels)" for colour, count in strangers.items()]),
-            expected=f"only the {len(colours)} colours of `data.colours`",
-            remedy="add the missing colours, or leave the background's out: every other colour is then background",
-        )  # fmt: skip
-    return labels
-
-
-def _turns(path: Path) -> bool:
-    """Whether the EXIF orientation of an image exchanges its width and height."""
-    with Image.open(path) as file:
-        return file.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-
-
 def _unreadable(kind: str, path: Path, error: BaseException, expected: str) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        found, remedy = "nothing", "restore the file, or prepare the data again"
-    elif isinstance(error, PermissionError):
-        found, remedy = "a file this user may not read", "change the file's permissions"
-    else:
-        size = path.stat().st_size if path.is_file() else 0
-        found = f"{size} bytes that do not decode ({type(error).__name__}: {error})"
-        remedy = "copy or download the file again, or prepare the data again"
+    found = getattr(error, "strerror", None)  # of a file that is not there, a folder, or one that may not be read
+    if found is None:
+        found = f"{path.stat().st_size} bytes that do not decode ({type(error).__name__}: {error})"
+    remedy = "correct the name, restore or export the file again, or prepare the data again"
     return DataError(f"cannot read the {kind}", path=path, found=found, expected=expected, remedy=remedy)

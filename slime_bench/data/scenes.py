@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -33,13 +33,12 @@ from slime_bench.data.support import (
     Counts,
     Example,
     authors_support,
+    check_ids,
     choose_val,
     draw_per_class,
     list_files,
     permuted,
-    read_lines,
     read_list,
-    unique_ids,
 )
 from slime_bench.data.verify import processors
 from slime_bench.errors import ConfigError, DataError
@@ -88,10 +87,6 @@ class SceneData(FolderData):
         return [list(range(len(dataset))) for _ in self.classes[1:]]
 
     @property
-    def images_per_shot(self) -> int:
-        return len(self.classes) - 1
-
-    @property
     def needed(self) -> tuple[str, ...]:
         """As the base class; the support split only where support images come from it."""
         support = () if self.config.support in (AUTHORS_EVAL, NO_SUPPORT) else (SUPPORT,)
@@ -114,13 +109,8 @@ class SceneData(FolderData):
         Raises:
             DataError: fewer images of a class than `shots`, or an unknown id.
         """
-        source = self._source
-        return [source.pairs[each.index].id for each in self._examples]
-
-    @cached_property
-    def missing_classes(self) -> list[str]:
-        """As the base class; nothing is missing where no support set is wanted."""
-        return super().missing_classes if self.support_ids else []
+        ids = self._source.ids
+        return [ids[each.index] for each in self._examples]
 
     @cached_property
     def support(self) -> list[Sample]:
@@ -130,14 +120,15 @@ class SceneData(FolderData):
     @cached_property
     def test(self) -> FolderDataset:
         """The images that are tested, in order of their list."""
+        whole = self.split(TEST)
         if self.config.support != AUTHORS_EVAL:
-            return self._whole_test
-        left = self._whole_test.ids
+            return whole
+        left = whole.ids
         if self.shots > 0:  # without supports the code tests all images
             taken = {each.index for each in self._examples if each.only is None}
-            shown = (self._test_counts[:, 1:] > 0).sum(1) > 0
+            shown = (self._source_counts[:, 1:] > 0).sum(1) > 0
             left = [key for index, key in enumerate(left) if shown[index] and index not in taken]
-        return self._whole_test.select(left[: self.config.max_test_images])
+        return whole.select(left[: self.config.max_test_images])
 
     @cached_property
     def val(self) -> FolderDataset:
@@ -160,11 +151,14 @@ class SceneData(FolderData):
 
     def split(self, name: str) -> FolderDataset:
         """The samples of a split within its limit."""
-        whole = self._named(self.config.splits[name])
-        limits = {TEST: self.config.max_test_images, SUPPORT: self.config.max_pool_images}
-        limit = limits.get(name, self.config.max_pool_images if not self._own_name(name) else None)
-        if name == TEST and self.config.support == AUTHORS_EVAL:
-            limit = None  # the code cuts what is left
+        listed = self.config.splits[name]
+        if listed not in self._read:
+            self._read[listed] = self.read_split(listed)
+        whole, limit = self._read[listed], None
+        if name == TEST and self.config.support != AUTHORS_EVAL:  # whose code cuts what is left
+            limit = self.config.max_test_images
+        elif name == SUPPORT or (name == VAL and not self._own_name(VAL)):
+            limit = self.config.max_pool_images
         return whole if limit is None or limit >= len(whole) else whole.select(whole.ids[:limit])
 
     def fingerprint(self) -> str:
@@ -178,7 +172,8 @@ class SceneData(FolderData):
             index = self.index_file(name)
             files = {file for pair in found.pairs for file in (pair.image, pair.label)} - {index}
             said = file_sha256(index) if index.is_file() else ""
-            parts.append(f"{name} {said} {folder_sha256(common_folder(files), files)}")
+            above = Path(os.path.commonpath([file.parent for file in files]))
+            parts.append(f"{name} {said} {folder_sha256(above, files)}")
         lists = [] if self.config.support in BUILT_IN else list_files(self.root, self.config)
         return text_sha256([*parts, *(f"{path.name} {file_sha256(path)}" for path in lists)])
 
@@ -187,11 +182,6 @@ class SceneData(FolderData):
         """The splits that were read, by the names of their lists."""
         return {}
 
-    def _named(self, name: str) -> FolderDataset:
-        if name not in self._read:
-            self._read[name] = self.read_split(name)
-        return self._read[name]
-
     def _own_name(self, split: str) -> bool:
         """Whether no split before this one has the same list."""
         return self.config.splits[split] not in [self.config.splits[each] for each in SPLITS[: SPLITS.index(split)]]
@@ -199,16 +189,18 @@ class SceneData(FolderData):
     @property
     def _source(self) -> FolderDataset:
         """What support images come from."""
-        return self._whole_test if self.config.support == AUTHORS_EVAL else self.pool
+        return self.split(TEST) if self.config.support == AUTHORS_EVAL else self.pool
 
     @cached_property
-    def _whole_test(self) -> FolderDataset:
-        return self.split(TEST)
+    def _source_counts(self) -> Counts:
+        """Pixels of each class in every image of `_source`, [N,K]."""
+        source = self._source
+        with ThreadPoolExecutor(processors()) as pool:
+            found = list(pool.map(partial(self._count, source), range(len(source))))
+        return np.stack(found) if found else np.zeros((0, len(self.classes)), np.int64)
 
-    @cached_property
-    def _test_counts(self) -> Counts:
-        """Pixels of each class in every image of the test split, [N,K]."""
-        return self._count_all(self._whole_test)
+    def _count(self, dataset: FolderDataset, index: int) -> Counts:
+        return class_pixels(dataset.label(index), len(self.classes))
 
     @cached_property
     def _list(self) -> Path | None:
@@ -221,35 +213,23 @@ class SceneData(FolderData):
         config = self.config
         if self.shots == 0 or (config.support == NO_SUPPORT and config.support_ids is None):
             return []
-        names = config.support_ids
-        if names is None and self._list is not None:
-            names = read_list(self._list, self._source.ids)
+        ids, names = self._source.ids, config.support_ids
         if names is not None:
-            return self._named_examples(names)
-        if config.support in (AUTHORS_EVAL, AUTHORS_TRAIN):
-            counts = self._test_counts if config.support == AUTHORS_EVAL else self._count_all(self.pool)
-            return self._authors(counts)
-        return self._drawn()
-
-    def _named_examples(self, names: Sequence[str]) -> list[Example]:
-        places = {key: index for index, key in enumerate(self._source.ids)}
-        unknown = [name for name in names if name not in places]
-        if unknown:
-            raise DataError(
-                "unknown support id", path="data.support_ids", found=listing(unknown),
-                expected=f"ids of {self.split_path(SUPPORT)}",
-                remedy="correct `data.support_ids`; an id is a file name without its suffix",
-            )  # fmt: skip
-        return [Example(places[name]) for name in names]
-
-    def _authors(self, counts: Counts) -> list[Example]:
+            check_ids(names, ids, self.split_path(SUPPORT), "correct `data.support_ids`")
+        elif self._list is not None:
+            names = read_list(self._list, ids)
+        if names is not None:
+            places = {key: index for index, key in enumerate(ids)}
+            return [Example(places[name]) for name in names]
+        if config.support not in (AUTHORS_EVAL, AUTHORS_TRAIN):
+            return self._drawn()
         if self.seed > MOST_RUNS:  # every run before it has to be drawn first
             raise ConfigError(
                 "the seed is the number of the authors' run here", path="seed", found=self.seed,
                 expected=f"0 to {MOST_RUNS}", remedy="e.g. seed=0,1,2,3,4, or data.support=drawn",
             )  # fmt: skip
-        path = self.split_path(TEST if self.config.support == AUTHORS_EVAL else SUPPORT)
-        return authors_support(counts, self.shots, self.seed, self.config.min_pixels, self.classes, str(path))
+        path = self.split_path(TEST if config.support == AUTHORS_EVAL else SUPPORT)
+        return authors_support(self._source_counts, self.shots, self.seed, config.min_pixels, self.classes, str(path))
 
     def _drawn(self) -> list[Example]:
         counts = cache(partial(self._count, self.pool))
@@ -268,34 +248,6 @@ class SceneData(FolderData):
                 remedy="lower `shots`, raise `data.max_pool_images`, or add images to the support list",
             )  # fmt: skip
         return [Example(index) for index in dict.fromkeys(index for own in chosen for index in own)]
-
-    def _count(self, dataset: FolderDataset, index: int) -> Counts:
-        return class_pixels(dataset.label(index), len(self.classes))
-
-    def _count_all(self, dataset: FolderDataset) -> Counts:
-        with ThreadPoolExecutor(processors()) as pool:
-            found = list(pool.map(lambda index: self._count(dataset, index), range(len(dataset))))
-        return np.stack(found) if found else np.zeros((0, len(self.classes)), np.int64)
-
-
-def common_folder(files: Iterable[Path]) -> Path:
-    """The deepest folder that holds all `files`."""
-    return Path(os.path.commonpath([file.parent for file in files]))
-
-
-def read_ids(path: Path, remedy: str) -> list[str]:
-    """The ids of a list of a data set, one per line; what follows the first word of a line does not count.
-
-    Raises:
-        DataError: missing, unreadable, empty, or an id twice.
-    """
-    if not path.exists():
-        there = sorted(each.name for each in path.parent.glob("*.txt"))
-        raise DataError(
-            "a list of the data set is not there", path=path, found=listing(there) or "no list", expected=path.name,
-            remedy=remedy,
-        )  # fmt: skip
-    return unique_ids((line.split()[0] for line in read_lines(path, remedy) if line.strip()), path, remedy)
 
 
 def _only(sample: Sample, label: int | None) -> Sample:

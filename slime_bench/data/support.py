@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import random
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,6 @@ LISTED_BY = (EACH, 12)
 """`require_all_classes` and `min_pixels` that the builders draw the lists `drawn-...` by (data_prep.split_lists)."""
 AUTHORS_SEED = 1
 
-Shown = Callable[[int], int]
-"""Index of a sample -> the number of its foreground classes."""
 Counts = NDArray[np.int64]
 """Pixels of each class, [K] or [N,K]."""
 
@@ -51,61 +50,33 @@ def draw(ids: Sequence[str], shown: Sequence[int], seed: int, purpose: str = "su
     of k shots: sets are nested.
 
     Args:
-        ids: the samples. shown: number of classes that each of them shows.
-        seed: of the trial. purpose: of the generator.
+        shown: number of classes that each of `ids` shows. purpose: of the generator.
     """
     by_id = dict(zip(ids, shown, strict=True))
     names = sorted(by_id)
-    order = permuted(len(names), seed, purpose)
-    return [names[index] for index in sorted(order, key=lambda index: -by_id[names[index]])]
+    order = first_choices(permuted(len(names), seed, purpose), len(names), EACH, lambda at: by_id[names[at]], -1)
+    return [names[index] for index in order]
 
 
-def first_choices(order: Sequence[int], shots: int, rule: str, shown: Shown, complete: int) -> list[int]:
+def first_choices(order: Sequence[int], shots: int, rule: str, shown: Callable[[int], int], complete: int) -> list[int]:
     """The first `shots` of a permuted pool, after the rule of `DataConfig.require_all_classes`; sets are nested.
 
-    With `each` this is `draw`, but no more images are looked at than it takes to find `shots` complete ones.
+    No more images are looked at than it takes to find complete ones.
 
     Args:
         order: permutation of the pool. shots: at most its length. rule: `each`, `first` or `none`.
-        shown: foreground classes of a sample. complete: number of foreground classes there are.
+        shown: sample -> its number of foreground classes. complete: number of foreground classes there are.
     """
-    if rule == EACH:
-        counts: dict[int, int] = {}
-        found = 0
-        for index in order:
-            counts[index] = shown(index)
-            found += counts[index] == complete
-            if found == shots:
-                break
-        return sorted(counts, key=lambda index: -counts[index])[:shots]
-    if rule == FIRST:
-        best, most = order[0], -1
-        for index in order:
-            count = shown(index)
-            if count > most:
-                best, most = index, count
-            if most == complete:
-                break
-        order = [best, *(index for index in order if index != best)]
-    return list(order[:shots])
-
-
-def foreground_counter(pool: FolderDataset, min_pixels: int, counted: Mapping[str, Sequence[int]]) -> Shown:
-    """Counts the foreground classes of a sample with at least `min_pixels` pixels.
-
-    Args:
-        pool: the samples; a label map is decoded where `counted` does not have it.
-        counted: id -> pixels per class, in label order, as a manifest has them.
-    """
-    ids, classes = pool.ids, len(pool.classes)
-
-    def shown(index: int) -> int:
-        pixels = counted.get(ids[index])
-        if pixels is None or len(pixels) != classes:
-            pixels = class_pixels(pool.label(index), classes).tolist()
-        return sum(count >= min_pixels for count in pixels[1:])
-
-    return shown
+    wanted = {EACH: shots, FIRST: 1}.get(rule, 0)
+    counts: dict[int, int] = {}
+    found = 0
+    for index in order:
+        if found == wanted:
+            break
+        counts[index] = shown(index)
+        found += counts[index] == complete
+    best = dict.fromkeys(sorted(counts, key=lambda index: -counts[index])[:wanted])
+    return [*best, *(index for index in order if index not in best)][:shots]
 
 
 def choose_support(
@@ -122,14 +93,15 @@ def choose_support(
     Args:
         pool: what may be chosen. shots, seed: of the trial.
         config: see `DataConfig.support`, `support_ids` and `require_all_classes`.
-        listed: the list to follow, as `list_file` names it. counted: see `foreground_counter`.
+        listed: the list to follow, as `list_file` names it.
+        counted: id -> pixels per class, in label order, as a manifest has them; other label maps are decoded.
 
     Raises:
         DataError: `shots` is larger than the pool or than `support_ids`, a list of another length, or an unknown id.
     """
-    ids, fixed = pool.ids, config.support_ids
+    ids, fixed, classes = pool.ids, config.support_ids, len(pool.classes)
     if fixed is not None:
-        _check_ids(fixed, ids, pool.folder, "correct `data.support_ids`; an id is a file name without its suffix")
+        check_ids(fixed, ids, pool.folder, "correct `data.support_ids`; an id is a file name without its suffix")
     available = len(ids if fixed is None else fixed)
     if shots > available:
         raise DataError(
@@ -150,10 +122,15 @@ def choose_support(
         return names
     if config.support == IN_ORDER:
         return ids[:shots]
-    shown = foreground_counter(pool, config.min_pixels, counted or {})
+
+    def shown(index: int) -> int:
+        pixels = (counted or {}).get(ids[index])
+        if pixels is None or len(pixels) != classes:
+            pixels = class_pixels(pool.label(index), classes).tolist()
+        return sum(count >= config.min_pixels for count in pixels[1:])
+
     order = permuted(len(ids), seed)
-    chosen = first_choices(order, shots, config.require_all_classes, shown, len(pool.classes) - 1)
-    return [ids[index] for index in chosen]
+    return [ids[index] for index in first_choices(order, shots, config.require_all_classes, shown, classes - 1)]
 
 
 def choose_val(ids: Sequence[str], size: int | None, seed: int, folder: Path) -> list[str]:
@@ -217,8 +194,7 @@ def list_file(root: Path, config: DataConfig, shots: int, seed: int) -> Path | N
         there = sorted(each.stem for each in folder.glob("*.txt") if not each.name.startswith((".", f"{DRAWN}-")))
         raise DataError(
             f"there is no list `{config.support}` of {shots} support image(s)", path=path,
-            found=f"the lists {listing(there)}" if there else "no list with a name",
-            expected=f"one id per line in {LISTS}/<name>-<shots>.txt",
+            found=f"the lists {listing(there)}", expected=f"one id per line in {LISTS}/<name>-<shots>.txt",
             remedy=f"choose another `data.support` (data.support={DRAWN} draws with the seed) or other `shots`",
         )  # fmt: skip
     return path
@@ -239,55 +215,40 @@ def list_files(root: Path, config: DataConfig) -> list[Path]:
     return sorted(path for path in (root / LISTS).glob(f"{config.support}-*.txt") if path.is_file())
 
 
-def read_list(path: Path, ids: Sequence[str]) -> list[str]:
-    """The ids of a list, in its order.
+def read_list(
+    path: Path, ids: Sequence[str] | None = None, remedy: str = "mend the list, or prepare the data again"
+) -> list[str]:
+    """The ids of a list, in its order and in Unicode's composed form.
 
     Args:
-        path: the file. ids: those there are.
+        path: the file. ids: those there are; None where the list itself says so.
 
     Raises:
         DataError: unreadable, empty, an id twice, or one that is none of `ids`.
     """
-    remedy = "mend the list, or prepare the data again"
-    stripped = (f" {line}".split(" #", 1)[0] for line in read_lines(path, remedy))
-    names = unique_ids(stripped, path, remedy)
-    _check_ids(names, ids, path, remedy)
-    return names
-
-
-def read_lines(path: Path, remedy: str) -> list[str]:
-    """The lines of a list.
-
-    Raises:
-        DataError: unreadable, or not text.
-    """
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise DataError("cannot read a list of ids", path=path, found=str(error), remedy=remedy) from error
-
-
-def unique_ids(lines: Iterable[str], path: Path, remedy: str) -> list[str]:
-    """The ids of a list's lines, in Unicode's composed form.
-
-    Raises:
-        DataError: there are none, or one is there twice.
-    """
-    names = [unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip()]
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    repeated = [name for name, count in counts.items() if count > 1]
+        raise DataError(
+            "cannot read a list of ids", path=path, found=str(error), expected="one id per line", remedy=remedy
+        ) from error
+    stripped = [f" {line}".split(" #", 1)[0].strip() for line in lines]
+    names = [unicodedata.normalize("NFC", name) for name in stripped if name]
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated or not names:
         raise DataError(
-            "a list of ids is empty or names an id twice", path=path, found=listing(sorted(repeated)) or "no id",
+            "a list of ids is empty or names an id twice", path=path, found=listing(repeated) or "no id",
             expected="one id per line, each of them once", remedy=remedy,
         )  # fmt: skip
+    if ids is not None:
+        check_ids(names, ids, path, remedy)
     return names
 
 
-def _check_ids(names: Sequence[str], ids: Sequence[str], path: Path, remedy: str) -> None:
-    unknown = sorted(set(names) - set(ids), key=list(names).index)
+def check_ids(names: Sequence[str], ids: Sequence[str], path: Path, remedy: str) -> None:
+    """Refuse `names` that are none of the `ids`, with a DataError that names the nearest."""
+    known = set(ids)
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise DataError(
             "unknown support id", path=path, found=listing(unknown), remedy=remedy,
@@ -317,7 +278,7 @@ def draw_per_class(
     min_pixels: int,
     order: Callable[[int], Sequence[int]],
 ) -> list[list[int]]:
-    """`shots` samples of each class, class by class: first those that show nothing else, and much of it.
+    """`shots` samples of each class, class by class.
 
     Of each class's samples in their `order`, those come first that show at least `min_pixels` of it and no other
     foreground class, then those that show as much of it beside others, then all that show it. No more samples are

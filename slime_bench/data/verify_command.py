@@ -11,15 +11,14 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from slime_bench.data.class_table import class_table, stdout_console
 from slime_bench.errors import ConfigError, SlimeBenchError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from slime_bench.data.folder import FolderData
     from slime_bench.data.reading import FolderDataset
     from slime_bench.data.verify import VerifyReport
@@ -34,25 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ConfigError: a configuration that cannot be, or of several trials. DataError: there is no such data set.
     """
+    from slime_bench.config.compose import plan
+
     parser = argparse.ArgumentParser(
         prog="slime-bench verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a trial, e.g. data=pascal_part_car")
     parser.add_argument("--fresh", action="store_true", help="decode the files also when they were found good before")
     args = parser.parse_args(argv)
-    name, data = _data_of(args.overrides)
-    began = time.monotonic()
-    report = _verify(data, fresh=args.fresh)
-    _print(name, data.root, data.classes, report, time.monotonic() - began)
-    return 0 if report.usable and not report.leaks else FAULTY
-
-
-def _data_of(overrides: Sequence[str]) -> tuple[str, FolderData]:
-    """Name and data set that the overrides describe."""
-    from slime_bench.config.compose import plan
-    from slime_bench.data.folder import FolderData
-
-    trials = plan(list(overrides), sweep=True).trials
+    trials = plan(args.overrides, sweep=True).trials
     if len(trials) != 1:
         raise ConfigError(
             "the configuration is one of several trials", found=f"{len(trials)} trials", expected="one",
@@ -60,13 +49,14 @@ def _data_of(overrides: Sequence[str]) -> tuple[str, FolderData]:
         )  # fmt: skip
     cfg = trials[0]
     data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
-    if not isinstance(data, FolderData):
-        raise ConfigError(
-            "this kind of data set cannot be verified", path="data._target_", found=cfg.plain["data"]["_target_"],
-            expected="a data set of folders, as slime_bench.data.folder.FolderData",
-            remedy="choose another data set, or derive its class from FolderData",
-        )  # fmt: skip
-    return str(cfg.data.name), data
+    began = time.monotonic()
+    report = _verify(data, fresh=args.fresh)
+    good = report.usable and not report.leaks
+    _print(f"{cfg.data.name}  {data.root}", data.classes, report)
+    images = sum(each.images for each in report.splits.values())
+    source = " (remembered: no file has changed since; --fresh decodes them again)" if report.remembered else ""
+    print(f"{'good' if good else 'NOT GOOD'}: {images:,} images in {time.monotonic() - began:.1f} s{source}")
+    return 0 if good else FAULTY
 
 
 def _verify(data: FolderData, *, fresh: bool) -> VerifyReport:
@@ -88,52 +78,40 @@ def _verify(data: FolderData, *, fresh: bool) -> VerifyReport:
     return replace(report, problems=[*problems, *report.problems])
 
 
-def _print(name: str, root: Path, classes: Sequence[str], report: VerifyReport, seconds: float) -> None:
+def _print(title: str, classes: Sequence[str], report: VerifyReport) -> None:
     console = stdout_console()
-    console.print(f"{name}  {root}")
+    console.print(title)
     if report.splits:
         splits = {
-            key: (each.images, [*each.images_with_class.values()], [*each.pixels_of_class.values()])
-            for key, each in report.splits.items()
+            name: (each.images, [*each.images_with_class.values()], [*each.pixels_of_class.values()])
+            for name, each in report.splits.items()
         }
         more = {
             "ignored pixels": [f"{each.ignored_pixels:,}" for each in report.splits.values()],
             "sizes": [_sizes(each.sizes) for each in report.splits.values()],
         }
         console.print(class_table(classes, splits, more))
-    for key, absent in report.absent.items():
-        console.print(f"note: no image of {key} shows {', '.join(absent)}")
-    faults = [f"{each.path}: {each.summary} ({each.found})" for each in report.problems]
-    _section(console, "cannot be used", faults)
-    _section(console, "what to do", list(dict.fromkeys(str(each.remedy) for each in report.problems if each.remedy)))
-    _section(console, "differs from the manifest", report.differences)
-    _section(console, "in the test split and in another", [str(each) for each in report.leaks])
-    twice = [str(each) for each in report.duplicates if not each.leak]
-    _section(console, "appears twice (a warning)", twice)
-    images = sum(each.images for each in report.splits.values())
-    good = report.usable and not report.leaks
-    source = (
-        " (remembered: no file has changed since; --fresh decodes them again)" if report.remembered and images else ""
-    )
-    console.print(f"{'good' if good else 'NOT GOOD'}: {images:,} images in {seconds:.1f} s{source}")
-
-
-def _section(console: Console, title: str, lines: Sequence[str]) -> None:
-    if not lines:
-        return
-    console.print(f"{title}: {len(lines)}")
-    for line in lines[:_SHOWN]:
-        console.print(f"  {line}")
-    if len(lines) > _SHOWN:
-        console.print(f"  and {len(lines) - _SHOWN} more")
+    for name, each in report.splits.items():
+        absent = [key for key, count in each.pixels_of_class.items() if not count]
+        if absent:
+            console.print(f"note: no image of {name} shows {', '.join(absent)}")
+    sections = {
+        "cannot be used": [f"{each.path}: {each.summary} ({each.found})" for each in report.problems],
+        "what to do": list(dict.fromkeys(str(each.remedy) for each in report.problems if each.remedy)),
+        "differs from the manifest": report.differences,
+        "in the test split and in another": [str(each) for each in report.leaks],
+        "appears twice (a warning)": [str(each) for each in report.twins],
+    }
+    for heading, lines in sections.items():
+        if lines:
+            rest = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+            console.print("\n  ".join([f"{heading}: {len(lines)}", *lines[:_SHOWN], *rest]))
 
 
 def _sizes(sizes: dict[str, int]) -> str:
     """One size as it is, several by their number and the extremes of both sides."""
     if len(sizes) <= 1:
         return "".join(sizes)
-    sides = [tuple(int(side) for side in size.split("x")) for size in sizes]
-    (least_w, least_h), (most_w, most_h) = (
-        tuple(extreme(side[axis] for side in sides) for axis in (0, 1)) for extreme in (min, max)
-    )
+    sides = np.array([size.split("x") for size in sizes], int)
+    (least_w, least_h), (most_w, most_h) = sides.min(0), sides.max(0)
     return f"{len(sizes)} from {least_w}x{least_h} to {most_w}x{most_h}"

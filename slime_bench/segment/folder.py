@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from slime_bench.data.label_maps import listing
 from slime_bench.errors import DataError, ResultError, StorageError
 from slime_bench.storage import write_atomic
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-UNREAD = (".heic", ".heif", ".avif", ".gif", ".dng", ".cr2", ".nef", ".arw")
 RUN, EMBEDDINGS, LABELS, OVERLAYS = "run.json", "embeddings.safetensors", "labels", "overlays"
 AREAS, GRID, CLASSES = "areas.csv", "grid.png", "classes.yaml"
 
@@ -53,37 +53,32 @@ def list_images(places: Sequence[Path], out: Path) -> tuple[dict[str, Path], lis
     Results are named after the file's stem, and after its full name where files share a stem.
 
     Returns:
-        also the names of pictures of a kind that is not read.
+        also the names of other files, which are left out.
 
     Raises:
         DataError: a place that is not there or is among the results, no image at all, two files of one name.
     """
     files: dict[Path, Path] = {}  # resolved -> as named
-    unread: list[str] = []
+    others: list[str] = []
     for place in places:
-        if not place.exists():
-            raise DataError(
-                "the images are not there", path=place, found="nothing", expected="a folder of images, or an image",
-                remedy="correct --images",
-            )  # fmt: skip
         _check_apart(place, out)
-        found = [place]
-        if place.is_dir():
-            inside = sorted(each for each in place.iterdir() if each.is_file() and not each.name.startswith("."))
-            found = [each for each in inside if each.suffix.lower() in SUFFIXES]
-            unread += [each.name for each in inside if each.suffix.lower() in UNREAD]
-        for each in found:
-            files.setdefault(each.resolve(), each)
-    if not files:
-        kinds = ", ".join(sorted({Path(each).suffix for each in unread}))
+        if not place.is_dir():
+            files.setdefault(place.resolve(), place)
+            continue
+        for each in sorted(place.iterdir()):
+            if each.is_file() and not each.name.startswith("."):
+                if each.suffix.lower() in SUFFIXES:
+                    files.setdefault(each.resolve(), each)
+                else:
+                    others.append(each.name)
+    if not files or not all(each.exists() for each in files):
         raise DataError(
-            "no images", path=", ".join(map(str, places)),
-            found=f"{len(unread)} picture(s) of other kinds ({kinds})" if unread else "no file with a known suffix",
-            expected=", ".join(SUFFIXES),
-            remedy="export them as JPEG or PNG" if unread
-            else "name a folder that holds images; folders inside it are not looked at",
+            "there are no such images", path=", ".join(map(str, places)),
+            found=f"other files: {listing(others)}" if others else "nothing",
+            expected=f"image files, or folders that hold some: {', '.join(SUFFIXES)}",
+            remedy="correct --images; folders inside a folder are not looked at; export other kinds as JPEG or PNG",
         )  # fmt: skip
-    return _named(list(files.values())), unread
+    return _named(list(files.values())), others
 
 
 def _check_apart(place: Path, out: Path) -> None:
@@ -119,16 +114,11 @@ def _folded(name: str) -> str:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse an output folder that is a file, or that holds files of these names from elsewhere.
+    """Refuse an output folder that holds files of these names from elsewhere; a file is refused when it is written to.
 
     Raises:
-        StorageError, ResultError.
+        ResultError.
     """
-    if out.exists() and not out.is_dir():
-        raise StorageError(
-            "a file is in the way", path=out, found="a file", expected="a folder, or nothing",
-            remedy="choose another --out",
-        )  # fmt: skip
     names = (LABELS, OVERLAYS, AREAS, GRID, CLASSES, EMBEDDINGS)
     strangers = [name for name in names if (out / name).exists()]
     if strangers and not (out / RUN).exists():

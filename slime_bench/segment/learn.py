@@ -5,14 +5,15 @@ What this command takes from `config` and `trial` is here: a trial's configurati
 
 from __future__ import annotations
 
+import argparse
 import copy
 import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
@@ -21,11 +22,11 @@ from slime_bench.config.compose import plan
 from slime_bench.config.schema import TrialConfig, build_part, read_part, validate
 from slime_bench.data.config import DataConfig
 from slime_bench.data.folder import FolderData
-from slime_bench.data.label_maps import palette
+from slime_bench.data.label_maps import RGB, palette
+from slime_bench.data.reading import Sample
 from slime_bench.errors import ConfigError, DeviceError
 from slime_bench.results import identity
 from slime_bench.results.state import NODES, write_state
-from slime_bench.segment.masks import RGB
 from slime_bench.segment.output import note, progress
 from slime_bench.segment.support import Support
 from slime_bench.tracking.loggers import curve_callback, trial_logger
@@ -82,7 +83,13 @@ class Recipe:
 
 
 class SupportData(FolderData):
-    """A support set alone, which was read and checked before it was laid out."""
+    """A support set alone, which was read and checked before."""
+
+    def __init__(self, config: DataConfig, support: Support, seed: int) -> None:
+        super().__init__(config, len(support.ids), seed)
+        read = zip(support.ids, support.images, support.labels, strict=True)
+        self.support_ids = support.ids
+        self.support = [Sample(key, image, label.astype(np.int64)) for key, image, label in read]
 
     def prepare_data(self) -> None:
         """There is neither a test split nor anything to verify."""
@@ -106,16 +113,8 @@ class _Bar(Callback):
         self._bar.close()
 
 
-def configuration(
-    support: Support,
-    overrides: Sequence[str],
-    *,
-    preset: str | None = None,
-    seed: int | None = None,
-    device: str = "auto",
-    weights: str | None = None,
-) -> TrialConfig:
-    """The configuration of a trial on the annotated images.
+def configuration(args: argparse.Namespace, support: Support) -> TrialConfig:
+    """The configuration of a trial on the annotated images, by the options of the command line.
 
     The preset's data set lends size, fit and augmentation. Pictures of any size are shrunk with `antialias` unless
     `data.resize` says otherwise. With one image the preset decides whether it is its own validation; with several the
@@ -125,15 +124,16 @@ def configuration(
         ConfigError: an override that cannot be, one of what the annotated images decide, or a method that `segment`
             does not take.
     """
-    settled = [each for each in overrides if each.lstrip("+~").partition("=")[0] in _SETTLED]
+    settled = [each for each in args.overrides if each.lstrip("+~").partition("=")[0] in _SETTLED]
     if settled:
         raise ConfigError(
             "the annotated images decide this", path=settled[0].partition("=")[0], found=settled[0],
             expected="overrides of the method, the backbone, the protocol, or of data.augment and the like",
             remedy="leave it out; --image and --mask, or --support, say it all",
         )  # fmt: skip
-    chosen = [] if any(each.startswith("preset=") for each in overrides) and preset is None else [preset or "mini"]
-    (cfg,) = plan([*(f"preset={name}" for name in chosen), "data.resize=antialias", *overrides]).trials
+    said = args.preset is None and any(each.startswith("preset=") for each in args.overrides)
+    chosen = [] if said else [f"preset={args.preset or 'mini'}"]
+    (cfg,) = plan([*chosen, "data.resize=antialias", *args.overrides]).trials
     plain = copy.deepcopy(cfg.plain)
     own = cfg.data.validation == "support" or (cfg.data.validation == "auto" and len(support.ids) == 1)
     plain["data"] = {
@@ -143,10 +143,10 @@ def configuration(
         "support_ids": support.ids,
         "validation": "support" if own else "none",
     }
-    plain |= {"shots": len(support.ids), "seed": plain["seed"] if seed is None else seed}
-    if weights is not None:
-        plain["backbone"]["weights"] = weights
-    plain["trainer"]["device"] = pick_device(device if device != "auto" else cfg.trainer.device)
+    plain |= {"shots": len(support.ids), "seed": plain["seed"] if args.seed is None else args.seed}
+    if args.weights is not None:
+        plain["backbone"]["weights"] = args.weights
+    plain["trainer"]["device"] = pick_device(args.device if args.device != "auto" else cfg.trainer.device)
     check_precision(plain["trainer"]["precision"], plain["trainer"]["device"])
     cfg = validate(OmegaConf.create(plain))
     check_parts(cfg)
@@ -176,9 +176,8 @@ def fit(cfg: TrialConfig, support: Support, folder: Path, state: Path, fit_signa
     """
     classes = support.classes.names
     cfg.parts["method"].check(cfg.method, backbone_facts(cfg), classes, cfg.data.image_size)
-    with tempfile.TemporaryDirectory(prefix="slime-bench-") as root, trial_logger(cfg, folder) as logger:
-        support.write(Path(root))
-        data = SupportData(replace(cfg.data, root=root), shots=cfg.shots, seed=cfg.seed).datamodule()
+    with trial_logger(cfg, folder) as logger:
+        data = SupportData(cfg.data, support, cfg.seed).datamodule()
         data.setup("fit")  # mistakes in the data come before the backbone is loaded
         parts = {name: (cfg.parts[name], getattr(cfg, name)) for name in _PARTS}
         method = _build(parts, classes, cfg.seed, cfg.trainer.device)

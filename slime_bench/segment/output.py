@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import maximum_filter, minimum_filter
 from tqdm import tqdm
 
-from slime_bench.segment.masks import RGB
+from slime_bench.data.label_maps import RGB
 
 VIEW = (640, 1600)
 """Smallest and largest longer side of an overlay in pixels."""

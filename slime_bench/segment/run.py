@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from slime_bench.data.class_files import ClassSpec, parse_classes, read_classes
+from slime_bench.data.label_maps import listing
 from slime_bench.data.reading import read_image
 from slime_bench.data.transforms import fit_image, unfit
 from slime_bench.errors import ResultError, SlimeBenchError
@@ -28,7 +30,6 @@ from slime_bench.results.state import content_hash, read_state
 from slime_bench.segment import folder, learn, output
 from slime_bench.segment.folder import EMBEDDINGS, LABELS, OVERLAYS, Record, Run, write, write_run
 from slime_bench.segment.learn import Recipe
-from slime_bench.segment.masks import read_classes
 from slime_bench.segment.output import Shown, columns, note, percent
 from slime_bench.segment.support import Support, pair_up, read_support
 from slime_bench.trial import fitting
@@ -52,15 +53,6 @@ class Learned:
     method: Any = None
 
 
-@dataclass
-class SegmentSummary:
-    """What became of the images: names segmented now, names that were there already, (file, error) of the others."""
-
-    segmented: list[str] = field(default_factory=list)
-    earlier: list[str] = field(default_factory=list)
-    failures: list[tuple[Path, SlimeBenchError]] = field(default_factory=list)
-
-
 def run(args: argparse.Namespace) -> int:
     """All stages; returns the exit code.
 
@@ -78,40 +70,44 @@ def _run(args: argparse.Namespace) -> int:
     support = _annotated(args) if args.image or args.mask or args.support else None
     files = _images(args)
     learned = _reused(args) if support is None else _learned(args, support)
-    made = learned.recipe
-    run = _earlier(args, learned)
+    made, run = learned.recipe, _earlier(args, learned)
     _write_embeddings(args, learned, run, learns=support is not None)
-    todo, method = folder.remaining(files, args.out, run), learned.method
-    if todo and method is None:
-        method = learn.load_method(made, learned.tensors, learned.device)
-    summary = SegmentSummary(earlier=[name for name in files if name not in todo])
+    todo = {name: files[name] for name in folder.remaining(files, args.out, run)}
+    failures: dict[str, SlimeBenchError] = {}
     if todo:
+        method = learned.method or learn.load_method(made, learned.tensors, learned.device)
         with fitting.threads(None, True):
-            segment_images(
-                method.to(learned.device).eval(), made, {name: files[name] for name in todo}, args.out, run, summary
-            )
-    names = [name for name in files if name in {*summary.segmented, *summary.earlier}]
-    records = [run.images[name] for name in names]
+            failures = segment_images(method.to(learned.device).eval(), made, todo, args.out, run)
+    good = {name: path for name, path in files.items() if name not in failures}
+    records = [run.images[name] for name in good]
     write(args.out / folder.AREAS, output.areas_csv(((record.file, record.pixels) for record in records), made.classes))
-    if names:
-        _write_grid(args.out, made, {name: files[name] for name in names}, support)
-    _report(args.out, made, records, summary, time.monotonic() - began)
-    return 2 if summary.failures else 0
+    if good:
+        _write_grid(args.out, made, good, support)
+    _report(args.out, made, records, len(files) - len(todo), time.monotonic() - began)
+    if failures:
+        lines = [f"{len(failures)} image(s) could not be read:"]
+        lines += [f"  {files[name]}: {error.summary} ({error.found})" for name, error in failures.items()]
+        lines.append("  what to do: mend or remove them and repeat the command; the others are not done again")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    return 2 if failures else 0
 
 
 def _annotated(args: argparse.Namespace) -> Support:
-    support = read_support(pair_up(args.image, args.mask, args.support), read_classes(args.classes))
-    note("annotated", ", ".join(support.names[:5]) + (" ..." if len(support.names) > 5 else ""))
+    said, spec = args.classes, ClassSpec()
+    if said is not None:
+        is_file = said.endswith((".yaml", ".yml")) or ("," not in said and Path(said).is_file())
+        spec = read_classes(Path(said)) if is_file else parse_classes(said.split(","), "--classes")
+    support = read_support(pair_up(args.image, args.mask, args.support), spec)
+    note("annotated", listing(support.names))
     note("classes", columns([("in mask", "label", "class", "area"), *support.classes.table()]))
     return support
 
 
 def _images(args: argparse.Namespace) -> dict[str, Path]:
-    files, unread = folder.list_images(args.images, args.out)
+    files, others = folder.list_images(args.images, args.out)
     folder.check_folder(args.out)
-    places = ", ".join(str(each) for each in args.images[:3]) + (" ..." if len(args.images) > 3 else "")
-    left_out = f"; {len(unread)} of kinds that are not read left out, e.g. {unread[0]}" if unread else ""
-    note("images", f"{len(files)} from {places}{left_out}")
+    left_out = f"; left out: {listing(others)}" if others else ""
+    note("images", f"{len(files)} from {listing([str(each) for each in args.images])}{left_out}")
     return files
 
 
@@ -124,9 +120,7 @@ def _reused(args: argparse.Namespace) -> Learned:
 
 def _learned(args: argparse.Namespace, support: Support) -> Learned:
     """Embeddings of the annotated images: those that an earlier run has left, or new ones."""
-    cfg = learn.configuration(
-        support, args.overrides, preset=args.preset, seed=args.seed, device=args.device, weights=args.weights
-    )
+    cfg = learn.configuration(args, support)
     signature, device, here = learn.signature(cfg, support), str(cfg.trainer.device), args.out / EMBEDDINGS
     for path in (args.embeddings, here):
         if args.force or path is None or not path.exists():
@@ -189,18 +183,22 @@ def _write_embeddings(args: argparse.Namespace, learned: Learned, run: Run, lear
 
 
 def segment_images(
-    method: Any, made: Recipe, files: Mapping[str, Path], out: Path, run: Run, summary: SegmentSummary
-) -> None:
-    """Label maps and overlays of all images; `run` and `summary` are brought up to date, also after an interruption.
+    method: Any, made: Recipe, files: Mapping[str, Path], out: Path, run: Run
+) -> dict[str, SlimeBenchError]:
+    """Label maps and overlays of all images; `run` is brought up to date, also after an interruption.
 
     Images are read and results are written in other threads while the next ones are computed. Memory does not grow
     with their number.
+
+    Returns:
+        the errors of images that could not be read, by name.
 
     Raises:
         StorageError: `out` cannot be written. DeviceError: too little memory.
     """
     names, size = list(files), made.data.batch_size
     batches = [names[start : start + size] for start in range(0, len(names), size)]
+    failures: dict[str, SlimeBenchError] = {}
     writing: list[Future[None]] = []
     saved = time.monotonic()
     try:
@@ -208,26 +206,26 @@ def segment_images(
             ThreadPoolExecutor(max_workers=max(2, min(4, os.cpu_count() or 1))) as pool,
             output.progress("segment", len(names)) as bar,
         ):
-            reading = [pool.submit(_load, name, files[name], made) for name in batches[0]]
+            reading = {name: pool.submit(_load, name, files[name], made) for name in batches[0]}
             for following in [*batches[1:], []]:
-                loaded = [each.result() for each in reading]
-                reading = [pool.submit(_load, name, files[name], made) for name in following]
-                good = [each for each in loaded if isinstance(each, _Loaded)]
-                summary.failures += [each for each in loaded if not isinstance(each, _Loaded)]
+                loaded = {name: each.result() for name, each in reading.items()}
+                reading = {name: pool.submit(_load, name, files[name], made) for name in following}
+                good = [each for each in loaded.values() if isinstance(each, _Loaded)]
+                failures |= {name: each for name, each in loaded.items() if isinstance(each, SlimeBenchError)}
                 scores = _scores(method, good) if good else []
                 for each in writing:
                     each.result()
-                bar.update(len(summary.segmented) + len(summary.failures) - bar.n)
+                bar.update(len(loaded))
                 if time.monotonic() - saved > _SAVE_EVERY:
                     write_run(out, run)
                     saved = time.monotonic()
                 both = zip(good, scores, strict=True)
-                writing = [pool.submit(_finish, one, score, made, out, run, summary) for one, score in both]
+                writing = [pool.submit(_finish, one, score, made, out, run) for one, score in both]
             for each in writing:
                 each.result()
-            bar.update(len(names) - bar.n)
     finally:
         write_run(out, run)
+    return failures
 
 
 @dataclass(frozen=True)
@@ -243,12 +241,12 @@ class _Loaded:
     changed: int
 
 
-def _load(name: str, path: Path, made: Recipe) -> _Loaded | tuple[Path, SlimeBenchError]:
+def _load(name: str, path: Path, made: Recipe) -> _Loaded | SlimeBenchError:
     try:
         image = read_image(path)
         status = path.stat()
     except SlimeBenchError as error:
-        return path, error
+        return error
     fitted = fit_image(image, made.data.image_size, made.data.resize, made.data.fit).float() / 255
     size = (int(image.shape[0]), int(image.shape[1]))
     return _Loaded(name, fitted, output.view(Image.fromarray(image)), size, path, status.st_size, status.st_mtime_ns)
@@ -276,14 +274,13 @@ def label_of(scores: torch.Tensor, size: tuple[int, int], fit: str) -> NDArray[n
     return label.numpy()
 
 
-def _finish(loaded: _Loaded, scores: torch.Tensor, made: Recipe, out: Path, run: Run, summary: SegmentSummary) -> None:
+def _finish(loaded: _Loaded, scores: torch.Tensor, made: Recipe, out: Path, run: Run) -> None:
     """Write one image's results, and record them."""
     label = label_of(scores, loaded.size, made.data.fit)
     write(out / OVERLAYS / f"{loaded.name}.jpg", output.overlay(loaded.view, label, made.classes, made.colours))
     write(out / LABELS / f"{loaded.name}.png", output.label_png(label, made.colours))
     pixels = np.bincount(label.ravel(), minlength=len(made.classes)).tolist()
     run.images[loaded.name] = Record(loaded.path.name, loaded.bytes, loaded.changed, list(loaded.size), pixels)
-    summary.segmented.append(loaded.name)
 
 
 def _write_grid(out: Path, made: Recipe, files: Mapping[str, Path], support: Support | None) -> None:
@@ -298,19 +295,13 @@ def _write_grid(out: Path, made: Recipe, files: Mapping[str, Path], support: Sup
     write(out / folder.GRID, output.grid_png(above, below, len(names), made.classes, made.colours))
 
 
-def _report(out: Path, made: Recipe, records: Sequence[Record], summary: SegmentSummary, seconds: float) -> None:
-    earlier = f" ({len(summary.earlier)} of them earlier)" if summary.earlier else ""
-    print(f"{len(records)} image(s) segmented{earlier} in {seconds:.0f} s: {out}")
+def _report(out: Path, made: Recipe, records: Sequence[Record], earlier: int, seconds: float) -> None:
+    before = f" ({earlier} of them earlier)" if earlier else ""
+    print(f"{len(records)} image(s) segmented{before} in {seconds:.0f} s: {out}")
     if records:
         rows = [("class", "mean area", "in images")]
         for index, name in enumerate(made.classes):
             parts = [record.pixels[index] / sum(record.pixels) for record in records]
             rows.append((name, percent(sum(parts) / len(parts)), str(sum(part > 0 for part in parts))))
         print("  " + columns(rows).replace("\n", "\n  "))
-        print(f"look at {out / folder.GRID}")
-    sys.stdout.flush()
-    if summary.failures:
-        lines = [f"{len(summary.failures)} image(s) could not be read:"]
-        lines += [f"  {path}: {error.summary} ({error.found})" for path, error in summary.failures]
-        lines.append("  what to do: mend or remove them and repeat the command; the others are not done again")
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print(f"look at {out / folder.GRID}", flush=True)

@@ -27,6 +27,7 @@ from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import config_class, implementation_of, load_target
 from slime_bench.data.mini_world import render as mini_world
+from slime_bench.data.scenes import SceneData
 from slime_bench.errors import BackboneError, ConfigError, DataError
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
@@ -516,7 +517,8 @@ def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     data.prepare_data()
     batches = data.datamodule()
     batches.setup()
-    assert len(data.fingerprint()) == 64 and len(data.support_ids) == 2 * data.images_per_shot
+    per_shot = len(data.classes) - 1 if isinstance(data, SceneData) else 1
+    assert len(data.fingerprint()) == 64 and len(data.support_ids) == 2 * per_shot
     (validation,), test = list(batches.val_dataloader()), list(batches.test_dataloader())
     train = list(batches.train_dataloader())
     assert len(train) == len(data.support_ids) * cfg.data.passes_per_epoch and [len(one["id"]) for one in test] == [

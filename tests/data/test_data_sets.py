@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from data_prep.pascal_part.regan import COLOURS
 from slime_bench.config.compose import plan
-from slime_bench.data.config import DataConfig, read_classes
+from slime_bench.data.config import DataConfig
 from slime_bench.data.mini_world import render as mini_world
-from slime_bench.errors import ConfigError, DataError, LabelError
+from slime_bench.errors import ConfigError, DataError
 
 FOLDERS = {
     "pascal_part_car": "pascal_part/car",
@@ -76,15 +77,6 @@ def test_the_shipped_settings_and_where_the_data_are_looked_for(name: str, tmp_p
     assert (unpack if name.startswith("slime") else command[data.config.subject]) in remedy
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tgz", ".ZIP"])
-def test_a_root_that_is_still_an_archive(tmp_path: Path, suffix: str) -> None:
-    archive = tmp_path / f"my car{suffix}"
-    archive.write_bytes(b"PK")
-    with pytest.raises(DataError, match="still an archive") as caught:
-        data_of("data=slime_release_car", f"data.root='{archive}'").prepare_data()
-    assert f"python -m data_prep.archive '{archive}' --out '{tmp_path / 'my car'}'" in str(caught.value.remedy)
-
-
 # --- prepared data
 
 
@@ -106,16 +98,6 @@ def hashes(root: Path) -> dict[str, str]:
     return {file.relative_to(root).as_posix(): pixels_sha256(np.array(Image.open(file))) for file in files}
 
 
-def test_a_prepared_data_set(prepared: Path) -> None:
-    data = data_of("data=pascal_part_car", f"data_root={prepared}", "data.image_size=64", shots=2)
-    data.prepare_data()
-    batches = data.datamodule()
-    batches.setup()
-    (batch,) = batches.val_dataloader()
-    assert len(batch["id"]) == 1 and batch["image"].shape == (1, 3, 64, 64)
-    assert len(batches.test_dataloader()) == 2
-
-
 def test_the_folder_of_another_subject_or_of_other_classes(prepared: Path, tmp_path: Path) -> None:
     root = prepared / "pascal_part" / "car"
     with pytest.raises(DataError, match="another subject") as caught:
@@ -130,18 +112,12 @@ def test_the_folder_of_another_subject_or_of_other_classes(prepared: Path, tmp_p
     data_of("data=pascal_part_car", f"data.root={tmp_path / 'car'}").prepare_data()
 
 
-def test_the_colours_of_the_yaml_the_builder_and_the_source_agree() -> None:
-    from data_prep.pascal_part.regan import COLOURS
-
-    cfg = plan(["data=pascal_part_car_regan"]).trials[0]
-    assert {name: tuple(rgb) for name, rgb in cfg.data.colours.items()} == COLOURS == REGAN
-
-
 def test_regans_test_set(prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path / "data")
     folder = tmp_path / "data" / "pascal_part" / "Car_TestSet"
     with pytest.raises(DataError, match="no test split"):
         data_of("data=pascal_part_car_regan", f"data_root={tmp_path / 'data'}").prepare_data()
+    assert COLOURS == REGAN  # those of the builder
     classes = mini_world.CLASSES["car"]
     table = np.array([REGAN.get(name, (0, 0, 0)) for name in classes], np.uint8)
     labels = []
@@ -208,18 +184,10 @@ def test_the_authors_zip_as_it_is(release: Path) -> None:
 
 
 def test_a_number_of_shots_that_the_zip_does_not_have(release: Path) -> None:
-    with pytest.raises(DataError, match="no support split for 5 shot") as caught:
+    with pytest.raises(DataError, match="no support split") as caught:
         data_of("data=slime_release_horse", f"data_root={release}", shots=5).prepare_data()
     assert caught.value.path == release / "slime_release" / "horse" / "train_5"
     assert caught.value.found == "test/, train_1/, train_10/, val/"
-
-
-def test_fractions_in_a_released_mask(release: Path) -> None:
-    path = release / "slime_release" / "horse" / "test" / "test1.npy"
-    np.save(path, np.load(path) + 0.5)
-    with pytest.raises(LabelError, match="no class index") as caught:
-        data_of("data=slime_release_horse", f"data_root={release}").prepare_data()
-    assert caught.value.path == path
 
 
 # --- a user's own folder
@@ -229,7 +197,7 @@ def test_any_folder(tmp_path: Path) -> None:
     for name, split in (("learn", "support"), ("look", "test")):
         save(tmp_path / "my data" / name, "car", split, 2)
     names = tmp_path / "parts.yaml"
-    names.write_text("- background\n- hull\n- lamp\n- number\n- tyre\n- glass\n")
+    names.write_text("hull: 1\nbackground: 0\nlamp: 2\nnumber: 3\ntyre: 4\nglass: 5\n")
     places = ("data.splits.support=learn", "data.splits.test=look", "data.validation=support", "data.image_size=128")
     named = (f"data.root='{tmp_path / 'my data'}'", f"data.classes_file={names}", "data.name=cars")
     data = data_of("data=folder", *named, *places, shots=2)
@@ -245,53 +213,32 @@ def test_any_folder(tmp_path: Path) -> None:
 def test_a_folder_needs_its_place_and_its_classes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`data\.root` is missing"):
         plan(["data=folder", "data.classes=[background,leaf]"])
-    with pytest.raises(ConfigError, match="classes are not given") as caught:
+    with pytest.raises(ConfigError, match="bad data setting `classes`") as caught:
         plan(["data=folder", f"data.root={tmp_path}"])
-    assert "data.classes_file" in str(caught.value.remedy)
-    with pytest.raises(ConfigError, match="given twice"):
+    assert "data.classes_file" in str(caught.value.expected)
+    with pytest.raises(ConfigError, match="bad data setting `classes`"):
         plan(["data=pascal_part_car", "data.classes_file=parts.yaml"])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("[background, leaf, stem]", ["background", "leaf", "stem"]),
-        ("stem: 2\nbackground: 0\nleaf: 1\n", ["background", "leaf", "stem"]),
-        ("\ufeff- background\n- façade\n", ["background", "façade"]),
-    ],
-)
-def test_class_files(tmp_path: Path, text: str, expected: list[str]) -> None:
-    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
-    assert read_classes(tmp_path / "a.yaml") == expected
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "does not list classes"),
-        ("just words", "does not list classes"),
-        ("[background, leaf", "cannot read the class file"),
+        ("just words", "cannot be read"),
+        ("[background, leaf", "cannot be read"),
         ("background: 0\nleaf: 2\n", "not 0, 1, 2"),
-        ("background: 0\nleaf: 0\n", "not 0, 1, 2"),
-        ("background: 0\nleaf: true\n", "not 0, 1, 2"),
-        ("background: no\nleaf: 1\n", "not 0, 1, 2"),
-        ("[leaf, background]", "first class is not the background"),
-        ("[background, on]", "not a list of names"),
-        ("leaf: 0\nbackground: 1\n", "first class is not the background"),
+        ("background: 0\nleaf: red\n", "cannot be read"),
+        ("[leaf, background]", "class list cannot be"),
+        ("leaf: 0\nbackground: 1\n", "class list cannot be"),
+        (None, "cannot be read"),
     ],
 )
-def test_bad_class_files(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_class_files(tmp_path: Path, text: str | None, words: str) -> None:
     path = tmp_path / "a.yaml"
-    path.write_text(text)
+    if text is not None:
+        path.write_text(text)
     with pytest.raises(ConfigError, match=words) as caught:
         DataConfig("toy", "data", classes_file=str(path))
     assert caught.value.path in (path, str(path)) and caught.value.remedy
-
-
-def test_a_missing_class_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read the class file") as caught:
-        DataConfig("toy", "data", classes_file=str(tmp_path / "no.yaml"))
-    assert caught.value.found == "No such file or directory"
 
 
 def test_a_pool_that_goes_by_the_shots_needs_some(release: Path) -> None:

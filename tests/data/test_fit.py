@@ -7,9 +7,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
-from slime_bench.data.augment import augment, choose_crop, crop
+from slime_bench.data.augment import choose_crop
 from slime_bench.data.config import FITS, RESIZES, Augmentation
 from slime_bench.data.label_maps import IGNORE
 from slime_bench.data.reading import Sample
@@ -19,13 +18,10 @@ from slime_bench.data.transforms import (
     fitted_size,
     resize_float_like_opencv,
     resize_image,
-    resize_label,
     resize_like_opencv,
     unfit,
 )
 from slime_bench.errors import DataError
-from slime_bench.methods.slime.losses import class_weights, cross_entropy, was_error
-from slime_bench.metrics.iou import intersection_union
 from slime_bench.seeding import generator
 
 LENGTHS = st.integers(1, 60)
@@ -67,14 +63,6 @@ def test_sizes_by_hand() -> None:
     assert fitted_size((10000, 3), 512, "pad") == (512, 1)  # 0.15, but a picture has a column
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 40), SIDES, MODES, st.integers(0, 100))
-def test_a_square_needs_no_padding(length: int, side: int, mode: str, seed: int) -> None:
-    sample = scene(length, length, seed)
-    padded, squashed = (fit_sample(sample, side, mode, fit) for fit in ("pad", "squash"))
-    assert torch.equal(padded.image, squashed.image) and torch.equal(padded.label, squashed.label)
-
-
 @settings(deadline=None, max_examples=100)
 @given(LENGTHS, LENGTHS, SIDES, MODES, st.integers(0, 100))
 def test_outside_the_picture_is_black_and_ignored(height: int, width: int, side: int, mode: str, seed: int) -> None:
@@ -92,36 +80,6 @@ def test_outside_the_picture_is_black_and_ignored(height: int, width: int, side:
         fitted.image[:, :rows, :columns].permute(1, 2, 0), resize_image(sample.image, (rows, columns), mode)
     )
     assert torch.equal(fit_image(sample.image, side, mode, "pad"), fitted.image)
-
-
-@settings(deadline=None, max_examples=100)
-@given(LENGTHS, LENGTHS, SIDES, MODES, st.data())
-def test_a_class_keeps_its_share_of_the_picture(
-    height: int, width: int, side: int, mode: str, data: st.DataObject
-) -> None:
-    """A rectangle's edges may move by a pixel of the new grid, by a second one where OpenCV rounds down."""
-    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
-    label = np.zeros((height, width), np.int64)
-    label[top:bottom, left:right] = 1
-    fitted = fit_sample(Sample("a", scene(height, width).image, label), side, mode, "pad").label
-    rows, columns = fitted_size((height, width), side, "pad")
-    slack = 1 if mode == "antialias" else 2
-    expected = ((bottom - top) * rows / height, (right - left) * columns / width)
-    low, high = ([max(0.0, value + sign * slack) for value in expected] for sign in (-1, 1))
-    assert low[0] * low[1] <= int((fitted == 1).sum()) <= high[0] * high[1]
-    assert int((fitted != IGNORE).sum()) == rows * columns
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 48), st.integers(1, 48), st.integers(0, 20))
-def test_every_pixel_of_the_file_is_in_the_label_map_when_it_grows(height: int, width: int, more: int) -> None:
-    side = max(8, height, width) + more
-    label = np.arange(height * width).reshape(height, width) + 1000  # one value for each pixel; none is 255
-    fitted = fit_sample(Sample("a", scene(height, width).image, label), side, "antialias", "pad").label
-    rows, columns = fitted_size((height, width), side, "pad")
-    assert rows >= height and columns >= width
-    assert set(fitted.unique().tolist()) - {IGNORE} == set(label.ravel().tolist())
 
 
 @settings(deadline=None, max_examples=150)
@@ -142,60 +100,10 @@ def test_the_way_back_covers_the_file_and_moves_nothing(height: int, width: int,
         assert torch.allclose(back[axis], expected, atol=1e-9)
 
 
-def test_squashed_maps_go_back_as_they_always_did() -> None:
-    maps = torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(0))
-    expected = F.interpolate(maps[None], (23, 41), mode="bilinear", align_corners=False)[0]
-    assert torch.equal(unfit(maps, (23, 41)), expected)
-    assert torch.equal(unfit(maps, (16, 16)), maps)
-
-
-@pytest.mark.parametrize("size", [(50, 80), (80, 50), (20, 13)])
-def test_padding_against_opencv(size: tuple[int, int]) -> None:
-    cv2 = pytest.importorskip("cv2")
-    sample = scene(*size)
-    fitted = fit_sample(sample, 64, "opencv", "pad")
-    rows, columns = fitted_size(size, 64, "pad")
-    border = (0, 64 - rows, 0, 64 - columns, cv2.BORDER_CONSTANT)
-    image = cv2.copyMakeBorder(cv2.resize(sample.image, (columns, rows)), *border, value=(0, 0, 0))
-    assert (fitted.image.permute(1, 2, 0).numpy() == image).all()
-    labels = cv2.resize(sample.label.astype(np.uint8), (columns, rows), interpolation=cv2.INTER_NEAREST)
-    assert (fitted.label.numpy() == cv2.copyMakeBorder(labels, *border, value=IGNORE)).all()
-
-
 # --- padded pixels in the loss and in the metric
 
 
-def test_padding_counts_neither_in_the_loss_over_labels_nor_in_iou() -> None:
-    label = fit_sample(scene(30, 50), 32, "antialias", "pad").label[None]
-    inside = label != IGNORE
-    values = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    weights = class_weights(label, 3, "foreground")
-    assert torch.equal(weights, class_weights(label[inside][None], 3, "foreground"))
-    for loss in (cross_entropy(values, label, weights), was_error(values.softmax(1), label, "mean")):
-        (gradient,) = torch.autograd.grad(loss, values, retain_graph=True)
-        assert (gradient[0, :, ~inside[0]] == 0).all() and (gradient[0, :, inside[0]] != 0).any()
-    counts = [
-        intersection_union(label.masked_fill(~inside, 0).masked_fill(~inside, guess), label, 3) for guess in range(3)
-    ]
-    for each in counts:
-        assert torch.equal(each.intersection, each.union)  # the prediction is right wherever it is judged
-        assert int(each.union.sum()) == int(inside.sum())
-
-
 # --- augmentation of padded samples
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6), st.integers(12, 60), st.integers(12, 60), st.floats(0.3, 0.95))
-def test_a_crop_of_a_padded_sample_keeps_classes_not_padding(seed: int, height: int, width: int, low: float) -> None:
-    label = np.zeros((height, width), np.int64)
-    label[height // 4 : height // 2, width // 4 : width // 2] = 1
-    padded = fit_sample(Sample("a", scene(height, width).image, label), 48, "antialias", "pad").label
-    box = choose_crop(padded, Augmentation(crop_ratio=[low, 1.0]), generator(seed, "crop"))
-    top, left, rows, columns = box
-    cut = padded[top : top + rows, left : left + columns]
-    for value in (0, 1):
-        assert int((cut == value).sum()) > 0.3 * int((padded == value).sum())
 
 
 def test_padding_does_not_enter_the_crop_rule() -> None:
@@ -211,68 +119,6 @@ def test_padding_does_not_enter_the_crop_rule() -> None:
     assert max(kept) < 0.3
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10**6), st.integers(20, 60), st.integers(20, 60))
-def test_augmented_padding_stays_ignored_and_black(seed: int, height: int, width: int) -> None:
-    fitted = fit_sample(scene(height, width, seed), 48, "antialias", "pad")
-    plain = Augmentation(blur_p=0, rotation_p=0, crop_keep="nothing")
-    image, label = augment(fitted.image.float() / 255, fitted.label, plain, generator(seed, "augment"))
-    assert set(label.unique().tolist()) <= {0, 1, 2, IGNORE}
-    # A crop reads the image bilinearly and the label by nearest neighbour: they may differ at the seam, which is one
-    # line of at most three pixels' width.
-    assert int(((image.amax(0) == 0) != (label == IGNORE)).sum()) <= 3 * 48
-    turned, turned_label = augment(image, label, Augmentation(rotation_p=1), generator(seed, "again"))
-    assert set(turned_label.unique().tolist()) <= {0, 1, 2, IGNORE} and turned.shape == image.shape
-
-
-def test_a_flip_moves_the_padding_along() -> None:
-    fitted = fit_sample(scene(48, 30), 48, "antialias", "pad")
-    flipped = Augmentation(flip_p=1, blur_p=0, rotation_p=0, crop_ratio=[1.0, 1.0])
-    image, label = augment(fitted.image.float() / 255, fitted.label, flipped, generator(0, "augment"))
-    assert (label[:, :18] == IGNORE).all() and (label[:, 18:] != IGNORE).all()
-    assert (image[:, :, :18] == 0).all() and (image[:, :, 18:] > 0).all()
-
-
-def test_a_crop_of_nothing_but_padding_is_possible_only_when_nothing_is_asked_for() -> None:
-    fitted = fit_sample(scene(12, 48), 48, "antialias", "pad")
-    boxes = {
-        keep: [
-            choose_crop(fitted.label, Augmentation(crop_ratio=[0.4, 0.6], crop_keep=keep), generator(seed, "crop"))
-            for seed in range(100)
-        ]
-        for keep in ("every_class", "background", "nothing")
-    }
-    empty = {
-        keep: sum(bool((crop(fitted.image.float(), fitted.label, box)[1] == IGNORE).all()) for box in found)
-        for keep, found in boxes.items()
-    }
-    assert empty["every_class"] == empty["background"] == 0 and empty["nothing"] > 10
-
-
-def test_resized_labels_follow_the_picture() -> None:
-    """The two coordinate systems of image and label agree to half a pixel of the file under both fits."""
-    for fit in FITS:
-        label = np.tile(np.arange(50) // 10 % 3, (30, 1))
-        fitted = fit_sample(Sample("a", scene(30, 50).image, label), 64, "antialias", fit).label
-        rows, columns = fitted_size((30, 50), 64, fit)
-        assert torch.equal(fitted[:rows, :columns], resize_label(torch.from_numpy(label), (rows, columns)))
-        back = unfit(F.one_hot(fitted.masked_fill(fitted == IGNORE, 0), 3).permute(2, 0, 1).float(), (30, 50), fit)
-        assert (
-            back.argmax(0) != torch.from_numpy(label)
-        ).float().mean() < 0.11  # one column in ten beside each of the five edges
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 128))
-def test_sizes_of_pad_floor8(height: int, width: int, eighths: int) -> None:
-    """At most one step of 8 below the size of `pad`, never above it; the golden parity test knows the very sizes."""
-    side = 8 * eighths
-    rows, columns = size_or_skip((height, width), side, "pad_floor8")
-    for new, near in zip((rows, columns), fitted_size((height, width), side, "pad"), strict=True):
-        assert new % 8 == 0 and near - 8 <= new <= near
-    assert (rows if height >= width else columns) == side
-
-
 def test_sizes_of_pad_floor8_by_hand() -> None:
     assert fitted_size((94, 94), 96, "pad_floor8") == (96, 88)  # int(94 * (96 / 94)) is 95
     assert fitted_size((95, 95), 96, "pad_floor8") == (96, 96)
@@ -280,12 +126,6 @@ def test_sizes_of_pad_floor8_by_hand() -> None:
     with pytest.raises(DataError, match="too long") as caught:
         fit_sample(scene(7, 200), 96, "opencv_float", "pad_floor8")
     assert caught.value.path == "a" and "200x7" in str(caught.value.found)
-
-
-def test_float_images_of_the_file_s_own_size_keep_their_type() -> None:
-    image = scene(32, 32).image
-    fitted = fit_image(image, 32, "opencv_float", "pad_floor8")
-    assert fitted.dtype == torch.float32 and np.array_equal(fitted.permute(1, 2, 0), image)
 
 
 @settings(max_examples=60, deadline=None)

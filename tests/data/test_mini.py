@@ -52,15 +52,6 @@ def data_root(rendered: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
-def test_shipped_settings_are_the_papers(subject: str, tmp_path: Path) -> None:
-    settings = config(subject, tmp_path)
-    assert settings.root == str(tmp_path / "mini" / subject)
-    assert settings.classes == list(mini_world.CLASSES[subject])
-    assert settings.augment.crop_ratio == [{"car": 0.6, "horse": 0.8, "face": 0.6}[subject], 1.0]
-    assert settings.augment.rotation_degrees == {"car": 30, "horse": 30, "face": 10}[subject]
-
-
 def test_rendered_data_set_is_whole(rendered: Path) -> None:
     data = module("car", rendered, shots=10)
     batches = data.datamodule()
@@ -109,16 +100,6 @@ def test_support_sets_are_those_of_the_published_tables(subject: str, rendered: 
             assert data.support_ids == expected[:shots]
 
 
-def test_second_time_nothing_is_rendered(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(mini_world, "write_dataset", lambda *_: pytest.fail("rendered again"))
-    data = module("car", data_root)
-    before = data.fingerprint()
-    data.prepare_data()
-    assert data.fingerprint() == before and capsys.readouterr().err == ""
-
-
 def test_another_version_is_rendered_again(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,43 +141,14 @@ def test_trials_that_start_together_render_once(
     assert (tmp_path / "calls").read_text() == "car"
 
 
-@pytest.mark.parametrize("fault", ["changed", "missing", "not listed", "unreadable"])
-def test_spoilt_files_are_named(data_root: Path, fault: str) -> None:
-    labels = data_root / "mini" / "car" / "test" / "labels"
-    victim = sorted(labels.iterdir())[3]
-    name = victim.name
-    if fault == "changed":
-        Image.new("L", (128, 128), 1).save(victim)
-    elif fault == "missing":
-        victim.unlink()
-    elif fault == "unreadable":
-        victim.write_bytes(b"")
-    else:
-        name = "more.png"
-        shutil.copy(victim, labels / name)
-    with pytest.raises(DataError) as caught:
-        module("car", data_root).prepare_data()
-    if fault == "unreadable":
-        assert caught.value.summary == "cannot read the label map" and caught.value.path == victim
-        assert "prepare the data again" in str(caught.value.remedy)
-        return
-    assert caught.value.found == f"{fault}: test/labels/{name}"
-    assert caught.value.path == data_root / "mini" / "car" and "delete" in str(caught.value.remedy)
-
-
-def test_a_file_changed_after_the_first_trial_is_seen(data_root: Path) -> None:
-    """The verdict is remembered by the files' sizes and times; also of the split that this trial does not read."""
-    module("car", data_root).prepare_data()
+def test_a_changed_file_is_named_also_of_a_split_that_this_trial_does_not_read(data_root: Path) -> None:
+    module("car", data_root).prepare_data()  # the verdict is remembered by the files' sizes and times
     victim = data_root / "mini" / "car" / "val" / "labels" / "car-val-0003.png"
     Image.new("L", (128, 128), 1).save(victim)
-    with pytest.raises(DataError, match=r"changed: val/labels/car-val-0003\.png"):
+    with pytest.raises(DataError) as caught:
         module("car", data_root).prepare_data()
-
-
-def test_recompressed_files_are_the_same_data(data_root: Path) -> None:
-    for file in (data_root / "mini" / "car" / "val" / "images").iterdir():
-        Image.open(file).save(file, compress_level=0)
-    module("car", data_root).prepare_data()
+    assert caught.value.found == "changed: val/labels/car-val-0003.png"
+    assert caught.value.path == data_root / "mini" / "car" and "delete" in str(caught.value.remedy)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -218,22 +170,11 @@ def test_another_subjects_folder_is_left_alone(data_root: Path) -> None:
     [
         (["background", "body", "light", "plate", "wheels", "window"], r"`wheels`[\s\S]*did you mean `wheel`"),
         (["background", "body", "light", "plate", "window", "wheel"], "differs"),
-        (["background", "body"], "differs"),
     ],
 )  # fmt: skip
 def test_other_class_lists_are_refused(data_root: Path, classes: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         module("car", data_root, classes=classes).prepare_data()
-
-
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(root: Path, subject: str) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(mini_world, "write_dataset", write)
-    with pytest.raises(StorageError, match="No space left") as caught:
-        module("car", tmp_path).prepare_data()
-    assert caught.value.path == tmp_path / "mini" / "car" and caught.value.remedy
 
 
 def test_data_root_that_is_a_file(tmp_path: Path) -> None:

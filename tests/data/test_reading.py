@@ -1,4 +1,4 @@
-"""Reading of single files: the kinds of image and label map that people have, and those that will not do."""
+"""Reading of single files: the kinds of image, mask and label map that people have, and those that will not do."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from slime_bench.data.label_maps import labels_of_colours, validate_colours
+from slime_bench.data.label_maps import pack, unpack, validate_colours
 from slime_bench.data.layouts import Pair
-from slime_bench.data.reading import read_image, read_label, read_sample
+from slime_bench.data.reading import FolderDataset, read_image, read_label, read_mask, read_sample
 from slime_bench.errors import ConfigError, DataError, LabelError
 
 CLASSES = ("background", "body", "wheel")
 COLOURS = validate_colours({"body": [255, 52, 255], "wheel": [255, 255, 0], "ignore": [255, 255, 255]}, CLASSES)
 PIXELS = np.arange(48, dtype=np.uint8).reshape(6, 8)
+GREY = np.dstack([PIXELS] * 3)
 LABEL = np.zeros((6, 8), np.uint8)
 LABEL[1], LABEL[2], LABEL[3, 3] = 1, 2, 255
-
-
-GREY = np.dstack([PIXELS] * 3)
 
 
 def deep_png(path: Path, pixels: np.ndarray) -> Path:
@@ -41,12 +41,18 @@ def deep_png(path: Path, pixels: np.ndarray) -> Path:
 
 
 def coloured(label: np.ndarray, background: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray:
-    """LABEL's picture in the colours of COLOURS, uint8 [H,W,3]."""
+    """A label map's picture in the colours of COLOURS, uint8 [H,W,3]."""
     picture = np.empty((*label.shape, 3), np.uint8)
     picture[:] = background
     for colour, value in COLOURS.items():
-        picture[label == value] = colour
+        picture[label == value] = unpack(colour)
     return picture
+
+
+def with_exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 # --- images
@@ -69,21 +75,11 @@ def test_image_modes(tmp_path: Path, kind: str) -> None:
     assert image.dtype == np.uint8 and np.array_equal(image, expected)
 
 
-def test_cmyk_jpeg(tmp_path: Path) -> None:
+def test_a_cmyk_jpeg_whatever_its_suffix(tmp_path: Path) -> None:
     colours = np.zeros((32, 32, 3), np.uint8)
     colours[:16], colours[16:] = (230, 230, 230), (200, 30, 30)
-    Image.fromarray(colours).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
-    image = read_image(tmp_path / "a.jpg")
-    assert np.abs(image.astype(int) - colours).max() <= 12
-
-
-def test_an_images_suffix_does_not_matter(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "a.jpg")
-    (tmp_path / "a.jpg").rename(tmp_path / "a.png")
-    assert np.abs(read_image(tmp_path / "a.png").astype(int) - GREY).max() < 6
-    Image.fromarray(PIXELS).save(tmp_path / "b.png")
-    (tmp_path / "b.png").rename(tmp_path / "b.jpg")
-    assert np.array_equal(read_image(tmp_path / "b.jpg"), GREY)
+    Image.fromarray(colours).convert("CMYK").save(tmp_path / "a.png", "JPEG", quality=95)
+    assert np.abs(read_image(tmp_path / "a.png").astype(int) - colours).max() <= 12
 
 
 def test_sixteen_bits(tmp_path: Path) -> None:
@@ -109,22 +105,32 @@ def test_truncated_empty_and_other_files(tmp_path: Path, name: str) -> None:
         assert caught.value.path == path and f"{len(content)} bytes that do not decode" in str(caught.value.found)
 
 
-# --- label maps in pictures
+# --- masks, and label maps of them
 
 
-def test_a_label_map_that_is_really_a_jpeg(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.fromarray(LABEL).save(path, format="JPEG", quality=100)
-    with pytest.raises(LabelError, match="changes pixels") as caught:
-        read_label(path)
-    assert caught.value.found == "a JPEG file" and "PNG" in str(caught.value.remedy)
+@pytest.mark.parametrize("kind", ["uint8", "int16", "int64", "uint64", "bool", "float16", "float32", "float64", "3D"])
+def test_arrays_of_whole_numbers(tmp_path: Path, kind: str) -> None:
+    label = LABEL == 1 if kind == "bool" else LABEL
+    np.save(tmp_path / "a.npy", label[..., None] if kind == "3D" else label.astype(kind))
+    found = read_label(tmp_path / "a.npy")
+    assert found.dtype == np.int64 and np.array_equal(found, label)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_grey_label_maps(tmp_path: Path, depth: int) -> None:
+def test_grey_pictures_hold_indices_whatever_colours_there_are(tmp_path: Path, depth: int) -> None:
     Image.fromarray(LABEL.astype(f"uint{depth}")).save(tmp_path / "a.png")
-    for colours in (None, COLOURS):  # grey values are indices, whatever colours there are
+    for colours in (None, COLOURS):
         assert np.array_equal(read_label(tmp_path / "a.png", colours), LABEL)
+
+
+def test_a_palette_is_there_beside_the_indices(tmp_path: Path) -> None:
+    picture = Image.fromarray(LABEL)
+    picture.putpalette([9, 9, 9, *unpack(0xFF34FF), *unpack(0xFFFF00)] + [255] * 759)
+    picture.save(tmp_path / "a.png")
+    mask = read_mask(tmp_path / "a.png")
+    assert np.array_equal(mask.values, LABEL) and mask.palette[1] == 0xFF34FF and not mask.coloured
+    assert np.array_equal(read_label(tmp_path / "a.png"), LABEL)
+    assert np.array_equal(read_label(tmp_path / "a.png", COLOURS), LABEL)
 
 
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "palette"])
@@ -136,13 +142,10 @@ def test_colour_label_maps(tmp_path: Path, kind: str, background: tuple[int, int
     assert np.array_equal(read_label(tmp_path / "a.png", COLOURS), LABEL)
 
 
-def test_a_colour_label_map_without_colours(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.fromarray(coloured(LABEL)).save(path)
-    with pytest.raises(LabelError, match="colour picture") as caught:
-        read_label(path)
-    assert caught.value.path == path and caught.value.found == "mode RGB, 3 channels"
-    assert "data.colours={" in str(caught.value.remedy)
+def test_what_is_transparent_was_never_painted(tmp_path: Path) -> None:
+    for array in ([[[3, 255], [7, 0]]], [[[9, 8, 7, 255], [9, 8, 7, 0]]]):
+        Image.fromarray(np.array(array, np.uint8)).save(tmp_path / "a.png")
+        assert read_mask(tmp_path / "a.png").values.tolist() in ([[3, 0]], [[0x090807, 0]])
 
 
 def test_colours_that_are_no_class(tmp_path: Path) -> None:
@@ -150,39 +153,31 @@ def test_colours_that_are_no_class(tmp_path: Path) -> None:
     picture = coloured(LABEL)
     picture[5, :3], picture[5, 3] = (255, 255, 1), (7, 7, 7)  # a stroke that is a shade off, and a single pixel
     Image.fromarray(picture).save(path)
+    with pytest.raises(LabelError, match="colour picture") as caught:
+        read_label(path)
+    assert caught.value.path == path and "data.colours={" in str(caught.value.remedy)
     # Without a colour for the background, everything else is background, as ReGAN's masks are read.
     assert not read_label(path, COLOURS)[5].any()
-    strict = COLOURS | {(0, 0, 0): 0}
+    strict = COLOURS | {0: 0}
     with pytest.raises(LabelError, match="colours that are no class") as caught:
         read_label(path, strict)
-    assert caught.value.found == "[255, 255, 1] (3 pixels), [7, 7, 7] (1 pixels)" and caught.value.path == path
+    assert caught.value.found == "#ffff01 (3 pixels), #070707 (1 pixels)" and caught.value.path == path
     Image.fromarray(coloured(LABEL)).save(path)
     assert np.array_equal(read_label(path, strict), LABEL)
 
 
-def test_labels_of_colours_against_a_plain_loop() -> None:
-    draws = np.random.default_rng(0)
-    palette = np.array([*COLOURS, (0, 0, 0), (1, 2, 3), (255, 255, 1)], np.uint8)
-    picture = palette[draws.integers(0, len(palette), (20, 30))]
-    labels, strangers = labels_of_colours(picture, COLOURS)
-    counted: dict[tuple[int, ...], int] = {}
-    for row in range(20):
-        for column in range(30):
-            colour = tuple(int(value) for value in picture[row, column])
-            assert labels[row, column] == COLOURS.get(colour, 0)  # type: ignore[call-overload]
-            if colour not in COLOURS:
-                counted[colour] = counted.get(colour, 0) + 1
-    assert strangers == counted and list(strangers.values()) == sorted(counted.values(), reverse=True)
-    assert labels.dtype == np.int64
+@given(st.integers(0, 0xFFFFFF))
+def test_packing(value: int) -> None:
+    assert int(pack(np.array(unpack(value), dtype=np.uint8))) == value
 
 
 @pytest.mark.parametrize(
     ("colours", "path", "words"),
     [
         ({"wheels": [1, 2, 3]}, "data.colours.wheels", "did you mean `wheel`"),
-        ({"wheel": [1, 2]}, "data.colours.wheel", "is no colour"),
-        ({"wheel": [1, 2, 256]}, "data.colours.wheel", "is no colour"),
-        ({"body": [1, 2, 3], "wheel": [1, 2, 3]}, "data.colours.wheel", "one colour"),
+        ({"wheel": [1, 2]}, "data.colours.wheel", "cannot have this colour"),
+        ({"wheel": [1, 2, 256]}, "data.colours.wheel", "cannot have this colour"),
+        ({"body": [1, 2, 3], "wheel": [1, 2, 3]}, "data.colours.wheel", "cannot have this colour"),
     ],
 )
 def test_bad_colours(colours: dict[str, list[int]], path: str, words: str) -> None:
@@ -191,26 +186,73 @@ def test_bad_colours(colours: dict[str, list[int]], path: str, words: str) -> No
     assert caught.value.path == path
 
 
-# --- label maps in arrays
-
-
-@pytest.mark.parametrize("kind", ["uint8", "int16", "int64", "uint64", "float32", "float64", "float16"])
-def test_arrays_of_whole_numbers(tmp_path: Path, kind: str) -> None:
-    np.save(tmp_path / "a.npy", LABEL.astype(kind))
-    label = read_label(tmp_path / "a.npy")
-    assert label.dtype == np.int64 and np.array_equal(label, LABEL)
-
-
-@pytest.mark.parametrize(
-    ("value", "found"), [(0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf"), (1e30, "1e+30"), (-0.25, "-0.25")]
-)
+@pytest.mark.parametrize(("value", "found"), [(0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf"), (1e30, "1e+30")])
 def test_arrays_of_other_numbers(tmp_path: Path, value: float, found: str) -> None:
     array = LABEL.astype(np.float64)
     array[5, :2] = value
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(LabelError, match="no class index") as caught:
         read_label(tmp_path / "a.npy")
-    assert caught.value.found == f"{found} (2 pixels)" and caught.value.path == tmp_path / "a.npy"
+    assert caught.value.found == f"{found} and the like (2 pixels)" and caught.value.path == tmp_path / "a.npy"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("m.png", "missing", "No such file"),
+        ("m.png", "folder", "Is a directory"),
+        ("m.png", "empty", "0 bytes that do not decode"),
+        ("m.png", "JPEG", "a JPEG file"),
+        ("m.png", "WEBP", "a WEBP file"),
+        ("m.tif", "CMYK", "mode CMYK"),
+        ("m.npy", "empty", "0 bytes that do not decode"),
+        ("m.npy", "several", "several arrays"),
+        ("m.npy", "too much", "bytes that do not decode"),
+        ("m.npy", "vector", "uint8"),
+        ("m.npy", "complex", "complex128"),
+    ],
+)
+def test_files_that_are_no_mask(tmp_path: Path, name: str, kind: str, words: str) -> None:
+    path = tmp_path / name
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind in ("JPEG", "WEBP"):
+        Image.fromarray(LABEL).save(path, kind)
+    elif kind == "CMYK":
+        Image.fromarray(LABEL).convert(kind).save(path)
+    elif kind == "several":
+        np.savez(tmp_path / "a.npz", LABEL, LABEL)
+        (tmp_path / "a.npz").rename(path)
+    elif kind == "too much":
+        with path.open("wb") as file:
+            shape = (2**31, 2**31)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    elif kind in ("vector", "complex"):
+        np.save(path, np.zeros(4, np.uint8) if kind == "vector" else np.zeros((2, 2), complex))
+    with pytest.raises(DataError) as caught:
+        read_mask(path)
+    assert words in str(caught.value.found) and caught.value.path == path
+    assert caught.value.expected and caught.value.remedy
+
+
+def test_no_cut_goes_unseen(tmp_path: Path) -> None:
+    label = np.random.default_rng(0).integers(0, 6, (20, 20), dtype=np.uint8)
+    Image.fromarray(label).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", label)
+    for path, end in ((tmp_path / "a.png", 25), (tmp_path / "a.npy", 1)):
+        whole = path.read_bytes()
+        refused = 0
+        for keep in range(0, len(whole), 3):
+            path.write_bytes(whole[:keep])
+            try:
+                found = read_label(path)
+            except DataError:
+                refused += 1
+            else:  # only the file's end mark was lost
+                assert np.array_equal(found, label)
+        assert refused > (len(whole) - end) / 3
 
 
 def test_objects_and_pickles_are_never_loaded(tmp_path: Path) -> None:
@@ -228,33 +270,6 @@ def test_objects_and_pickles_are_never_loaded(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_several_arrays_in_one_file(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", LABEL, LABEL)
-    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
-    with pytest.raises(LabelError, match="not a label map"):
-        read_label(tmp_path / "a.npy")
-
-
-def test_an_array_that_promises_too_much(tmp_path: Path) -> None:
-    path = tmp_path / "a.npy"
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**31, 2**31)})
-        file.write(b"\0" * 100)
-    with pytest.raises(DataError, match="cannot read the label map") as caught:
-        read_label(path)
-    assert caught.value.path == path
-
-
-@pytest.mark.parametrize("keep", [0, 5, 80, 140])
-def test_truncated_arrays(tmp_path: Path, keep: int) -> None:
-    path = tmp_path / "a.npy"
-    np.save(path, LABEL)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match="cannot read the label map") as caught:
-        read_label(path)
-    assert f"{keep} bytes" in str(caught.value.found)
-
-
 # --- image and label map together
 
 
@@ -264,39 +279,36 @@ def pair(tmp_path: Path, image: Image.Image, label: np.ndarray, **saved: object)
     return Pair("a", tmp_path / "a.jpg", tmp_path / "a.npy")
 
 
-def turned(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_camera_orientation(tmp_path: Path, orientation: int) -> None:
-    """The image is turned as viewers show it; its label map must have been drawn on that."""
+    """The image is turned as viewers show it, a mask with such a mark too; else it must have been drawn on that."""
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:8, :16] = 255  # the stored upper left corner
     upright = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
     size = (16, 32) if orientation < 5 else (32, 16)
-    files = pair(tmp_path, Image.fromarray(pixels), np.zeros(size, np.uint8), exif=turned(orientation))
+    files = pair(tmp_path, Image.fromarray(pixels), np.zeros(size, np.uint8), exif=with_exif(orientation))
     image = read_sample(files, CLASSES).image
     assert image.shape[:2] == size
     bottom, right = upright
     corner = image[-2 if bottom else 1, -2 if right else 1, 0]
     assert corner > 200 and image[..., 0].mean() < 80
+    Image.fromarray(pixels[..., 0] // 255).save(tmp_path / "mask.png", exif=with_exif(orientation))
+    mask = read_mask(tmp_path / "mask.png").values
+    assert mask.shape == size and mask[-2 if bottom else 1, -2 if right else 1] == 1
     np.save(files.label, np.zeros((16, 32), np.uint8))
     if orientation < 5:
         read_sample(files, CLASSES)
         return
     with pytest.raises(LabelError, match="differ in size") as caught:
         read_sample(files, CLASSES)
-    assert "EXIF orientation" in str(caught.value.found) and "turn the label map" in str(caught.value.remedy)
+    assert "EXIF orientation" in str(caught.value.remedy) and "turn the label map" in str(caught.value.remedy)
 
 
 def test_a_mask_of_another_size(tmp_path: Path) -> None:
-    files = pair(tmp_path, Image.new("RGB", (8, 6)), np.zeros((8, 6), np.uint8))
+    files = pair(tmp_path, Image.new("RGB", (8, 6)), np.zeros((6, 7), np.uint8))
     with pytest.raises(LabelError, match="differ in size") as caught:
         read_sample(files, CLASSES)
-    assert caught.value.found == "6x8" and str(caught.value.expected).startswith("8x6 (width x height) as ")
+    assert caught.value.found == "7x6" and str(caught.value.expected).startswith("8x6 (width x height) as ")
     assert "EXIF" not in str(caught.value)  # the image has no orientation: turning would help nobody
 
 
@@ -304,6 +316,10 @@ def test_a_mask_of_another_size(tmp_path: Path) -> None:
 def test_labels_out_of_range(tmp_path: Path, value: int) -> None:
     label = LABEL.astype(np.int32)
     label[5, 5] = value
-    with pytest.raises(LabelError, match="outside the classes") as caught:
-        read_sample(pair(tmp_path, Image.new("RGB", (8, 6)), label), CLASSES)
-    assert caught.value.found == f"{value} (1 pixels)"
+    files = pair(tmp_path, Image.new("RGB", (8, 6)), label)
+    dataset = FolderDataset(tmp_path, CLASSES, pairs=[files])
+    for read in (dataset.__getitem__, dataset.label):
+        with pytest.raises(LabelError, match="outside the classes") as caught:
+            read(0)
+        assert caught.value.found == f"{value} (1 pixels)"
+        assert "0..2 (background, body, wheel) or 255" in str(caught.value.expected)

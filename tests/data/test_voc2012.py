@@ -16,8 +16,8 @@ from PIL import Image
 
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import build_part, read_part
-from slime_bench.data.support import authors_support, draw_per_class
-from slime_bench.errors import ConfigError, DataError, LabelError
+from slime_bench.data.support import draw_per_class
+from slime_bench.errors import ConfigError, DataError
 from tests.fixtures.twins.voc2012 import CLASSES, SIZE, Scene, alone, label_map, write_voc_twin
 
 BASE = "VOCdevkit/VOC2012"
@@ -61,7 +61,7 @@ def test_the_test_split_is_the_list_val_with_its_palette_indices(twin: Path) -> 
         sample = split[index]
         assert np.array_equal(sample.label, label_map(scene)) and (sample.label == 255).any()
         assert sample.image.dtype == np.uint8 and sample.image.shape[:2] == SIZE
-    assert len(data.classes) == CLASSES and data.classes[20] == "tvmonitor" and data.images_per_shot == 20
+    assert len(data.classes) == CLASSES and data.classes[20] == "tvmonitor"
 
 
 def test_batches_are_in_the_second_paper_s_frame(twin: Path) -> None:
@@ -270,14 +270,6 @@ def test_a_class_that_nothing_shows_stops_the_authors_choice(twin: Path) -> None
     assert "val.txt" in str(caught.value.path) and "min_pixels" in str(caught.value.remedy)
 
 
-def test_the_global_generator_is_left_alone() -> None:
-    random.seed(7)
-    expected = random.random()
-    random.seed(7)
-    authors_support(np.array([[0, 500], [0, 600]]), 1, 3, 400)
-    assert random.random() == expected
-
-
 # --- limits
 
 
@@ -304,11 +296,6 @@ def fails(root: Path, *overrides: str) -> DataError:
     return caught.value
 
 
-def test_nothing_there(tmp_path: Path) -> None:
-    error = fails(tmp_path / "none")
-    assert "VOCtrainval" in str(error.remedy) and "JPEGImages" in str(error.expected)
-
-
 def test_a_missing_list_an_empty_one_and_an_id_twice(tmp_path: Path) -> None:
     small(tmp_path)
     path = tmp_path / LISTS / "val.txt"
@@ -319,7 +306,7 @@ def test_a_missing_list_an_empty_one_and_an_id_twice(tmp_path: Path) -> None:
     assert "empty" in fails(tmp_path).summary
     path.unlink()
     error = fails(tmp_path)
-    assert "not there" in error.summary and error.path == path and "train.txt" in str(error.found)
+    assert "No such file" in str(error.found) and error.path == path and "VOCtrainval" in str(error.remedy)
 
 
 @pytest.mark.parametrize(("folder", "suffix"), [("JPEGImages", "jpg"), ("SegmentationClass", "png")])
@@ -328,25 +315,3 @@ def test_a_listed_file_that_is_missing(tmp_path: Path, folder: str, suffix: str)
     (tmp_path / BASE / folder / f"{ids['val'][1]}.{suffix}").unlink()
     error = fails(tmp_path)
     assert ids["val"][1] in str(error.found) and folder in error.summary and error.path == tmp_path / BASE / folder
-
-
-def test_a_label_outside_the_palette(tmp_path: Path) -> None:
-    ids = small(tmp_path)
-    path = tmp_path / BASE / "SegmentationClass" / f"{ids['val'][0]}.png"
-    label = np.array(Image.open(path))
-    label[60:62, :5] = 21
-    Image.fromarray(label).save(path)
-    error = fails(tmp_path)
-    assert isinstance(error, LabelError) and "21 (10 pixels)" in str(error.found) and error.path == path
-
-
-def test_a_picture_that_is_cut_off_and_one_of_another_size(tmp_path: Path) -> None:
-    ids = small(tmp_path)
-    path = tmp_path / BASE / "JPEGImages" / f"{ids['val'][0]}.jpg"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:300])
-    assert "cannot read the image" in fails(tmp_path).summary
-    Image.new("RGB", (50, 40)).save(path)
-    assert "differ in size" in fails(tmp_path).summary
-    Image.new("RGB", (50, 40)).save(path.with_suffix(".png"))
-    assert "two files share one stem" in fails(tmp_path).summary

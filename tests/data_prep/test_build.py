@@ -556,7 +556,7 @@ class TestPlace:
         with pytest.raises(DataError, match="no data set that was prepared here"):
             make(out, force=force)
         (out / MANIFEST).write_text("{}")
-        with pytest.raises(DataError, match="manifest is not complete"):
+        with pytest.raises(DataError, match="cannot read the data set's manifest"):
             make(out, force=force)
         (out / MANIFEST).write_text('{"version": 2, "subject": "car", "classes": [], "files": {}}')
         with pytest.raises(DataError, match="is not touched") as caught:

@@ -53,14 +53,6 @@ def test_a_good_data_set(car: Path, overrides: list[str], capsys: pytest.Capture
     assert "remembered" not in capsys.readouterr().out
 
 
-def test_a_data_set_that_is_made_on_demand(
-    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "data" / "mini" / "car").mkdir(parents=True)
-    assert main(overrides) == 0
-    assert "good: 140 images" in capsys.readouterr().out
-
-
 def test_everything_that_is_wrong_is_listed(
     car: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,19 +122,6 @@ def test_sizes_and_ignored_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "note: no image of test shows background" in printed
 
 
-def test_there_is_no_such_data_set(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown data `mini_cat`") as caught:
-        main(["data=mini_cat"])
-    assert "mini_car" in str(caught.value.remedy)
-    with pytest.raises(DataError, match="`pascal_part_car` is not there") as missing:
-        main(["data=pascal_part_car", f"data_root={tmp_path}"])
-    assert missing.value.path == tmp_path / "pascal_part" / "car"
-    (tmp_path / "pascal_part").mkdir()
-    (tmp_path / "pascal_part" / "car").write_text("a file")
-    with pytest.raises(DataError):
-        main(["data=pascal_part_car", f"data_root={tmp_path}"])
-
-
 def test_bad_command_lines(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError):
         main([*overrides, "data.sizze=3"])
@@ -151,14 +130,6 @@ def test_bad_command_lines(overrides: list[str], capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as caught:
         main([*overrides, "--frsh"])
     assert caught.value.code == 2 and "--frsh" in capsys.readouterr().err
-
-
-def test_another_kind_of_data_module(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
-    from slime_bench.config.schema import TrialConfig
-
-    monkeypatch.setattr(TrialConfig, "build", lambda *_, **__: object())
-    with pytest.raises(ConfigError, match="cannot be verified"):
-        main(overrides)
 
 
 def test_from_the_command_line(
@@ -197,9 +168,3 @@ def test_classes_or_a_subject_that_a_trial_would_refuse(car: Path) -> None:
         main(["data=pascal_part_horse", f"data.root={car}", CLASSES])
     with pytest.raises(ConfigError, match="class list differs"):
         main(["data=mini_car", f"data.root={car}", "data.classes=[background,body,light,plate,window,wheel]"])
-
-
-def test_several_values_are_told_to_be_one(overrides: list[str]) -> None:
-    with pytest.raises(ConfigError, match="several trials") as caught:
-        main([*overrides, "seed=0,1"])
-    assert "one value for each key" in str(caught.value.remedy)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from PIL import Image
 
 from slime_bench.data.label_maps import palette
 from slime_bench.data.transforms import unfit
-from slime_bench.errors import DataError, ResultError, SlimeBenchError, StorageError
-from slime_bench.segment.folder import Record, Run, check_folder, list_images, read_run, write_run
-from slime_bench.segment.masks import parse_classes, read_mask, resolve
+from slime_bench.errors import DataError, ResultError
+from slime_bench.segment.folder import Run, check_folder, list_images, read_run, write_run
 from slime_bench.segment.output import (
     COLUMNS,
     GAP,
@@ -29,13 +27,8 @@ from slime_bench.segment.output import (
     Shown,
     areas_csv,
     blend,
-    columns,
     grid_png,
-    label_png,
-    legend,
     overlay,
-    percent,
-    view,
 )
 from slime_bench.segment.run import label_of
 
@@ -46,19 +39,6 @@ NAMES = ["background", "body", "größe", "wheel"]
 
 def opened(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
-
-
-@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)))
-@settings(deadline=None)
-def test_a_label_map_is_a_mask_of_its_own_colours(tmp_path_factory: pytest.TempPathFactory, label: Array) -> None:
-    path = tmp_path_factory.getbasetemp() / "label.png"
-    path.write_bytes(label_png(label, COLOURS))
-    with Image.open(path) as picture:
-        assert picture.mode == "P" and (np.array(picture) == label).all()
-        assert (np.array(picture.convert("RGB")) == np.array(COLOURS)[label]).all()
-    if label.any():
-        classes, (again,) = resolve([read_mask(path)], parse_classes(NAMES, "names"))
-        assert (again == label).all() and list(classes.colours) == COLOURS
 
 
 @given(
@@ -90,13 +70,6 @@ def test_blending_leaves_the_background_and_colours_the_rest() -> None:
     assert np.ptp(spread, axis=1).max() <= 1, "the rest is grey"
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"), [((10, 20), (320, 640)), ((700, 900), (700, 900)), ((4000, 3000), (1600, 1200))]
-)
-def test_overlays_are_of_a_size_to_look_at(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert view(Image.new("RGB", size)).size == expected
-
-
 def test_an_overlay_has_a_legend_of_what_it_shows() -> None:
     image, label = Image.new("RGB", (200, 100), (90, 90, 90)), np.zeros((50, 100), dtype=np.uint8)
     label[:25] = 1
@@ -109,22 +82,12 @@ def test_an_overlay_has_a_legend_of_what_it_shows() -> None:
         assert picture.height > 100  # "nothing found"
 
 
-def test_a_legend_breaks_its_lines() -> None:
-    entries = [(f"class {index}\n", (index, 0, 0)) for index in range(20)]
-    assert legend(entries, 200, 14).height > 5 * legend(entries[:1], 200, 14).height
-
-
 def test_areas_add_up() -> None:
     content = areas_csv([("a, b.png", [1, 2, 0, 1]), ("ü\udcff.png", [4, 0, 0, 0])], NAMES).decode()
     rows = list(csv.DictReader(io.StringIO(content)))
     assert list(rows[0]) == ["image", "class", "pixels", "fraction"] and len(rows) == 8
     assert rows[2] == {"image": "a, b.png", "class": "größe", "pixels": "0", "fraction": "0.000000"}
     assert sum(float(row["fraction"]) for row in rows[:4]) == 1 and rows[4]["image"] == "ü\\udcff.png"
-
-
-def test_small_words() -> None:
-    assert [percent(part) for part in (0, 0.0004, 0.1234, 1)] == ["0.0 %", "<0.1 %", "12.3 %", "100.0 %"]
-    assert columns([("a", "bc"), ("def", "g")]) == "a    bc\ndef   g"
 
 
 def test_the_grid_shows_images_of_any_form_and_name() -> None:
@@ -139,77 +102,61 @@ def test_the_grid_shows_images_of_any_form_and_name() -> None:
         assert picture.width >= 2 * TILE
 
 
-class TestImages:
-    def touch(self, folder: Path, *names: str) -> None:
-        for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).touch()
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
 
+
+class TestImages:
     def names(self, out: Path, *places: Path) -> list[str]:
         return list(list_images(places, out)[0])
 
     def test_a_folder_without_what_is_inside_it(self, tmp_path: Path) -> None:
-        self.touch(tmp_path, "b 1.JPG", "a.webp", ".hidden.png", "._a.png", "notes.txt", "p.heic", "masks/labels/z.png")
+        touch(tmp_path, "b 1.JPG", "a.webp", ".hidden.png", "._a.png", "notes.txt", "p.heic", "masks/labels/z.png")
         files, passed = list_images([tmp_path], tmp_path / "masks")
-        assert list(files) == ["a", "b 1"] and passed == ["p.heic"]
+        assert list(files) == ["a", "b 1"] and passed == ["notes.txt", "p.heic"]
 
     def test_one_stem_twice(self, tmp_path: Path) -> None:
-        self.touch(tmp_path, "a.png", "A.jpg", "b.png", "e\u0301.png", "\u00e9.jpg")
+        touch(tmp_path, "a.png", "A.jpg", "b.png", "e\u0301.png", "\u00e9.jpg")
         assert set(self.names(tmp_path / "out", tmp_path)) == {"A.jpg", "a.png", "b", "e\u0301.png", "\u00e9.jpg"}
 
     def test_one_name_in_two_folders(self, tmp_path: Path) -> None:
-        self.touch(tmp_path, "one/a.png", "two/a.png")
+        touch(tmp_path, "one/a.png", "two/a.png")
         with pytest.raises(DataError, match="one name"):
             self.names(tmp_path / "out", tmp_path / "one", tmp_path / "two")
 
     def test_a_file_that_is_named_twice_counts_once(self, tmp_path: Path) -> None:
-        self.touch(tmp_path, "a.png", "b.png")
+        touch(tmp_path, "a.png", "b.png")
         assert self.names(tmp_path / "out", tmp_path / "a.png", tmp_path, tmp_path / "a.png") == ["a", "b"]
 
     @pytest.mark.parametrize("place", ["", "a.png", "labels", "overlays/a.jpg"])
     def test_results_are_no_images(self, tmp_path: Path, place: str) -> None:
-        self.touch(tmp_path, "a.png", "labels/a.png", "overlays/a.jpg")
+        touch(tmp_path, "a.png", "labels/a.png", "overlays/a.jpg")
         with pytest.raises(DataError, match="one folder"):
             self.names(tmp_path, tmp_path / place)
         assert self.names(tmp_path / "masks", tmp_path / place)
 
     @pytest.mark.parametrize("place", ["nowhere", "empty"])
     def test_no_images(self, tmp_path: Path, place: str) -> None:
-        self.touch(tmp_path, "empty/a.heic")
-        with pytest.raises(DataError, match="not there" if place == "nowhere" else "1 picture"):
+        touch(tmp_path, "empty/a.heic")
+        with pytest.raises(DataError, match="nothing" if place == "nowhere" else r"a\.heic"):
             self.names(tmp_path / "out", tmp_path / place)
 
 
 class TestRun:
-    RECORD = Record("a ü.png", 3, 5, [2, 4], [7, 1])
-
-    def test_there_and_back(self, tmp_path: Path) -> None:
-        run = Run({"embeddings": "1", "settings": "2"}, {"a ü": self.RECORD})
-        write_run(tmp_path, run)
-        assert read_run(tmp_path) == run and read_run(tmp_path / "none") == Run()
-
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"origin": {}, "images": {"a": {"size": 1}}}'])
     def test_a_record_that_cannot_be_read(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(ResultError, match=r"run\.json"):
             read_run(tmp_path)
 
-    def test_a_changed_file_is_another_image(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.png"
-        path.write_bytes(b"123")
-        status = path.stat()
-        record = Record("a.png", 3, status.st_mtime_ns, [1, 1], [1, 0])
-        assert record.is_of(path)
-        os.utime(path, ns=(0, 5))
-        assert not record.is_of(path)
-
-    @pytest.mark.parametrize(("name", "kind"), [("grid.png", ResultError), ("labels", ResultError), ("", StorageError)])
-    def test_a_folder_of_someone_else(self, tmp_path: Path, name: str, kind: type[SlimeBenchError]) -> None:
+    @pytest.mark.parametrize("name", ["grid.png", "labels"])
+    def test_a_folder_of_someone_else(self, tmp_path: Path, name: str) -> None:
         out = tmp_path / "out"
         check_folder(out)
-        (out.mkdir(), (out / name).touch()) if name else out.touch()
-        with pytest.raises(kind):
+        touch(out, name)
+        with pytest.raises(ResultError):
             check_folder(out)
-        if name:
-            write_run(out, Run())
-            check_folder(out)
+        write_run(out, Run())
+        check_folder(out)

@@ -12,7 +12,7 @@ images without such objects: `polygons: first`, `crowd: background`, `max_test_i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -27,9 +27,9 @@ from slime_bench.config.read import nearest
 from slime_bench.data.config import SUPPORT, TEST, SceneConfig
 from slime_bench.data.label_maps import IGNORE, listing
 from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
-from slime_bench.data.reading import FolderDataset, Sample, read_image
+from slime_bench.data.reading import FolderDataset, Sample, check_size, read_image
 from slime_bench.data.scenes import SceneData, SceneDataset
-from slime_bench.errors import DataError, LabelError
+from slime_bench.errors import DataError
 
 Overlap = Literal["later", "smaller"]
 Crowd = Literal["class", "ignore", "background"]
@@ -60,15 +60,6 @@ class CocoConfig(SceneConfig):
 
 
 _REMEDY: Final = "download the annotations again (annotations_trainval2017.zip), or correct the file"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How the masks of objects become one label map; see `CocoConfig`."""
-
-    overlap: Overlap = "later"
-    crowd: Crowd = "class"
-    polygons: Polygons = "all"
 
 
 def _corners(values: list[float]) -> NDArray[np.float32]:
@@ -132,42 +123,35 @@ class Instances:
         classes: class names in label order; those of the file's categories have to be among them.
 
     Raises:
-        DataError: unreadable, not of this kind, an object of an unknown category or image, or a category that is no
-            class.
+        DataError: unreadable, not of this kind, an object of an unknown category, or a category that is no class.
     """
 
     def __init__(self, path: Path, classes: Sequence[str]) -> None:
         self.path = path
         content = _read(path)
-        self.photos = sorted(content.images, key=lambda photo: photo.file_name)
-        categories = {each.id: each.name for each in content.categories}
-        images = {photo.id for photo in self.photos}
+        self.photos = {Path(each.file_name).stem: each for each in sorted(content.images, key=lambda x: x.file_name)}
         self._objects: dict[int, list[Annotation]] = {}
         for each in content.annotations:
-            if each.category_id not in categories:
-                valid = f"the categories {listing([f'{key} {name}' for key, name in categories.items()])}"
-                raise self._unknown("category", each.category_id, each.image_id, valid)
-            if each.image_id not in images:
-                raise self._unknown("image", each.image_id, each.image_id, f"the file's {len(images)} images")
             self._objects.setdefault(each.image_id, []).append(each)
-        names = list(classes)
-        strangers = [name for name in categories.values() if name not in names[1:]]
+        names = {each.id: each.name for each in content.categories}
+        nameless = sorted({each.category_id for each in content.annotations} - names.keys())
+        strangers = [name for name in names.values() if name not in classes[1:]]
+        strangers += [f"category_id {key}" for key in nameless]
         if strangers:
-            close = nearest(strangers[0], names[1:])
             raise DataError(
                 f"the annotations have categories that are no class: {listing(strangers)}", path=path,
-                found=f"{len(categories)} categories", expected=f"the classes {listing(names[1:])}",
-                remedy="name them in `data.classes`"
-                + (f"; did you mean `{close[0]}` by `{strangers[0]}`?" if close else ""),
+                found=f"{len(names)} categories", expected=f"the classes {listing(classes[1:])}",
+                remedy=f"name them in `data.classes` (the nearest: {listing(nearest(strangers[0], classes[1:]))}), or "
+                + _REMEDY,
             )  # fmt: skip
-        self._label_of = {key: names.index(name) for key, name in categories.items()}
+        self._label_of = {key: list(classes).index(name) for key, name in names.items()}
 
     def shown(self, photo: Photo) -> set[int]:
         """The labels of an image's objects, hidden ones included; no mask is decoded."""
         return {self._label_of[each.category_id] for each in self._objects.get(photo.id, [])}
 
-    def label(self, photo: Photo, rules: Rules) -> NDArray[np.uint8]:
-        """The label map of an image, uint8 [H,W]: 0 where no object is.
+    def label(self, photo: Photo, rules: CocoConfig) -> NDArray[np.uint8]:
+        """The label map of an image by `overlap`, `crowd` and `polygons`, uint8 [H,W]: 0 where no object is.
 
         Crowd regions come first, so that single objects lie above them.
 
@@ -199,12 +183,6 @@ class Instances:
                 found=str(error), remedy=_REMEDY,
                 expected=f"run lengths of {photo.width}x{photo.height} pixels (width x height)",
             ) from error  # fmt: skip
-
-    def _unknown(self, what: str, found: int, image: int, valid: str) -> DataError:
-        return DataError(
-            f"an annotation of an unknown {what}", path=self.path, found=f"{what}_id {found} (image {image})",
-            expected=f"one of {valid}", remedy=_REMEDY,
-        )  # fmt: skip
 
 
 def mask_of(shape: Runs | Sequence[ArrayLike], height: int, width: int) -> NDArray[np.bool_]:
@@ -249,36 +227,24 @@ def fill_truncated(label: NDArray[np.uint8], polygon: ArrayLike, value: int) -> 
 class InstanceDataset(SceneDataset):
     """Images whose label maps are made of an annotation file on demand."""
 
-    def __init__(
-        self, instances: Instances, classes: Sequence[str], rules: Rules, samples: Sequence[tuple[Pair, Photo]]
-    ) -> None:
-        super().__init__(instances.path.parent, classes, pairs=[pair for pair, _ in samples])
+    def __init__(self, instances: Instances, classes: Sequence[str], rules: CocoConfig, pairs: Sequence[Pair]) -> None:
+        super().__init__(instances.path.parent, classes, pairs=pairs)
         self.instances, self.rules = instances, rules
-        self.photos = [photo for _, photo in samples]
 
     @property
     def meaning(self) -> list[Any]:
-        return [*super().meaning, vars(self.rules)]
+        return [*super().meaning, self.rules.overlap, self.rules.crowd, self.rules.polygons]
 
     def __getitem__(self, index: int) -> Sample:
-        pair, label = self.pairs[index], self.label(index)
-        image = read_image(pair.image)
-        if image.shape[:2] != label.shape:
-            raise LabelError(
-                "image and annotations differ in size", path=pair.image,
-                found=f"{image.shape[1]}x{image.shape[0]} (width x height)",
-                expected=f"{label.shape[1]}x{label.shape[0]}, as {pair.label} says",
-                remedy="restore the image from COCO's archive; resized images do not fit the annotations",
-            )  # fmt: skip
+        pair, image, label = self.pairs[index], read_image(self.pairs[index].image), self.label(index)
+        check_size(pair, image, label)
         return Sample(pair.id, image, label)
 
     def label(self, index: int) -> NDArray[np.int64]:
-        return self.instances.label(self.photos[index], self.rules).astype(np.int64)
+        return self.instances.label(self.instances.photos[self.pairs[index].id], self.rules).astype(np.int64)
 
     def select(self, ids: Sequence[str]) -> InstanceDataset:
-        places = {pair.id: index for index, pair in enumerate(self.pairs)}
-        chosen = [(self.pairs[places[key]], self.photos[places[key]]) for key in ids]
-        return InstanceDataset(self.instances, self.classes, self.rules, chosen)
+        return InstanceDataset(self.instances, self.classes, self.rules, super().select(ids).pairs)
 
 
 class CocoData(SceneData):
@@ -303,39 +269,30 @@ class CocoData(SceneData):
         """
         pictures = files_by_stem(self.root / name, IMAGE_SUFFIXES)
         if self.config.label_maps is not None:
-            return self._prepared_split(name, pictures)
+            folder = self._label_folder(name)
+            found = files_by_stem(folder, (".png",))
+            labels = {stem.removesuffix(SUFFIX): file for stem, file in found.items() if stem.endswith(SUFFIX)} or found
+            self._check_images(name, labels, pictures, folder)
+            pairs = [Pair(stem, pictures[stem], labels[stem]) for stem in sorted(labels)]
+            return SceneDataset(folder, self.classes, pairs=pairs)
         instances = Instances(self.index_file(name), self.classes)
-        missing = [each.file_name for each in instances.photos if Path(each.file_name).stem not in pictures]
-        if missing or not instances.photos:
-            few = f"{len(missing)} annotated image(s) of `{name}` are not there"
-            raise DataError(
-                few if missing else "the annotations name no image",
-                path=self.root / name if missing else instances.path,
-                found=f"no {listing(missing)}" if missing else "an empty list of images",
-                expected=f"the {len(instances.photos)} images of {self.index_file(name).name}",
-                remedy=self.how_to_get(),
-            )
-        samples = [(Path(photo.file_name).stem, photo) for photo in instances.photos]
-        pairs = [(Pair(stem, pictures[stem], instances.path), photo) for stem, photo in samples]
-        rules = Rules(self.config.overlap, self.config.crowd, self.config.polygons)
-        return InstanceDataset(instances, self.classes, rules, pairs)
+        self._check_images(name, instances.photos, pictures, instances.path)
+        pairs = [Pair(stem, pictures[stem], instances.path) for stem in instances.photos]
+        return InstanceDataset(instances, self.classes, self.config, pairs)
 
     def candidates(self, dataset: FolderDataset) -> list[list[int]]:
         """By the annotations, where there are any: no mask need be decoded."""
         if not isinstance(dataset, InstanceDataset):
             return super().candidates(dataset)
         found: list[list[int]] = [[] for _ in self.classes[1:]]
-        for index, photo in enumerate(dataset.photos):
-            for label in dataset.instances.shown(photo):
+        for index, key in enumerate(dataset.ids):
+            for label in dataset.instances.shown(dataset.instances.photos[key]):
                 found[label - 1].append(index)
         return found
 
     def prepared(self) -> dict[str, str]:
-        config = self.config
-        rules = {name: str(getattr(config, name)) for name in ("overlap", "crowd", "polygons")}
-        if config.label_maps is not None:
-            rules = {"label maps": "prepared"}
-        return super().prepared() | rules
+        rules = {name: str(getattr(self.config, name)) for name in ("overlap", "crowd", "polygons")}
+        return super().prepared() | (rules if self.config.label_maps is None else {"label maps": "prepared"})
 
     def how_to_get(self) -> str:
         names = ", ".join(f"{self.config.splits[each]}.zip" for each in (SUPPORT, TEST))
@@ -347,24 +304,17 @@ class CocoData(SceneData):
     def _label_folder(self, name: str) -> Path:
         return self.root / str(self.config.label_maps).replace(SPLIT, name)
 
-    def _prepared_split(self, name: str, pictures: dict[str, Path]) -> SceneDataset:
-        folder = self._label_folder(name)
-        found = files_by_stem(folder, (".png",))
-        labels = {stem.removesuffix(SUFFIX): file for stem, file in found.items() if stem.endswith(SUFFIX)} or found
-        if not labels.keys() & pictures.keys():
+    def _check_images(self, name: str, annotated: Iterable[str], pictures: Mapping[str, Path], source: Path) -> None:
+        """Refuse a `source` of annotations that names no image, or one that is not there."""
+        missing = [stem for stem in annotated if stem not in pictures]
+        if missing or not [*annotated]:
             raise DataError(
-                "no label maps of these images", path=folder, found=listing([file.name for file in found.values()]) or
-                "no PNG file", expected=f"<stem>.png or <stem>{SUFFIX}.png for the images of {self.root / name}",
-                remedy=f"name the folder in `data.label_maps`, with {SPLIT} for {name}",
+                f"{len(missing)} annotated image(s) of `{name}` are not there" if missing else "no image is annotated",
+                path=source, found=f"no image {listing(missing)}",
+                expected=f"annotations of the images of {self.root / name}",
+                remedy=f"{self.how_to_get()}; `data.label_maps` names a folder of <stem>.png or <stem>{SUFFIX}.png, "
+                f"with {SPLIT} for {name}",
             )  # fmt: skip
-        strangers = [file.name for stem, file in labels.items() if stem not in pictures]
-        if strangers:
-            raise DataError(
-                f"{len(strangers)} label map(s) without an image", path=folder, found=listing(strangers),
-                expected=f"an image of the same stem in {self.root / name}", remedy=self.how_to_get(),
-            )  # fmt: skip
-        pairs = [Pair(stem, pictures[stem], labels[stem]) for stem in sorted(labels)]
-        return SceneDataset(folder, self.classes, pairs=pairs)
 
     def _layout(self) -> str:
         names = [self.config.splits[each] for each in (SUPPORT, TEST)]
@@ -374,16 +324,12 @@ class CocoData(SceneData):
 def _read(path: Path) -> InstancesFile:
     try:
         return TypeAdapter(InstancesFile).validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(
-            "the annotations are not there", path=path, found="nothing", expected="an instances_*.json", remedy=_REMEDY
-        ) from error
     except (OSError, ValidationError) as error:
         found = str(error)
         if isinstance(error, ValidationError):
             # A mask may be of two kinds: what is wrong with the likelier one.
             worst = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
-            found = ": ".join([*([".".join(map(str, worst["loc"]))] if worst["loc"] else []), worst["msg"]])
+            found = f"{'.'.join(map(str, worst['loc']))}: {worst['msg']}"
         raise DataError(
             "cannot read COCO's instances", path=path, found=found, remedy=_REMEDY,
             expected="`images` (id, file_name, height, width), `annotations` (image_id, category_id, segmentation) and "

@@ -7,15 +7,17 @@ import time
 
 from slime_bench.data.config import SPLITS
 from slime_bench.data.folder import FolderData
-from slime_bench.data.label_maps import check_same_classes
-from slime_bench.data.manifest import MANIFEST, check_subject, read_manifest
+from slime_bench.data.manifest import MANIFEST, read_manifest
 from slime_bench.data.mini_world import render as mini_world
+from slime_bench.data.verify import ensure_verified
 from slime_bench.errors import DataError, StorageError
 from slime_bench.storage import alone
 
 
 class MiniData(FolderData):
     """One subject (car, horse or face) of the procedural world: support pool 30, validation 10, test 100 images."""
+
+    commands = dict.fromkeys(mini_world.SUBJECTS, "make mini-data")
 
     def prepare_data(self) -> None:
         """Render the data set when it is absent or of another version, then check every file against the manifest.
@@ -39,12 +41,7 @@ class MiniData(FolderData):
                 ) from error  # fmt: skip
         self.check_manifest()
         # Whole, not only what this trial needs: a data set that was changed by hand is no mini data set any more.
-        self._verify(SPLITS)
-
-    def check_manifest(self) -> None:
-        """The classes have to be the manifest's, in their order; raises as `prepare_data`."""
-        if (self.root / MANIFEST).is_file():
-            check_same_classes(self.classes, read_manifest(self.root)["classes"])
+        ensure_verified(self.split_datasets(SPLITS), self.root)
 
     def _is_stale(self) -> bool:
         if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
@@ -58,8 +55,8 @@ class MiniData(FolderData):
                 remedy="choose another `data_root`, or move this folder away",
             )  # fmt: skip
         manifest = read_manifest(self.root)
-        check_subject(manifest, self.config.subject, self.root, "give each subject its own `data.root`")
-        return str(manifest["version"]) != str(mini_world.WORLD_VERSION)
+        same = manifest["subject"] == self.config.subject  # what is another subject's is not replaced
+        return same and str(manifest["version"]) != str(mini_world.WORLD_VERSION)
 
     def _render(self) -> None:
         started, title = time.perf_counter(), f"mini {self.config.subject}"

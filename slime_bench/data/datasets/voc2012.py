@@ -13,7 +13,8 @@ from pathlib import Path
 from slime_bench.data.config import SUPPORT, TEST
 from slime_bench.data.label_maps import listing
 from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
-from slime_bench.data.scenes import SceneData, SceneDataset, read_ids
+from slime_bench.data.scenes import SceneData, SceneDataset
+from slime_bench.data.support import read_list
 from slime_bench.errors import DataError
 
 LISTS = "ImageSets/Segmentation"
@@ -40,7 +41,7 @@ class VocData(SceneData):
         Raises:
             DataError: the list, a folder or a file is missing.
         """
-        names = read_ids(self.index_file(name), self.how_to_get())
+        names = read_list(self.index_file(name), remedy=self.how_to_get())
         pictures = files_by_stem(self.base / PICTURES, IMAGE_SUFFIXES)
         labels = files_by_stem(self.base / LABELS, (".png",))
         for folder, files in ((PICTURES, pictures), (LABELS, labels)):

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,16 +51,11 @@ def render(subject: str, split: str, index: int) -> Picture:
     Raises:
         ConfigError: unknown subject or split, or a negative index.
     """
-    if subject not in SUBJECTS:
+    if subject not in SUBJECTS or split not in (*SPLIT_SIZES, STREAM) or index < 0:
         raise ConfigError(
-            "unknown subject", found=subject, expected=sorted(SUBJECTS), remedy="name one of these subjects"
-        )
-    if split not in (*SPLIT_SIZES, STREAM) or index < 0:
-        raise ConfigError(
-            "no such picture in the mini world",
-            found=f"{split}[{index}]",
-            expected=f"one of {[*SPLIT_SIZES, STREAM]}, index >= 0",
-        )
+            "no such picture in the mini world", found=f"{subject}/{split}[{index}]",
+            expected=f"one of {[*SUBJECTS]}, one of {[*SPLIT_SIZES, STREAM]}, index >= 0",
+        )  # fmt: skip
     rng = numpy_generator(_WORLD_SEED, "mini_world", WORLD_VERSION, subject, split, index)
     background, scene, upper = paint_background(rng)
     canvas = Canvas(background)
@@ -81,11 +75,8 @@ def vocabulary() -> list[str]:
     """Every word that a caption can hold, and the words that prompts need, sorted."""
     names = {part for classes in CLASSES.values() for part in classes}
     fixed = "a an another with and on of the in , . + car horse face body wheels windows lights plate torso head legs"
-    fixed += " tail skin eyes mouth"
-    fixed += (
-        " nose brows ears neck cloth hair bald short long cap block part prompt photo image picture object background"
-    )
-    fixed += " wheel window light leg eye brow ear plates heads tails cars horses faces neck torso"
+    fixed += " tail skin eyes mouth nose brows ears neck cloth hair bald short long cap block part prompt photo image"
+    fixed += " picture object background wheel window light leg eye brow ear plates heads tails cars horses faces"
     words = {*names, *fixed.split(), *COLOURS, *SKIN_TONES, *SCENES}
     return sorted(words)
 
@@ -106,7 +97,7 @@ def write_dataset(root: Path, subject: str) -> None:
         shutil.rmtree(building, ignore_errors=True)
         files: dict[str, str] = {}
         captions: dict[str, str] = {}
-        for split, index in _dataset_indices():
+        for split, index in ((split, index) for split, size in SPLIT_SIZES.items() for index in range(size)):
             picture, name = render(subject, split, index), f"{subject}-{split}-{index:04d}"
             captions[name] = picture.caption
             for kind, array in (("images", picture.image), ("labels", picture.label)):
@@ -115,27 +106,18 @@ def write_dataset(root: Path, subject: str) -> None:
                 Image.fromarray(array).save(path)
                 files[f"{split}/{kind}/{name}.png"] = hashlib.sha256(array.tobytes()).hexdigest()
         manifest = {
-            "version": WORLD_VERSION,
-            "subject": subject,
-            "classes": CLASSES[subject],
-            "files": files,
+            "version": WORLD_VERSION, "subject": subject, "classes": CLASSES[subject], "files": files,
             "captions": captions,
-        }
+        }  # fmt: skip
         (building / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         shutil.rmtree(root, ignore_errors=True)
         building.rename(root)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
         raise StorageError(
-            "the mini data set could not be written",
-            path=root,
-            found=error,
+            "the mini data set could not be written", path=root, found=error,
             remedy="free some disk space (5 MB) or set data_root to a writable folder",
-        ) from error
-
-
-def _dataset_indices() -> Iterator[tuple[str, int]]:
-    return ((split, index) for split, size in SPLIT_SIZES.items() for index in range(size))
+        ) from error  # fmt: skip
 
 
 def write_sheet(path: Path, columns: int = 10) -> None:
