@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from slime_bench.data.augment import augment
 from slime_bench.data.config import DRAWN, DataConfig
 from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.data.transforms import fit_sample
-from slime_bench.errors import ConfigError
+from slime_bench.errors import ConfigError, SlimeBenchError
 from slime_bench.seeding import generator
 
 if TYPE_CHECKING:
@@ -106,11 +106,12 @@ class SegmentationDataModule(lightning.LightningDataModule):
         # processes would only take its cores.
         on_gpu = torch.cuda.is_available()
         workers = self.config.num_workers if self.config.num_workers is not None else (2 if on_gpu else 0)
-        return DataLoader(
-            dataset,
+        return CheckedLoader(
+            Carrying(dataset),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=on_gpu,
+            collate_fn=first_error_or_batch,
             # The loader draws a base seed per epoch; without its own generator that draw would come from, and shift,
             # the global stream.
             generator=generator(self.data.seed, "loader"),
@@ -154,6 +155,43 @@ class QueryDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         sample = fit_sample(self.samples[index], self.size, self.mode, self.fit)
         return {"image": sample.image.float() / 255, "label": sample.label, "id": sample.id, "epoch": 0}
+
+
+class Carrying(Dataset[Any]):
+    """Gives typed errors as items: torch raises a worker's exception again as `type(error)(traceback)`, without path
+    and remedy. `CheckedLoader` raises them in the process that the user sees."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except SlimeBenchError as error:
+            return error
+
+
+def first_error_or_batch(items: list[Any]) -> Any:
+    return next((each for each in items if isinstance(each, SlimeBenchError)), None) or default_collate(items)
+
+
+class CheckedLoader(DataLoader[Any]):
+    """Raises the typed errors that `Carrying` gives."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        for batch in batches:
+            if isinstance(batch, SlimeBenchError):
+                # The traceback keeps the iterator alive until the garbage collector finds it, and closes its queues
+                # first: each worker would then be waited for in vain, 5 s long.
+                if hasattr(batches, "_shutdown_workers"):
+                    batches._shutdown_workers()
+                    self._iterator = None
+                raise batch
+            yield batch
 
 
 # --- order

@@ -20,7 +20,7 @@ from slime_bench.data.datamodule import SegmentationDataModule, SupportBatches
 from slime_bench.data.folder import FolderData
 from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.data.transforms import resize_image
-from slime_bench.errors import ConfigError, DataError
+from slime_bench.errors import ConfigError, DataError, LabelError
 from tests.data.conftest import Make
 from tests.fixtures.twins.toy_folder import CLASSES, POOL, SIZE
 
@@ -271,3 +271,45 @@ def test_splits_that_the_trial_does_not_read_may_be_absent_or_bad(root: Path) ->
     assert caught.value.path == root / "val" and "data.validation=support" in str(caught.value.remedy)
     assert caught.value.found == "support/, test/"
     prepare(2, validation="support")
+
+
+# --- errors in workers
+
+
+@pytest.fixture
+def broken(root: Path, tmp_path: Path) -> Path:
+    """The test split with an unreadable image and a label outside the classes."""
+    for kind in ("images", "labels"):
+        (tmp_path / "test" / kind).mkdir(parents=True)
+        for file in (root / "test" / kind).iterdir():
+            (tmp_path / "test" / kind / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("fault", ["image", "label"])
+def test_typed_errors_cross_the_process_border(broken: Path, workers: int, fault: str) -> None:
+    config = DataConfig("toy", str(broken), CLASSES, image_size=SIZE, batch_size=2, num_workers=workers)
+    module = FolderData(config, shots=1, seed=0).datamodule()
+    module.setup("test")
+    if fault == "image":
+        path, kind = broken / "test" / "images" / "t03.png", DataError
+        path.write_bytes(b"not a picture")
+    else:
+        path, kind = broken / "test" / "labels" / "t03.png", LabelError
+        Image.new("L", (SIZE, SIZE), 9).save(path)  # damaged while the trial runs
+    loader = iter(module.test_dataloader())
+    assert next(loader)["id"] == ["t00", "t01"]
+    with pytest.raises(kind) as caught:
+        next(loader)
+    error = caught.value
+    assert type(error) is kind and error.path == path and error.found and error.remedy
+    assert str(path) in str(error) and str(error.remedy) in str(error)
+    assert "Traceback" not in str(error)
+
+
+def test_other_errors_still_raise(make: Make) -> None:
+    loader = make().test_dataloader()
+    loader.dataset.dataset.size = "large"
+    with pytest.raises(TypeError):
+        next(iter(loader))

@@ -191,6 +191,18 @@ class TestGoingOn:
         assert outcome.code == 0 and "(3 of them earlier)" in outcome.out, outcome.err
         assert contents(tmp_path / "out") == whole
 
+    def test_an_interruption_while_learning(
+        self, learn: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Slime, "training_step", interrupt)
+            assert learn().code == 130
+        assert set(contents(tmp_path / "out")) == {"run.json"}
+        assert learn().code == 0
+
     def test_a_changed_image_is_segmented_again(
         self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -244,6 +256,22 @@ class TestBadInput:
         (photos / "empty.png").unlink()
         outcome = learn()
         assert outcome.code == 0 and "(3 of them earlier)" in outcome.out
+
+    def test_a_full_disk(self, learn: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = segmenting.write
+
+        def full(path: Path, content: bytes) -> None:
+            if path.name == "weit – ü.png":
+                raise StorageError("The file could not be written.", path=path, found="No space left on device")
+            real(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(segmenting, "write", full)
+            outcome = learn()
+        assert outcome.code == 2 and "No space left" in outcome.err
+        no_learning(monkeypatch)
+        outcome = learn()
+        assert outcome.code == 0 and "of them earlier" in outcome.out, outcome.err
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -306,6 +334,14 @@ class TestFromATrial:
                 sizes[path.name.removesuffix(".png")] = label.size
         names = ["a", "alpha", "one stem.jpg", "one stem.png", "palette", "really a", "turned"]
         assert sizes == {name: (40, 90) if name == "turned" else (90, 40) for name in names}
+
+    def test_the_backbone_may_have_moved(self, swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
+        bench = swept[0]
+        shutil.copytree(bench.sd, tmp_path / "moved")
+        images = bench.data / "val" / "images"
+        assert with_state(bench, images, tmp_path / "out", "--weights", str(tmp_path / "moved")).code == 0
+        outcome = with_state(bench, images, tmp_path / "out", "--weights", str(tmp_path / "nowhere"))
+        assert outcome.code == 2 and "nowhere" in outcome.err and "what to do" in outcome.err
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
