@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from slime_bench.attention.attend import full
-from slime_bench.backbones.base import IMAGENET, Size, chosen_layers, patch_grid
+from slime_bench.backbones.base import CLIP, IMAGENET, Size, channels, chosen_layers, patch_grid
 from slime_bench.backbones.blip_text import ImageFreeCache, captured, fuse, image_free, scores
-from slime_bench.backbones.load import DTYPES, load_blip, load_blip_tokenizer, trim_to
-from slime_bench.backbones.vision_language import Albef, Blip, own_statistics
+from slime_bench.backbones.load import DTYPES, load_blip, load_blip_tokenizer
+from slime_bench.backbones.vision_language import Albef, Blip
 from slime_bench.backbones.vlm import (
     ImageText,
     Prompts,
@@ -27,7 +27,7 @@ from slime_bench.backbones.vlm import (
     finite_sum,
     too_long,
 )
-from slime_bench.backbones.weights import check_hashes
+from slime_bench.backbones.weights import PREPROCESSOR, check_hashes, read_json
 from slime_bench.errors import BackboneError
 
 _LISTS_KEPT: Final = 8  # tokenised prompt lists: a method uses one or two
@@ -58,11 +58,13 @@ class BlipBackbone(Blip, VlmBackbone):
         architecture, self.facts = self.read_folder(folder, config.image_size)
         self.layers = self.facts.layers
         self._first = _index(self.layers[0])
-        network = load_blip(folder, architecture, DTYPES[config.dtype], trim_to(self._first) if self.trimmed else None)
+        network = load_blip(folder, architecture, DTYPES[config.dtype], self._first if self.trimmed else None)
         self.tokenizer = load_blip_tokenizer(folder, int(architecture.text_config.vocab_size))
         self.vision_model, self.text_encoder = network.vision_model, network.text_encoder
         self.itm_head = network.itm_head
-        statistics = own_statistics(folder) if config.statistics == "own" else IMAGENET
+        statistics, stated = IMAGENET, folder / PREPROCESSOR
+        if config.statistics == "own":
+            statistics = channels(stated, read_json(stated) if stated.is_file() else {}, CLIP)
         for name, values in zip(("mean", "std"), statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self._image_free = ImageFreeCache() if self._first else image_free
@@ -75,7 +77,7 @@ class BlipBackbone(Blip, VlmBackbone):
         return self.itm_head.weight.dtype
 
     def grid(self, size: Size) -> Size:
-        return patch_grid(size, self.facts.patch, self.facts.image_size)
+        return patch_grid(size, self.facts.patch)
 
     def tokenize(self, prompts: Sequence[str]) -> Prompts:
         texts = check_prompts(prompts)

@@ -26,9 +26,8 @@ from slime_bench.backbones.diffusion import (
     source,
 )
 from slime_bench.backbones.encoder_cache import EncoderCache, Posterior
-from slime_bench.backbones.heap import keep_freed_memory
 from slime_bench.backbones.load import DTYPES, load_parts
-from slime_bench.backbones.memory import images_within, training_images
+from slime_bench.backbones.memory import images_within, keep_freed_memory, training_images
 from slime_bench.backbones.weights import check_hashes
 
 
@@ -127,7 +126,7 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
     def images_per_call(self, size: Size) -> int:
         """How many images of `size` = (H, W) pixels one inference call may hold within `memory_gb`; at least 1.
 
-        An estimate; see `slime_bench.backbones.memory.bytes_per_image`.
+        An estimate; see `slime_bench.backbones.memory.images_within`.
         """
         budget = int(self.config.memory_gb * 1e9)
         return images_within(budget, self.vae.config, self.unet.config, size, self.unet.dtype.itemsize)

@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from slime_bench.backbones.base import CLIP, Precision, Statistics, VisionLanguage, VlmFacts, channels, patch_grid
+from slime_bench.backbones.base import Precision, VisionLanguage, VlmFacts, patch_grid
 from slime_bench.backbones.llava_text import Conversation, Geometry, Templates, read_geometry
-from slime_bench.backbones.weights import CONFIG, LLAVA, PREPROCESSOR, VlmLayout, find, read_json, unusable
+from slime_bench.backbones.weights import CONFIG, LLAVA, VlmLayout, find, read_json, unusable
 from slime_bench.config.parts import NO_NUMBERS, located
 from slime_bench.errors import BackboneError
 
@@ -207,16 +207,3 @@ class Llava(_InFolder):
             )  # fmt: skip
         layers = tuple(f"layer.{index}" for index in range(geometry.layers))
         return geometry, conversation, VlmFacts(layers, geometry.patch, left, image_size=geometry.side)
-
-
-def own_statistics(folder: Path) -> Statistics:
-    """Pixel statistics that a BLIP was trained with: those of its folder, else CLIP's.
-
-    Raises:
-        BackboneError: a file that does not hold three numbers each, or deviations that are not above 0.
-    """
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        return CLIP
-    content = read_json(path)
-    return channels(path, content.get("image_mean", CLIP[0]), content.get("image_std", CLIP[1]))
