@@ -71,16 +71,12 @@ class Layout(ABC):
     remedy: str = PUT_IN_A_FOLDER
 
     @abstractmethod
-    def check(self, folder: Path) -> None:
-        """Refuse a folder in which a file is missing that will be needed.
+    def files(self, folder: Path) -> dict[str, Path]:
+        """Every file of the folder that is loaded, by the name that counts; others beside them decide nothing.
 
         Raises:
-            BackboneError: it names what is missing.
+            BackboneError: one that will be needed is missing.
         """
-
-    @abstractmethod
-    def files(self, folder: Path) -> dict[str, Path]:
-        """Every file of the folder that is loaded, by the name that counts; others beside them decide nothing."""
 
     def command(self, name: str, revision: str | None = None) -> str:
         """The command that puts a model of the hub into its local cache, where it is found without a network."""
@@ -108,7 +104,7 @@ def find(name: str, revision: str | None, layout: Layout) -> Path:
     for folder in (ASSETS / name, path):
         if name and folder.is_dir():
             folder = folder.resolve()
-            layout.check(folder)
+            layout.files(folder)
             return folder
     if path.suffix in PICKLED:
         raise _pickled(path.parent, [path.name])
@@ -130,7 +126,7 @@ def _from_hub(name: str, revision: str | None, layout: Layout) -> Path:
     if isinstance(cached, str):  # otherwise None, or a sign that the hub has no such file
         folder = Path(cached).parents[layout.marker.count("/")]
         try:
-            layout.check(folder)
+            layout.files(folder)
             return folder
         except BackboneError as error:
             lacking = error
@@ -144,7 +140,7 @@ def _from_hub(name: str, revision: str | None, layout: Layout) -> Path:
                 )
             )
             try:
-                layout.check(folder)
+                layout.files(folder)
                 return folder
             except BackboneError as error:
                 lacking = error
@@ -182,28 +178,19 @@ class DiffusionLayout(Layout):
         self.wanted = ("model_index.json", *(f"{part}/*.{kind}" for part in PARTS for kind in kinds))
         self.remedy = f"{PUT_IN_A_FOLDER}; bundled: {sorted(bundled())}"
 
-    def check(self, folder: Path) -> None:
-        absent = [part for part in PARTS if not (folder / part).is_dir()]
-        if absent:
-            raise BackboneError(
-                "this folder does not hold a Stable Diffusion model", path=folder, found=f"no {', '.join(absent)}",
-                expected=f"the folders {', '.join(PARTS)}", remedy="give the folder that holds model_index.json",
-            )  # fmt: skip
-        for part, name in PARTS.items():
-            if not (folder / part / name).is_file():
-                raise unusable(folder / part, f"no {name}", name)
-        if not self.takes_files:
-            return
-        if not vocabulary_files(folder / "tokenizer"):  # the library would go on with a vocabulary of three tokens
-            raise unusable(folder / "tokenizer", "no vocabulary", "tokenizer.json, or vocab.json and merges.txt")
-        for part in NETWORKS:
-            if not part_weights(folder, part)[0]:
-                raise _no_weights(folder / part, "*.safetensors")
-
     def files(self, folder: Path) -> dict[str, Path]:
+        absent = [f"{part}/{name}" for part, name in PARTS.items() if not (folder / part / name).is_file()]
+        if absent:
+            raise unusable(folder, f"no {', '.join(absent)}", f"a Stable Diffusion: the folders {', '.join(PARTS)}")
         found = [path for part in PARTS for suffix in ("json", "txt") for path in (folder / part).glob(f"*.{suffix}")]
         if self.takes_files:
-            found += [path for part in NETWORKS for path in part_weights(folder, part)[0]]
+            if not vocabulary_files(folder / "tokenizer"):  # the library would go on with a vocabulary of three tokens
+                raise unusable(folder / "tokenizer", "no vocabulary", "tokenizer.json, or vocab.json and merges.txt")
+            for part in NETWORKS:
+                weights, _ = part_weights(folder, part)
+                if not weights:
+                    raise _no_weights(folder / part, "*.safetensors")
+                found += weights
         return {path.relative_to(folder).as_posix(): path for path in found}
 
 
@@ -255,24 +242,17 @@ class VlmLayout(Layout):
     ) -> None:
         self.remedy, self._vocabularies, self._processors = remedy, vocabularies, processors
 
-    def check(self, folder: Path) -> None:
-        if not (folder / CONFIG).is_file():
-            raise BackboneError(
-                "this folder does not hold a vision-language model", path=folder, found=f"no {CONFIG}",
-                expected=f"{CONFIG}, {WEIGHTS} and {' or '.join(self._vocabularies)}",
-                remedy="give the folder that holds these files",
-            )  # fmt: skip
-        absent = [path.name for path in weight_files(folder) if not path.is_file()]
-        if absent:
-            raise _no_weights(folder, absent[0])
-        # Without a vocabulary the library would go on with one of five tokens.
-        for names in (self._vocabularies, self._processors):
-            if names and not any((folder / name).is_file() for name in names):
-                raise unusable(folder, f"no {' and no '.join(names)}", " or ".join(names))
-
     def files(self, folder: Path) -> dict[str, Path]:
+        # Without a vocabulary the library would go on with one of five tokens.
+        for names in ((CONFIG,), self._vocabularies, self._processors):
+            if names and not any((folder / name).is_file() for name in names):
+                raise unusable(folder, f"no {' and no '.join(names)}", f"a vision-language model: {' or '.join(names)}")
+        weights = weight_files(folder)
+        for path in weights:
+            if not path.is_file():
+                raise _no_weights(folder, path.name)
         described = (CONFIG, INDEX, *PROCESSORS) if self._processors else (CONFIG, PREPROCESSOR)
-        found = [*(folder / name for name in (*described, *TOKENIZER)), *weight_files(folder)]
+        found = [*(folder / name for name in (*described, *TOKENIZER)), *weights]
         return {path.name: path for path in found if path.is_file()}
 
 
