@@ -66,7 +66,7 @@ class ExtraValues:
 
 
 class _Recorder:
-    """Observes the named layers, as `Observer` says: `capture`'s arguments, and the extra values of the running pass."""
+    """Observes the named layers, as `Observer` says; holds the extra values of the running pass."""
 
     def __init__(self, names: Sequence[str], stop_early: bool, extra: ExtraValues | None) -> None:
         self._names, self._stop_early, self._extra = frozenset(names), stop_early, extra

@@ -35,7 +35,7 @@ class Processor:
     """Equals diffusers' `AttnProcessor2_0` on a layer without `UNSUPPORTED`, to rounding.
 
     Args:
-        text: keeps the projections of a text that does not change. observer: see `Observer`. name: of the layer, for it.
+        text: keeps the projections of a text that does not change. observer: see there. name: of the layer, for it.
     """
 
     def __init__(self, text: ConstantText | None = None, observer: Observer | None = None, name: str = "") -> None:

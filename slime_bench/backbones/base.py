@@ -127,5 +127,7 @@ def channels(path: Path, content: Mapping[str, Any], default: Statistics | None 
     except (TypeError, ValueError):
         found = (), ()
     if len(found[0]) != 3 or len(found[1]) != 3 or min(found[1]) <= 0:
-        raise unusable(path, f"image_mean {mean}, image_std {deviation}", "three numbers each, those of image_std above 0")
+        raise unusable(
+            path, f"image_mean {mean}, image_std {deviation}", "three numbers each, those of image_std above 0"
+        )
     return found

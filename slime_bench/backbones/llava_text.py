@@ -43,8 +43,8 @@ class Templates:
         before, *after = self.conversation.split(PROMPT)
         if self.conversation.count(IMAGE) != 1 or IMAGE not in before or len(after) != 1 or not after[0]:
             raise ValueError(
-                f"templates.conversation must hold {IMAGE} once, after it {PROMPT} once (a text sees only what is before"
-                " it), and after that a question, for the answer to be read"
+                f"templates.conversation must hold {IMAGE} once, after it {PROMPT} once (a text sees only what is"
+                " before it), and after that a question, for the answer to be read"
             )
 
 

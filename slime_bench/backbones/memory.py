@@ -53,7 +53,7 @@ def images_within(
 def training_images(
     vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple[int, int], itemsize: int, budget: int
 ) -> int:
-    """Images whose training step fits into `budget` bytes beside the weights, at least 1: the rest as `images_within`."""
+    """Images whose training step fits into `budget` bytes beside the weights, at least 1; see `images_within`."""
     return max(1, int(budget // (TRAINING_MAPS * _unet_map(vae, unet, size) * itemsize)))
 
 

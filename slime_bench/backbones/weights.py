@@ -155,7 +155,7 @@ def _from_hub(name: str, revision: str | None, layout: Layout) -> Path:
         expected="a folder, a file in the hub's local cache, or access to the hub",
         remedy="fetch it where there is a connection (a gated model also needs HF_TOKEN):\n"
         f"    {layout.command(name, revision)}\n"
-        f"  another repository, or a commit with safetensors: set backbone.weights, backbone.revision; or {layout.remedy}",
+        f"  another repository or commit: set backbone.weights and backbone.revision; or {layout.remedy}",
     ) from cause  # fmt: skip
 
 
