@@ -139,16 +139,15 @@ class Conversation:
             tokenizer: of the library, one that knows where in the text a token lies. image_token: id of `<image>`.
 
         Raises:
-            BackboneError: a tokeniser without the image's token, or templates that it cannot cut.
+            BackboneError: templates that the tokeniser cannot cut.
         """
         self._tokenizer, self._image_token = tokenizer, image_token
         name = tokenizer.convert_ids_to_tokens(image_token) or IMAGE
-        if tokenizer(name, add_special_tokens=False)["input_ids"] != [image_token]:
-            raise _unfit("", f"{name!r}, image_token_index {image_token} of config.json", "it has no such token")
         self._head, self._tail = templates.conversation.replace(IMAGE, name).split(PROMPT)
         parts = self._cut(_PROBE)
         if parts is None or not parts[3]:
-            raise _unfit(".conversation", templates.conversation, "it cannot be cut at the prompt")
+            found = f"{templates.conversation}, with the image's token {image_token}"
+            raise _unfit(".conversation", found, "it cannot be cut at the image and the prompt")
         self.before, self.lead, _, self.question = parts
         self.answers = (
             self._answer("positive", templates.positive),

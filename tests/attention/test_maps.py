@@ -47,14 +47,6 @@ def test_was_is_the_dense_sum(classes: int) -> None:
     torch.testing.assert_close(was(layers, maps), dense_was(layers, maps), rtol=1e-10, atol=1e-12)
 
 
-def test_was_takes_keys_as_sources_not_as_targets() -> None:
-    """One key that all queries look at spreads its own value everywhere; the transposed product would not."""
-    query, key = torch.ones(1, 1, N, D), torch.zeros(1, 1, N, D)
-    key[0, 0, 7] = 30.0
-    maps = torch.arange(N, dtype=torch.float32).view(1, 1, *GRID)
-    torch.testing.assert_close(was([LayerAttention(query, key, 1.0)], maps), torch.full((1, 1, *GRID), 7.0))
-
-
 @pytest.mark.parametrize("classes", [3, 12])
 def test_gradients_of_was_are_those_of_the_dense_sum(classes: int) -> None:
     found, wanted = [], []
@@ -109,17 +101,6 @@ def test_class_probabilities_by_hand(over_all: bool) -> None:
         assert (total < 1).all()
     else:
         torch.testing.assert_close(total, torch.ones_like(total))
-
-
-def test_average_resizes_each_layer_first() -> None:
-    coarse, fine = torch.rand(1, 2, 4, 4), torch.rand(1, 2, 8, 8)
-    torch.testing.assert_close(average([coarse, fine], (8, 8)), (resize(coarse, (8, 8)) + fine) / 2)
-    assert resize(fine, (8, 8)) is fine
-
-
-def test_resize_has_half_pixel_centres() -> None:
-    found = resize(torch.tensor([[[[0.0, 1.0]]]]), (1, 4))
-    torch.testing.assert_close(found, torch.tensor([[[[0.0, 0.25, 0.75, 1.0]]]]))
 
 
 @settings(max_examples=100, deadline=None)

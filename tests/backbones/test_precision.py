@@ -92,14 +92,6 @@ class TestPrecision:
         assert text.grad.isfinite().all() and text.grad.abs().max() > 0
         assert backbone.add_noise(noisy, noisy, timesteps).dtype == torch.float32
 
-    def test_moves_with_its_owner_and_keeps_its_precision(self, tiny_sd: Path) -> None:
-        owner = torch.nn.ModuleDict({"backbone": load(tiny_sd, "bf16")}).to("meta")
-        backbone = owner["backbone"]
-        assert {value.device.type for value in backbone.parameters()} == {"meta"}
-        assert backbone.alphas_cumprod.device.type == "meta" and backbone.alphas_cumprod.dtype == torch.float32
-        assert {value.dtype for value in backbone.parameters()} == {torch.bfloat16}
-
-
 class TestPrediction:
     @pytest.fixture
     def folder(self, tiny_sd: Path, tmp_path: Path) -> Path:
@@ -161,11 +153,6 @@ class TestImagesPerCall:
         assert 337e6 < bytes_per_image(VAE, UNET, (512, 512), 2) < 1.15 * 337e6
         assert images_within(int(4e9), VAE, UNET, (512, 512), 2) == 10
         assert images_within(int(4e9), VAE, UNET, (512, 512), 4) == 5
-
-    def test_half_the_bytes_twice_the_images(self, tiny_sd: Path) -> None:
-        settings = {"memory_gb": 0.1}
-        full, half = load(tiny_sd, **settings), load(tiny_sd, "bf16", **settings)
-        assert half.images_per_call((64, 64)) // full.images_per_call((64, 64)) == 2
 
     @given(
         st.integers(0, 10**11), st.integers(8, 1024), st.integers(8, 1024), st.integers(1, 8), st.sampled_from([2, 4])
