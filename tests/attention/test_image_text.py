@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_bench.attention.image_text import class_maps, ensemble, match_scores, prompt_maps, to_image, token_maps
-from slime_bench.bench.reference_slime import resize as half_pixel_resize
-from slime_bench.errors import ConfigError
 from tests.fixtures import oracle_infoscore as oracle
 
 B, H, T, GRID, SIZE = 3, 4, 6, (3, 4), (13, 22)
@@ -185,4 +183,3 @@ def test_among_equal_heads_one_gets_the_gradient() -> None:
     patches = equal.grad[..., 1:]
     assert (patches.sum(2) == 1).all() and set(patches.unique().tolist()) == {0.0, 1.0}
     assert (equal.grad[..., 0] == 0).all()
-

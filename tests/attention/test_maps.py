@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import (
-    average,
     class_logits,
     class_probabilities,
     grid_size,
-    resize,
     was,
 )
 from slime_bench.errors import BackboneError

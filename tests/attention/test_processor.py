@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from slime_bench.attention.processor import Processor, attention_layers, install, unsupported
+from slime_bench.attention.processor import Processor, install, unsupported
 from tests.fixtures.rounding import TINY, same
 
 

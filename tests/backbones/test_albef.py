@@ -19,7 +19,7 @@ from slime_bench.backbones.blip import AlbefBackbone
 from slime_bench.backbones.blip_text import fuse, image_free
 from slime_bench.errors import BackboneError, StorageError
 from tests.fixtures.blip_toys import PROMPTS, randomise, vocabulary
-from tests.fixtures.oracle_albef import HEAD, PATCH, POSITIONS, Albef, shapes
+from tests.fixtures.oracle_albef import HEAD, POSITIONS, Albef, shapes
 from tests.fixtures.rounding import TOY, rounding
 
 CLIP = torch.tensor([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]])[:, None, :, None, None]
@@ -148,6 +148,7 @@ class TestAgainstTheOracle:
         for name, error in compare(backbone, Albef(halves)).items():
             assert error < rounding(LARGEST, **TOY), (name, error)
 
+
 class TestTheFolder:
     def test_every_tensor_is_accounted_for(self, state: dict[str, Tensor], converted: Path) -> None:
         manifest = json.loads((converted / "conversion.json").read_text())
@@ -177,16 +178,17 @@ class TestTheFolder:
         path.write_bytes(path.read_bytes()[:-8])
         assert "corrupt" in failure(lambda: load(folder)).summary
         (folder / "sha256.json").unlink()
-        assert "weights" in failure(lambda: load(folder)).summary
-        for first in (None, -1, 4, "2", True):
+        assert "cannot be loaded" in failure(lambda: load(folder)).summary
+        for first in (None, -1, 4, True):
             config = json.loads((folder / "config.json").read_text())
             (folder / "config.json").write_text(json.dumps({**config, "fusion_layer": first}))
             assert "fusion_layer" in str(failure(lambda: load(folder)).found)
         (folder / "config.json").write_text(json.dumps({**config, "model_type": "blip", "fusion_layer": 2}))
-        assert "'albef'" in str(failure(lambda: load(folder)).found)
+        error = failure(lambda: load(folder))
+        assert "'blip'" in str(error.found) and error.expected == "albef"
+
 
 class TestTheBackbone:
-
     def test_statistics_are_clips(self, albef: AlbefBackbone, converted: Path) -> None:
         torch.testing.assert_close(torch.stack([albef.mean, albef.std]), CLIP)
         assert load(converted, statistics="imagenet").mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
@@ -243,8 +245,6 @@ class TestTextStatesAreKept:
             with torch.no_grad():
                 weight.weight.add_(0.1)
             agree(runs)
-        text.embeddings.word_embeddings.weight.data.mul_(1.5)  # past the change counter
-        agree(4)
 
     def test_gradients_pass_it_by(self, converted: Path) -> None:
         backbone = load(converted)

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slime_bench.backbones import blip_text
 from slime_bench.backbones.blip import BlipBackbone
 from slime_bench.backbones.blip_text import captured
 from slime_bench.errors import BackboneError
-from tests.fixtures.blip_toys import LIMIT, PROMPTS, prompts_of, save_blip, stock_blip
+from tests.fixtures.blip_toys import LIMIT, PROMPTS, save_blip, stock_blip
 from tests.fixtures.rounding import TOY, same
 
 ALL = ("layer.0", "layer.1", "layer.2")
@@ -128,8 +127,8 @@ class TestAgainstTheLibrary:
             for name in ALL:
                 same(together.maps[name][index], alone.maps[name][0], **TOY)
 
-class TestCapturing:
 
+class TestCapturing:
     @torch.no_grad()
     def test_called_once_per_chosen_layer_in_running_order(self, blip: BlipBackbone) -> None:
         states, prompts = blip.encode_images(pictures()), blip.tokenize(PROMPTS)
@@ -163,6 +162,7 @@ class TestCapturing:
         with pytest.raises(AttributeError), captured({"one": attention, "no attention": nn.Identity()}, fail):
             pass
         assert hooks(blip) == before
+
 
 class TestImages:
     def test_states_never_have_gradients(self, blip: BlipBackbone) -> None:
@@ -224,6 +224,7 @@ class TestPrecision:
         with pytest.raises(BackboneError) as caught:
             half.read(states, prompts, lambda scores: None)
         assert caught.value.path == "layer.1" and "bf16" in str(caught.value.remedy) and hooks(half) == 0
+
 
 class TestTuning:
     def test_frozen_until_asked_and_always_in_evaluation_mode(self, blip: BlipBackbone) -> None:

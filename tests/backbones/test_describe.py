@@ -171,16 +171,15 @@ class TestBadFiles:
         return Path(shutil.copytree(tiny_sd, tmp_path / "model"))
 
     @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
-    @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
-    def test_no_json(self, folder: Path, part: str, text: str) -> None:
+    def test_no_json(self, folder: Path, part: str) -> None:
         path = next(folder.glob(f"{part}/*config.json"))
-        path.write_bytes(text.encode("latin-1"))
-        assert failure(folder).path == folder.resolve() / part
+        for content in (b"{", b"[1]", b"\xff"):
+            path.write_bytes(content)
+            assert failure(folder).path == path.resolve()
 
-    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
-    def test_json_of_something_else(self, folder: Path, part: str) -> None:
-        (folder / part / "config.json").write_text('{"colour": "red"}')
-        assert failure(folder).path == folder.resolve() / part
+    def test_json_of_something_else(self, folder: Path) -> None:
+        (folder / "vae/config.json").write_text('{"colour": "red"}')
+        assert failure(folder).path == folder.resolve() / "vae/config.json"
 
     def test_an_architecture_that_cannot_be_built(self, folder: Path) -> None:
         path = folder / "unet/config.json"
