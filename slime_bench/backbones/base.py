@@ -80,7 +80,7 @@ def check_names(key: str, names: Sequence[str], available: Iterable[str]) -> Non
     close = get_close_matches(str(wrong[0]), there, n=3, cutoff=0.5) if wrong else there[-1:]
     raise BackboneError(
         "the backbone has no layer of this name, or it is named twice" if wrong else "no layer is named", path=key,
-        found=wrong[0] if wrong else "an empty list", expected=f"one or more of {', '.join(there)}, each once",
+        found=wrong[0] if wrong else "an empty list", expected=f"at least one of {', '.join(there)}, each once",
         remedy=f"did you mean {' or '.join(close)}?" if close else "name one of these layers",
     )  # fmt: skip
 

@@ -24,8 +24,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
-from slime_bench.backbones.base import Size, chosen_layers, patch_grid
+from slime_bench.backbones.base import Size, chosen_layers
 from slime_bench.backbones.llava_attention import KeyValue, attention_by, pack, shared_attention
 from slime_bench.backbones.load import DTYPES, load_llava
 from slime_bench.backbones.vision_language import Llava
@@ -71,13 +72,7 @@ class LlavaBackbone(Llava, VlmBackbone):
             self.register_buffer(f"_{name}", values, persistent=False)
 
     def grid(self, size: Size) -> Size:
-        """Patches (h, w): the same for every image, as every image is resized to one square.
-
-        Raises:
-            BackboneError: an image of `size` = (H, W) with a side shorter than a patch.
-        """
-        patch = self._geometry.patch
-        patch_grid((min(size[0], patch), min(size[1], patch)), patch)
+        """Patches (h, w): the same for every image, as every image is resized to one square."""
         return self._geometry.grid
 
     def tokenize(self, prompts: Sequence[str]) -> Prompts:
@@ -87,10 +82,10 @@ class LlavaBackbone(Llava, VlmBackbone):
         for text, row in zip(texts, rows, strict=True):
             if len(row) > self.num_tokens:
                 raise wrong_length(text, len(row), self.num_tokens)
-        longest = max(map(len, rows))
         device = self._mean.device
-        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-        mask = torch.tensor([[index < len(row) for index in range(longest)] for row in rows], device=device)
+        ids = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
         return Prompts(texts, ids, mask, torch.zeros_like(mask))
 
     @torch.no_grad()
@@ -103,7 +98,6 @@ class LlavaBackbone(Llava, VlmBackbone):
         Returns:
             float [B,prefix+h*w,D], in the precision of the weights.
         """
-        self.grid((int(images.shape[-2]), int(images.shape[-1])))
         side = self._geometry.side, self._geometry.side
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bilinear", align_corners=False, antialias=True)

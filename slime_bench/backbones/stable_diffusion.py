@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import nn
 
-from slime_bench.attention.capture import ExtraValues, LayerAttention, Recording, capture, named_layer
+from slime_bench.attention.capture import ExtraValues, LayerAttention, Recording, capture
 from slime_bench.attention.constant_text import ConstantText
 from slime_bench.attention.maps import Size, grid_size, to_maps, to_rows, was
 from slime_bench.attention.processor import install
@@ -59,7 +59,7 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
     captured queries and keys.
 
     Raises:
-        BackboneError: weights missing, corrupt, of another architecture, or without a named layer.
+        BackboneError: weights missing, corrupt or of another architecture. Its layers are looked for by `describe`.
     """
 
     implementation: ClassVar[str | None] = None
@@ -78,8 +78,6 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
         self.requires_grad_(False).eval()
         self.cross_names = [layer_name(name, "attn2") for name in config.cross_layers]
         self.self_names = [layer_name(name, "attn1") for name in config.self_layers]
-        for name in (*self.cross_names, *self.self_names):
-            named_layer(self.unet, name)  # a misspelt layer is found now, not in the first training step
         self.register_buffer("alphas_cumprod", self._scheduler.alphas_cumprod.float(), persistent=False)
         self._text, self._encoded = ConstantText(), EncoderCache(int(config.encoder_cache_mb * 1e6))
         self._one_text_row = install(self.unet, self._text)

@@ -144,14 +144,6 @@ class TestLayers:
         assert error.path == f"backbone.{key}" and error.found == "up_blocks.1.atentions.1"
         assert "up_blocks.1.attentions.1" in str(error.remedy) and "mid_block.attentions.0" in str(error.expected)
 
-    @pytest.mark.parametrize("key", ["cross_layers", "self_layers"])
-    def test_none(self, tiny_sd: Path, key: str) -> None:
-        error = failure(tiny_sd, **{key: []})
-        assert error.path == f"backbone.{key}" and error.found == "an empty list"
-
-    def test_twice(self, tiny_sd: Path) -> None:
-        assert failure(tiny_sd, cross_layers=[*CROSS, CROSS[0]]).found == CROSS[0]
-
     def test_self_maps_of_two_sizes(self, tiny_sd: Path) -> None:
         error = failure(tiny_sd, self_layers=["up_blocks.2.attentions.1", "up_blocks.3.attentions.0"])
         assert error.path == "backbone.self_layers"

@@ -411,20 +411,12 @@ class TestBadFolders:
         error = failure(lambda: load(folder))
         assert error.path == folder.resolve()
 
-    @pytest.mark.parametrize("change", ["missing", "foreign", "shape"])
-    def test_weights_of_another_architecture(self, folder: Path, change: str) -> None:
+    def test_a_tensor_of_another_model(self, folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
-        name = next(
-            each for each in sorted(tensors) if each.endswith("layers.1.self_attn.q_proj.weight") and "language" in each
-        )
-        value = tensors.pop(name)
-        if change == "shape":
-            tensors[name] = value[:-1].clone()
-        if change == "foreign":
-            tensors |= {name: value, name.replace("layers.1", "layers.9"): value.clone()}
+        name = next(each for each in sorted(tensors) if "language" in each and "layers.1.self_attn.q_proj" in each)
+        tensors[name.replace("layers.1", "layers.9")] = tensors[name].clone()
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        error = failure(lambda: load(folder))
-        assert ("layers.9" if change == "foreign" else "layers.1") in str(error.found)
+        assert "layers.9" in str(failure(lambda: load(folder)).found)
 
     @pytest.mark.parametrize(
         "content",
