@@ -57,13 +57,13 @@ def cache_file() -> Path:
 @cache
 def _remembered(path: Path, size: int, changed: int) -> str:
     entries = {}  # path -> [size, time of change in nanoseconds, hash]
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a user without a home
         entries = json.loads(cache_file().read_text(encoding="utf-8"))
     known = entries.get(str(path), ())
     if known[:2] == [size, changed]:
         return str(known[2])
     found = _computed(path)
-    with contextlib.suppress(StorageError):
+    with contextlib.suppress(StorageError, RuntimeError):
         write_atomic(cache_file(), json.dumps({**entries, str(path): [size, changed, found]}).encode())
     return found
 

@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,24 +27,11 @@ from slime_bench.methods.infoscore.method import InfoScore
 ROUNDS = 3
 
 
-class Stream:
-    """The test images of a data set in memory, as a data module without support images hands them out."""
-
-    shots = 0
-
-    def __init__(self, batches: list[dict[str, Any]]) -> None:
-        self.batches = batches
-        self.images = sum(len(batch["id"]) for batch in batches)
-
-    def test_dataloader(self) -> list[dict[str, Any]]:
-        return self.batches
+def segment(method: InfoScore, data: Any) -> torch.Tensor:
+    return torch.cat([method.predict(batch["image"], batch["id"]) for batch in data.test_dataloader()])
 
 
-def segment(method: InfoScore, data: Stream) -> torch.Tensor:
-    return torch.cat([method.predict(batch["image"], batch["id"]) for batch in data.batches])
-
-
-def one_pass(make: Callable[..., InfoScore], data: Stream) -> tuple[list[torch.Tensor], int]:
+def one_pass(make: Callable[..., InfoScore], data: Any) -> tuple[list[torch.Tensor], int]:
     """Predictions with single and multiple prompts, and how many images went through the model."""
     method = make(multi_prompt=True)
     method.prepare(data, "cpu")
@@ -52,7 +40,7 @@ def one_pass(make: Callable[..., InfoScore], data: Stream) -> tuple[list[torch.T
     return [segment(method, data), *found], method.forwarded
 
 
-def plain(make: Callable[..., InfoScore], data: Stream) -> tuple[list[torch.Tensor], int]:
+def plain(make: Callable[..., InfoScore], data: Any) -> tuple[list[torch.Tensor], int]:
     """The same with a pass for ranking and one for each list of prompts."""
     ranked = make(keep_gb=0.0)
     ranked.prepare(data, "cpu")
@@ -69,7 +57,10 @@ def compare(cfg: TrialConfig) -> dict[str, Any]:
     """Passes per image, images per second and their ratio; `differing`: share of pixels whose label differs."""
     data = cfg.build("data", shots=0, seed=cfg.seed)
     data.prepare_data()
-    stream, backbone = Stream(list(data.datamodule().test_dataloader())), cfg.build("backbone")
+    batches, backbone = list(data.datamodule().test_dataloader()), cfg.build("backbone")
+    # The test images in memory, as a data module without support images hands them out.
+    stream = SimpleNamespace(shots=0, test_dataloader=lambda: batches)
+    images = sum(len(batch["id"]) for batch in batches)
 
     def make(**settings: Any) -> InfoScore:
         crf = replace(cfg.method.crf, enabled=False)  # the same work in both ways
@@ -90,9 +81,9 @@ def compare(cfg: TrialConfig) -> dict[str, Any]:
         float((a != b).float().mean()) for a, b in zip(results["one pass"][0], results["plain"][0], strict=True)
     ]
     return {
-        "images": stream.images,
-        "passes": {name: results[name][1] / stream.images for name in ways},
-        "images_per_second": {name: stream.images / spread(seconds[name]).median for name in ways},
+        "images": images,
+        "passes": {name: results[name][1] / images for name in ways},
+        "images_per_second": {name: images / spread(seconds[name]).median for name in ways},
         "ratio": ratio(seconds["plain"], seconds["one pass"]).median,
         "differing": max(differing),
     }
