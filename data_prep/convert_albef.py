@@ -25,7 +25,7 @@ from torch import Tensor
 
 from data_prep.commands import run
 from slime_bench.backbones.hashes import sha256
-from slime_bench.backbones.load import check_tensors, empty_blip, guarded, trim_to
+from slime_bench.backbones.load import blip_class, guarded
 from slime_bench.errors import BackboneError, StorageError
 from slime_bench.storage import ordered, write_atomic
 
@@ -143,12 +143,19 @@ def check_network(made: Conversion, config: Mapping[str, Any], path: Path) -> No
     """
     from transformers import BlipConfig
 
-    network = guarded("architecture", path, lambda: empty_blip(BlipConfig.from_dict({**config, "model_type": "blip"})))
-    trim_to(config["fusion_layer"])(network)
-    expected = network.state_dict()
-    check_tensors(made.tensors, expected, path)
-    wrong = [f"{name} is left over" for name in made.tensors if name not in expected]
-    wrong += [f"{name} is not finite" for name, each in made.tensors.items() if not torch.isfinite(each).all()]
+    def empty() -> Any:
+        with torch.device("meta"):
+            return blip_class(config["fusion_layer"])(BlipConfig.from_dict({**config, "model_type": "blip"}))
+
+    expected = guarded("architecture", path, empty).state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in made.tensors]
+    for name, each in made.tensors.items():
+        if name not in expected:
+            wrong.append(f"{name} is left over")
+        elif each.shape != expected[name].shape:
+            wrong.append(f"{name} is {list(each.shape)}, not {list(expected[name].shape)}")
+        elif not torch.isfinite(each).all():
+            wrong.append(f"{name} is not finite")
     if wrong:
         raise BackboneError(
             "the checkpoint's tensors cannot be used",

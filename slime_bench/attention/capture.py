@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from slime_bench.attention.attend import head_mean, propagate
-from slime_bench.attention.processor import Processor, attention_layer, attention_layers, unsupported
+from slime_bench.attention.processor import Processor, attention_layers, is_attention, unsupported
 from slime_bench.errors import BackboneError
 
 
@@ -65,46 +65,33 @@ class ExtraValues:
     make: Callable[[Recording], torch.Tensor | None]
 
 
-class _Pass:
-    """What the observers of all named layers share: `capture`'s arguments, and the extra values of the running pass."""
+class _Recorder:
+    """Observes the named layers, as `Observer` says; holds the extra values of the running pass."""
 
     def __init__(self, names: Sequence[str], stop_early: bool, extra: ExtraValues | None) -> None:
-        self.names, self.stop_early, self.extra = frozenset(names), stop_early, extra
+        self._names, self._stop_early, self._extra = frozenset(names), stop_early, extra
         self.recording = Recording()
-        self.values: torch.Tensor | None = None
+        self._values: torch.Tensor | None = None
 
-    def values_of(self, name: str) -> torch.Tensor | None:
-        """The extra values for the layer `name`, which has just been recorded."""
-        if self.extra is None or name not in self.extra.layers:
-            return None
-        if not self.extra.layers & self.recording.layers.keys() - {name}:  # the first of them
-            self.values = self.extra.make(self.recording)
-        return self.values
-
-
-class _Recorder:
-    """Observes one layer."""
-
-    def __init__(self, name: str, shared: _Pass) -> None:
-        self._name, self._shared = name, shared
-
-    def seen(self, query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor | None:
-        """As `Observer` says."""
-        shared, recording = self._shared, self._shared.recording
-        if self._name in recording.layers:  # a new pass
-            recording.layers.clear()
-            recording.propagated.clear()
-        recording.layers[self._name] = LayerAttention(query, key, scale)
-        values = shared.values_of(self._name)
-        if shared.stop_early and shared.names <= recording.layers.keys():
+    def seen(self, name: str, query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor | None:
+        layers, extra = self.recording.layers, self._extra
+        if name in layers:  # a new pass
+            layers.clear()
+            self.recording.propagated.clear()
+        layers[name] = LayerAttention(query, key, scale)
+        values = None
+        if extra is not None and name in extra.layers:
+            if not extra.layers & layers.keys() - {name}:  # the first of them
+                self._values = extra.make(self.recording)
+            values = self._values
+        if self._stop_early and self._names <= layers.keys():
             if values is not None:
-                recording.propagated[self._name] = propagate(query, key, values, scale)
+                self.recording.propagated[name] = propagate(query, key, values, scale)
             raise AllCaptured
         return values
 
-    def propagated(self, values: torch.Tensor) -> None:
-        """As `Observer` says."""
-        self._shared.recording.propagated[self._name] = head_mean(values)
+    def propagated(self, name: str, values: torch.Tensor) -> None:
+        self.recording.propagated[name] = head_mean(values)
 
 
 def named_layer(model: nn.Module, name: str) -> Any:
@@ -113,8 +100,11 @@ def named_layer(model: nn.Module, name: str) -> Any:
     Raises:
         BackboneError: no such layer, or one with features that the recording would miss.
     """
-    layer = attention_layer(model, name)
-    if layer is None:
+    try:
+        layer = model.get_submodule(name)  # every pass asks for some, and the list of all takes long
+    except AttributeError:
+        layer = model
+    if not is_attention(layer):
         raise BackboneError(
             "no attention layer of this name in the backbone", path=name, expected=list(attention_layers(model)),
             remedy="name one of these layers in backbone.cross_layers or backbone.self_layers",
@@ -146,12 +136,12 @@ def capture(
     """
     layers = {name: named_layer(model, name) for name in names}
     before = {name: layer.processor for name, layer in layers.items()}
-    shared = _Pass(names, stop_early, extra)
+    recorder = _Recorder(names, stop_early, extra)
     try:
         for name, layer in layers.items():
             text = before[name].text if isinstance(before[name], Processor) else None
-            layer.set_processor(Processor(text, _Recorder(name, shared)))
-        yield shared.recording
+            layer.set_processor(Processor(text, recorder, name))
+        yield recorder.recording
     except AllCaptured:
         pass
     finally:

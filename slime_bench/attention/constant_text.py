@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ TEXTS: Final = 4
 """Texts that are kept: a trial has its prompt and the empty one."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Text:
     """One text and what linear layers have made of it. The text is a copy: its owner may change his."""
 
@@ -33,8 +32,7 @@ class ConstantText:
     """
 
     def __init__(self) -> None:
-        self._texts: OrderedDict[int, _Text] = OrderedDict()
-        self._numbered = 0
+        self._texts: list[_Text] = []  # the last used first
         self._current: tuple[torch.Tensor, _Text] | None = None
 
     @contextmanager
@@ -71,22 +69,16 @@ class ConstantText:
 
     def _find(self, text: torch.Tensor) -> _Text:
         autocast = torch.get_autocast_dtype(text.device.type) if torch.is_autocast_enabled(text.device.type) else None
-        for number, old in self._texts.items():
-            if old.autocast == autocast and _same(old.text, text):
-                self._texts.move_to_end(number)
-                return old
-        with torch.inference_mode(False):
-            fresh = _Text(text.detach().clone(), autocast)
-        self._numbered += 1
-        self._texts[self._numbered] = fresh
-        while len(self._texts) > TEXTS:
-            self._texts.popitem(last=False)
-        return fresh
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    alike = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
-    return alike and torch.equal(one, other)
+        for old in self._texts:
+            kind = (old.text.shape, old.text.dtype, old.text.device, old.autocast)
+            if kind == (text.shape, text.dtype, text.device, autocast) and torch.equal(old.text, text):
+                found = old
+                break
+        else:
+            with torch.inference_mode(False):
+                found = _Text(text.detach().clone(), autocast)
+        self._texts = [found, *(old for old in self._texts if old is not found)][:TEXTS]
+        return found
 
 
 def _watched(linear: nn.Module) -> TypeGuard[nn.Linear]:

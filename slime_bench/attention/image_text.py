@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_bench.errors import ConfigError
-
 Size = tuple[int, int]
 Span = tuple[int, int]
 
@@ -41,9 +39,6 @@ def token_maps(
     Returns:
         float [B,P,N]; any real number, in 0..T for probabilities.
     """
-    _check_switch("attention", attention, ("scores", "probabilities"))
-    _check_switch("heads", heads, ("max", "mean"))
-    _check_switch("tokens", tokens, ("sum", "mean"))
     if attention == "probabilities":
         scores = scores.softmax(-1)
     scores = scores[..., prefix:]
@@ -65,7 +60,6 @@ def match_scores(match: Tensor, mask: Tensor, how: str = "all") -> Tensor:
     Returns:
         float [B,P] in [0,1].
     """
-    _check_switch("match", how, ("all", "tokens", "cls", "none"))
     if how == "none":
         return torch.ones_like(match[..., 0])
     if how == "cls" or match.shape[-1] == 1:
@@ -83,7 +77,6 @@ def prompt_maps(token_maps: Tensor, match: Tensor, over: str = "prompts") -> Ten
     Returns:
         float [B,P,N] in [0,1].
     """
-    _check_switch("softmax", over, ("prompts", "patches"))
     return token_maps.softmax(1 if over == "prompts" else 2) * match[:, :, None]
 
 
@@ -96,19 +89,7 @@ def class_maps(prompt_maps: Tensor, spans: Sequence[Span], background: str = "su
 
     Returns:
         float [B,K,N].
-
-    Raises:
-        ConfigError: no class, or a span that is empty or reaches beyond the P prompts.
     """
-    for name, how in (("background", background), ("foreground", foreground)):
-        _check_switch(name, how, ("sum", "max"))
-    count = prompt_maps.shape[1]
-    if not spans or not all(0 <= start < end <= count for start, end in spans):
-        raise ConfigError(
-            "the prompts of a class do not fit the prompt maps", path="spans", found=list(spans),
-            expected=f"for every class [start, end) with 0 <= start < end <= {count}",
-            remedy="expand the prompt file for the classes of the data and encode that very list",
-        )  # fmt: skip
     maps = []
     for index, (start, end) in enumerate(spans):
         own = prompt_maps[:, start:end]
@@ -146,13 +127,7 @@ def ensemble(
 
     Returns:
         float [B,K,H,W] in [0,1]; sums to 1 over K, but for pixels where no class has anything (0).
-
-    Raises:
-        ConfigError: no layer.
     """
-    _check_switch("normalise", normalise, ("after", "per_layer", "before_resize"))
-    if not layers:
-        raise ConfigError("there is no layer to make class maps of", path="layers", expected="at least one layer")
     if normalise == "per_layer":
         return _mean([_to_sum_one(to_image(maps, grid, size, align_corners)) for maps in layers])
     mean = _mean(layers)
@@ -178,8 +153,3 @@ def _max(values: Tensor, dim: int) -> Tensor:
     """
     tracked = values.requires_grad and torch.is_grad_enabled()
     return values.max(dim).values if tracked else values.amax(dim)
-
-
-def _check_switch(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError("this switch has no such setting", path=name, found=value, expected=" or ".join(choices))

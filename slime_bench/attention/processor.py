@@ -15,10 +15,10 @@ UNSUPPORTED: Final = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "nor
 
 
 class Observer(Protocol):
-    """Looks on while a layer runs, and may have it propagate extra values."""
+    """Looks on while layers run, and may have them propagate extra values."""
 
-    def seen(self, query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor | None:
-        """Called before the layer's values are computed; it may leave the forward pass by raising.
+    def seen(self, name: str, query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor | None:
+        """Called before the values of the layer `name` are computed; it may leave the forward pass by raising.
 
         Args:
             query: float [B,H,N,D], projected, not scaled. key: float [B,H,M,D]. scale: of the logits.
@@ -27,7 +27,7 @@ class Observer(Protocol):
             extra values, to be propagated by the same attention, float [B,M,K], or None.
         """
 
-    def propagated(self, values: torch.Tensor) -> None:
+    def propagated(self, name: str, values: torch.Tensor) -> None:
         """The extra values, propagated: float [B,H,N,K]. Called only where `seen` returned some."""
 
 
@@ -35,11 +35,11 @@ class Processor:
     """Equals diffusers' `AttnProcessor2_0` on a layer without `UNSUPPORTED`, to rounding.
 
     Args:
-        text: keeps the projections of a text that does not change. observer: see `Observer`.
+        text: keeps the projections of a text that does not change. observer: see there. name: of the layer, for it.
     """
 
-    def __init__(self, text: ConstantText | None = None, observer: Observer | None = None) -> None:
-        self.text, self._observer = text, observer
+    def __init__(self, text: ConstantText | None = None, observer: Observer | None = None, name: str = "") -> None:
+        self.text, self._observer, self._name = text, observer, name
 
     def __call__(
         self,
@@ -54,7 +54,7 @@ class Processor:
         batch, scale, observer = len(hidden_states), float(attn.scale), self._observer
         query = _split(attn.to_q(hidden_states), attn.heads)
         key = _split(self._projected(attn.to_k, source), attn.heads).expand(batch, -1, -1, -1)
-        extra = observer.seen(query, key, scale) if observer is not None else None
+        extra = observer.seen(self._name, query, key, scale) if observer is not None else None
         value = _split(self._projected(attn.to_v, source), attn.heads).expand(batch, -1, -1, -1)
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, source.shape[1], batch)
@@ -65,7 +65,7 @@ class Processor:
             value = torch.cat([value, extra], dim=-1)
         attended = attend(query, key, value, scale, attention_mask)
         if extra is not None and observer is not None:
-            observer.propagated(attended[..., own:])
+            observer.propagated(self._name, attended[..., own:])
             attended = attended[..., :own]
         output = attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2).to(query.dtype)))
         if attn.residual_connection:
@@ -84,19 +84,11 @@ def _split(x: torch.Tensor, heads: int) -> torch.Tensor:
 
 def attention_layers(model: nn.Module) -> dict[str, Any]:
     """Module name -> attention layer of a diffusers model."""
-    return {name: module for name, module in model.named_modules() if _is_attention(module)}
+    return {name: module for name, module in model.named_modules() if is_attention(module)}
 
 
-def attention_layer(model: nn.Module, name: str) -> Any:
-    """The attention layer `name` of a diffusers model, or None. Every pass asks for some, and the list takes long."""
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        return None
-    return module if _is_attention(module) else None
-
-
-def _is_attention(module: nn.Module) -> bool:
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module is a layer of diffusers that takes a processor."""
     return hasattr(module, "set_processor") and hasattr(module, "to_q")
 
 

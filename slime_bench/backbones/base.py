@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -64,6 +64,27 @@ class VisionLanguage(Part, ABC):
         """
 
 
+def check_names(key: str, names: Sequence[str], available: Iterable[str]) -> None:
+    """Refuse a list of layers that is empty, or names one that is not there or one twice.
+
+    Args:
+        key: of the configuration.
+
+    Raises:
+        BackboneError: it says which names there are, and the nearest ones.
+    """
+    there = list(available)
+    wrong = [name for name in names if name not in there or list(names).count(name) > 1]
+    if names and not wrong:
+        return
+    close = get_close_matches(str(wrong[0]), there, n=3, cutoff=0.5) if wrong else there[-1:]
+    raise BackboneError(
+        "the backbone has no layer of this name, or it is named twice" if wrong else "no layer is named", path=key,
+        found=wrong[0] if wrong else "an empty list", expected=f"at least one of {', '.join(there)}, each once",
+        remedy=f"did you mean {' or '.join(close)}?" if close else "name one of these layers",
+    )  # fmt: skip
+
+
 def chosen_layers(available: Sequence[str], layers: Sequence[str] | None) -> tuple[str, ...]:
     """The chosen ones of the available layers, in running order; all of them for None.
 
@@ -72,66 +93,41 @@ def chosen_layers(available: Sequence[str], layers: Sequence[str] | None) -> tup
     """
     if layers is None:
         return tuple(available)
-    if isinstance(layers, str):
-        layers = [layers]
-    if not layers:
-        raise BackboneError(
-            "no layer is named", path="method.layers", found="an empty list",
-            expected=f"at least one of {', '.join(available)}", remedy=f"e.g. method.layers=[{available[-1]}]",
-        )  # fmt: skip
-    for name in layers:
-        if name not in available:
-            close = get_close_matches(str(name), available, n=3, cutoff=0.6)
-            raise BackboneError(
-                "the backbone has no layer of this name", path="method.layers", found=name,
-                expected=f"one of {', '.join(available)}",
-                remedy=f"did you mean {' or '.join(close)}?" if close else "name one of these layers",
-            )  # fmt: skip
-    twice = sorted({name for name in layers if list(layers).count(name) > 1})
-    if twice:
-        raise BackboneError(
-            "a layer is named twice", path="method.layers", found=twice[0], expected="each name once",
-            remedy="leave one out",
-        )  # fmt: skip
+    check_names("method.layers", layers, available)
     return tuple(name for name in available if name in layers)
 
 
-def patch_grid(size: Size, patch: int, image_size: int | None = None) -> Size:
-    """Patches (h, w) of an image of `size` = (H, W) pixels.
-
-    Args:
-        patch: side of a patch in pixels. image_size: side that the model is fixed to; None for any multiple of `patch`.
+def patch_grid(size: Size, patch: int) -> Size:
+    """Patches (h, w) of an image of `size` = (H, W) pixels, `patch` pixels along a side each.
 
     Raises:
-        BackboneError: a side shorter than a patch, or no multiple of it, or another one than the fixed one.
+        BackboneError: a side shorter than a patch, or no multiple of it.
     """
     height, width = int(size[0]), int(size[1])
-    expected = None
-    if min(height, width) < patch:
-        summary, expected = "the image is smaller than a patch", f"sides of at least {patch} pixels"
-    elif height % patch or width % patch:
-        summary, expected = "the image cannot be cut into patches", f"sides that are multiples of {patch} pixels"
-    elif image_size is not None and (height, width) != (image_size, image_size):
-        summary, expected = "the model takes images of one size only", f"{image_size}x{image_size} pixels"
-    if expected is not None:
-        side = image_size or max(patch, patch * round(max(height, width) / patch))
+    if min(height, width) < patch or height % patch or width % patch:
         raise BackboneError(
-            summary, path="backbone.image_size", found=f"{height}x{width} pixels (height x width)", expected=expected,
-            remedy=f"resize or pad the images, e.g. backbone.image_size={side}",
+            "the image cannot be cut into patches", path="backbone.image_size",
+            found=f"{height}x{width} pixels (height x width)",
+            expected=f"sides that are multiples of {patch} pixels, and at least that",
+            remedy=f"resize or pad the images, e.g. backbone.image_size={patch * max(1, round(max(size) / patch))}",
         )  # fmt: skip
     return height // patch, width // patch
 
 
-def channels(path: Path, mean: Any, deviation: Any) -> Statistics:
-    """Pixel statistics, as the file at `path` states them.
+def channels(path: Path, content: Mapping[str, Any], default: Statistics | None = None) -> Statistics:
+    """Pixel statistics that the file at `path` states in its `content`; those of `default` that it leaves out.
 
     Raises:
         BackboneError: not three numbers each, or deviations that are not above 0.
     """
-    for values in (mean, deviation):
-        numbers = [each for each in values if type(each) in (int, float)] if isinstance(values, list | tuple) else []
-        if len(numbers) != 3 or len(values) != 3 or (values is deviation and min(numbers) <= 0):
-            raise unusable(
-                path, f"image_mean {mean}, image_std {deviation}", "three numbers each, those of image_std above 0"
-            )
-    return tuple(map(float, mean)), tuple(map(float, deviation))
+    mean, deviation = default or (None, None)
+    mean, deviation = content.get("image_mean", mean), content.get("image_std", deviation)
+    try:
+        found = tuple(map(float, mean)), tuple(map(float, deviation))
+    except (TypeError, ValueError):
+        found = (), ()
+    if len(found[0]) != 3 or len(found[1]) != 3 or min(found[1]) <= 0:
+        raise unusable(
+            path, f"image_mean {mean}, image_std {deviation}", "three numbers each, those of image_std above 0"
+        )
+    return found

@@ -7,16 +7,16 @@ layers make of a list of prompts is kept for its next image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from slime_bench.attention.attend import full
-from slime_bench.backbones.base import IMAGENET, Size, chosen_layers, patch_grid
+from slime_bench.backbones.base import CLIP, IMAGENET, Size, channels, chosen_layers, patch_grid
 from slime_bench.backbones.blip_text import ImageFreeCache, captured, fuse, image_free, scores
-from slime_bench.backbones.load import DTYPES, load_blip, load_blip_tokenizer, trim_to
-from slime_bench.backbones.vision_language import Albef, Blip, own_statistics
+from slime_bench.backbones.load import DTYPES, load_blip, load_blip_tokenizer
+from slime_bench.backbones.vision_language import Albef, Blip
 from slime_bench.backbones.vlm import (
     ImageText,
     Prompts,
@@ -25,12 +25,9 @@ from slime_bench.backbones.vlm import (
     check_finite,
     check_prompts,
     finite_sum,
-    too_long,
+    wrong_length,
 )
-from slime_bench.backbones.weights import check_hashes
-from slime_bench.errors import BackboneError
-
-_LISTS_KEPT: Final = 8  # tokenised prompt lists: a method uses one or two
+from slime_bench.backbones.weights import PREPROCESSOR, check_hashes, read_json
 
 
 class BlipBackbone(Blip, VlmBackbone):
@@ -45,8 +42,6 @@ class BlipBackbone(Blip, VlmBackbone):
 
     implementation: ClassVar[str | None] = None
     num_prefix_keys = 1
-    trimmed: ClassVar[bool] = False
-    """Whether text layers before the first with cross-attention have none in the weights either."""
     mean: Tensor
     std: Tensor
 
@@ -58,15 +53,16 @@ class BlipBackbone(Blip, VlmBackbone):
         architecture, self.facts = self.read_folder(folder, config.image_size)
         self.layers = self.facts.layers
         self._first = _index(self.layers[0])
-        network = load_blip(folder, architecture, DTYPES[config.dtype], trim_to(self._first) if self.trimmed else None)
+        network = load_blip(folder, architecture, DTYPES[config.dtype], self._first if self.fusion else None)
         self.tokenizer = load_blip_tokenizer(folder, int(architecture.text_config.vocab_size))
         self.vision_model, self.text_encoder = network.vision_model, network.text_encoder
         self.itm_head = network.itm_head
-        statistics = own_statistics(folder) if config.statistics == "own" else IMAGENET
+        statistics, stated = IMAGENET, folder / PREPROCESSOR
+        if config.statistics == "own":
+            statistics = channels(stated, read_json(stated) if stated.is_file() else {}, CLIP)
         for name, values in zip(("mean", "std"), statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self._image_free = ImageFreeCache() if self._first else image_free
-        self._tokenised: dict[tuple[str, ...], Prompts] = {}
         self.requires_grad_(False).eval()
 
     @property
@@ -75,21 +71,20 @@ class BlipBackbone(Blip, VlmBackbone):
         return self.itm_head.weight.dtype
 
     def grid(self, size: Size) -> Size:
-        return patch_grid(size, self.facts.patch, self.facts.image_size)
+        return patch_grid(size, self.facts.patch)
 
     def tokenize(self, prompts: Sequence[str]) -> Prompts:
         texts = check_prompts(prompts)
+        found = self.tokenizer(
+            list(texts), padding=True, return_special_tokens_mask=True, return_tensors="pt", verbose=False
+        )
+        mask = found["attention_mask"].bool()
+        special = found["special_tokens_mask"].bool() & mask
+        for text, length, own in zip(texts, mask.sum(1).tolist(), (mask & ~special).sum(1).tolist(), strict=True):
+            if length > self.facts.num_tokens or not own:
+                raise wrong_length(text, length, self.facts.num_tokens)
         device = self.itm_head.weight.device
-        found = self._tokenised.get(texts)
-        if found is None or found.ids.device != device:
-            # Plain tensors also in inference mode: a later pass with gradients may meet them.
-            with torch.inference_mode(False):
-                found = _tokenised(self.tokenizer, texts, self.facts.num_tokens, device)
-            self._tokenised.pop(texts, None)
-            while len(self._tokenised) >= _LISTS_KEPT:
-                self._tokenised.pop(next(iter(self._tokenised)))
-            self._tokenised[texts] = found
-        return found
+        return Prompts(texts, found["input_ids"].to(device), mask.to(device), special.to(device))
 
     def encode_images(self, images: Tensor) -> Tensor:
         self.grid((images.shape[-2], images.shape[-1]))
@@ -133,28 +128,7 @@ class AlbefBackbone(Albef, BlipBackbone):
     """Frozen ALBEF; see `BlipBackbone`."""
 
     implementation = None
-    trimmed = True
 
 
 def _index(name: str) -> int:
     return int(name.removeprefix("layer."))
-
-
-def _tokenised(tokenizer: Any, texts: tuple[str, ...], limit: int, device: torch.device) -> Prompts:
-    """Ids padded to the longest prompt.
-
-    Raises:
-        BackboneError: a prompt that has too many tokens or none of its own.
-    """
-    found = tokenizer(list(texts), padding=True, return_special_tokens_mask=True, return_tensors="pt", verbose=False)
-    mask = found["attention_mask"].bool()
-    special = found["special_tokens_mask"].bool() & mask
-    for text, length, own in zip(texts, mask.sum(1).tolist(), (mask & ~special).sum(1).tolist(), strict=True):
-        if length > limit:
-            raise too_long(text, length, limit)
-        if not own:
-            raise BackboneError(
-                "a prompt has no token", path=f"prompt {text!r}", found="characters that the tokenizer leaves out",
-                expected="words", remedy="see conf/prompts",
-            )  # fmt: skip
-    return Prompts(texts, found["input_ids"].to(device), mask.to(device), special.to(device))

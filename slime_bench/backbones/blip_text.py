@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,11 +30,18 @@ def captured(layers: Mapping[str, nn.Module], take: Take) -> Iterator[None]:
     Args:
         layers: modules with the projections `query` and `key`, by name.
     """
+    queries: dict[str, Tensor] = {}
+
+    def keep(_: nn.Module, __: Any, output: Tensor, name: str) -> None:
+        queries[name] = output
+
+    def hand_over(_: nn.Module, __: Any, output: Tensor, name: str) -> None:
+        take(name, queries.pop(name), output)
+
     with ExitStack() as hooks:
         for name, module in layers.items():
-            queries: list[Tensor] = []
-            hooks.enter_context(module.query.register_forward_hook(_keep(queries)))  # type: ignore[union-attr]
-            hooks.enter_context(module.key.register_forward_hook(_hand_over(name, queries, take)))  # type: ignore[union-attr]
+            hooks.enter_context(module.get_submodule("query").register_forward_hook(partial(keep, name=name)))
+            hooks.enter_context(module.get_submodule("key").register_forward_hook(partial(hand_over, name=name)))
         yield
 
 
@@ -100,47 +108,24 @@ def fuse(text: Any, attended: Tensor, mask: Tensor, states: Tensor, first: int) 
 class ImageFreeCache:
     """The last `image_free` states, kept while neither prompts nor weights change; worth it where layers are text-only.
 
-    Word embeddings, which tuning changes, are compared number by number; of the other weights, which nothing in the
-    bench changes, the places and the change counters.
+    Weights are known by their places and their counters of changes.
     """
 
     def __init__(self) -> None:
-        self._last: tuple[list[Tensor], tuple[Any, ...], Tensor] | None = None
+        self._key: tuple[Any, ...] | None = None
+        self._kept = torch.empty(0)
 
     def __call__(self, text: Any, ids: Tensor, mask: Tensor, first: int) -> Tensor:
         """As `image_free`; nothing is kept or taken where gradients are asked for."""
         layers = text.encoder.layer
-        words = text.embeddings.word_embeddings
         modules = (text.embeddings, *layers[:first], layers[first].attention)
         weights = [each for module in modules for each in module.parameters()]
         asked = torch.is_grad_enabled() and any(each.requires_grad for each in weights)
-        if asked or any(each.is_inference() for each in weights):
+        if asked or any(each.is_inference() for each in weights):  # those have no counter
             return image_free(text, ids, mask, first)
-        # Plain tensors, whatever mode the caller is in: what is kept may enter a graph later.
-        with torch.inference_mode(False), torch.no_grad():
-            seen = [ids, mask, words(ids)]
-            state = tuple((each.data_ptr(), each._version) for each in weights if each is not words.weight)
-            if self._last is None or self._last[1] != state or not _same(self._last[0], seen):
-                self._last = [each.clone() for each in seen], state, image_free(text, ids, mask, first)
-        return self._last[2]
-
-
-def _same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(
-        a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def _keep(queries: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        queries[:] = [output]
-
-    return hook
-
-
-def _hand_over(name: str, queries: list[Tensor], take: Take) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        take(name, queries.pop(), output)
-
-    return hook
+        key = ids.tolist(), mask.tolist(), [(each.data_ptr(), each._version) for each in weights]
+        if key != self._key:
+            # A plain tensor, whatever mode the caller is in: what is kept may enter a graph later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._key, self._kept = key, image_free(text, ids, mask, first)
+        return self._kept

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import Field
 
-from slime_bench.backbones.base import Precision
+from slime_bench.backbones.base import Precision, check_names
 from slime_bench.backbones.hashes import digest
 from slime_bench.backbones.weights import (
     ASSETS,
@@ -18,10 +17,10 @@ from slime_bench.backbones.weights import (
     DIFFUSION,
     DIFFUSION_CONFIGS,
     PARTS,
-    RESTORE,
     SD_CONFIGS,
     find,
     read_json,
+    unusable,
     vocabulary_files,
 )
 from slime_bench.config.parts import NO_NUMBERS, Part, located
@@ -192,7 +191,7 @@ def attention_layers(config: dict[str, Any]) -> dict[str, int]:
         with torch.device("meta"), no_init_weights():
             unet = UNet2DConditionModel.from_config(config)
     except Exception as error:
-        raise _unreadable(Path("unet"), f"{type(error).__name__}: {str(error).splitlines()[:1]}") from error
+        raise unusable(Path("unet"), f"{type(error).__name__}: {str(error).splitlines()[:1]}") from error
     layers, halvings = {}, 0
     blocks = [(f"down_blocks.{index}", block, 1) for index, block in enumerate(unet.down_blocks)]
     blocks += [("mid_block", unet.mid_block, 0)]
@@ -221,24 +220,7 @@ def check_layers(layers: dict[str, int], cross: Sequence[str], self_: Sequence[s
         BackboneError: no name, an unknown name, a name twice, or self-attention layers of different grids.
     """
     for key, names, kind in (("backbone.cross_layers", cross, "attn2"), ("backbone.self_layers", self_, "attn1")):
-        if not names:
-            raise BackboneError(
-                f"{key} names no attention layer", path=key, found="an empty list", expected="at least one name",
-                remedy=f"e.g. {key}=[{next(reversed(layers), 'up_blocks.1.attentions.0')}]",
-            )  # fmt: skip
-        for name in names:
-            if _short(name, kind) not in layers:
-                close = get_close_matches(name, layers, n=3, cutoff=0.5)
-                raise BackboneError(
-                    "the backbone has no attention layer of this name", path=key, found=name,
-                    expected=f"one of {', '.join(layers)}",
-                    remedy=f"did you mean {' or '.join(close)}?" if close else "name one of these layers",
-                )  # fmt: skip
-        twice = sorted({name for name in names if list(names).count(name) > 1})
-        if twice:
-            raise BackboneError(
-                "an attention layer is named twice", path=key, found=twice[0], remedy="name every layer once"
-            )
+        check_names(key, [_short(name, kind) for name in names], layers)
     grids = {name: layers[_short(name, "attn1")] for name in self_}
     if len(set(grids.values())) > 1:
         raise BackboneError(
@@ -272,21 +254,13 @@ def _short(name: str, kind: str) -> str:
     return name.removesuffix(f"{_LATER}.{kind}")
 
 
+_NEEDED: Final = {"text_encoder": "hidden_size", "vae": "block_out_channels", "unet": "block_out_channels"}
+
+
 def _described(path: Path) -> dict[str, Any]:
     """The configuration of a part, with what every such configuration has."""
-    try:
-        content = read_json(path)
-    except BackboneError as error:
-        raise _unreadable(path.parent, str(error.found)) from error
-    needed = {"text_encoder": "hidden_size", "vae": "block_out_channels", "unet": "block_out_channels"}
-    key = needed.get(path.parent.name)
+    content = read_json(path)
+    key = _NEEDED.get(path.parent.name)
     if key is not None and key not in content:
-        raise _unreadable(path.parent, f"no {key} in {path.name}")
+        raise unusable(path, f"no {key}")
     return content
-
-
-def _unreadable(path: Path, found: str) -> BackboneError:
-    return BackboneError(
-        f"the configuration of the backbone's {path.name} cannot be read", path=path, found=found,
-        expected="the JSON files of a Stable Diffusion", remedy=RESTORE,
-    )  # fmt: skip

@@ -23,8 +23,8 @@ class EncoderCache:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
-        self._posteriors: OrderedDict[bytes, Posterior] = OrderedDict()
+        self._limit = limit
+        self._posteriors: OrderedDict[str, Posterior] = OrderedDict()
 
     def get(self, images: torch.Tensor, state: object, encode: Callable[[torch.Tensor], Posterior]) -> Posterior:
         """`encode(images)`, or what it gave the last time. The tensors are the kept ones: not to be written to.
@@ -34,37 +34,22 @@ class EncoderCache:
         """
         if self._limit <= 0 or images.is_meta:
             return encode(images)
-        key = _digest(images, state)
-        if key in self._posteriors:
+        facts = repr((tuple(images.shape), images.stride(), images.dtype, images.device, state))
+        # As bytes, since numpy knows no bfloat16.
+        content = hashlib.blake2b(images.detach().contiguous().view(torch.uint8).cpu().numpy().data)
+        key = f"{content.hexdigest()} {facts}"
+        found = self._posteriors.get(key)
+        if found is not None:
             self._posteriors.move_to_end(key)
-            return self._posteriors[key]
+            return found
         with torch.inference_mode(False), torch.no_grad():  # ordinary tensors: they are still good outside that mode
-            found = encode(images)
-            mean, variance = (tensor.detach().contiguous() for tensor in found)
-        self._add(key, (mean, variance))
+            mean, variance = (tensor.detach().contiguous() for tensor in encode(images))
+        if mean.nbytes + variance.nbytes <= self._limit:
+            self._posteriors[key] = mean, variance
+            while sum(tensor.nbytes for each in self._posteriors.values() for tensor in each) > self._limit:
+                self._posteriors.popitem(last=False)
         return mean, variance
 
     def clear(self) -> None:
         """Forget everything."""
         self._posteriors.clear()
-        self._held = 0
-
-    def _add(self, key: bytes, posterior: Posterior) -> None:
-        size = _size(posterior)
-        if size > self._limit:
-            return
-        self._posteriors[key], self._held = posterior, self._held + size
-        while self._held > self._limit:
-            self._held -= _size(self._posteriors.popitem(last=False)[1])
-
-
-def _size(posterior: Posterior) -> int:
-    return sum(tensor.nbytes for tensor in posterior)
-
-
-def _digest(images: torch.Tensor, state: object) -> bytes:
-    facts = repr((tuple(images.shape), images.stride(), images.dtype, images.device, state)).encode()
-    hashed = hashlib.blake2b(facts, digest_size=32)
-    # As bytes, since numpy knows no bfloat16.
-    hashed.update(images.detach().contiguous().view(torch.uint8).cpu().numpy().data)
-    return hashed.digest()

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from slime_bench.errors import StorageError
 from slime_bench.storage import write_atomic
@@ -17,7 +17,6 @@ from slime_bench.storage import write_atomic
 REMEMBERED: Final = 64 * 2**20
 """Files of at least so many bytes are remembered by place, size and time of change. A smaller one is read each time: it
 takes a few milliseconds, and a change that keeps size and time is found as well."""
-_ENTRIES: Final = 256  # of the cache file
 
 
 def digest(files: Mapping[str, Path]) -> str:
@@ -37,10 +36,7 @@ def digest(files: Mapping[str, Path]) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content.
-
-    A large file is read once: its hash is kept in this process and in `cache_file`, under its resolved path, its size
-    and its time of change in nanoseconds. A cache that cannot be read or written is as good as none.
+    """Hexadecimal SHA-256 of a file's content; a large file is read once (see `cache_file`), until it changes.
 
     Raises:
         OSError: the file cannot be read.
@@ -49,27 +45,27 @@ def sha256(path: Path) -> str:
     status = real.stat()
     if status.st_size < REMEMBERED:
         return _computed(real)
-    return _remembered(str(real), status.st_size, status.st_mtime_ns)
+    return _remembered(real, status.st_size, status.st_mtime_ns)
 
 
 def cache_file() -> Path:
-    """Where hashes are kept between processes: `$XDG_CACHE_HOME/slime-bench/sha256.json`, or below `~/.cache`."""
+    """Where hashes are kept between processes: `$XDG_CACHE_HOME/slime-bench/sha256.json`, or below `~/.cache`. One that
+    cannot be read or written is as good as none."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slime-bench" / "sha256.json"
 
 
 @cache
-def _remembered(path: str, size: int, changed: int) -> str:
-    entries: dict[str, list[Any]] = {}  # path -> [size, time of change, hash]
-    # ValueError: no JSON, RuntimeError: a user without a home.
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        content = json.loads(cache_file().read_text(encoding="utf-8"))
-        entries = content if isinstance(content, dict) else {}
-    if (entry := entries.pop(path, None)) and entry[:2] == [size, changed]:
-        return str(entry[2])
-    entries[path] = [size, changed, _computed(Path(path))]
+def _remembered(path: Path, size: int, changed: int) -> str:
+    entries = {}  # path -> [size, time of change in nanoseconds, hash]
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a user without a home
+        entries = json.loads(cache_file().read_text(encoding="utf-8"))
+    known = entries.get(str(path), ())
+    if known[:2] == [size, changed]:
+        return str(known[2])
+    found = _computed(path)
     with contextlib.suppress(StorageError, RuntimeError):
-        write_atomic(cache_file(), json.dumps(dict(list(entries.items())[-_ENTRIES:])).encode())
-    return str(entries[path][2])
+        write_atomic(cache_file(), json.dumps({**entries, str(path): [size, changed, found]}).encode())
+    return found
 
 
 def _computed(path: Path) -> str:

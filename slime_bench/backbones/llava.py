@@ -2,22 +2,17 @@
 
 There is no cross-attention in LLaVA. What stands for it are the rows of the prompt's tokens and the columns of the
 image's tokens in the self-attention of every layer (golden README, section 9). Two things are **our choice**, because
-the authors publish no code for this model:
+the authors publish no code for this model (the words: `slime_bench.backbones.llava_text.Templates`):
 
 * Where a prompt stands. A prompt of the method, such as "Image of wheel.", is the beginning of the user's message,
-  right after the image, in the model's own chat format: `USER: <image>\\n{prompt} {question} ASSISTANT:`. Only the
-  prompt's own tokens are rows; those of the format and of the question are not. None of them is special.
+  right after the image: `USER: <image>\\n{prompt} {question} ASSISTANT:`. Only the prompt's own tokens are rows.
 * The score of an image and a text. The question after the prompt asks whether the image shows this, and the match
-  probability is that of "Yes" in the softmax over the logits of two tokens at the last position, the first ones of
-  "Yes" and of "No". The question comes after the prompt, and attention is causal, so it changes no map.
-
-See `slime_bench.backbones.llava_text.Templates` for the words.
+  probability is that of "Yes" in the softmax over the logits of "Yes" and "No" at the last position. The question
+  comes after the prompt, and attention is causal, so it changes no map.
 
 Images of any size are resized to the vision tower's fixed square (bilinear, corners not aligned, antialiased when they
 shrink), stretched where they are not square, so that the h x w maps always cover the whole image. The library's own
 processor would resize the short side and cut away the ends of the long one.
-
-The official Llama file puts zeros in place of NaN, against overflow in float16. Here they are an error.
 """
 
 from __future__ import annotations
@@ -29,8 +24,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
-from slime_bench.backbones.base import Size, chosen_layers, patch_grid
+from slime_bench.backbones.base import Size, chosen_layers
 from slime_bench.backbones.llava_attention import KeyValue, attention_by, pack, shared_attention
 from slime_bench.backbones.load import DTYPES, load_llava
 from slime_bench.backbones.vision_language import Llava
@@ -42,7 +38,7 @@ from slime_bench.backbones.vlm import (
     check_finite,
     check_prompts,
     finite_sum,
-    too_long,
+    wrong_length,
 )
 from slime_bench.backbones.weights import check_hashes
 
@@ -76,14 +72,8 @@ class LlavaBackbone(Llava, VlmBackbone):
             self.register_buffer(f"_{name}", values, persistent=False)
 
     def grid(self, size: Size) -> Size:
-        """Patches (h, w): the same for every image, as every image is resized to one square.
-
-        Raises:
-            BackboneError: an image of `size` = (H, W) with a side shorter than a patch.
-        """
-        side, patch = self._geometry.side, self._geometry.patch
-        patch_grid((min(size[0], patch), min(size[1], patch)), patch)
-        return side // patch, side // patch
+        """Patches (h, w): the same for every image, as every image is resized to one square."""
+        return self._geometry.grid
 
     def tokenize(self, prompts: Sequence[str]) -> Prompts:
         """Token ids of prompts as they stand in the conversation; no token is special. See `VlmBackbone.tokenize`."""
@@ -91,11 +81,11 @@ class LlavaBackbone(Llava, VlmBackbone):
         rows = [self._conversation.ids_of(text) for text in texts]
         for text, row in zip(texts, rows, strict=True):
             if len(row) > self.num_tokens:
-                raise too_long(text, len(row), self.num_tokens)
-        longest = max(map(len, rows))
+                raise wrong_length(text, len(row), self.num_tokens)
         device = self._mean.device
-        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-        mask = torch.tensor([[index < len(row) for index in range(longest)] for row in rows], device=device)
+        ids = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
         return Prompts(texts, ids, mask, torch.zeros_like(mask))
 
     @torch.no_grad()
@@ -108,8 +98,7 @@ class LlavaBackbone(Llava, VlmBackbone):
         Returns:
             float [B,prefix+h*w,D], in the precision of the weights.
         """
-        self.grid((int(images.shape[-2]), int(images.shape[-1])))
-        side = (self._geometry.side, self._geometry.side)
+        side = self._geometry.side, self._geometry.side
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bilinear", align_corners=False, antialias=True)
         pixels = ((images - self._mean) / self._std).to(self.model.dtype)

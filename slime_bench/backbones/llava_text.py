@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from slime_bench.backbones.base import Size, channels
-from slime_bench.backbones.weights import CONFIG, PROCESSORS, RESTORE, read_json
+from slime_bench.backbones.weights import CONFIG, PROCESSORS, read_json, unusable
 from slime_bench.errors import BackboneError
 
 IMAGE: Final = "<image>"
@@ -40,17 +40,12 @@ class Templates:
     negative: str = " No"
 
     def __post_init__(self) -> None:
-        for part in (IMAGE, PROMPT):
-            if self.conversation.count(part) != 1:
-                raise ValueError(
-                    f"templates.conversation must hold {part} once, not {self.conversation.count(part)} times"
-                )
-        if self.conversation.index(PROMPT) < self.conversation.index(IMAGE):
+        before, *after = self.conversation.split(PROMPT)
+        if self.conversation.count(IMAGE) != 1 or IMAGE not in before or len(after) != 1 or not after[0]:
             raise ValueError(
-                f"templates.conversation: {PROMPT} must follow {IMAGE}; a text sees only what is before it"
+                f"templates.conversation must hold {IMAGE} once, after it {PROMPT} once (a text sees only what is"
+                " before it), and after that a question, for the answer to be read"
             )
-        if self.conversation.endswith(PROMPT):
-            raise ValueError(f"templates.conversation: a question must follow {PROMPT}, for the answer to be read")
 
 
 @dataclass(frozen=True)
@@ -96,28 +91,28 @@ def read_geometry(folder: Path) -> Geometry:
 
     path = folder / CONFIG
     content = read_json(path)
-    if content.get("model_type") != "llava":
-        raise _unusable(path, f"model_type {content.get('model_type')}", "model_type llava")
     try:
         config = LlavaConfig.from_dict(content)
+        vision, text = config.vision_config, config.text_config
+        kinds = (content.get("model_type"), vision.model_type)
+        layers, grid = int(text.num_hidden_layers), vision.image_size // vision.patch_size
     except Exception as error:  # the library's checks raise several kinds
-        raise _unusable(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    vision, text = config.vision_config, config.text_config
-    if vision.model_type != "clip_vision_model":
-        raise _unusable(path, f"a vision tower of model_type {vision.model_type}", "clip_vision_model")
-    side, patch = vision.image_size, vision.patch_size
-    if not isinstance(side, int) or not isinstance(patch, int) or patch < 1 or side < patch:
-        raise _unusable(path, f"image_size {side}, patch_size {patch}", "whole numbers, at least one patch per side")
+        raise unusable(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    if kinds != ("llava", "clip_vision_model") or grid < 1:
+        raise unusable(
+            path, f"model_type {kinds[0]}, a vision tower of model_type {kinds[1]}, {grid} patches per side",
+            "a LLaVA 1.5 in the library's own layout (hub ids llava-hf/...)",
+        )  # fmt: skip
     positions = text.max_position_embeddings
     described = next(folder / name for name in PROCESSORS if (folder / name).is_file())
     processor = read_json(described)
-    processor = processor.get("image_processor", processor)  # the whole processor's file keeps it inside
-    mean, std = channels(described, processor.get("image_mean"), processor.get("image_std"))
+    # The whole processor's file keeps the image's inside.
+    mean, std = channels(described, processor.get("image_processor", processor))
     return Geometry(
-        side=side,
-        patch=patch,
+        side=vision.image_size,
+        patch=vision.patch_size,
         prefix=0 if config.vision_feature_select_strategy == "default" else 1,
-        layers=text.num_hidden_layers,
+        layers=layers,
         positions=min(positions, getattr(text, "sliding_window", None) or positions),
         image_token=config.image_token_id,
         mean=mean,
@@ -144,22 +139,15 @@ class Conversation:
             tokenizer: of the library, one that knows where in the text a token lies. image_token: id of `<image>`.
 
         Raises:
-            BackboneError: a tokeniser without the image's token, or templates that it cannot cut.
+            BackboneError: templates that the tokeniser cannot cut.
         """
         self._tokenizer, self._image_token = tokenizer, image_token
-        name = tokenizer.convert_ids_to_tokens(image_token)
-        if not name or tokenizer(name, add_special_tokens=False)["input_ids"] != [image_token]:
-            raise BackboneError(
-                "the tokeniser has no token for the image",
-                path="tokenizer.json",
-                found=f"{name!r} at id {image_token}",
-                expected=f"the image token of config.json (image_token_index), such as {IMAGE}",
-                remedy="give the tokeniser that belongs to the model",
-            )
+        name = tokenizer.convert_ids_to_tokens(image_token) or IMAGE
         self._head, self._tail = templates.conversation.replace(IMAGE, name).split(PROMPT)
         parts = self._cut(_PROBE)
         if parts is None or not parts[3]:
-            raise _unfit("templates.conversation", templates.conversation, "the tokeniser cannot cut it at the prompt")
+            found = f"{templates.conversation}, with the image's token {image_token}"
+            raise _unfit(".conversation", found, "it cannot be cut at the image and the prompt")
         self.before, self.lead, _, self.question = parts
         self.answers = (
             self._answer("positive", templates.positive),
@@ -167,7 +155,7 @@ class Conversation:
         )
         if self.answers[0] == self.answers[1]:
             found = f"{templates.positive!r} and {templates.negative!r}"
-            raise _unfit("templates", found, "both answers begin with the same token")
+            raise _unfit("", found, "both answers begin with the same token")
 
     def __len__(self) -> int:
         """Tokens beside those of the image and of the prompt."""
@@ -206,20 +194,13 @@ class Conversation:
         asked = self._tokenizer(text)["input_ids"]
         answered = self._tokenizer(text + answer)["input_ids"]
         if len(answered) <= len(asked) or answered[: len(asked)] != asked:
-            raise _unfit(f"templates.{key}", repr(answer), "its tokens run into those of the question")
+            raise _unfit(f".{key}", repr(answer), "its tokens run into those of the question")
         return int(answered[len(asked)])
 
 
 def _unfit(key: str, found: str, why: str) -> BackboneError:
     return BackboneError(
-        f"the conversation does not fit the tokeniser: {why}", path=f"backbone.{key}", found=found,
+        f"the conversation does not fit the tokeniser: {why}", path=f"backbone.templates{key}", found=found,
         expected="e.g. 'USER: <image>\\n{prompt} Is this in the image? ASSISTANT:', ' Yes' and ' No'",
         remedy="change backbone.templates, or give the tokeniser that belongs to the model",
-    )  # fmt: skip
-
-
-def _unusable(path: Path, found: str, expected: str = "the JSON file of a LLaVA model") -> BackboneError:
-    return BackboneError(
-        "a configuration file of the backbone cannot be used", path=path, found=found, expected=expected,
-        remedy=f"name a LLaVA 1.5 in the library's own layout (hub ids llava-hf/...), or {RESTORE}",
     )  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -14,12 +13,11 @@ import torch
 from torch import nn
 
 from slime_bench.backbones.diffusion import Source
-from slime_bench.backbones.weights import CONFIG, NETWORKS, PARTS, RESTORE, VOCABULARIES, part_weights, weight_files
+from slime_bench.backbones.weights import NETWORKS, PARTS, RESTORE, part_weights, unusable
 from slime_bench.errors import BackboneError
 
 DTYPES: Final[dict[str, torch.dtype]] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_COMPLETE: Final = "complete files of the model that the configuration describes"
 _BUFFERS: Final = ("inv_freq", "position_ids")
 """Ends of the names of tensors that older libraries stored and newer ones compute."""
 _AVERAGED: Final = "model_ema."
@@ -27,7 +25,7 @@ _TOKENIZER_SETTINGS: Final = ("bos_token", "eos_token", "unk_token", "pad_token"
 _Loaded = TypeVar("_Loaded")
 
 
-def guarded(what: str, path: Path, load: Callable[[], _Loaded], expected: str = _COMPLETE) -> _Loaded:
+def guarded(what: str, path: Path, load: Callable[[], _Loaded]) -> _Loaded:
     """What `load` returns, without the libraries' warnings and progress bars.
 
     Raises:
@@ -43,15 +41,34 @@ def guarded(what: str, path: Path, load: Callable[[], _Loaded], expected: str = 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return load()
-    except BackboneError:
-        raise
     except Exception as error:
         raise BackboneError(
             f"the {what} of the backbone cannot be loaded", path=path,
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", expected=expected, remedy=RESTORE,
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            expected="complete files of the model that the configuration describes", remedy=RESTORE,
         ) from error  # fmt: skip
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def _pretrained(kind: Any, folder: Path, whole: bool = False, **settings: Any) -> Any:
+    """A network of either library; both would only warn of missing tensors, and go on with random numbers there.
+
+    Args:
+        whole: whether tensors that have no place in the network are refused as well.
+    """
+    settings |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    # Tensors of another shape are to be named like the missing ones, and not to raise.
+    model, info = kind.from_pretrained(folder, ignore_mismatched_sizes=True, **settings)
+    _refuse("missing or of another shape", [*info["missing_keys"], *map(str, info.get("mismatched_keys", ()))])
+    if whole:
+        _refuse("of another model", [name for name in info["unexpected_keys"] if not name.endswith(_BUFFERS)])
+    return model
+
+
+def _refuse(what: str, names: list[str]) -> None:
+    if names:
+        raise ValueError(f"{len(names)} tensors are {what}, such as {min(names)}")
 
 
 def load_parts(place: Source, dtype: torch.dtype) -> dict[str, Any]:
@@ -78,21 +95,10 @@ def _network(folder: Path, part: str, dtype: torch.dtype) -> nn.Module:
 
     variant = part_weights(folder, part)[1]
     if part == "text_encoder":
-        return _pretrained(CLIPTextModel, folder / part, dtype=dtype, variant=variant)[0]
+        return _pretrained(CLIPTextModel, folder / part, dtype=dtype, variant=variant)
     kind = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}[part]
     # The other way of loading needs a package that is not asked for, and saves nothing here.
-    return _pretrained(kind, folder / part, torch_dtype=dtype, variant=variant, low_cpu_mem_usage=False)[0]
-
-
-def _pretrained(kind: Any, folder: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
-    """A network of either library, and what it reports; both would only warn of missing tensors, and go on with random
-    numbers in these places."""
-    settings |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    model, info = kind.from_pretrained(folder, **settings)
-    absent = sorted([*info["missing_keys"], *(str(each) for each in info.get("mismatched_keys", ()))])
-    if absent:
-        raise ValueError(f"{len(absent)} tensors are missing or of another shape, such as {absent[0]}")
-    return model, info
+    return _pretrained(kind, folder / part, torch_dtype=dtype, variant=variant, low_cpu_mem_usage=False)
 
 
 def _scheduler(place: Source) -> Any:
@@ -120,145 +126,63 @@ def _single_file(file: Path, configs: Path, dtype: torch.dtype) -> dict[str, Any
     Where it holds averaged weights beside the trained ones, the U-Net's are the averaged ones, as in the hub's folders.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+    from diffusers.loaders import single_file_utils as library
+    from diffusers.models.modeling_utils import no_init_weights
     from safetensors.torch import load_file
-    from transformers import CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     checkpoint = load_file(file)
-    settings: dict[str, Any] = {"config": str(configs), "local_files_only": True, "torch_dtype": dtype}
-    averaged = {"extract_ema": any(name.startswith(_AVERAGED) for name in checkpoint)}
-    networks: dict[str, Any] = {}
-    for part, kind, extra in (("unet", UNet2DConditionModel, averaged), ("vae", AutoencoderKL, {})):
-        with _built_in(dtype):
-            networks[part] = _strict(kind).from_single_file(
-                checkpoint, subfolder=part, low_cpu_mem_usage=False, **settings, **extra
-            )
-    with _built_in(dtype):
-        networks["text_encoder"] = create_diffusers_clip_model_from_ldm(
-            _strict(CLIPTextModel), checkpoint, subfolder="text_encoder", **settings
-        )
-    for part, network in networks.items():
-        left = [name for name, value in network.named_parameters() if value.is_meta]
-        if left:  # where the library loads through `accelerate`, it passes by `load_state_dict`
-            raise _absent(part, left)
+    averaged = any(name.startswith(_AVERAGED) for name in checkpoint)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # no float32 copy
+    try:
+        with no_init_weights():  # no random start: seconds instead of minutes
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(configs / "unet"))
+            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(configs / "vae"))
+            text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(configs / "text_encoder"))
+    finally:
+        torch.set_default_dtype(before)
+    if library.is_clip_model(checkpoint):
+        text = library.convert_ldm_clip_checkpoint(checkpoint)
+    else:
+        text = library.convert_open_clip_checkpoint(text_encoder, checkpoint)
+    networks: dict[str, Any] = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
+    for part, tensors in (
+        ("unet", library.convert_ldm_unet_checkpoint(checkpoint, unet.config, extract_ema=averaged)),
+        ("vae", library.convert_ldm_vae_checkpoint(checkpoint, vae.config)),
+        ("text_encoder", {name.removeprefix("text_model."): value for name, value in text.items()}),
+    ):
+        # Not strict: a checkpoint also holds buffers, and projections that nobody asks for.
+        absent = networks[part].load_state_dict(tensors, strict=False).missing_keys
+        _refuse("missing", [f"{part}.{name}" for name in absent])
     return networks
 
 
-def _strict(kind: Any) -> Any:
-    """The class `kind`, but with an error for tensors that a checkpoint lacks; the library would leave them as made."""
-
-    class Strict(kind):
-        def load_state_dict(self, state_dict: Any, strict: bool = True, **settings: Any) -> Any:
-            outcome = super().load_state_dict(state_dict, strict=False, **settings)
-            if outcome.missing_keys:
-                raise _absent(kind.__name__, outcome.missing_keys)
-            return outcome
-
-    Strict.__name__ = Strict.__qualname__ = kind.__name__  # by which the library knows its classes
-    return Strict
-
-
-def _absent(part: str, names: list[str]) -> ValueError:
-    return ValueError(f"{part}: {len(names)} tensors are missing, such as {min(names)}")
-
-
-@contextmanager
-def _built_in(dtype: torch.dtype) -> Iterator[None]:
-    """Make networks in `dtype` and without their random start: no float32 copy, and seconds instead of minutes."""
-    from diffusers.models.modeling_utils import no_init_weights
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with no_init_weights():
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def load_blip(folder: Path, config: Any, dtype: torch.dtype, trim: Callable[[Any], None] | None = None) -> Any:
-    """`BlipForImageTextRetrieval` with the weights of a folder, in `dtype`; no random start, no second copy.
+def load_blip(folder: Path, config: Any, dtype: torch.dtype, first: int | None = None) -> Any:
+    """The library's own `BlipForImageTextRetrieval` with the weights of a folder, in `dtype`.
 
     Args:
-        trim: takes away what the folder's model does not have, before weights are looked for.
+        config: `BlipConfig`. first: of an ALBEF, see `blip_class`.
 
     Raises:
-        BackboneError: torn files, missing tensors, tensors of another shape, numbers that are not finite.
+        BackboneError: torn files, missing tensors, or tensors of another shape.
     """
-    network = guarded("architecture", folder / CONFIG, lambda: empty_blip(config))
-    if trim is not None:
-        trim(network)
-    network.load_state_dict(_read_tensors(folder, network.state_dict(), dtype), assign=True)
-    embeddings = network.text_encoder.embeddings  # its buffer is stored nowhere
-    embeddings.position_ids = torch.arange(config.text_config.max_position_embeddings).expand((1, -1))
-    return network
+    return guarded("network", folder, lambda: _pretrained(blip_class(first), folder, config=config, dtype=dtype))
 
 
-def empty_blip(config: Any) -> Any:
-    """`BlipForImageTextRetrieval` without memory for its weights."""
+def blip_class(first: int | None) -> Any:
+    """`BlipForImageTextRetrieval`; for an ALBEF without what that lacks: cross-attention before layer `first`, and the
+    projections that nobody asks for."""
     from transformers import BlipForImageTextRetrieval
 
-    with torch.device("meta"):
-        return BlipForImageTextRetrieval(config)
+    class Trimmed(BlipForImageTextRetrieval):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            for layer in self.text_encoder.encoder.layer[:first]:
+                del layer.crossattention
+            del self.vision_proj, self.text_proj
 
-
-def trim_to(first: int) -> Callable[[Any], None]:
-    """Takes from BLIP's modules what ALBEF lacks: cross-attention before layer `first`; and what nobody asks for."""
-
-    def trim(network: Any) -> None:
-        for layer in network.text_encoder.encoder.layer[:first]:
-            del layer.crossattention
-        del network.vision_proj, network.text_proj
-
-    return trim
-
-
-def _read_tensors(folder: Path, expected: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors of a folder that a network expects, in `dtype`; others are left in the file."""
-    from safetensors import safe_open
-
-    files = weight_files(folder)
-    found: dict[str, torch.Tensor] = {}
-
-    def read(path: Path) -> None:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                if name in expected and not name.endswith(_BUFFERS):
-                    found[name] = file.get_tensor(name)
-
-    for path in files:
-        guarded("weights", path, partial(read, path))
-    check_tensors(found, expected, files[0])
-    for name, value in found.items():
-        found[name] = value.to(dtype)
-        if not bool(torch.isfinite(found[name].sum(dtype=torch.float32))):
-            raise BackboneError(
-                "the weights of the backbone are not finite",
-                path=files[0],
-                found=f"NaN or infinity in {name}, read as {str(dtype).removeprefix('torch.')}",
-                expected="finite numbers",
-                remedy="trainer.precision=fp32" if bool(torch.isfinite(value).all()) else RESTORE,
-            )
-    return found
-
-
-def check_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path: Path) -> None:
-    """Refuse weights of another architecture than the expected tensors are of.
-
-    Raises:
-        BackboneError: tensors that are missing or of another shape.
-    """
-    wrong = [
-        f"{name} {'is missing' if name not in found else f'is {list(found[name].shape)}, not {list(value.shape)}'}"
-        for name, value in expected.items()
-        if name not in found or found[name].shape != value.shape
-    ]
-    if wrong:
-        raise BackboneError(
-            "the weights of the backbone are not those of its architecture", path=path,
-            found=f"{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}",
-            expected="all tensors of the architecture that the configuration describes", remedy=RESTORE,
-        )  # fmt: skip
+    return BlipForImageTextRetrieval if first is None else Trimmed
 
 
 def load_blip_tokenizer(folder: Path, rows: int) -> Any:
@@ -275,19 +199,13 @@ def load_blip_tokenizer(folder: Path, rows: int) -> Any:
     tokenizer = guarded(
         "tokenizer", folder, lambda: BertTokenizer.from_pretrained(folder, local_files_only=True, verbose=False)
     )
-    special = {"[CLS]": tokenizer.cls_token, "[SEP]": tokenizer.sep_token, "[PAD]": tokenizer.pad_token}
     vocabulary = tokenizer.get_vocab()
+    special = {tokenizer.cls_token, tokenizer.sep_token, tokenizer.pad_token}
     largest = max(vocabulary.values(), default=-1)
-    found, expected = "", "a BERT vocabulary, with [CLS], [SEP] and [PAD]"
-    if absent := [role for role, token in special.items() if token not in vocabulary]:
-        found = f"no {absent[0]}"
-    elif largest >= rows:
-        found, expected = f"a token numbered {largest}", f"numbers below {rows}, the model's word embeddings"
-    if found:
-        file = next((name for name in VOCABULARIES if (folder / name).is_file()), VOCABULARIES[0])
-        raise BackboneError(
-            "the vocabulary does not go with the model", path=folder / file, found=found, expected=expected,
-            remedy=RESTORE,
+    if not special <= vocabulary.keys() or largest >= rows:
+        raise unusable(
+            folder, f"a vocabulary of {len(vocabulary)} words, numbered up to {largest}",
+            f"one of BERT, with [CLS], [SEP] and [PAD], numbered below {rows}, the model's word embeddings",
         )  # fmt: skip
     return tokenizer
 
@@ -300,20 +218,10 @@ def load_llava(folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         BackboneError: torn files, missing tensors, or weights of another architecture.
     """
+    from transformers import LlavaForConditionalGeneration
 
     def load() -> Any:
-        from transformers import LlavaForConditionalGeneration
-
-        model, info = _pretrained(
-            LlavaForConditionalGeneration,
-            folder,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            ignore_mismatched_sizes=True,  # so that they are named
-        )
-        foreign = sorted(name for name in info["unexpected_keys"] if not name.endswith(_BUFFERS))
-        if foreign:  # the library would go on with a part of the model
-            raise ValueError(f"{len(foreign)} tensors have no place in the model of config.json: {foreign[0]}")
+        model = _pretrained(LlavaForConditionalGeneration, folder, whole=True, dtype=dtype, attn_implementation="sdpa")
         return model.requires_grad_(False).eval()
 
     return guarded("network", folder, load)
@@ -323,15 +231,8 @@ def load_llava_tokenizer(folder: Path) -> Any:
     """The tokeniser of the folder, one that knows where in the text a token lies.
 
     Raises:
-        BackboneError: files that cannot be read, or a tokeniser of another kind.
+        BackboneError: files that cannot be read.
     """
+    from transformers import AutoTokenizer
 
-    def load() -> Any:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if not tokenizer.is_fast:
-            raise ValueError("it does not say where in a text a token lies")
-        return tokenizer
-
-    return guarded("tokeniser", folder, load)
+    return guarded("tokeniser", folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))

@@ -1,7 +1,9 @@
-"""How many images a forward pass may hold: an estimate from the architecture alone."""
+"""How many images a forward pass may hold, an estimate from the architecture alone; and freed memory that is kept."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,12 +15,25 @@ UNET_MAPS: Final = 40
 """Maps of the U-Net's first level (latent grid, first width) that a pass holds at its peak: the skip connections of the
 way down, the gated feed-forward layer (eight times as wide as its block, and a copy), captured queries and keys."""
 
+TRAINING_MAPS: Final = 600
+"""Maps of the U-Net's first level that one image's training step holds at its peak, for the backward pass. Measured as
+in `images_within`, in float32: mini_sd at 128, 256 and 512 pixels 281 to 404, Stable Diffusion 2.1 with a fifth and
+with a twentieth of its channels 343 to 585."""
 
-def bytes_per_image(vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple[int, int], itemsize: int) -> int:
-    """Bytes that one image adds to the peak of an inference call, beside the weights.
+_TRIM, _MMAP = -1, -3  # parameters of mallopt(3)
+_FROM_KERNEL: Final = 256 * 2**20
+"""Bytes from which a tensor's memory still comes from the kernel and goes back to it at once."""
+_HELD: Final = 2**30
+"""Free bytes at the top of the heap beyond which they go back."""
+
+
+def images_within(
+    budget: int, vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple[int, int], itemsize: int
+) -> int:
+    """Images that one inference call may hold in `budget` bytes beside the weights, at least 1.
 
     The call encodes the image, then runs the U-Net up to its last captured layer; the two do not overlap. Each holds a
-    number of maps of its widest level, which is its first:
+    number of maps of its widest level, which is its first, so that an image takes
 
         max(VAE_MAPS * H W * c_vae, UNET_MAPS * h w * c_unet) * itemsize
 
@@ -32,7 +47,14 @@ def bytes_per_image(vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple
         vae, unet: configurations of the parts. size: (H, W) of an image in pixels. itemsize: bytes of a number.
     """
     encoder = VAE_MAPS * size[0] * size[1] * vae["block_out_channels"][0]
-    return int(max(encoder, UNET_MAPS * _unet_map(vae, unet, size)) * itemsize)
+    return max(1, budget // int(max(encoder, UNET_MAPS * _unet_map(vae, unet, size)) * itemsize))
+
+
+def training_images(
+    vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple[int, int], itemsize: int, budget: int
+) -> int:
+    """Images whose training step fits into `budget` bytes beside the weights, at least 1; see `images_within`."""
+    return max(1, int(budget // (TRAINING_MAPS * _unet_map(vae, unet, size) * itemsize)))
 
 
 def _unet_map(vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple[int, int]) -> float:
@@ -41,24 +63,14 @@ def _unet_map(vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple[int, 
     return size[0] * size[1] / 4**halvings * unet["block_out_channels"][0]
 
 
-def images_within(
-    budget: int, vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple[int, int], itemsize: int
-) -> int:
-    """Images whose `bytes_per_image` fit into `budget` bytes together, at least 1."""
-    return max(1, budget // bytes_per_image(vae, unet, size, itemsize))
+def keep_freed_memory() -> None:
+    """Let this process hold up to 1 GiB of freed memory for its next tensors, where malloc is glibc's.
 
-
-TRAINING_MAPS: Final = 600
-"""Maps of the U-Net's first level that one image's training step holds at its peak, for the backward pass."""
-
-
-def training_images(
-    vae: Mapping[str, Any], unet: Mapping[str, Any], size: tuple[int, int], itemsize: int, budget: int
-) -> int:
-    """Images whose training step fits into `budget` bytes beside the weights, at least 1: the rest as `images_within`.
-
-    The number of maps is a measured one, rounded up (a CPU, torch 2.13, float32): mini_sd at 128, 256 and 512 pixels
-    281 to 404, Stable Diffusion 2.1 with a fifth and with a twentieth of its channels 343 to 585.
+    Maps of 512-pixel images are above the size from which glibc asks the kernel for fresh pages, and the kernel clears
+    each of them: a tenth of a training step on a CPU goes into that, and a fifth of an inference pass. The peak may
+    grow by an eighth, from gaps between tensors.
     """
-    held = TRAINING_MAPS * _unet_map(vae, unet, size) * itemsize
-    return max(1, int(budget // held))
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        mallopt(_MMAP, _FROM_KERNEL)
+        mallopt(_TRIM, _HELD)

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import nn
 
-from slime_bench.attention.capture import ExtraValues, LayerAttention, Recording, capture, named_layer
+from slime_bench.attention.capture import ExtraValues, LayerAttention, Recording, capture
 from slime_bench.attention.constant_text import ConstantText
 from slime_bench.attention.maps import Size, grid_size, to_maps, to_rows, was
 from slime_bench.attention.processor import install
@@ -26,9 +26,8 @@ from slime_bench.backbones.diffusion import (
     source,
 )
 from slime_bench.backbones.encoder_cache import EncoderCache, Posterior
-from slime_bench.backbones.heap import keep_freed_memory
 from slime_bench.backbones.load import DTYPES, load_parts
-from slime_bench.backbones.memory import images_within, training_images
+from slime_bench.backbones.memory import images_within, keep_freed_memory, training_images
 from slime_bench.backbones.weights import check_hashes
 
 
@@ -60,7 +59,7 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
     captured queries and keys.
 
     Raises:
-        BackboneError: weights missing, corrupt, of another architecture, or without a named layer.
+        BackboneError: weights missing, corrupt or of another architecture. Its layers are looked for by `describe`.
     """
 
     implementation: ClassVar[str | None] = None
@@ -79,8 +78,6 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
         self.requires_grad_(False).eval()
         self.cross_names = [layer_name(name, "attn2") for name in config.cross_layers]
         self.self_names = [layer_name(name, "attn1") for name in config.self_layers]
-        for name in (*self.cross_names, *self.self_names):
-            named_layer(self.unet, name)  # a misspelt layer is found now, not in the first training step
         self.register_buffer("alphas_cumprod", self._scheduler.alphas_cumprod.float(), persistent=False)
         self._text, self._encoded = ConstantText(), EncoderCache(int(config.encoder_cache_mb * 1e6))
         self._one_text_row = install(self.unet, self._text)
@@ -127,7 +124,7 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
     def images_per_call(self, size: Size) -> int:
         """How many images of `size` = (H, W) pixels one inference call may hold within `memory_gb`; at least 1.
 
-        An estimate; see `slime_bench.backbones.memory.bytes_per_image`.
+        An estimate; see `slime_bench.backbones.memory.images_within`.
         """
         budget = int(self.config.memory_gb * 1e9)
         return images_within(budget, self.vae.config, self.unet.config, size, self.unet.dtype.itemsize)

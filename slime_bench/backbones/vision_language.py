@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from slime_bench.backbones.base import CLIP, Precision, Statistics, VisionLanguage, VlmFacts, channels, patch_grid
+from slime_bench.backbones.base import Precision, VisionLanguage, VlmFacts, patch_grid
 from slime_bench.backbones.llava_text import Conversation, Geometry, Templates, read_geometry
-from slime_bench.backbones.weights import CONFIG, LLAVA, PREPROCESSOR, VlmLayout, find, read_json, unusable
+from slime_bench.backbones.weights import CONFIG, LLAVA, VlmLayout, find, read_json, unusable
 from slime_bench.config.parts import NO_NUMBERS, located
 from slime_bench.errors import BackboneError
 
@@ -46,6 +46,8 @@ class Blip(_InFolder):
     layout = VlmLayout()
     kind: ClassVar[str] = "blip"
     """What `config.json` calls such a model."""
+    fusion: ClassVar[bool] = False
+    """Whether its first text layers see text alone; `config.json` says how many, and the weights have no more."""
 
     @dataclass
     class Config:
@@ -80,40 +82,34 @@ class Blip(_InFolder):
 
     @classmethod
     def read_folder(cls, folder: Path, image_size: int) -> tuple[Any, VlmFacts]:
-        """The library's `BlipConfig` of a folder, and the facts of `describe`.
+        """The library's `BlipConfig` of a folder, in which keys that the file leaves out have the library's defaults,
+        and the facts of `describe`.
 
         Raises:
             BackboneError: as `describe`.
-        """
-        architecture, first = cls.architecture(folder)
-        text = architecture.text_config
-        limit = int(text.max_position_embeddings)
-        path = folder / "tokenizer_config.json"
-        stated = read_json(path).get("model_max_length") if path.is_file() else None
-        if isinstance(stated, int | float) and 0 < stated < limit:
-            limit = int(stated)
-        names = tuple(f"layer.{index}" for index in range(first, text.num_hidden_layers))
-        facts = VlmFacts(names, patch=int(architecture.vision_config.patch_size), num_tokens=limit)
-        patch_grid((image_size, image_size), facts.patch)
-        return architecture, facts
-
-    @classmethod
-    def architecture(cls, folder: Path) -> tuple[Any, int]:
-        """The `BlipConfig`, and the index of the first text layer with cross-attention. Keys that the file leaves out
-        have the library's defaults.
-
-        Raises:
-            BackboneError: no JSON, a model of another kind, or values that the library refuses.
         """
         from transformers import BlipConfig
 
         from slime_bench.backbones.load import guarded
 
-        content = read_json(folder / CONFIG)
-        if content.get("model_type") != cls.kind:
-            raise unusable(folder / CONFIG, f"model_type {content.get('model_type')!r}, not {cls.kind!r}")
-        described = {**content, "model_type": "blip"}
-        return guarded("configuration", folder / CONFIG, lambda: BlipConfig.from_dict(described)), 0
+        path = folder / CONFIG
+        content = read_json(path)
+        first = content.get("fusion_layer") if cls.fusion else 0
+        if content.get("model_type") != cls.kind or type(first) is not int:
+            raise unusable(path, f"model_type {content.get('model_type')!r}, fusion_layer {first!r}", cls.kind)
+        architecture = guarded("configuration", path, lambda: BlipConfig.from_dict({**content, "model_type": "blip"}))
+        text = architecture.text_config
+        names = tuple(f"layer.{index}" for index in range(first, text.num_hidden_layers))
+        if first < 0 or not names:
+            raise unusable(path, f"fusion_layer {first}, with {text.num_hidden_layers} text layers")
+        limit = int(text.max_position_embeddings)
+        settings = folder / "tokenizer_config.json"
+        stated = read_json(settings).get("model_max_length") if settings.is_file() else None
+        if isinstance(stated, int | float) and 0 < stated < limit:
+            limit = int(stated)
+        facts = VlmFacts(names, patch=int(architecture.vision_config.patch_size), num_tokens=limit)
+        patch_grid((image_size, image_size), facts.patch)
+        return architecture, facts
 
 
 class Albef(Blip):
@@ -127,6 +123,7 @@ class Albef(Blip):
         "  then backbone.weights=<folder>"
     )
     kind = "albef"
+    fusion = True
 
     @dataclass
     class Config(Blip.Config):
@@ -137,15 +134,6 @@ class Albef(Blip):
         weights: str = field(default="albef", metadata=located("backbone"))
         image_size: Annotated[int, Field(ge=1)] = 384
         statistics: Literal["imagenet", "own"] = "own"
-
-    @classmethod
-    def architecture(cls, folder: Path) -> tuple[Any, int]:
-        found, _ = super().architecture(folder)
-        first = read_json(folder / CONFIG).get("fusion_layer")
-        layers = int(found.text_config.num_hidden_layers)
-        if not isinstance(first, int) or isinstance(first, bool) or not 0 <= first < layers:
-            raise unusable(folder / CONFIG, f"fusion_layer {first!r}, with {layers} text layers")
-        return found, first
 
 
 class Llava(_InFolder):
@@ -207,16 +195,3 @@ class Llava(_InFolder):
             )  # fmt: skip
         layers = tuple(f"layer.{index}" for index in range(geometry.layers))
         return geometry, conversation, VlmFacts(layers, geometry.patch, left, image_size=geometry.side)
-
-
-def own_statistics(folder: Path) -> Statistics:
-    """Pixel statistics that a BLIP was trained with: those of its folder, else CLIP's.
-
-    Raises:
-        BackboneError: a file that does not hold three numbers each, or deviations that are not above 0.
-    """
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        return CLIP
-    content = read_json(path)
-    return channels(path, content.get("image_mean", CLIP[0]), content.get("image_std", CLIP[1]))

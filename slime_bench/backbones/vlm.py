@@ -126,26 +126,22 @@ def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
     """The prompts, each with at least one character.
 
     Raises:
-        BackboneError: no prompt at all, or one that is empty, blank or no text.
+        BackboneError: no prompt at all, or one that is empty or blank.
     """
-    prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-    wrong = [index for index, text in enumerate(prompts) if not isinstance(text, str) or not text.strip()]
-    if wrong or not prompts:
+    if not prompts or not all(text.strip() for text in prompts):
         raise BackboneError(
-            "a prompt is empty" if wrong else "there is no prompt", path=f"prompts[{wrong[0]}]" if wrong else "prompts",
-            found=repr(prompts[wrong[0]]) if wrong else "an empty list", expected="texts of at least one character",
-            remedy="see conf/prompts",
+            "there is no prompt, or one is empty", path="prompts", found=list(prompts),
+            expected="texts of at least one character", remedy="see conf/prompts",
         )  # fmt: skip
-    return prompts
+    return tuple(prompts)
 
 
-def too_long(text: str, found: int, allowed: int) -> BackboneError:
-    """The error for a prompt of `found` tokens where the model takes `allowed`."""
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
+def wrong_length(text: str, found: int, allowed: int) -> BackboneError:
+    """The error for a prompt of `found` tokens where the model takes `allowed`, or where none of them is a word's."""
     return BackboneError(
-        "a prompt is longer than the model's text limit", path=f"prompt {shown!r}",
-        found=f"{found} tokens, special ones included", expected=f"at most {allowed}",
-        remedy="shorten it: a class name or a few words",
+        "a prompt is longer than the model's text limit, or holds no word that it knows", path=f"prompt {text[:60]!r}",
+        found=f"{found} tokens, special ones included", expected=f"words, at most {allowed} tokens",
+        remedy="give a class name or a few words",
     )  # fmt: skip
 
 
@@ -167,17 +163,13 @@ def check_finite(sums: dict[str, Tensor], dtype: torch.dtype) -> None:
     Raises:
         BackboneError: one of them is NaN or infinite.
     """
-    if not sums:
-        return
-    finite = torch.isfinite(torch.stack(list(sums.values())))
-    if bool(finite.all()):
-        return
-    first = next(name for name, fine in zip(sums, finite.tolist(), strict=True) if not fine)
-    half = dtype == torch.float16
-    raise BackboneError(
-        "the backbone's attention scores are not finite", path=first,
-        found=f"NaN or infinity, with weights in {str(dtype).removeprefix('torch.')}",
-        expected="finite numbers" + (" (float16 ends at 65504)" if half else ""),
-        remedy="trainer.precision=bf16 or trainer.precision=fp32" if half
-        else "check the images and the weights; retrain with a lower learning rate if these weights were tuned",
-    )  # fmt: skip
+    finite = torch.isfinite(torch.stack(list(sums.values()))).tolist()
+    first = next((name for name, fine in zip(sums, finite, strict=True) if not fine), None)
+    if first is not None:
+        raise BackboneError(
+            "the backbone's attention scores are not finite", path=first,
+            found=f"NaN or infinity, with weights in {str(dtype).removeprefix('torch.')}",
+            expected="finite numbers (float16 ends at 65504)",
+            remedy="trainer.precision=bf16 or fp32 instead of fp16; else check the images and the weights, and retrain "
+            "with a lower learning rate if these weights were tuned",
+        )  # fmt: skip

@@ -6,11 +6,11 @@ A backbone is named by a bundled asset, a folder, one file, or a hub id. What fi
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -51,7 +51,6 @@ VOCABULARIES: Final = ("vocab.txt", "tokenizer.json")
 TOKENIZER: Final = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
-_SAFE: Final = "weights as safetensors, which cannot run code when they are read"
 
 
 class Layout(ABC):
@@ -61,7 +60,7 @@ class Layout(ABC):
         marker: file by which a snapshot in the hub's cache is found.
         wanted: patterns of the files to download. unwanted: patterns to leave out, one list for every attempt.
         expected: what may stand in `backbone.weights`. remedy: what to do where nothing of that name is here.
-        takes_files: whether one safetensors file will do as well. converter: a command of ours for such weights.
+        takes_files: whether one safetensors file will do as well.
     """
 
     marker: ClassVar[str]
@@ -70,44 +69,20 @@ class Layout(ABC):
     expected: ClassVar[str]
     takes_files: bool = False
     remedy: str = PUT_IN_A_FOLDER
-    converter: ClassVar[str] = ""
-
-    @abstractmethod
-    def check(self, folder: Path) -> None:
-        """Refuse a folder in which a file is missing that will be needed.
-
-        Raises:
-            BackboneError: it names what is missing.
-        """
 
     @abstractmethod
     def files(self, folder: Path) -> dict[str, Path]:
-        """Every file of the folder that is loaded, by the name that counts; others beside them decide nothing."""
+        """Every file of the folder that is loaded, by the name that counts; others beside them decide nothing.
 
-    @abstractmethod
-    def fetch(self, name: str, revision: str | None) -> str:
-        """What to do where the hub id `name` is not here: the command that fetches it, and what else will do."""
+        Raises:
+            BackboneError: one that will be needed is missing.
+        """
 
     def command(self, name: str, revision: str | None = None) -> str:
         """The command that puts a model of the hub into its local cache, where it is found without a network."""
         words = ["hf", "download", name, *(["--revision", revision] if revision else [])]
         words += [f'--include "{each}"' for each in self.wanted]
         return " ".join([*words, *(f'--exclude "{each}"' for each in self.unwanted[0])])
-
-    def pickled(self, folder: Path, names: list[str]) -> BackboneError:
-        """The error for weights that would run code when they are read, with the command that converts them."""
-        file = folder / ("pytorch_model.bin" if "pytorch_model.bin" in names else names[0])
-        code = (
-            "import torch; from safetensors.torch import save_file; "
-            f"w = torch.load({str(file)!r}, map_location='cpu', weights_only=True); w = w.get('state_dict', w); "
-            f"save_file({{k: v.clone().contiguous() for k, v in w.items()}}, {str(folder / WEIGHTS)!r})"
-        )
-        return BackboneError(
-            "pickled checkpoints are not read", path=folder, found=f"only pickled weights: {', '.join(names)}",
-            expected=f"{WEIGHTS}: reading a pickle runs whatever code it holds",
-            remedy="take a revision with safetensors, or convert the file once, without running its code"
-            f'{self.converter}:\n    python -c "{code}"',
-        )  # fmt: skip
 
     def fingerprint(self, folder: Path) -> str:
         """sha256 over the names and contents of `files`."""
@@ -129,10 +104,10 @@ def find(name: str, revision: str | None, layout: Layout) -> Path:
     for folder in (ASSETS / name, path):
         if name and folder.is_dir():
             folder = folder.resolve()
-            layout.check(folder)
+            layout.files(folder)
             return folder
     if path.suffix in PICKLED:
-        raise layout.pickled(path.parent, [path.name])
+        raise _pickled(path.parent, [path.name])
     if layout.takes_files and path.is_file() and path.suffix == ".safetensors":
         return path.resolve()
     if path.exists() or path.suffix == ".safetensors" or not _HUB_ID.fullmatch(name) or name.startswith("."):
@@ -144,54 +119,44 @@ def find(name: str, revision: str | None, layout: Layout) -> Path:
 
 
 def _from_hub(name: str, revision: str | None, layout: Layout) -> Path:
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
+    lacking: BackboneError | None = None  # of a download that was cut short, or of a repository of another kind
     cached = try_to_load_from_cache(name, layout.marker, revision=revision)
     if isinstance(cached, str):  # otherwise None, or a sign that the hub has no such file
         folder = Path(cached).parents[layout.marker.count("/")]
-        with contextlib.suppress(BackboneError):  # a download that was cut short: it goes on below
-            layout.check(folder)
+        try:
+            layout.files(folder)
             return folder
-    remedy, silent = layout.fetch(name, revision), _no_answer(name, revision)
-    incomplete: BackboneError | None = None
-    for unwanted in layout.unwanted:
-        try:
-            place = snapshot_download(
-                name, revision=revision, allow_patterns=list(layout.wanted), ignore_patterns=list(unwanted),
-                local_files_only=silent is not None,
-            )  # fmt: skip
-        except Exception as error:  # the hub client raises a dozen kinds: offline, not found, gated, timed out
-            raise BackboneError(
-                "the backbone is neither here nor could it be downloaded", path=name,
-                found="; ".join([*([silent] if silent else []), _brief(error)]),
-                expected="a folder, a file in the hub's local cache, or access to the hub", remedy=remedy,
-            ) from error  # fmt: skip
-        try:
-            layout.check(Path(place))
-        except BackboneError as error:  # a download that was cut short, or a repository of another kind
-            incomplete = error
-        else:
-            return Path(place)
-    assert incomplete is not None  # there is at least one attempt
-    raise BackboneError(
-        incomplete.summary, path=incomplete.path, found=incomplete.found, expected=incomplete.expected, remedy=remedy
-    ) from incomplete
-
-
-def _no_answer(name: str, revision: str | None) -> str | None:
-    """Why the hub does not answer, or None where it does: asked once, where a download would try for half a minute."""
-    from huggingface_hub import HfApi
-
+        except BackboneError as error:
+            lacking = error
     try:
+        # Asked once: where there is no network, a download would try for half a minute.
         HfApi().model_info(name, revision=revision, timeout=10)
-    except Exception as error:
-        return _brief(error)
-    return None
-
-
-def _brief(error: Exception) -> str:
-    """An exception's kind and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+        for unwanted in layout.unwanted:
+            folder = Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=list(layout.wanted), ignore_patterns=list(unwanted)
+                )
+            )
+            try:
+                layout.files(folder)
+                return folder
+            except BackboneError as error:
+                lacking = error
+        cause: Exception | None = lacking
+    except Exception as error:  # the hub client raises a dozen kinds: offline, not found, gated, timed out
+        cause = error
+    found = [f"{lacking.found} in {lacking.path}"] if lacking else []
+    if cause is not lacking:
+        found.append(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0][:200]}")
+    raise BackboneError(
+        "the backbone is neither here nor could it be downloaded", path=name, found="; ".join(found),
+        expected="a folder, a file in the hub's local cache, or access to the hub",
+        remedy="fetch it where there is a connection (a gated model also needs HF_TOKEN):\n"
+        f"    {layout.command(name, revision)}\n"
+        f"  another repository or commit: set backbone.weights and backbone.revision; or {layout.remedy}",
+    ) from cause  # fmt: skip
 
 
 class DiffusionLayout(Layout):
@@ -213,41 +178,20 @@ class DiffusionLayout(Layout):
         self.wanted = ("model_index.json", *(f"{part}/*.{kind}" for part in PARTS for kind in kinds))
         self.remedy = f"{PUT_IN_A_FOLDER}; bundled: {sorted(bundled())}"
 
-    def check(self, folder: Path) -> None:
-        absent = [part for part in PARTS if not (folder / part).is_dir()]
-        if absent:
-            raise BackboneError(
-                "this folder does not hold a Stable Diffusion model", path=folder, found=f"no {', '.join(absent)}",
-                expected=f"the folders {', '.join(PARTS)}", remedy="give the folder that holds model_index.json",
-            )  # fmt: skip
-        for part, name in PARTS.items():
-            if not (folder / part / name).is_file():
-                raise _missing(folder / part, f"no {name}", name, part)
-        if not self.takes_files:
-            return
-        if not vocabulary_files(folder / "tokenizer"):
-            # The library would go on with a vocabulary of three tokens.
-            raise _missing(
-                folder / "tokenizer", "no vocabulary", "tokenizer.json, or vocab.json and merges.txt", "tokenizer"
-            )
-        for part in NETWORKS:
-            if not part_weights(folder, part)[0]:
-                names = [path.name for path in sorted((folder / part).iterdir()) if path.suffix in PICKLED]
-                found = f"only pickled weights: {', '.join(names)}" if names else "no *.safetensors"
-                raise _missing(folder / part, found, _SAFE, part)
-
     def files(self, folder: Path) -> dict[str, Path]:
+        absent = [f"{part}/{name}" for part, name in PARTS.items() if not (folder / part / name).is_file()]
+        if absent:
+            raise unusable(folder, f"no {', '.join(absent)}", f"a Stable Diffusion: the folders {', '.join(PARTS)}")
         found = [path for part in PARTS for suffix in ("json", "txt") for path in (folder / part).glob(f"*.{suffix}")]
         if self.takes_files:
-            found += [path for part in NETWORKS for path in part_weights(folder, part)[0]]
+            if not vocabulary_files(folder / "tokenizer"):  # the library would go on with a vocabulary of three tokens
+                raise unusable(folder / "tokenizer", "no vocabulary", "tokenizer.json, or vocab.json and merges.txt")
+            for part in NETWORKS:
+                weights, _ = part_weights(folder, part)
+                if not weights:
+                    raise _no_weights(folder / part, "*.safetensors")
+                found += weights
         return {path.relative_to(folder).as_posix(): path for path in found}
-
-    def fetch(self, name: str, revision: str | None) -> str:
-        return (
-            "fetch it where there is a connection (a gated model also needs HF_TOKEN):\n"
-            f"    {self.command(name, revision)}\n"
-            f"  another repository has other commits: set backbone.revision with backbone.weights; or {self.remedy}"
-        )
 
 
 def part_weights(folder: Path, part: str) -> tuple[list[Path], str | None]:
@@ -278,61 +222,38 @@ def bundled() -> list[str]:
 
 
 class VlmLayout(Layout):
-    """A vision-language model: one configuration, weights and vocabulary side by side, as the hub stores them."""
+    """A vision-language model: one configuration, weights (perhaps in shards) and vocabulary side by side.
+
+    Args:
+        vocabularies: files of which one must be there. processors: descriptions of the image processor of which one
+            must be there; () where there need be none.
+    """
 
     marker = CONFIG
     wanted = ("*.json", "vocab.txt", "model*.safetensors")
     unwanted = ((f"*.{HALF}.*", "*.bf16.*"),)
     expected = f"a folder with {CONFIG}, a bundled name or a hub id"
-    described: ClassVar[tuple[str, ...]] = (CONFIG, PREPROCESSOR, *TOKENIZER)
-    """Files beside the weights that are loaded where they are there."""
-    converter = " (an ALBEF .pth: python -m data_prep.convert_albef)"
 
-    def __init__(self, remedy: str = PUT_IN_A_FOLDER) -> None:
-        self.remedy = remedy
-
-    def check(self, folder: Path) -> None:
-        if not (folder / CONFIG).is_file():
-            raise BackboneError(
-                "this folder does not hold a vision-language model", path=folder, found=f"no {CONFIG}",
-                expected=f"{CONFIG}, {WEIGHTS} and {' or '.join(VOCABULARIES)}",
-                remedy="give the folder that holds these files",
-            )  # fmt: skip
-        absent = [path.name for path in weight_files(folder) if not path.is_file()]
-        if absent:
-            pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED]
-            raise self.pickled(folder, pickles) if pickles else _missing(folder, f"no {absent[0]}", _SAFE)
-        if not any((folder / name).is_file() for name in VOCABULARIES):
-            # The library would go on with a vocabulary of five tokens.
-            raise _missing(folder, "no vocabulary", " or ".join(VOCABULARIES))
+    def __init__(
+        self,
+        remedy: str = PUT_IN_A_FOLDER,
+        vocabularies: tuple[str, ...] = VOCABULARIES,
+        processors: tuple[str, ...] = (),
+    ) -> None:
+        self.remedy, self._vocabularies, self._processors = remedy, vocabularies, processors
 
     def files(self, folder: Path) -> dict[str, Path]:
-        found = [*(folder / name for name in self.described), *weight_files(folder)]
+        # Without a vocabulary the library would go on with one of five tokens.
+        for names in ((CONFIG,), self._vocabularies, self._processors):
+            if names and not any((folder / name).is_file() for name in names):
+                raise unusable(folder, f"no {' and no '.join(names)}", f"a vision-language model: {' or '.join(names)}")
+        weights = weight_files(folder)
+        for path in weights:
+            if not path.is_file():
+                raise _no_weights(folder, path.name)
+        described = (CONFIG, INDEX, *PROCESSORS) if self._processors else (CONFIG, PREPROCESSOR)
+        found = [*(folder / name for name in (*described, *TOKENIZER)), *weights]
         return {path.name: path for path in found if path.is_file()}
-
-    def fetch(self, name: str, revision: str | None) -> str:
-        command = f"hf download {name}{f' --revision {revision}' if revision else ''}"
-        return (
-            "fetch it where there is a connection:\n"
-            f"    {self.command(name, revision)}\n"
-            "  a commit without safetensors: set backbone.revision to another one; or\n"
-            f'    {command} --include "*.json" --include vocab.txt --include pytorch_model.bin --local-dir <folder>\n'
-            "  and backbone.weights=<folder>: the next message has the command that converts it"
-        )
-
-
-class LlavaLayout(VlmLayout):
-    """A LLaVA in the library's own layout, its weights perhaps in shards."""
-
-    described = (CONFIG, INDEX, *PROCESSORS, *TOKENIZER)
-
-    def check(self, folder: Path) -> None:
-        super().check(folder)
-        if not (folder / "tokenizer.json").is_file():
-            # A vocabulary alone does not say where in a text a token lies.
-            raise _missing(folder, "no tokenizer.json", "tokenizer.json")
-        if not any((folder / name).is_file() for name in PROCESSORS):
-            raise _missing(folder, "no description of the image processor", " or ".join(PROCESSORS))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -347,7 +268,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 DIFFUSION: Final = DiffusionLayout()
 DIFFUSION_CONFIGS: Final = DiffusionLayout(weights=False)
-LLAVA: Final = LlavaLayout()
+# A vocabulary alone does not say where in a text a token lies.
+LLAVA: Final = VlmLayout(vocabularies=("tokenizer.json",), processors=PROCESSORS)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -366,15 +288,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def unusable(path: Path, found: str, expected: str = "the JSON files of such a model") -> BackboneError:
-    """The error for a configuration file that does not say what it should."""
+    """The error for a file that is missing or does not say what it should."""
     return BackboneError(
-        "a configuration file of the backbone cannot be used", path=path, found=found, expected=expected, remedy=RESTORE
+        "a file of the backbone is missing or cannot be used", path=path, found=found, expected=expected, remedy=RESTORE
     )
 
 
-def _missing(path: Path, found: str, expected: str, part: str | None = None) -> BackboneError:
-    summary = f"a file of the backbone's {part} is missing" if part else "a file of the backbone is missing"
-    return BackboneError(summary, path=path, found=found, expected=expected, remedy=RESTORE)
+def _no_weights(folder: Path, name: str) -> BackboneError:
+    pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED]
+    return _pickled(folder, pickles) if pickles else unusable(folder, f"no {name}", "weights as safetensors")
+
+
+def _pickled(folder: Path, names: Iterable[str]) -> BackboneError:
+    return BackboneError(
+        "pickled checkpoints are not read", path=folder, found=f"only pickled weights: {', '.join(names)}",
+        expected="safetensors: reading a pickle runs whatever code it holds",
+        remedy="take a revision with safetensors, or convert it once with huggingface.co/spaces/safetensors/convert"
+        " (an ALBEF .pth: python -m data_prep.convert_albef)",
+    )  # fmt: skip
 
 
 def check_hashes(folder: Path) -> None:
@@ -384,9 +315,7 @@ def check_hashes(folder: Path) -> None:
         BackboneError: a listed file is missing or differs.
     """
     listing = folder / "sha256.json"
-    if not listing.is_file():
-        return
-    for name, expected in read_json(listing).items():
+    for name, expected in (read_json(listing) if listing.is_file() else {}).items():
         path = folder / name
         found = sha256(path) if path.is_file() else None
         if found != expected:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,64 +28,58 @@ OUTPUT: Final = 0.2
 """Factor of the last convolution, so that guidance does not make the diffusion loss all that matters."""
 
 
-@dataclass(frozen=True)
-class Width:
-    """Sizes of a thinner Stable Diffusion 2.1.
+Changes = dict[str, dict[str, Any]]
+"""part -> key -> value, in place of what the architecture's configuration says."""
 
-    Attributes:
-        unet: channels of the four levels. heads: at each, so that unet / heads is the head width.
-        text: width of a token's embedding. vae: channels of the four levels.
-        unet_groups, vae_groups: of the group norms.
+
+def _thin(
+    channels: Sequence[int], heads: Sequence[int], text: int, vae: Sequence[int], unet_groups: int, vae_groups: int
+) -> Changes:
+    """A thinner Stable Diffusion 2.1.
+
+    Args:
+        channels: of the U-Net's four levels. heads: at each, so that channels / heads is the head width.
+        text: width of a token's embedding. vae: channels of the four levels. unet_groups, vae_groups: of the norms.
     """
+    return {
+        "unet": {
+            "block_out_channels": list(channels),
+            "attention_head_dim": list(heads),  # which, as in SD 2.1, is the number of heads
+            "cross_attention_dim": text,
+            "norm_num_groups": unet_groups,
+        },
+        "vae": {"block_out_channels": list(vae), "norm_num_groups": vae_groups},
+        # It runs once per trial; two layers will do.
+        "text_encoder": {
+            "hidden_size": text,
+            "intermediate_size": 4 * text,
+            "num_hidden_layers": 2,
+            "num_attention_heads": max(1, text // 16),
+            "projection_dim": text,
+        },
+    }
 
-    unet: tuple[int, int, int, int]
-    heads: tuple[int, int, int, int]
-    text: int
-    vae: tuple[int, int, int, int]
-    unet_groups: int
-    vae_groups: int
 
-
-WIDTHS: Final[dict[str, Width | None]] = {
+WIDTHS: Final[dict[str, Changes]] = {
     # the shape of the weights that the golden numbers were made with
-    "golden": Width((16, 32, 48, 48), (2, 4, 6, 6), 48, (16, 32, 32, 32), 16, 8),
+    "golden": _thin((16, 32, 48, 48), (2, 4, 6, 6), 48, (16, 32, 32, 32), 16, 8),
     # a fifth of the channels; heads as wide as Stable Diffusion's own, 64
-    "fifth": Width((64, 128, 256, 256), (1, 2, 4, 4), 256, (32, 64, 128, 128), 32, 32),
-    "full": None,
+    "fifth": _thin((64, 128, 256, 256), (1, 2, 4, 4), 256, (32, 64, 128, 128), 32, 32),
+    "full": {},
 }
-"""Widths by name; None is the published architecture itself."""
+"""Changes by the width's name; `full` is the published architecture itself."""
 
 
 def build_width(width: str, folder: Path) -> Path:
-    """Write the folder of `WIDTHS[width]`, with weights in bfloat16: read in any precision they are the same numbers.
-
-    Args:
-        folder: to be made.
-    """
-    chosen = WIDTHS[width]
-    return build_folder(BASE, folder, changes={} if chosen is None else _changes(chosen), sharper=True)
-
-
-def _changes(width: Width) -> dict[str, dict[str, Any]]:
-    """What the width changes in each part's configuration. The text encoder runs once per trial; two layers will do."""
-    text = {"hidden_size": width.text, "intermediate_size": 4 * width.text, "num_hidden_layers": 2}
-    return {
-        "unet": {
-            "block_out_channels": list(width.unet),
-            "attention_head_dim": list(width.heads),  # which, as in SD 2.1, is the number of heads
-            "cross_attention_dim": width.text,
-            "norm_num_groups": width.unet_groups,
-        },
-        "vae": {"block_out_channels": list(width.vae), "norm_num_groups": width.vae_groups},
-        "text_encoder": {**text, "num_attention_heads": max(1, width.text // 16), "projection_dim": width.text},
-    }
+    """Write the folder of `WIDTHS[width]`, in bfloat16: read in any precision its weights are the same numbers."""
+    return build_folder(BASE, folder, changes=WIDTHS[width], sharper=True)
 
 
 def build_folder(
     name: str,
     folder: Path,
     dtype: torch.dtype = torch.bfloat16,
-    changes: dict[str, dict[str, Any]] | None = None,
+    changes: Changes | None = None,
     sharper: bool = False,
 ) -> Path:
     """Write a diffusers folder with random weights of a true architecture.
@@ -93,7 +87,7 @@ def build_folder(
     Args:
         name: a folder of `slime_bench/assets/sd_configs`, such as `sd15` or `sd21_base`.
         folder: to be made. dtype: of the files.
-        changes: part -> key -> value, in place of the architecture's own. sharper: see `SHARPER`.
+        sharper: see `SHARPER`.
 
     Returns:
         folder, with unet, vae, text_encoder, tokenizer, scheduler and model_index.json.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import torch
+from pydantic import Field
 from torch.nn import functional as F
 
-from slime_bench.bench.architecture import WIDTHS
 from slime_bench.config.compose import plan
+from slime_bench.config.schema import Positive
 from slime_bench.data.augment import augment
 from slime_bench.data.config import Augmentation
-from slime_bench.errors import ConfigError
 from slime_bench.methods.slime.method import Slime
 from slime_bench.seeding import generator
 
@@ -27,7 +27,7 @@ _CELLS: Final = 16
 
 @dataclass(frozen=True)
 class Case:
-    """One setting of the bench.
+    """One setting of the bench; one from a user's words is made by `slime_bench.config.read.read`, which checks it.
 
     Attributes:
         width: of `WIDTHS`, or `mini`. size: side of the pictures in pixels. classes: K, background included.
@@ -38,29 +38,15 @@ class Case:
     """
 
     width: str
-    size: int
-    classes: int
+    size: Annotated[int, Field(ge=64, multiple_of=64)]  # so that every level of the U-Net halves evenly
+    classes: Annotated[int, Field(ge=2, le=77)]  # every class owns one of the 77 tokens
     weights: str
     device: str = "cpu"
-    patches: int = 1
-    images: int = 1
-    shots: int = 1
-    trials: int = 1
+    patches: Literal[1, 2] = 1
+    images: Positive = 1
+    shots: Positive = 1
+    trials: Positive = 1
     overrides: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        even = "a multiple of 64 pixels, so that every level of the U-Net halves evenly"
-        for name, good, expected in (
-            ("width", self.width in (*WIDTHS, MINI), f"one of {', '.join((*WIDTHS, MINI))}"),
-            ("size", self.size >= 64 and self.size % 64 == 0, even),
-            ("classes", 2 <= self.classes <= 77, "2 to 77: every class owns one of the 77 tokens"),
-            ("patches", self.patches in (1, 2), "1 or 2"),
-            *((each, getattr(self, each) >= 1, "at least 1") for each in ("images", "shots", "trials")),
-        ):
-            if not good:
-                raise ConfigError(
-                    "the bench cannot measure this", path=f"--{name}", found=getattr(self, name), expected=expected
-                )
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from slime_bench.bench.architecture import WIDTHS, build_width
 from slime_bench.bench.case import MINI, Case
 from slime_bench.bench.timing import Spread
+from slime_bench.config.read import read
 from slime_bench.console import exit_code, quieten, show, typed
 from slime_bench.results.environment import environment
 from slime_bench.storage import write_atomic
@@ -103,16 +104,25 @@ def case_of(arguments: argparse.Namespace) -> Iterator[Case]:
     cuda = device == "cuda"
     width = arguments.width or ("full" if cuda else "golden")
     arguments.rounds = arguments.rounds or (20 if cuda else 3)
-    size = arguments.size if arguments.size is not None else (128 if width == MINI else 512)
-    images = arguments.images if arguments.images is not None else (8 if cuda else 1)
     with tempfile.TemporaryDirectory(prefix="slime-bench-") as folder:
-        weights = "mini_sd" if width == MINI else str(Path(folder) / width)
-        case = Case(
-            width, size, arguments.classes, weights, device, arguments.patches, images, arguments.shots,
-            arguments.trials, tuple(arguments.set),
-        )  # fmt: skip
+        weights = Path(folder) / width
+        case = read(
+            Case,
+            {
+                "width": width,
+                "size": arguments.size if arguments.size is not None else (128 if width == MINI else 512),
+                "classes": arguments.classes,
+                "weights": "mini_sd" if width == MINI else str(weights),
+                "device": device,
+                "patches": arguments.patches,
+                "images": arguments.images if arguments.images is not None else (8 if cuda else 1),
+                "shots": arguments.shots,
+                "trials": arguments.trials,
+                "overrides": arguments.set,
+            },
+        )
         if width != MINI:
-            build_width(width, Path(weights))
+            build_width(width, weights)
         yield case
 
 
@@ -122,19 +132,12 @@ def say(text: str) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown with columns that line up; numbers to the right."""
-    columns = list(zip(head, *rows, strict=True))
-    widths = [max(3, *map(len, column)) for column in columns]
-    right = [any(cell[:1].isdigit() for cell in column[1:]) for column in columns]
-    lines = [
-        [
-            cell.rjust(width) if aligned else cell.ljust(width)
-            for cell, width, aligned in zip(row, widths, right, strict=True)
-        ]
-        for row in (head, *rows)
-    ]
-    lines.insert(1, ["-" * (width - aligned) + ":" * aligned for width, aligned in zip(widths, right, strict=True)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    """Markdown with columns that line up."""
+    lines = [head, ["---"] * len(head), *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )
 
 
 def number(value: float | None) -> str:
@@ -166,15 +169,17 @@ def publish(
         "packages": {name: found["packages"].get(name) for name in _PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "load": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "load": [round(value, 2) for value in os.getloadavg()],
     }
-    count, git = found["threads"]["torch"], found["git"] or {"commit": "unknown", "dirty": False}
-    place = f"{found['cpu']['model']}, {count} thread{'s' if count != 1 else ''}"
-    place = f"{found['gpu']['name']} ({place})" if found["gpu"] else place
-    versions = ", ".join(f"{name} {version}" for name, version in made_with["packages"].items())
-    commit = f"{git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
-    machine = f"{place}; {versions}; commit {commit}; {made_with['date']}; load {made_with['load']}"
-    page = f"# {title}\n\n`{command}`\n\n{machine}\n\n{text}\n"
+    git = found["git"] or {"commit": "unknown", "dirty": False}
+    facts = [
+        f"{found['gpu']['name'] if found['gpu'] else found['cpu']['model']}, threads {found['threads']['torch']}",
+        ", ".join(f"{name} {version}" for name, version in made_with["packages"].items()),
+        f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}",
+        made_with["date"],
+        f"load {made_with['load']}",
+    ]
+    page = f"# {title}\n\n`{command}`\n\n{'; '.join(facts)}\n\n{text}\n"
     if folder is not None:
         write_atomic(folder / f"{name}.md", page.encode())
         strict = json.dumps({"made_with": made_with, **content}, indent=1, sort_keys=True, allow_nan=False)

@@ -1,28 +1,22 @@
 """Peak memory of one way in a process of its own: another way's leftovers would count as well.
 
-    python -m slime_bench.bench.memory <case, way and tasks as JSON>
-
-prints the bytes that are held before each task, and at its peak, as JSON. On CUDA they are torch's allocations, on the
-CPU the resident set.
+On CUDA it is that of torch's allocations, on the CPU that of the resident set.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import gc
-import json
-import os
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import torch
 
 from slime_bench.bench.case import Case, Pictures
-from slime_bench.bench.timing import Stopwatch
 from slime_bench.bench.ways import WAYS, call_of
 from slime_bench.errors import DeviceError
 from slime_bench.results.environment import peak_rss, reset_peaks
@@ -43,7 +37,7 @@ class Peak:
 
 def measure(case: Case, way: str, tasks: Sequence[str]) -> dict[str, Peak]:
     """Of one step, or one inference call, in this process; the smaller task, inference, first."""
-    runner, pictures, found = WAYS[way].make(case, Stopwatch(on=False)), Pictures(case), {}
+    runner, pictures, found = WAYS[way].make(case), Pictures(case), {}
     pictures.prepare(1)
     for task in sorted(tasks):
         call = call_of(runner, pictures, task, WAYS[way].trials(case))
@@ -70,21 +64,12 @@ def measure_apart(case: Case, way: str, tasks: Sequence[str]) -> dict[str, Peak]
     Raises:
         DeviceError: it did not finish, perhaps for want of memory.
     """
-    words = json.dumps({"case": dataclasses.asdict(case), "way": way, "tasks": list(tasks)})
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, words], capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )  # fmt: skip
-    if done.returncode:
-        raise DeviceError(
-            f"the memory of `{way}` could not be measured",
-            found=f"exit code {done.returncode}: {' / '.join(done.stderr.strip().splitlines()[-4:])}",
-            expected="a process that finishes", remedy="free some memory, or measure something smaller (--size)",
-        )  # fmt: skip
-    return {task: Peak(**value) for task, value in json.loads(done.stdout.splitlines()[-1]).items()}
-
-
-if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    peaks = measure(Case(**asked["case"]), asked["way"], asked["tasks"])
-    print(json.dumps({task: dataclasses.asdict(value) for task, value in peaks.items()}))
+    fresh, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    with ProcessPoolExecutor(1, fresh, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        try:
+            return pool.submit(measure, case, way, tasks).result()
+        except BrokenProcessPool as error:
+            raise DeviceError(
+                f"the memory of `{way}` could not be measured", found="a process that was killed",
+                expected="a process that finishes", remedy="free some memory, or measure something smaller (--size)",
+            ) from error  # fmt: skip

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slime_bench.bench import reference_slime as plain
-from slime_bench.bench.timing import Stopwatch
 from slime_bench.errors import ConfigError
 from slime_bench.methods.slime.method import Slime
 from slime_bench.seeding import generator
@@ -46,7 +45,7 @@ class Reference:
         ConfigError: the method's protocol is another than the authors' code's.
     """
 
-    def __init__(self, method: Slime, watch: Stopwatch) -> None:
+    def __init__(self, method: Slime) -> None:
         from diffusers.models.attention_processor import AttnProcessor
 
         if method.protocol.name != "slime_code":
@@ -54,7 +53,7 @@ class Reference:
                 "the authors' way of computing knows one protocol", path="protocol", found=method.protocol.name,
                 expected="slime_code", remedy="leave the protocol out",
             )  # fmt: skip
-        self.method, self.watch = method, watch
+        self.method = method
         backbone = method.backbone
         self.unet, self.vae = backbone.unet, backbone.vae
         for part in (self.unet, self.vae):  # whatever the bench's own backbone has made of them
@@ -66,40 +65,38 @@ class Reference:
     def step(self, batches: Sequence[dict[str, Any]]) -> StepResult:
         """One optimisation step on one batch of one picture: image float [1,3,S,S], label int64 [1,S,S], id, epoch."""
         method, config = self.method, self.method.config
+        (batch,) = batches
+        if len(batch["id"]) != 1:
+            raise ConfigError(
+                "the authors' way takes one picture per step", path="shots", found=len(batch["id"]), expected=1
+            )
+        images, name, epoch = batch["image"], batch["id"][0], int(batch["epoch"])
+        low, high = config.t_opt
+        t = torch.randint(low, high + 1, (1,), generator=generator(method.seed, "timestep", name, epoch))
+        found, noise = self._passed(images, "train_noise", (name, epoch), int(t), grad=True)
+        size = (config.train_map_size,) * 2
+        target = F.interpolate(batch["label"][:, None].float(), size, mode="nearest")[:, 0].long()
+        terms = plain.losses(
+            found.cross, found.self_, found.noise, noise, target, len(method.classes),
+            guidance=method.protocol.guidance_scale, alpha=config.loss_weights.alpha,
+            beta=config.loss_weights.beta, accumulate=plain.was_by_broadcast,
+        )  # fmt: skip
+        predicted = self._predict(images, "logged_noise", name, config.train_map_size, grad=True)
+        self.logged = _iou(predicted, target[0], len(method.classes))
         self.optimiser.zero_grad()
-        with self.watch.stage("maps and losses"):
-            images, label, name, epoch = _one(batches)
-            low, high = config.t_opt
-            t = torch.randint(low, high + 1, (1,), generator=generator(method.seed, "timestep", name, epoch))
-            found, noise = self._passed(images, "train_noise", (name, epoch), int(t), grad=True)
-            size = (config.train_map_size,) * 2
-            target = F.interpolate(label[:, None].float(), size, mode="nearest")[:, 0].long()
-            terms = plain.losses(
-                found.cross, found.self_, found.noise, noise, target, len(method.classes),
-                guidance=method.protocol.guidance_scale, alpha=config.loss_weights.alpha,
-                beta=config.loss_weights.beta, accumulate=plain.was_by_broadcast,
-            )  # fmt: skip
-        with self.watch.stage("logging", whole=True):
-            predicted = self._predict(images, "logged_noise", name, config.train_map_size, grad=True)
-            self.logged = _iou(predicted, target[0], len(method.classes))
-        with self.watch.stage("backward", whole=True):
-            terms.total.backward()
+        terms.total.backward()
         gradient = method.embeddings.grad
         assert gradient is not None  # of the step just made
         result = StepResult({name: float(getattr(terms, name).detach()) for name in TERMS}, gradient.clone())
-        with self.watch.stage("optimiser"):
-            self.optimiser.step()
+        self.optimiser.step()
         return result
 
     @torch.inference_mode()
     def segment(self, images: Tensor, ids: list[str]) -> Tensor:
         """Label maps int64 [B,S,S] of pictures float [B,3,S,S], one after another."""
-        with self.watch.stage("maps and losses"):
-            size = int(images.shape[-1])
-            found = [
-                self._predict(image[None], "test_noise", name, size) for image, name in zip(images, ids, strict=True)
-            ]
-            return torch.stack(found)
+        size = int(images.shape[-1])
+        pairs = zip(images, ids, strict=True)
+        return torch.stack([self._predict(image[None], "test_noise", name, size) for image, name in pairs])
 
     @torch.no_grad()
     def _predict(self, image: Tensor, purpose: str, name: str, size: int, grad: bool = False) -> Tensor:
@@ -131,13 +128,12 @@ class Reference:
         method = self.method
         image = image.flip(1) if method.protocol.channel_order == "bgr" else image
         draw = generator(method.seed, purpose, *key)
-        with self.watch.stage("VAE"):
-            posterior = self.vae.encode(image * 2 - 1).latent_dist
-            sample, noise = (torch.randn(posterior.mean.shape[1:], generator=draw)[None].to(image) for _ in range(2))
-            latents = self.vae.config.scaling_factor * (posterior.mean + posterior.std * sample)
+        posterior = self.vae.encode(image * 2 - 1).latent_dist
+        sample, noise = (torch.randn(posterior.mean.shape[1:], generator=draw)[None].to(image) for _ in range(2))
+        latents = self.vae.config.scaling_factor * (posterior.mean + posterior.std * sample)
         keep = method.backbone.alphas_cumprod[t]
         noisy = keep.sqrt() * latents + (1 - keep).sqrt() * noise
-        with torch.set_grad_enabled(grad), self.watch.stage("U-Net forward"):
+        with torch.set_grad_enabled(grad):
             found = plain.both_halves(
                 self.unet, method.backbone.cross_names, method.backbone.self_names, noisy,
                 torch.full((1,), t, device=image.device), method.empty, self._text(),
@@ -147,16 +143,6 @@ class Reference:
     def _text(self) -> Tensor:
         prompt = self.method.prompt
         return torch.cat([prompt[:, :1], self.method.embeddings[None], prompt[:, len(self.method.classes) :]], 1)
-
-
-def _one(batches: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor, str, int]:
-    """image, label, id and epoch of a single batch of a single picture."""
-    (batch,) = batches
-    if len(batch["id"]) != 1:
-        raise ConfigError(
-            "the authors' way takes one picture per step", path="shots", found=len(batch["id"]), expected=1
-        )
-    return batch["image"], batch["label"], batch["id"][0], int(batch["epoch"])
 
 
 def _boxes(frame: int, patch: int | None, per_side: int) -> list[tuple[int, int, int, int]]:

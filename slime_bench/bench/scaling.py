@@ -11,14 +11,15 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
-from slime_bench.bench.case import Case, Pictures
+from slime_bench.bench.case import Case
 from slime_bench.bench.command import GB, add_case, case_of, make_main, number, publish, say, table
-from slime_bench.bench.memory import Peak, measure_apart
-from slime_bench.bench.timing import Stopwatch, exponent, interleave, spread
-from slime_bench.bench.ways import TASKS, WAYS, call_of
+from slime_bench.bench.race import Row, race
+from slime_bench.bench.timing import exponent, spread
+from slime_bench.bench.ways import TASKS
+from slime_bench.config.read import read
 from slime_bench.errors import ConfigError
 
 AXES: Final[dict[str, tuple[tuple[int, ...], tuple[str, ...]]]] = {
@@ -32,22 +33,14 @@ AXES: Final[dict[str, tuple[tuple[int, ...], tuple[str, ...]]]] = {
 
 
 @dataclass(frozen=True)
-class Point:
-    """One point of a curve: seconds of a call, per round, and memory where it was asked for."""
-
-    value: int
-    seconds: list[float]
-    memory: Peak | None = None
-
-
-@dataclass(frozen=True)
 class Curve:
-    """One way at one task along one axis; the exponents are of the medians, and of what the task takes in memory."""
+    """One way at one task along one axis, a row for each point; the exponents are of the medians, and of what the task
+    takes in memory, where it was asked for."""
 
     axis: str
     task: str
     way: str
-    points: list[Point]
+    points: list[Row]
     seconds_exponent: float
     memory_exponent: float | None
 
@@ -61,30 +54,16 @@ def measure(case: Case, axis: str, points: Sequence[int], rounds: int, warmup: i
     points = sorted(set(points))
     if len(points) < 2:
         raise ConfigError("a curve needs two points", path="--points", found=points, expected="two or more")
-    name, tasks = "together fp32" if axis == "trials" else "fast fp32", AXES[axis][1]
-    way, grown = WAYS[name], {point: replace(case, **{axis: point}) for point in points}  # type: ignore[arg-type]
-    say(f"{axis}: loading {len(points)} times `{name}`")
-    runners = {point: way.make(each, Stopwatch(on=False)) for point, each in grown.items()}
-    pictures = {point: Pictures(each) for point, each in grown.items()}
-    for drawn in pictures.values():
-        drawn.prepare(warmup + rounds)
-    seconds = {}
+    name, tasks = "batch of trials fp32" if axis == "trials" else "fast fp32", AXES[axis][1]
+    entries = {str(point): (read(Case, {**dataclasses.asdict(case), axis: point}), name) for point in points}
+    say(f"{axis}: `{name}` at {', '.join(entries)}")
+    rows, curves = race(entries, tasks, rounds, warmup, memory), []
     for task in tasks:
-        say(f"{axis}: {task}, {warmup} + {rounds} rounds")
-        calls = {str(p): call_of(runners[p], pictures[p], task, way.trials(grown[p])) for p in points}
-        seconds[task] = interleave(calls, rounds, warmup)
-    del runners, calls  # nothing stays loaded
-    peaks: dict[int, dict[str, Peak]] = {}
-    for point, each in grown.items() if memory else ():
-        say(f"{axis}: memory at {point}")
-        peaks[point] = measure_apart(each, name, tasks)
-    curves = []
-    for task in tasks:
-        own = [Point(point, seconds[task][str(point)], peaks.get(point, {}).get(task)) for point in points]
-        added = [point.memory.added for point in own if point.memory is not None]
-        medians = [spread(point.seconds).median for point in own]
-        slopes = exponent(points, medians), exponent(points, added) if added else None
-        curves.append(Curve(axis, task, name, own, *slopes))
+        own = [row for row in rows if row.task == task]
+        medians = [spread(row.seconds).median for row in own]
+        added = [row.memory.added for row in own if row.memory is not None]
+        grows = exponent(points, added) if added else None
+        curves.append(Curve(axis, task, name, own, exponent(points, medians), grows))
     return curves
 
 
@@ -97,7 +76,7 @@ def tables(curves: Sequence[Curve]) -> str:
             own, peak = spread(point.seconds), point.memory
             sizes = ["", ""] if peak is None else [f"{peak.peak / GB:.2f}", f"{peak.added / GB:.3f}"]
             grown = f"{own.median / first.median:.2f}"
-            rows.append([str(point.value), number(own.median), f"{number(own.low)}..{number(own.high)}", grown, *sizes])
+            rows.append([point.runner, number(own.median), f"{number(own.low)}..{number(own.high)}", grown, *sizes])
         head = [curve.axis, "seconds of a call", "min..max", "times the first", "peak GB", "of the task GB"]
         fits = f"exponent of the seconds {curve.seconds_exponent:.2f}"
         if curve.memory_exponent is not None:
@@ -114,18 +93,15 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _measure(arguments: argparse.Namespace, command: str) -> str:
     if arguments.points and len(arguments.axis) > 1:
-        raise ConfigError(
-            "points are of one axis", path="--points", found=f"{len(arguments.axis)} axes", expected="one --axis"
-        )
+        raise ConfigError("points are of one axis", path="--points", found=arguments.axis, expected="one --axis")
     curves: list[Curve] = []
     with case_of(arguments) as case:
         for axis in arguments.axis:
             points = arguments.points or AXES[axis][0]
             curves += measure(case, axis, points, arguments.rounds, arguments.warmup, not arguments.no_memory)
     title, name = f"Scaling of SLiMe, {case.width} width, {case.device}", f"scaling_{case.device}_{case.width}"
-    content: dict[str, Any] = {
-        "case": case.plain(), "rounds": arguments.rounds, "curves": [dataclasses.asdict(curve) for curve in curves],
-    }  # fmt: skip
+    measured = [dataclasses.asdict(curve) for curve in curves]
+    content = {"case": case.plain(), "rounds": arguments.rounds, "curves": measured}
     return publish(arguments.out, arguments.name or name, title, tables(curves), case.device, command, content)
 
 

@@ -1,20 +1,17 @@
-"""Rounds of several ways of doing one thing, in turns; their ratios; and where the time of a call goes.
+"""Rounds of several ways of doing one thing, in turns, and their ratios.
 
 Seconds on a shared machine wander by tens of percent from minute to minute. What the ways have in common is the round,
-so each round runs every way once, and what is said is the ratio. torch's `timer` waits for a GPU first.
+so each round runs every way once, and what is said is the ratio. torch's own `Timer` runs one way after another.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-from unittest import mock
 
-from torch.utils.benchmark import timer
+from torch.utils.benchmark import timer  # waits for a GPU first
 
 
 @dataclass(frozen=True)
@@ -62,59 +59,3 @@ def ratio(slow: Sequence[float], fast: Sequence[float], work: float = 1.0) -> Sp
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """p of the best value = c size^p: the slope of a straight line through the logarithms. All above 0."""
     return statistics.linear_regression([math.log(size) for size in sizes], [math.log(v) for v in values]).slope
-
-
-class Stopwatch:
-    """Seconds of named stages.
-
-    A stage within another takes its time away from the outer one, so that all stages add up to the whole. Switched off
-    it costs nothing: on CUDA the waiting at each stage's ends would slow down what is measured.
-    """
-
-    def __init__(self, on: bool = True) -> None:
-        self.on = on
-        self.seconds: dict[str, float] = {}
-        self._open: list[tuple[str, bool]] = []
-        self._since = 0.0
-
-    @contextmanager
-    def stage(self, name: str, whole: bool = False) -> Iterator[None]:
-        """Time the block as `name`; with `whole` stages within count as this one."""
-        if not self.on or (self._open and self._open[-1][1]):
-            yield
-            return
-        self._switch()
-        self._open.append((name, whole))
-        try:
-            yield
-        finally:
-            self._switch()
-            self._open.pop()
-
-    def _switch(self) -> None:
-        """Book the time since the last switch to the innermost open stage."""
-        now = timer()
-        if self._open:
-            name = self._open[-1][0]
-            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
-        self._since = now
-
-    @contextmanager
-    def around(self, *calls: tuple[Any, str, str]) -> Iterator[None]:
-        """Within the block, time every call of a method: (object, name of the method, stage)."""
-        with ExitStack() as stack:
-            for owner, name, stage in calls:
-                stack.enter_context(mock.patch.object(owner, name, self._timed(getattr(owner, name), stage)))
-            yield
-
-    def _timed(self, call: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        def timed(*arguments: Any, **named: Any) -> Any:
-            with self.stage(stage):
-                return call(*arguments, **named)
-
-        return timed
-
-    def take(self) -> dict[str, float]:
-        """Seconds of all stages so far; they start again from 0."""
-        found, self.seconds = self.seconds, {}
-        return found

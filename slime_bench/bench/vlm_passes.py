@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,30 +27,11 @@ from slime_bench.methods.infoscore.method import InfoScore
 ROUNDS = 3
 
 
-class Stream:
-    """The test images of a data set in memory, as a data module without support images hands them out."""
-
-    shots = 0
-
-    def __init__(self, batches: list[dict[str, Any]]) -> None:
-        self.batches = batches
-        self.images = sum(len(batch["id"]) for batch in batches)
-
-    def test_dataloader(self) -> list[dict[str, Any]]:
-        return self.batches
+def segment(method: InfoScore, data: Any) -> torch.Tensor:
+    return torch.cat([method.predict(batch["image"], batch["id"]) for batch in data.test_dataloader()])
 
 
-def made(cfg: TrialConfig, backbone: Any, classes: Sequence[str], **settings: Any) -> InfoScore:
-    crf = replace(cfg.method.crf, enabled=False)  # the same work in both ways
-    config = replace(cfg.method, crf=crf, **{"rank_on": "test", **settings})
-    return InfoScore(config, cfg.build("protocol"), backbone, classes, cfg.seed)
-
-
-def segment(method: InfoScore, data: Stream) -> torch.Tensor:
-    return torch.cat([method.predict(batch["image"], batch["id"]) for batch in data.batches])
-
-
-def one_pass(make: Callable[..., InfoScore], data: Stream) -> tuple[list[torch.Tensor], int]:
+def one_pass(make: Callable[..., InfoScore], data: Any) -> tuple[list[torch.Tensor], int]:
     """Predictions with single and multiple prompts, and how many images went through the model."""
     method = make(multi_prompt=True)
     method.prepare(data, "cpu")
@@ -58,7 +40,7 @@ def one_pass(make: Callable[..., InfoScore], data: Stream) -> tuple[list[torch.T
     return [segment(method, data), *found], method.forwarded
 
 
-def plain(make: Callable[..., InfoScore], data: Stream) -> tuple[list[torch.Tensor], int]:
+def plain(make: Callable[..., InfoScore], data: Any) -> tuple[list[torch.Tensor], int]:
     """The same with a pass for ranking and one for each list of prompts."""
     ranked = make(keep_gb=0.0)
     ranked.prepare(data, "cpu")
@@ -71,32 +53,37 @@ def plain(make: Callable[..., InfoScore], data: Stream) -> tuple[list[torch.Tens
     return found, forwarded
 
 
-def compare(cfg: TrialConfig, rounds: int = ROUNDS) -> dict[str, Any]:
+def compare(cfg: TrialConfig) -> dict[str, Any]:
     """Passes per image, images per second and their ratio; `differing`: share of pixels whose label differs."""
     data = cfg.build("data", shots=0, seed=cfg.seed)
     data.prepare_data()
-    stream, backbone = Stream(list(data.datamodule().test_dataloader())), cfg.build("backbone")
+    batches, backbone = list(data.datamodule().test_dataloader()), cfg.build("backbone")
+    # The test images in memory, as a data module without support images hands them out.
+    stream = SimpleNamespace(shots=0, test_dataloader=lambda: batches)
+    images = sum(len(batch["id"]) for batch in batches)
 
     def make(**settings: Any) -> InfoScore:
-        return made(cfg, backbone, data.classes, **settings)
+        crf = replace(cfg.method.crf, enabled=False)  # the same work in both ways
+        config = replace(cfg.method, crf=crf, rank_on="test", **settings)
+        return InfoScore(config, cfg.build("protocol"), backbone, data.classes, cfg.seed)
 
-    ways = {"one pass": one_pass, "plain": plain}
     results: dict[str, tuple[list[torch.Tensor], int]] = {}
 
-    def kept(name: str) -> Callable[[int], None]:
-        def call(_: int) -> None:  # every round is of the same images
-            results[name] = ways[name](make, stream)
+    def one(_: int) -> None:  # every round is of the same images
+        results["one pass"] = one_pass(make, stream)
 
-        return call
+    def three(_: int) -> None:
+        results["plain"] = plain(make, stream)
 
-    seconds = interleave({name: kept(name) for name in ways}, rounds, warmup=0)
+    ways = {"one pass": one, "plain": three}
+    seconds = interleave(ways, ROUNDS, warmup=0)
     differing = [
         float((a != b).float().mean()) for a, b in zip(results["one pass"][0], results["plain"][0], strict=True)
     ]
     return {
-        "images": stream.images,
-        "passes": {name: results[name][1] / stream.images for name in ways},
-        "images_per_second": {name: stream.images / spread(seconds[name]).median for name in ways},
+        "images": images,
+        "passes": {name: results[name][1] / images for name in ways},
+        "images_per_second": {name: images / spread(seconds[name]).median for name in ways},
         "ratio": ratio(seconds["plain"], seconds["one pass"]).median,
         "differing": max(differing),
     }
@@ -109,17 +96,12 @@ def _add(parser: argparse.ArgumentParser) -> None:
 def _measure(arguments: argparse.Namespace, command: str) -> str:
     (cfg,) = plan(["preset=mini_infoscore", "shots=0", *arguments.overrides]).trials
     found = compare(cfg)
-    lines = [
-        f"{cfg.backbone.name} on {cfg.data.name}, {found['images']} images, {torch.get_num_threads()} threads:",
-        "",
-    ]
-    lines += [
-        f"- {name}: {found['passes'][name]:g} passes per image, {found['images_per_second'][name]:.2f} images/s"
-        for name in ("one pass", "plain")
-    ]
+    lines = [f"{cfg.backbone.name} on {cfg.data.name}, {found['images']} images:", ""]
+    for name, passes in found["passes"].items():
+        lines.append(f"- {name}: {passes:g} passes per image, {found['images_per_second'][name]:.2f} images/s")
     lines.append(f"- ratio {found['ratio']:.2f}; {100 * found['differing']:.4f} % of the pixels have another label")
-    name, title = f"vlm_{cfg.backbone.name}", "One pass of a VLM"
-    return publish(arguments.out, name, title, "\n".join(lines), "cpu", command, found)
+    text = "\n".join(lines)
+    return publish(arguments.out, f"vlm_{cfg.backbone.name}", "One pass of a VLM", text, "cpu", command, found)
 
 
 main = make_main("slime_bench.bench.vlm_passes", __doc__, _add, _measure)

@@ -5,17 +5,15 @@ A new row of the bench is one entry of `WAYS`. A way that finds something else h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from slime_bench.bench.case import Case, Pictures, another_trial, make_method
 from slime_bench.bench.reference import TERMS, Reference, StepResult
-from slime_bench.bench.timing import Stopwatch
 from slime_bench.errors import SlimeBenchError
 from slime_bench.methods.base import label_maps
 from slime_bench.methods.slime.method import Slime
@@ -37,18 +35,41 @@ class DifferentResultError(SlimeBenchError):
     """A way of computing gives other results than the reference; its speed is not worth knowing."""
 
 
-class Runner(Protocol):
-    """A way of computing, ready to run."""
+class Fast:
+    """The bench's own SLiMe: one trial, or several that are fitted in one batch."""
 
-    watch: Stopwatch
+    def __init__(self, methods: Sequence[Slime]) -> None:
+        self.methods = methods
+        self.optimisers = [method.configure_optimizers() for method in methods]
 
     def step(self, batches: Sequence[dict[str, Any]]) -> StepResult:
         """One optimisation step of every trial, the update included, on the batch of each; what the first one found."""
-        ...
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+        terms = Slime.training_terms(self.methods, batches)
+        torch.stack([each["loss"] for each in terms]).sum().backward()
+        gradient = self.methods[0].embeddings.grad
+        assert gradient is not None  # of the step just made
+        losses: dict[str, float] = {name: float(terms[0][name].detach()) for name in TERMS if name in terms[0]}
+        found = StepResult(losses, gradient.clone())
+        for optimiser in self.optimisers:
+            optimiser.step()
+        return found
 
+    @torch.inference_mode()
     def segment(self, images: Tensor, ids: list[str]) -> Tensor:
         """The first trial's label maps int64 [B,S,S] of pictures float [B,3,S,S], which every trial segments."""
-        ...
+        count = len(self.methods)
+        return label_maps(Slime.score_maps(self.methods, [images] * count, [ids] * count)[0])
+
+    @torch.inference_mode()
+    def see(self, images: Tensor, ids: list[str]) -> None:
+        """Segment pictures as a trial with another seed would, before this one does."""
+        another_trial(self.methods[0], self.methods[0].seed + 1).predict(images, ids)
+
+
+Runner = Reference | Fast
+"""A way of computing, ready to run."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class Way:
         tasks: at which it differs from others. seen: whether another trial of the process has segmented the pictures.
     """
 
-    make: Callable[[Case, Stopwatch], Runner]
+    make: Callable[[Case], Runner]
     what: str
     precision: str = "fp32"
     batched: bool = False
@@ -73,96 +94,32 @@ class Way:
         return case.trials if self.batched else 1
 
 
-class Fast:
-    """The bench's own SLiMe, as a trial runs it; or several of them, as trials that are fitted in one batch."""
-
-    def __init__(self, methods: Sequence[Slime], watch: Stopwatch) -> None:
-        self.methods, self.watch = methods, watch
-        self.optimisers = [method.configure_optimizers() for method in methods]
-        self._logged: dict[str, Tensor] = {}
-        for method in methods:  # there is no trainer to log to
-            method.log_dict = self._keep  # type: ignore[method-assign, assignment]
-
-    def _keep(self, values: dict[str, Tensor], **_: Any) -> None:
-        self._logged |= {name.removeprefix("train/"): value for name, value in values.items()}
-
-    def step(self, batches: Sequence[dict[str, Any]]) -> StepResult:
-        for optimiser in self.optimisers:
-            optimiser.zero_grad()
-        with self._stages():
-            if len(self.methods) == 1:
-                loss, terms = self.methods[0].training_step(batches[0], 0), self._logged
-            else:
-                every = Slime.training_terms(self.methods, batches)
-                loss, terms = torch.stack([each["loss"] for each in every]).sum(), every[0]
-        with self.watch.stage("backward", whole=True):
-            loss.backward()
-        gradient = self.methods[0].embeddings.grad
-        assert gradient is not None  # of the step just made
-        found = StepResult({name: float(terms[name].detach()) for name in TERMS if name in terms}, gradient.clone())
-        with self.watch.stage("optimiser"):
-            for optimiser in self.optimisers:
-                optimiser.step()
-        return found
-
-    @torch.inference_mode()
-    def segment(self, images: Tensor, ids: list[str]) -> Tensor:
-        with self._stages():
-            if len(self.methods) == 1:
-                return self.methods[0].predict(images, ids)
-            count = len(self.methods)
-            return label_maps(Slime.score_maps(self.methods, [images] * count, [ids] * count)[0])
-
-    @torch.inference_mode()
-    def see(self, images: Tensor, ids: list[str]) -> None:
-        """Segment pictures as a trial with another seed would, before this one does."""
-        another_trial(self.methods[0], self.methods[0].seed + 1).predict(images, ids)
-
-    @contextmanager
-    def _stages(self) -> Iterator[None]:
-        backbone = self.methods[0].backbone
-        calls = ((backbone.vae, "encode", "VAE"), (backbone.unet, "forward", "U-Net forward"))
-        with self.watch.stage("maps and losses"), self.watch.around(*calls):
-            yield
-
-
-def _fast(precision: str, batched: bool = False) -> Callable[[Case, Stopwatch], Runner]:
-    def make(case: Case, watch: Stopwatch) -> Runner:
+def _fast(precision: str, batched: bool = False) -> Callable[[Case], Runner]:
+    def make(case: Case) -> Runner:
         first = make_method(case, precision)
-        return Fast([first, *(another_trial(first, seed) for seed in range(1, case.trials if batched else 1))], watch)
+        return Fast([first, *(another_trial(first, seed) for seed in range(1, case.trials if batched else 1))])
 
     return make
 
 
 WAYS: Final[dict[str, Way]] = {
-    REFERENCE: Way(
-        lambda case, watch: Reference(make_method(case, "fp32"), watch), "the authors' way of computing, float32"
-    ),
+    REFERENCE: Way(lambda case: Reference(make_method(case, "fp32")), "the authors' way of computing, float32"),
     "fast fp32": Way(_fast("fp32"), "the bench's own way, float32"),
     "next trial fp32": Way(
         _fast("fp32"), "the same, where an earlier trial has segmented the pictures", tasks=("inference",), seen=True
     ),
     "fast bf16": Way(_fast("bf16"), "the same with the frozen networks in bfloat16", "bf16"),
-    "together fp32": Way(_fast("fp32", batched=True), "several trials in one batch, float32", batched=True),
-    "together bf16": Way(_fast("bf16", batched=True), "several trials in one batch, bfloat16", "bf16", batched=True),
+    "batch of trials fp32": Way(_fast("fp32", batched=True), "several trials in one batch, float32", batched=True),
+    "batch of trials bf16": Way(_fast("bf16", batched=True), "the same in bfloat16", "bf16", batched=True),
 }
 """Every way by its name; the first is what the others are compared with."""
 
 
 def call_of(runner: Runner, pictures: Pictures, task: str, trials: int) -> Callable[[int], Any]:
     """One call of a runner on the data of a round."""
-
-    def step(turn: int) -> Any:
-        with runner.watch.stage("data"):
-            batches = [pictures.support(turn, trial) for trial in range(trials)]
-        return runner.step(batches)
-
-    def inference(turn: int) -> Any:
-        with runner.watch.stage("data"):
-            images, ids = pictures.test(turn)
-        return runner.segment(images, ids)
-
-    return step if task == "step" else inference
+    if task == "step":
+        return lambda turn: runner.step([pictures.support(turn, trial) for trial in range(trials)])
+    return lambda turn: runner.segment(*pictures.test(turn))
 
 
 def distances(way: str, found: StepResult | Tensor, wanted: StepResult | Tensor, precision: str) -> dict[str, float]:
@@ -172,13 +129,13 @@ def distances(way: str, found: StepResult | Tensor, wanted: StepResult | Tensor,
         DifferentResultError: a distance above its bar, or none at all (NaN).
     """
     if isinstance(found, StepResult) and isinstance(wanted, StepResult):
-        losses = float("inf")
-        if found.losses.keys() == wanted.losses.keys():
-            each = [abs(found.losses[name] - value) / max(abs(value), 1e-12) for name, value in wanted.losses.items()]
-            losses = float(torch.tensor(each).max())  # NaN where one is
+        # A term that is missing is infinitely far.
+        each = [abs(found.losses.get(name, torch.inf) / value - 1) for name, value in wanted.losses.items()]
         ours, theirs = found.gradient.double(), wanted.gradient.double().to(found.gradient.device)
-        gradient = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
-        differs = {"losses": losses, "gradient": gradient}
+        differs = {
+            "losses": float(torch.tensor(each).max()),  # NaN where one is
+            "gradient": float((ours - theirs).norm() / theirs.norm()),
+        }
     else:
         assert isinstance(found, Tensor) and isinstance(wanted, Tensor)
         differs = {"labels": float((found.cpu() != wanted.cpu()).float().mean())}

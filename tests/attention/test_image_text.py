@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_bench.attention.image_text import class_maps, ensemble, match_scores, prompt_maps, to_image, token_maps
-from slime_bench.bench.reference_slime import resize as half_pixel_resize
-from slime_bench.errors import ConfigError
 from tests.fixtures import oracle_infoscore as oracle
 
 B, H, T, GRID, SIZE = 3, 4, 6, (3, 4), (13, 22)
@@ -73,13 +71,6 @@ def test_token_maps_in_every_way() -> None:
                 assert found.numpy() == pytest.approx(wanted, abs=1e-12), (attention, heads, tokens)
 
 
-def test_without_a_prefix_every_key_is_a_patch() -> None:
-    found = token_maps(scores(prefix=0), lengths(), prefix=0)
-    assert found.shape == (B, P, N)
-    padded = torch.cat([torch.full((B, P, H, T, 1), 99.0, dtype=torch.float64), scores(prefix=0)], -1)
-    assert torch.equal(found, token_maps(padded, lengths(), prefix=1))
-
-
 @given(
     seeds,
     st.sampled_from(["scores", "probabilities"]),
@@ -124,15 +115,6 @@ def test_one_match_per_prompt_is_the_score() -> None:
         assert torch.equal(match_scores(one, lengths(), how), one[..., 0])
 
 
-def test_softmax_over_prompts_or_over_patches() -> None:
-    maps, match = token_maps(scores(), lengths(), prefix=1), probabilities()[..., 0]
-    for over, dim in (("prompts", 1), ("patches", 2)):
-        found = prompt_maps(maps, match, over)
-        weights = maps.exp() / maps.exp().sum(dim, keepdim=True)
-        torch.testing.assert_close(found, weights * match[:, :, None])
-    torch.testing.assert_close(prompt_maps(maps, torch.ones_like(match)).sum(1), torch.ones(B, N, dtype=torch.float64))
-
-
 @given(seeds, st.permutations(range(P)))
 @settings(max_examples=15, deadline=None)
 def test_permuted_prompts_give_permuted_maps(seed: int, order: list[int]) -> None:
@@ -145,14 +127,6 @@ def test_permuted_prompts_give_permuted_maps(seed: int, order: list[int]) -> Non
     torch.testing.assert_close(run(order), run(list(range(P)))[:, order])
 
 
-@given(seeds, st.data())
-@settings(max_examples=15, deadline=None)
-def test_order_within_a_span_does_not_matter(seed: int, data: st.DataObject) -> None:
-    maps = torch.rand(B, P, N, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    order = [place for start, end in SPANS for place in data.draw(st.permutations(range(start, end)))]
-    torch.testing.assert_close(class_maps(maps[:, order], SPANS), class_maps(maps, SPANS))
-
-
 @pytest.mark.parametrize("background", ["sum", "max"])
 @pytest.mark.parametrize("foreground", ["sum", "max"])
 def test_class_maps(background: str, foreground: str) -> None:
@@ -163,24 +137,6 @@ def test_class_maps(background: str, foreground: str) -> None:
         own = maps[:, start:end].numpy()
         how = background if index == 0 else foreground
         assert found[:, index].numpy() == pytest.approx(own.sum(1) if how == "sum" else own.max(1))
-
-
-@pytest.mark.parametrize("spans", [[], [(0, 3), (3, 3)], [(0, 3), (3, P + 1)], [(-1, 2)], [(3, 1)]])
-def test_spans_that_do_not_fit(spans: list[tuple[int, int]]) -> None:
-    with pytest.raises(ConfigError, match="prompts of a class"):
-        class_maps(torch.rand(B, P, N), spans)
-
-
-def test_resize_of_a_rectangular_grid() -> None:
-    maps = torch.rand(B, 5, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = to_image(maps, GRID, SIZE)
-    for image in range(B):
-        assert found[image].numpy() == pytest.approx(oracle.enlarge(maps[image].numpy(), GRID, SIZE), abs=1e-12)
-    corners = found[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
-    assert torch.equal(corners, maps.unflatten(-1, GRID)[:, :, [0, 0, -1, -1], [0, -1, 0, -1]])
-    torch.testing.assert_close(
-        to_image(maps, GRID, SIZE, align_corners=False), half_pixel_resize(maps.unflatten(-1, GRID), SIZE)
-    )
 
 
 @given(seeds, st.integers(1, 4), st.booleans())
@@ -208,13 +164,6 @@ def test_pixels_where_no_class_has_anything_are_zero(normalise: str) -> None:
     assert (found == 0).all()
 
 
-def test_images_together_are_images_one_by_one() -> None:
-    mask, match = lengths(), probabilities()
-    together = ensemble([every_step(scores(), mask, match)], GRID, SIZE)
-    single = [ensemble([every_step(s[None], mask, m[None])], GRID, SIZE) for s, m in zip(scores(), match, strict=True)]
-    torch.testing.assert_close(together, torch.cat(single))
-
-
 def test_gradients() -> None:
     mask, match = lengths()[:, :3], probabilities()[..., :3]
     few = [scores(seed)[:1, :, :2, :3].clone().requires_grad_() for seed in (0, 1)]
@@ -234,27 +183,3 @@ def test_among_equal_heads_one_gets_the_gradient() -> None:
     patches = equal.grad[..., 1:]
     assert (patches.sum(2) == 1).all() and set(patches.unique().tolist()) == {0.0, 1.0}
     assert (equal.grad[..., 0] == 0).all()
-
-
-def test_float32_stays_float32() -> None:
-    mask, match = lengths(), probabilities().float()
-    assert ensemble([every_step(scores().float(), mask, match)], GRID, SIZE).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: token_maps(scores(), lengths(), prefix=1, attention="logits"),
-        lambda: token_maps(scores(), lengths(), prefix=1, heads="sum"),
-        lambda: token_maps(scores(), lengths(), prefix=1, tokens="max"),
-        lambda: match_scores(probabilities(), lengths(), "mean"),
-        lambda: prompt_maps(torch.rand(B, P, N), torch.rand(B, P), "tokens"),
-        lambda: class_maps(torch.rand(B, P, N), SPANS, background="mean"),
-        lambda: class_maps(torch.rand(B, P, N), SPANS, foreground="mean"),
-        lambda: ensemble([torch.rand(B, 4, N)], GRID, SIZE, normalise="never"),
-        lambda: ensemble([], GRID, SIZE),
-    ],
-)
-def test_unknown_settings(call) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ConfigError):
-        call()

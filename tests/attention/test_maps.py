@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import (
-    average,
-    class_logits,
     class_probabilities,
     grid_size,
-    resize,
     was,
 )
 from slime_bench.errors import BackboneError
@@ -30,47 +27,6 @@ def layer(seed: int, batch: int = 2, keys: int = N, width: int = D, gain: float 
     return LayerAttention(query, key, width**-0.5)
 
 
-def dense_was(layers: list[LayerAttention], maps: torch.Tensor) -> torch.Tensor:
-    """Equation 6 with the N x N matrix written out: sum over p of A(q, p) R_k(p)."""
-    matrix = torch.stack([(x.query @ x.key.transpose(-1, -2) * x.scale).softmax(-1).mean(1) for x in layers]).mean(0)
-    result = torch.zeros_like(maps)
-    for image in range(len(maps)):
-        for k in range(maps.shape[1]):
-            result[image, k] = (matrix[image] * maps[image, k].flatten()[None, :]).sum(1).view(GRID)
-    return result
-
-
-@pytest.mark.parametrize("classes", [1, 6, D, 12])  # fewer than, as many as, and more than a head is wide
-def test_was_is_the_dense_sum(classes: int) -> None:
-    layers = [layer(1), layer(2)]
-    maps = torch.rand(2, classes, *GRID, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(was(layers, maps), dense_was(layers, maps), rtol=1e-10, atol=1e-12)
-
-
-def test_was_takes_keys_as_sources_not_as_targets() -> None:
-    """One key that all queries look at spreads its own value everywhere; the transposed product would not."""
-    query, key = torch.ones(1, 1, N, D), torch.zeros(1, 1, N, D)
-    key[0, 0, 7] = 30.0
-    maps = torch.arange(N, dtype=torch.float32).view(1, 1, *GRID)
-    torch.testing.assert_close(was([LayerAttention(query, key, 1.0)], maps), torch.full((1, 1, *GRID), 7.0))
-
-
-@pytest.mark.parametrize("classes", [3, 12])
-def test_gradients_of_was_are_those_of_the_dense_sum(classes: int) -> None:
-    found, wanted = [], []
-    for function, results in ((was, found), (dense_was, wanted)):
-        one = layer(4)
-        leaves = [one.query.requires_grad_(), one.key.requires_grad_()]
-        leaves.append(torch.rand(2, classes, *GRID, dtype=torch.float64, generator=torch.Generator().manual_seed(5)))
-        leaves[2].requires_grad_()
-        output = function([one], leaves[2])
-        weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(output)
-        results += list(torch.autograd.grad((output * weights).sum(), leaves))
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert theirs.abs().max() > 1e-3
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
-
-
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), gain=st.floats(0, 20), low=st.floats(-5, 5), span=st.floats(0, 10))
 def test_was_stays_between_the_extremes_of_its_map(seed: int, gain: float, low: float, span: float) -> None:
@@ -78,16 +34,6 @@ def test_was_stays_between_the_extremes_of_its_map(seed: int, gain: float, low: 
     result = was([layer(seed, batch=1, gain=gain), layer(seed + 1, batch=1, gain=gain)], maps)
     assert (result >= maps.amin((2, 3), keepdim=True) - 1e-9).all()
     assert (result <= maps.amax((2, 3), keepdim=True) + 1e-9).all()
-
-
-def test_class_logits_are_the_mean_over_heads_of_the_scaled_products() -> None:
-    one, expected = layer(6, keys=11), torch.zeros(2, 4, *GRID, dtype=torch.float64)
-    for image in range(2):
-        for k in range(4):
-            for n in range(N):
-                products = [float(one.query[image, h, n] @ one.key[image, h, k]) * one.scale for h in range(H)]
-                expected[image, k, n // GRID[1], n % GRID[1]] = sum(products) / H
-    torch.testing.assert_close(class_logits(one, 4, GRID), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("over_all", [True, False])
@@ -109,17 +55,6 @@ def test_class_probabilities_by_hand(over_all: bool) -> None:
         assert (total < 1).all()
     else:
         torch.testing.assert_close(total, torch.ones_like(total))
-
-
-def test_average_resizes_each_layer_first() -> None:
-    coarse, fine = torch.rand(1, 2, 4, 4), torch.rand(1, 2, 8, 8)
-    torch.testing.assert_close(average([coarse, fine], (8, 8)), (resize(coarse, (8, 8)) + fine) / 2)
-    assert resize(fine, (8, 8)) is fine
-
-
-def test_resize_has_half_pixel_centres() -> None:
-    found = resize(torch.tensor([[[[0.0, 1.0]]]]), (1, 4))
-    torch.testing.assert_close(found, torch.tensor([[[[0.0, 0.25, 0.75, 1.0]]]]))
 
 
 @settings(max_examples=100, deadline=None)

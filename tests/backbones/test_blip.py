@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slime_bench.backbones import blip_text
 from slime_bench.backbones.blip import BlipBackbone
 from slime_bench.backbones.blip_text import captured
 from slime_bench.errors import BackboneError
-from tests.fixtures.blip_toys import LIMIT, PROMPTS, prompts_of, save_blip, stock_blip
+from tests.fixtures.blip_toys import LIMIT, PROMPTS, save_blip, stock_blip
 from tests.fixtures.rounding import TOY, same
 
 ALL = ("layer.0", "layer.1", "layer.2")
@@ -119,17 +118,6 @@ class TestAgainstTheLibrary:
         same(found.double(), expected, **TOY, dtype=torch.float32)
 
     @torch.no_grad()
-    def test_position_embeddings_are_resized_bicubically(self, blip: BlipBackbone) -> None:
-        vision = blip.vision_model.embeddings
-        table = vision.position_embedding
-        resized = F.interpolate(
-            table[:, 1:].view(1, 4, 4, -1).permute(0, 3, 1, 2), size=(6, 3), mode="bicubic", align_corners=False
-        )
-        found = vision.interpolate_pos_encoding(torch.zeros(1, 19, 24), 48, 24)
-        torch.testing.assert_close(found[:, 1:], resized.flatten(2).transpose(1, 2))
-        torch.testing.assert_close(found[:, :1], table[:, :1])
-
-    @torch.no_grad()
     def test_a_batch_is_its_images_one_by_one(self, blip: BlipBackbone) -> None:
         states, prompts = blip.encode_images(pictures(3)), blip.tokenize(PROMPTS)
         together = blip.read(states, prompts, lambda scores: scores)
@@ -139,23 +127,8 @@ class TestAgainstTheLibrary:
             for name in ALL:
                 same(together.maps[name][index], alone.maps[name][0], **TOY)
 
-    @torch.no_grad()
-    def test_prompts_do_not_see_each_other(self, blip: BlipBackbone) -> None:
-        states = blip.encode_images(pictures(1))
-        both, swapped = (blip.read(states, blip.tokenize(p), lambda s: s) for p in (PROMPTS, PROMPTS[::-1]))
-        for name in ALL:
-            same(both.maps[name].flip(1), swapped.maps[name], **TOY)
-
 
 class TestCapturing:
-    @torch.no_grad()
-    def test_the_captured_run_is_the_plain_run(self, blip: BlipBackbone) -> None:
-        states, prompts = blip.encode_images(pictures()), blip.tokenize(PROMPTS)
-        attended = blip_text.image_free(blip.text_encoder, prompts.ids, prompts.mask, 0)
-        plain = blip.itm_head(blip_text.fuse(blip.text_encoder, attended, prompts.mask, states, 0)).softmax(-1)[..., 1]
-        assert torch.equal(blip.read(states, prompts, lambda scores: None).match, plain)
-        assert torch.equal(blip.read(states, prompts, lambda scores: None, ["layer.2"]).match, plain)
-
     @torch.no_grad()
     def test_called_once_per_chosen_layer_in_running_order(self, blip: BlipBackbone) -> None:
         states, prompts = blip.encode_images(pictures()), blip.tokenize(PROMPTS)
@@ -190,26 +163,11 @@ class TestCapturing:
             pass
         assert hooks(blip) == before
 
-    @pytest.mark.parametrize("layers", [[], ["layer.3"], ["layer.0", "layer.0"]])
-    def test_bad_layers(self, blip: BlipBackbone, layers: list[str]) -> None:
-        states, prompts = blip.encode_images(pictures(1)), blip.tokenize(PROMPTS)
-        with pytest.raises(BackboneError):
-            blip.read(states, prompts, lambda scores: scores, layers)
-        with pytest.raises(BackboneError):
-            blip.tuned(layers)
-
 
 class TestImages:
     def test_states_never_have_gradients(self, blip: BlipBackbone) -> None:
         states = blip.encode_images(pictures().requires_grad_())
         assert states.shape == (2, 17, 24) and not states.requires_grad
-
-    @pytest.mark.parametrize("size", [(7, 32), (32, 36), (0, 32)])
-    def test_sizes_that_do_not_go(self, blip: BlipBackbone, size: tuple[int, int]) -> None:
-        with pytest.raises(BackboneError, match="patch"):
-            blip.encode_images(torch.zeros(1, 3, *size))
-        with pytest.raises(BackboneError, match="patch"):
-            blip.grid(size)
 
     def test_statistics(self, folder: Path, blip: BlipBackbone) -> None:
         own = load(folder, statistics="own")
@@ -227,12 +185,6 @@ class TestPrompts:
         assert prompts.mask.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
         assert prompts.special.tolist() == [[True, *[False] * 4, True], [True, False, True, *[False] * 3]]
         assert prompts.texts == ("Image of sky.", "wheel") and prompts.ids.dtype == torch.int64
-
-    def test_lists_are_kept_but_not_for_ever(self, blip: BlipBackbone) -> None:
-        assert blip.tokenize(PROMPTS) is blip.tokenize(list(PROMPTS))
-        for count in range(1, 21):
-            blip.tokenize(prompts_of(count))
-        assert len(blip._tokenised) <= 8
 
     def test_the_limit(self, blip: BlipBackbone) -> None:
         assert blip.tokenize(["sky " * (LIMIT - 2)]).ids.shape == (1, LIMIT)
@@ -264,40 +216,16 @@ class TestPrecision:
             same(found.maps[name], full.maps[name], terms=1, steps=TOY["steps"], dtype=half.dtype)
 
     @torch.no_grad()
-    def test_scores_beyond_half_precision_stay_finite(self, folder: Path) -> None:
-        """A product of 65504 and more is no overflow here: products are formed in float32."""
-        query, key = torch.full((1, 1, 8), 200.0).half(), torch.full((1, 2, 8), 200.0).half()
-        found = blip_text.scores(query, key, heads=2, prompts=1)
-        assert found.dtype == torch.float32 and torch.equal(found, torch.full((1, 1, 2, 1, 2), 4 * 4e4 / 2))
-
-    @torch.no_grad()
-    @pytest.mark.parametrize("projection", ["query", "key"])
-    def test_overflow_is_an_error_that_says_what_to_do(self, folder: Path, projection: str) -> None:
+    def test_overflow_is_an_error_that_says_what_to_do(self, folder: Path) -> None:
         half = load(folder, dtype="fp16")
         states, prompts = half.encode_images(pictures()), half.tokenize(PROMPTS)
-        getattr(half.text_encoder.encoder.layer[1].crossattention.self, projection).weight.fill_(60000)
+        half.text_encoder.encoder.layer[1].crossattention.self.key.weight.fill_(60000)
         with pytest.raises(BackboneError) as caught:
             half.read(states, prompts, lambda scores: None)
         assert caught.value.path == "layer.1" and "bf16" in str(caught.value.remedy) and hooks(half) == 0
 
-    @torch.no_grad()
-    def test_overflow_behind_the_last_layer_shows_in_the_match(self, folder: Path) -> None:
-        half = load(folder, dtype="fp16")
-        half.itm_head.weight.fill_(60000)
-        half.itm_head.weight[1] = -60000
-        states, prompts = half.encode_images(pictures()), half.tokenize(PROMPTS)
-        half.text_encoder.encoder.layer[2].output.LayerNorm.weight.fill_(60000)
-        with pytest.raises(BackboneError) as caught:
-            half.read(states, prompts, lambda scores: None)
-        assert caught.value.path == "match"
-
 
 class TestTuning:
-    def test_frozen_until_asked_and_always_in_evaluation_mode(self, blip: BlipBackbone) -> None:
-        blip.train()
-        assert not any(module.training for module in blip.modules())
-        assert not any(each.requires_grad for each in blip.parameters())
-
     def test_what_is_tuned_has_the_librarys_names(self, blip: BlipBackbone, stock: Any) -> None:
         names = blip.tuned(["layer.2", "layer.0"])
         expected = {
@@ -336,15 +264,3 @@ class TestTuning:
             # Some are 0 but for rounding: a softmax does not see what a key's bias adds to all of its scores.
             same(value.grad, plain[name].grad, **TOY, magnitude=largest)
         assert all(value.grad is None for name, value in fresh.named_parameters() if name not in tuned)
-
-    def test_after_inference_mode_gradients_still_flow(self, fresh: BlipBackbone) -> None:
-        with torch.inference_mode():
-            prompts, states = fresh.tokenize(PROMPTS), fresh.encode_images(pictures())
-            before = fresh.read(states, prompts, lambda scores: scores.sum()).match
-        tuned = fresh.tuned(["layer.0"])
-        for value in tuned.values():
-            value.requires_grad_()
-        found = fresh.read(states, prompts, lambda scores: scores.sum())
-        same(found.match.detach(), before.clone(), **TOY, magnitude=EXPONENT)
-        found.maps["layer.0"].backward()
-        assert all(value.grad is not None for name, value in tuned.items() if ".self.query" in name)

@@ -126,11 +126,6 @@ class TestFiles:
         for group in groups.values():
             check_layers(layers, group, config.self_layers)
 
-    @pytest.mark.parametrize("group", ["early", "late"])
-    def test_a_group_is_one_override(self, group: str) -> None:
-        config = plan([f"backbone.cross_layers=${{backbone.layer_groups.{group}}}"]).trials[0].backbone
-        assert config.cross_layers == config.layer_groups[group]
-
     def test_precision_follows_the_trainer(self) -> None:
         assert plan(["trainer.precision=bf16"]).trials[0].backbone.dtype == "bf16"
         assert plan(["trainer.precision=bf16", "backbone.dtype=fp32"]).trials[0].backbone.dtype == "fp32"
@@ -149,25 +144,10 @@ class TestLayers:
         assert error.path == f"backbone.{key}" and error.found == "up_blocks.1.atentions.1"
         assert "up_blocks.1.attentions.1" in str(error.remedy) and "mid_block.attentions.0" in str(error.expected)
 
-    def test_nothing_like_any(self, tiny_sd: Path) -> None:
-        assert "one of these" in str(failure(tiny_sd, cross_layers=["head"]).remedy)
-
-    @pytest.mark.parametrize("key", ["cross_layers", "self_layers"])
-    def test_none(self, tiny_sd: Path, key: str) -> None:
-        error = failure(tiny_sd, **{key: []})
-        assert error.path == f"backbone.{key}" and error.found == "an empty list"
-
-    def test_twice(self, tiny_sd: Path) -> None:
-        assert failure(tiny_sd, cross_layers=[*CROSS, CROSS[0]]).found == CROSS[0]
-
     def test_self_maps_of_two_sizes(self, tiny_sd: Path) -> None:
         error = failure(tiny_sd, self_layers=["up_blocks.2.attentions.1", "up_blocks.3.attentions.0"])
         assert error.path == "backbone.self_layers"
         assert "up_blocks.2.attentions.1: latent grid / 2, up_blocks.3.attentions.0: latent grid / 1" in str(error)
-
-    def test_cross_maps_of_several_sizes_are_right(self, tiny_sd: Path) -> None:
-        layers = list(describe(tiny_sd).layers)
-        assert describe(tiny_sd, cross_layers=layers).layers.keys() == set(layers)
 
     def test_full_module_names(self, tiny_sd: Path) -> None:
         ending = ".transformer_blocks.0.attn"
@@ -183,21 +163,17 @@ class TestBadFiles:
         return Path(shutil.copytree(tiny_sd, tmp_path / "model"))
 
     @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
-    @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
-    def test_no_json(self, folder: Path, part: str, text: str) -> None:
+    def test_no_json(self, folder: Path, part: str) -> None:
         path = next(folder.glob(f"{part}/*config.json"))
-        path.write_bytes(text.encode("latin-1"))
-        assert failure(folder).path == folder.resolve() / part
+        for content in (b"{", b"[1]", b"\xff"):
+            path.write_bytes(content)
+            assert failure(folder).path == path.resolve()
 
-    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
-    def test_json_of_something_else(self, folder: Path, part: str) -> None:
-        (folder / part / "config.json").write_text('{"colour": "red"}')
-        assert failure(folder).path == folder.resolve() / part
+    def test_json_of_something_else(self, folder: Path) -> None:
+        (folder / "vae/config.json").write_text('{"colour": "red"}')
+        assert failure(folder).path == folder.resolve() / "vae/config.json"
 
     def test_an_architecture_that_cannot_be_built(self, folder: Path) -> None:
         path = folder / "unet/config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "down_block_types": ["NoSuchBlock"] * 4}))
         assert "unet" in str(failure(folder).path)
-
-    def test_nothing_there(self, tmp_path: Path) -> None:
-        assert str(tmp_path / "nowhere") in str(failure(tmp_path / "nowhere"))

@@ -29,14 +29,6 @@ def image(value: float, batch: int = 1) -> torch.Tensor:
     return torch.full((batch, 3, 4, 4), float(value))
 
 
-def test_an_equal_batch_is_encoded_once() -> None:
-    cache, encoder = EncoderCache(10_000), Encoder()
-    first = cache.get(image(1), "fp32", encoder)
-    assert cache.get(image(1), "fp32", encoder) is not None and encoder.calls == 1
-    for found, expected in zip(cache.get(image(1), "fp32", encoder), first, strict=True):
-        assert found is expected
-
-
 @pytest.mark.parametrize(
     ("images", "state"),
     [
@@ -56,13 +48,6 @@ def test_what_differs_is_encoded(images: torch.Tensor, state: str) -> None:
     assert encoder.calls == 2
 
 
-def test_images_changed_in_place_are_other_images() -> None:
-    cache, encoder, images = EncoderCache(10_000), Encoder(), image(1)
-    cache.get(images, None, encoder)
-    images[0, 2, 3, 3] += 1
-    assert cache.get(images, None, encoder)[0].flatten()[0] == images.mean() and encoder.calls == 2
-
-
 def test_the_least_recently_used_is_dropped() -> None:
     cache, encoder = EncoderCache(2 * 128), Encoder()
     for value in (1, 2, 1, 3):  # 3 takes the place of 2
@@ -80,17 +65,6 @@ def test_too_large_for_the_limit_drops_nothing() -> None:
     cache.get(image(1, 3), None, encoder)
     cache.get(image(1), None, encoder)
     assert encoder.calls == 2
-
-
-def test_off_and_cleared() -> None:
-    off, cache, encoder = EncoderCache(0), EncoderCache(10_000), Encoder()
-    for _ in range(2):
-        off.get(image(1), None, encoder)
-    assert encoder.calls == 2
-    for _ in range(2):
-        cache.get(image(1), None, encoder)
-        cache.clear()
-    assert encoder.calls == 4
 
 
 class Counted:
@@ -135,12 +109,6 @@ class TestInTheBackbone:
             assert torch.equal(found, expected)
             found.zero_()
         assert counted.calls == 2
-
-    def test_without_being_asked_nothing_is_kept(self, backbone: Any, counted: Counted) -> None:
-        images = torch.rand(1, 3, 64, 64)
-        for keep in (False, False, True, False):
-            backbone.encode(images, None, keep=keep)
-        assert counted.calls == 4
 
     @pytest.mark.parametrize("change", ["converted", "written", "autocast"])
     def test_another_encoder_is_asked(self, backbone: Any, counted: Counted, change: str) -> None:

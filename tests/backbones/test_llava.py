@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -23,86 +22,14 @@ from slime_bench.backbones.llava_text import Templates, read_geometry
 from slime_bench.backbones.weights import LLAVA
 from slime_bench.config.compose import plan
 from slime_bench.errors import BackboneError, ConfigError
+from tests.fixtures.llava_toys import HEADS, LAYERS, PATCH, PATCHES, SIDE, Stock, save_tiny_llava
 from tests.fixtures.rounding import TOY, rounding
 from tests.parity.table import Checks
 
-SIDE, PATCH, LAYERS, HEADS, KEY_HEADS = 28, 7, 3, 4, 2
-PATCHES = (SIDE // PATCH) ** 2
 PROMPTS = ["Image of wheel.", "Image of a car body, seen from the side.", "sky"]
 TOLERANCE = rounding(magnitude=4.0, **TOY)
 """Scores reach 4 or so; softmax and logits are no larger."""
 INDEX = "model.safetensors.index.json"
-
-
-def tiny_tokenizer() -> Any:
-    """A Llama tokeniser whose words are those of the conversation; whatever else is spelt in letters or bytes."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import LlamaTokenizer
-
-    letters = [chr(code) for code in (*range(ord("A"), ord("Z") + 1), *range(ord("a"), ord("z") + 1))]
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=[*letters, *".:?,", "▁"], show_progress=False
-    )
-    learnt = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    learnt.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
-    learnt.train_from_iterator([Templates().conversation + " Yes", "Image of wheel. No"] * 3, trainer)
-    model = json.loads(learnt.to_str())["model"]
-    return LlamaTokenizer(
-        vocab=model["vocab"],
-        merges=[tuple(each) for each in model["merges"]],
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
-
-
-def save_tiny_llava(folder: Path, positions: int = 256, **shards: Any) -> Path:
-    """A LLaVA folder with random weights as the library itself writes it, spread enough that scores differ."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    tokenizer = tiny_tokenizer()
-    vision = CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=SIDE,
-        patch_size=PATCH,
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEY_HEADS,
-        max_position_embeddings=positions,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlavaForConditionalGeneration(
-            LlavaConfig(
-                vision_config=vision,
-                text_config=text,
-                image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-                image_seq_length=PATCHES,
-            )
-        )
-        with torch.no_grad():
-            for value in model.parameters():
-                if value.ndim > 1:
-                    value.copy_(torch.randn_like(value) / value.shape[-1] ** 0.5)
-    model.save_pretrained(folder, **shards)
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -146,64 +73,6 @@ def failure(call: Callable[[], Any]) -> BackboneError:
 
 def raw(scores: torch.Tensor) -> torch.Tensor:
     return scores
-
-
-class Stock:
-    """The library's model with eager attention, asked in the plain way: one pass per image and prompt."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-        self.model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.processor = LlavaProcessor(
-            CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
-            self.tokenizer,
-            patch_size=PATCH,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
-        )
-
-    def inputs(self, picture: np.ndarray, prompt: str) -> Any:
-        text = Templates().conversation.replace("{prompt}", prompt)
-        return self.processor(images=[picture], text=[text], return_tensors="pt")
-
-    @torch.no_grad()
-    def run(
-        self, picture: np.ndarray, prompt: str
-    ) -> tuple[list[int], Any, dict[int, tuple[torch.Tensor, torch.Tensor]]]:
-        """Ids of the whole conversation, the model's output, and per layer what its q_proj and k_proj gave."""
-        found: dict[int, dict[str, torch.Tensor]] = {index: {} for index in range(LAYERS)}
-        hooks = []
-        for index, layer in enumerate(self.model.model.language_model.layers):
-            for name in ("q_proj", "k_proj"):
-                keep = found[index]
-                linear = getattr(layer.self_attn, name)
-                hooks.append(
-                    linear.register_forward_hook(lambda _m, _i, out, keep=keep, name=name: keep.update({name: out}))
-                )
-        inputs = self.inputs(picture, prompt)
-        output = self.model(**inputs, output_attentions=True)
-        for hook in hooks:
-            hook.remove()
-        return inputs["input_ids"][0].tolist(), output, {i: (v["q_proj"], v["k_proj"]) for i, v in found.items()}
-
-    def scores(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Scores of all rows and columns before mask and softmax, from the definition of rotary embedding: [H,S,S]."""
-        length, width = query.shape[1], query.shape[2] // HEADS
-        q = query[0].view(length, HEADS, width).transpose(0, 1).double()
-        k = key[0].view(length, KEY_HEADS, width).transpose(0, 1).double()
-        base = self.model.config.text_config.rope_parameters["rope_theta"]
-        angle = torch.arange(length).double()[:, None] * base ** (-torch.arange(0, width, 2).double() / width)[None]
-
-        def rotate(x: torch.Tensor) -> torch.Tensor:
-            turned = torch.complex(x[..., : width // 2], x[..., width // 2 :]) * torch.polar(
-                torch.ones_like(angle), angle
-            )
-            return torch.cat([turned.real, turned.imag], dim=-1)
-
-        return rotate(q) @ rotate(k).repeat_interleave(HEADS // KEY_HEADS, dim=0).mT / width**0.5
 
 
 @pytest.fixture(scope="module")
@@ -264,30 +133,12 @@ class TestAgainstTheStockModel:
                     answers = output.logits[0, -1, [yes, no]].softmax(-1)
                     checks.absolute("match", found.match[b, p, 0], answers[0], TOLERANCE)
 
-    @torch.no_grad()
-    def test_image_states_are_the_stock_models(
-        self, backbone: LlavaBackbone, stock: Stock, pictures: np.ndarray, images: torch.Tensor
-    ) -> None:
-        pixels = torch.cat([stock.inputs(each, "sky")["pixel_values"] for each in pictures])
-        expected = torch.stack(list(stock.model.get_image_features(pixel_values=pixels).pooler_output))
-        states = backbone.encode_images(images)
-        assert states.shape == (2, PATCHES, 32) and backbone.num_prefix_keys == 0
-        torch.testing.assert_close(states, expected, rtol=0, atol=TOLERANCE)
-
     def test_ids_are_the_stock_processors(self, backbone: LlavaBackbone, stock: Stock, pictures: np.ndarray) -> None:
         talk = backbone._conversation
         for prompt in PROMPTS:
             ids = stock.inputs(pictures[0], prompt)["input_ids"][0].tolist()
             image = [stock.model.config.image_token_id] * PATCHES
             assert [*talk.before, *image, *talk.lead, *talk.ids_of(prompt), *talk.question] == ids
-
-    @torch.no_grad()
-    def test_the_image_sees_no_prompt(self, stock: Stock, pictures: np.ndarray) -> None:
-        """Why keys and values can be shared: in the plain run they are the same whatever the prompt is."""
-        (ids, _, one), (_, _, other) = (stock.run(pictures[0], prompt) for prompt in PROMPTS[:2])
-        until = len(ids) - ids[::-1].index(stock.model.config.image_token_id)
-        for index in range(LAYERS):
-            torch.testing.assert_close(one[index][1][:, :until], other[index][1][:, :until], rtol=0, atol=TOLERANCE)
 
 
 class TestSharing:
@@ -308,17 +159,6 @@ class TestSharing:
                 for name in alone.layers:
                     ours = found.maps[name][b, p, :, :count]
                     torch.testing.assert_close(ours, single.maps[name][0, 0], rtol=0, atol=TOLERANCE)
-
-    @torch.no_grad()
-    def test_a_second_reading_is_the_first(self, backbone: LlavaBackbone, images: torch.Tensor) -> None:
-        """No prompt leaves anything behind for the next."""
-        states = backbone.encode_images(images)
-        kept = states.clone()
-        first = backbone.read(states, backbone.tokenize(PROMPTS), raw)
-        backbone.read(states, backbone.tokenize(["something else"]), raw)
-        second = backbone.read(states, backbone.tokenize(PROMPTS), raw)
-        assert torch.equal(states, kept) and torch.equal(first.match, second.match)
-        assert all(torch.equal(first.maps[name], second.maps[name]) for name in backbone.layers)
 
     @torch.no_grad()
     def test_the_prefix_runs_once_per_image(self, backbone: LlavaBackbone, images: torch.Tensor) -> None:
@@ -378,16 +218,6 @@ class TestReading:
         assert found.match.shape == (2, 3, 1) and found.match.dtype == torch.float32
         assert ((found.match > 0) & (found.match < 1)).all()
 
-    @torch.no_grad()
-    def test_padding_repeats_the_last_token(self, backbone: LlavaBackbone, images: torch.Tensor) -> None:
-        prompts = backbone.tokenize(PROMPTS)
-        scores = backbone.read(backbone.encode_images(images), prompts, raw, ["layer.1"]).maps["layer.1"]
-        count = int(prompts.mask[2].sum())
-        assert count < prompts.mask.shape[1]
-        assert torch.equal(
-            scores[:, 2, :, count:], scores[:, 2, :, count - 1 : count].expand_as(scores[:, 2, :, count:])
-        )
-
     @pytest.mark.parametrize("error", [RuntimeError("the caller's own"), KeyboardInterrupt()])
     @torch.no_grad()
     def test_nothing_stays_behind_after_an_exception(
@@ -417,16 +247,6 @@ class TestReading:
         assert hooks() == kept
         assert torch.equal(backbone.read(states, prompts, raw).match, before)
 
-    @torch.no_grad()
-    def test_plain_runs_are_as_before(
-        self, tiny: Path, stock: Stock, pictures: np.ndarray, images: torch.Tensor
-    ) -> None:
-        used = load(tiny)
-        inputs = stock.inputs(pictures[0], PROMPTS[0])
-        before = used.model(**inputs).logits
-        used.read(used.encode_images(images), used.tokenize(PROMPTS), raw)
-        assert torch.equal(used.model(**inputs).logits, before)
-
     @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
     @torch.no_grad()
     def test_half_precision_gives_float32(
@@ -443,13 +263,6 @@ class TestReading:
             assert error < (0.05 if dtype == "bf16" else 0.01)
 
     @torch.no_grad()
-    def test_scores_stay_float32_under_autocast(self, backbone: LlavaBackbone, images: torch.Tensor) -> None:
-        states, prompts = backbone.encode_images(images), backbone.tokenize(PROMPTS)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = backbone.read(states, prompts, raw)
-        assert {each.dtype for each in (*found.maps.values(), found.match)} == {torch.float32}
-
-    @torch.no_grad()
     def test_images_are_resized_as_a_whole(self, backbone: LlavaBackbone) -> None:
         """A wide image whose left half is dark keeps its halves: nothing is cut away."""
         wide = torch.zeros(1, 3, 2 * SIDE, 4 * SIDE)
@@ -463,21 +276,8 @@ class TestReading:
         )
         assert (resized - square).abs()[..., [0, -1]].max() < 1e-6
 
-    def test_stays_frozen_and_in_evaluation_mode(self, backbone: LlavaBackbone) -> None:
-        backbone.train()
-        assert not any(each.training for each in backbone.modules())
-        assert not any(each.requires_grad for each in backbone.parameters())
-
 
 class TestTuning:
-    def test_parameters(self, backbone: LlavaBackbone) -> None:
-        text = "model.model.language_model."
-        expected = {f"{text}embed_tokens.weight"}
-        expected |= {f"{text}layers.1.self_attn.{part}_proj.weight" for part in "qkvo"}
-        tuned = backbone.tuned(["layer.1"])
-        state = backbone.state_dict()
-        assert set(tuned) == expected and all(state[name].data_ptr() == each.data_ptr() for name, each in tuned.items())
-
     def test_gradients_reach_them_and_agree_with_differences(self, tiny: Path, images: torch.Tensor) -> None:
         """Also through the keys of the image, which all prompts share."""
         tuned = load(tiny).double()
@@ -507,10 +307,6 @@ class TestTuning:
             slope = float((sides[0] - sides[1]) / (2 * step))
             assert slope == pytest.approx(float((gradients[name] * direction).sum()), rel=2e-2, abs=1e-4)
 
-    def test_nothing_is_recorded_without_need(self, backbone: LlavaBackbone, images: torch.Tensor) -> None:
-        found = backbone.read(backbone.encode_images(images), backbone.tokenize(PROMPTS), raw)
-        assert not found.match.requires_grad and not any(each.requires_grad for each in found.maps.values())
-
 
 class TestWhatIsKnownBefore:
     def test_facts(self, tiny: Path, backbone: LlavaBackbone, tmp_path: Path) -> None:
@@ -527,13 +323,7 @@ class TestWhatIsKnownBefore:
             "model_type": "llava",
             "image_token_index": 32000,
             "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "vocab_size": 32064},
-            "vision_config": {
-                "model_type": "clip_vision_model",
-                "image_size": 336,
-                "patch_size": 14,
-                "hidden_size": 1024,
-            }
-            | {"num_attention_heads": 16, "num_hidden_layers": 24, "intermediate_size": 4096},
+            "vision_config": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
             "vision_feature_layer": -2,
             "vision_feature_select_strategy": "default",
         }
@@ -549,27 +339,12 @@ class TestWhatIsKnownBefore:
         (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.4, 0], "image_std": [1, 0.5, 0.25]}')
         geometry = read_geometry(folder)
         assert (geometry.mean, geometry.std) == ((0.5, 0.4, 0.0), (1.0, 0.5, 0.25))
-        assert load(folder)._std.flatten().tolist() == [1.0, 0.5, 0.25]
-
-    def test_conf_file(self, repository: Path) -> None:
-        values = yaml.safe_load((repository / "conf/backbone/llava15_7b.yaml").read_text())
-        assert values.pop("_target_") == "slime_bench.backbones.vision_language.Llava"
-        default = LlavaBackbone.Config()
-        assert values == {**vars(default), "revision": values["revision"], "dtype": "${trainer.precision}"} | {
-            "templates": vars(default.templates)
-        }
-        assert len(values["revision"]) == 40 and int(values["revision"], 16)
-
-    def test_conf_file_is_a_backbone_of_the_bench(self) -> None:
-        config = plan(["backbone=llava15_7b", "trainer.precision=bf16"]).trials[0].backbone
-        assert isinstance(config, LlavaBackbone.Config) and config.templates == Templates() and config.dtype == "bf16"
 
     @pytest.mark.parametrize(
         ("wrong", "key"),
         [
             ("backbone.templates.conversation=nothing", "templates"),
             ("+backbone.templates.positiv=Yes", "positive"),
-            ("backbone.prompts_per_call=0", "prompts_per_call"),
         ],
     )
     def test_wrong_settings_are_found_when_composed(self, wrong: str, key: str) -> None:
@@ -611,40 +386,22 @@ class TestShards:
         loaded = load(sharded)
         expected = backbone.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
-        names = set(LLAVA.files(sharded))
-        assert {path.name for path in sharded.glob("model*")} <= names
         first = LlavaBackbone.content_hash_of(loaded.config)
         (sharded / "README.md").write_text("words decide nothing")
         assert LLAVA.fingerprint(sharded) == first
         seen = {first}
-        for path in sorted(sharded.glob("*.safetensors")):
-            content = bytearray(path.read_bytes())
-            content[-1] ^= 1
-            path.write_bytes(content)
+        names = ["config.json", "tokenizer.json", "processor_config.json", INDEX]
+        names += [path.name for path in sharded.glob("*.safetensors")]
+        for name in names:
+            (sharded / name).write_bytes((sharded / name).read_bytes() + b" ")
             seen.add(LLAVA.fingerprint(sharded))
-        for name in ("config.json", "tokenizer.json", "processor_config.json", INDEX):
-            (sharded / name).write_text((sharded / name).read_text() + " ")
-            seen.add(LLAVA.fingerprint(sharded))
-        assert len(seen) == 1 + len(list(sharded.glob("*.safetensors"))) + 4
+        assert len(seen) == 1 + len(names)
 
     def test_a_missing_shard(self, sharded: Path) -> None:
         gone = sorted(sharded.glob("*.safetensors"))[1]
         gone.unlink()
-        for call in (
-            lambda: load(sharded),
-            lambda: LlavaBackbone.content_hash_of(LlavaBackbone.Config(weights=str(sharded))),
-        ):
-            error = failure(call)
-            assert gone.name in str(error) and str(sharded) in str(error.path)
-
-    def test_a_torn_shard(self, sharded: Path) -> None:
-        torn = sorted(sharded.glob("*.safetensors"))[-1]
-        torn.write_bytes(torn.read_bytes()[:-100])
-        assert failure(lambda: load(sharded)).path == sharded
-
-    def test_a_spoiled_index(self, sharded: Path) -> None:
-        (sharded / INDEX).write_text('{"weight_map": []}')
-        assert failure(lambda: load(sharded)).path == sharded / INDEX
+        error = failure(lambda: load(sharded))
+        assert gone.name in str(error) and str(sharded) in str(error.path)
 
 
 class TestBadFolders:
@@ -654,41 +411,19 @@ class TestBadFolders:
         error = failure(lambda: load(folder))
         assert error.path == folder.resolve()
 
-    def test_no_folder(self, tmp_path: Path) -> None:
-        assert str(tmp_path / "nowhere") in str(failure(lambda: load(tmp_path / "nowhere")))
-
-    def test_pickled_weights_are_not_read(self, folder: Path) -> None:
-        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-        assert "pytorch_model.bin" in str(failure(lambda: load(folder)).found)
-
-    def test_torn_weights(self, folder: Path) -> None:
-        content = (folder / "model.safetensors").read_bytes()
-        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-        assert failure(lambda: load(folder)).path == folder.resolve()
-
-    @pytest.mark.parametrize("change", ["missing", "foreign", "shape"])
-    def test_weights_of_another_architecture(self, folder: Path, change: str) -> None:
+    def test_a_tensor_of_another_model(self, folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
-        name = next(
-            each for each in sorted(tensors) if each.endswith("layers.1.self_attn.q_proj.weight") and "language" in each
-        )
-        value = tensors.pop(name)
-        if change == "shape":
-            tensors[name] = value[:-1].clone()
-        if change == "foreign":
-            tensors |= {name: value, name.replace("layers.1", "layers.9"): value.clone()}
+        name = next(each for each in sorted(tensors) if "language" in each and "layers.1.self_attn.q_proj" in each)
+        tensors[name.replace("layers.1", "layers.9")] = tensors[name].clone()
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        error = failure(lambda: load(folder))
-        assert ("layers.9" if change == "foreign" else "layers.1") in str(error.found)
+        assert "layers.9" in str(failure(lambda: load(folder)).found)
 
     @pytest.mark.parametrize(
         "content",
         [
             "{",
-            "[]",
             '{"model_type": "blip"}',
             '{"model_type": "llava", "vision_config": {"model_type": "siglip_vision_model"}}',
-            '{"model_type": "llava", "vision_config": {"model_type": "clip_vision_model", "patch_size": 0}}',
             '{"model_type": "llava", "text_config": {"model_type": "llama", "num_hidden_layers": "many"}}',
         ],
     )
@@ -696,44 +431,13 @@ class TestBadFolders:
         (folder / "config.json").write_text(content)
         assert failure(lambda: load(folder)).path == folder.resolve() / "config.json"
 
-    @pytest.mark.parametrize("content", ["{}", '{"image_processor": {"image_mean": [0, 0], "image_std": [1, 1, 1]}}'])
-    def test_statistics_that_are_none(self, folder: Path, content: str) -> None:
-        (folder / "processor_config.json").write_text(content)
-        assert failure(lambda: load(folder)).path == folder.resolve() / "processor_config.json"
-
-    def test_a_tokeniser_without_the_images_token(self, folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"image_token_index": 5000}))
-        assert "5000" in str(failure(lambda: load(folder)).found)
-
 
 class TestBadInput:
-    @pytest.mark.parametrize("layers", [[], ["layer.3"], ["layer.1", "layer.1"], ["text.0"]])
-    def test_layers(self, backbone: LlavaBackbone, images: torch.Tensor, layers: list[str]) -> None:
-        states, prompts = backbone.encode_images(images), backbone.tokenize(PROMPTS)
-        failure(lambda: backbone.read(states, prompts, raw, layers))
-        failure(lambda: backbone.tuned(layers))
-
-    @pytest.mark.parametrize("prompts", [[], [""], ["sky", " \n"]])
-    def test_no_prompt(self, backbone: LlavaBackbone, prompts: list[str]) -> None:
-        failure(lambda: backbone.tokenize(prompts))
-
     def test_a_prompt_that_is_too_long(self, backbone: LlavaBackbone) -> None:
         error = failure(lambda: backbone.tokenize(["sky", "z" * 300]))
         assert "zzz" in str(error.path) and str(backbone.num_tokens) in str(error.expected)
         longest = "z" * (backbone.num_tokens - 1)
         assert backbone.tokenize([longest]).ids.shape[1] <= backbone.num_tokens
-
-    @torch.no_grad()
-    def test_the_longest_prompt_can_be_read(self, tmp_path: Path, images: torch.Tensor) -> None:
-        short = load(save_tiny_llava(tmp_path / "short", positions=60))
-        word = "z" * short.num_tokens
-        while len(short._conversation.ids_of(word)) > short.num_tokens:
-            word = word[:-1]
-        prompts = short.tokenize([word])
-        assert prompts.ids.shape == (1, short.num_tokens)
-        found = short.read(short.encode_images(images), prompts, raw)
-        assert found.maps["layer.0"].shape == (2, 1, HEADS, short.num_tokens, PATCHES)
 
     def test_a_conversation_that_leaves_no_room(self, tmp_path: Path) -> None:
         config = LlavaBackbone.Config(weights=str(save_tiny_llava(tmp_path / "short", positions=20)))
@@ -743,20 +447,10 @@ class TestBadInput:
     def test_a_prompt_with_an_image(self, backbone: LlavaBackbone, prompt: str) -> None:
         assert prompt in str(failure(lambda: backbone.tokenize([prompt])).path)
 
-    @pytest.mark.parametrize("prompt", ["roue avant, façade", "a 2 m² 車 🚗", "x" * 40, "  wheel", "two  words"])
+    @pytest.mark.parametrize("prompt", ["a 2 m² 車 🚗", "  wheel", "two  words"])
     def test_any_language(self, backbone: LlavaBackbone, stock: Stock, prompt: str) -> None:
         prompts = backbone.tokenize([prompt])
         assert stock.tokenizer.decode(prompts.ids[0]).strip() == prompt.strip()
-
-    def test_an_image_smaller_than_a_patch(self, backbone: LlavaBackbone) -> None:
-        failure(lambda: backbone.encode_images(torch.zeros(1, 3, PATCH - 1, SIDE)))
-
-    @torch.no_grad()
-    def test_an_image_that_is_not_a_number(self, backbone: LlavaBackbone, images: torch.Tensor) -> None:
-        spoiled = images.clone()
-        spoiled[1, 0, 3, 3] = torch.nan
-        states, prompts = backbone.encode_images(spoiled), backbone.tokenize(PROMPTS)
-        assert "finite" in failure(lambda: backbone.read(states, prompts, lambda scores: 0)).summary
 
     @torch.no_grad()
     def test_overflow_in_half_precision(self, tiny: Path, images: torch.Tensor) -> None:
@@ -771,12 +465,10 @@ class TestTemplates:
     @pytest.mark.parametrize(
         "conversation",
         [
-            "USER: {prompt} ASSISTANT:",
             "USER: <image> ASSISTANT:",
             "{prompt} <image> yes?",
             "<image> {prompt}",
             "<image><image>{prompt} yes?",
-            "<image>{prompt}{prompt} yes?",
         ],
     )
     def test_places(self, conversation: str) -> None:
@@ -786,9 +478,6 @@ class TestTemplates:
     def test_answers_that_cannot_be_told_apart(self, tiny: Path) -> None:
         error = failure(lambda: load(tiny, templates=Templates(negative=" Yes, no")))
         assert error.path == "backbone.templates"
-
-    def test_an_answer_without_tokens(self, tiny: Path) -> None:
-        assert failure(lambda: load(tiny, templates=Templates(positive=""))).path == "backbone.templates.positive"
 
     @torch.no_grad()
     def test_the_question_changes_the_match_and_no_map(

@@ -81,32 +81,14 @@ class TestWhatItComputes:
             assert torch.equal(one.query, other.query) and torch.equal(one.key, other.key)
         assert tiny_backbone.attention(noisy, timesteps, text, with_noise=False, with_self=False).self_ == []
 
-    def test_an_unknown_layer_is_found_at_once(self, tiny_sd: Path) -> None:
-        error = failure(tiny_sd, cross_layers=["up_blocks.1.attentions.7"])
-        assert "up_blocks.1.attentions.7.transformer_blocks.0.attn2" in str(error)
-        assert "up_blocks.1.attentions.1.transformer_blocks.0.attn2" in str(error.expected)
-
-    def test_half_precision_files_are_read_as_float32(self, folder: Path) -> None:
-        for name in (UNET, TEXT):
-            save_file({key: value.half() for key, value in load_file(folder / name).items()}, folder / name)
-        assert {value.dtype for value in load(folder).parameters()} == {torch.float32}
-
 
 class TestWhatIsNotThere:
-    def test_folder(self, tmp_path: Path) -> None:
-        error = failure(tmp_path / "nowhere")
-        assert str(tmp_path / "nowhere") in str(error) and "backbone.weights" in str(error.remedy)
-
-    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
-    def test_part(self, folder: Path, part: str) -> None:
-        shutil.rmtree(folder / part)
-        error = failure(folder)
-        assert error.path == folder.resolve() and error.found == f"no {part}"
-
-    @pytest.mark.parametrize("name", [UNET, "vae/config.json", "scheduler/scheduler_config.json"])
+    @pytest.mark.parametrize("name", [UNET, "tokenizer/tokenizer.json", "vae/config.json", "scheduler"])
     def test_file(self, folder: Path, name: str) -> None:
-        (folder / name).unlink()
-        assert failure(folder).path == folder.resolve() / Path(name).parts[0]
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        error = failure(folder)
+        assert str(folder.resolve()) in str(error.path) and Path(name).parts[0] in str(error)
 
     def test_a_name_of_an_asset_goes_before_the_hub(self, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(finding, "ASSETS", tiny_sd.parent)
@@ -114,12 +96,11 @@ class TestWhatIsNotThere:
 
 
 class TestWhatIsSpoiled:
-    @pytest.mark.parametrize("name", [UNET, TEXT, "vae/diffusion_pytorch_model.safetensors"])
-    def test_truncated_weights(self, folder: Path, name: str) -> None:
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 2])
+    def test_truncated_weights(self, folder: Path) -> None:
+        content = (folder / UNET).read_bytes()
+        (folder / UNET).write_bytes(content[: len(content) // 2])
         error = failure(folder)
-        assert error.path == folder.resolve() / Path(name).parts[0] and "restore" in str(error.remedy)
+        assert error.path == folder.resolve() / "unet" and "restore" in str(error.remedy)
 
     @pytest.mark.parametrize("name", [UNET, TEXT, "vae/diffusion_pytorch_model.safetensors"])
     def test_missing_tensor_is_not_made_up(self, folder: Path, name: str) -> None:
@@ -134,10 +115,6 @@ class TestWhatIsSpoiled:
         (folder / "unet/config.json").write_text(json.dumps({**config, "block_out_channels": [32, 32, 64, 64]}))
         assert failure(folder).path == folder.resolve() / "unet"
 
-    def test_configuration_that_is_not_json(self, folder: Path) -> None:
-        (folder / "unet/config.json").write_text("{")
-        assert failure(folder).path == folder.resolve() / "unet"
-
 
 def write_hashes(folder: Path) -> None:
     files = [path for path in folder.rglob("*.safetensors") if path.is_file()]
@@ -146,11 +123,6 @@ def write_hashes(folder: Path) -> None:
 
 
 class TestHashes:
-    def test_right_ones_pass(self, folder: Path) -> None:
-        write_hashes(folder)
-        check_hashes(folder)
-        load(folder)
-
     def test_a_changed_file_is_corrupt(self, folder: Path) -> None:
         write_hashes(folder)
         content = bytearray((folder / UNET).read_bytes())
@@ -169,11 +141,6 @@ class TestHashes:
             check_hashes(folder)
         assert caught.value.path == folder / TEXT
 
-    @pytest.mark.parametrize("text", ["{", "[1, 2]", "3"])
-    def test_a_list_that_cannot_be_read(self, folder: Path, text: str) -> None:
-        (folder / "sha256.json").write_text(text)
-        assert failure(folder).path == folder.resolve() / "sha256.json"
-
     def test_fingerprint_follows_weights_configuration_and_names(self, folder: Path) -> None:
         config = StableDiffusionBackbone.Config(weights=str(folder))
         first = StableDiffusionBackbone.content_hash_of(config)
@@ -188,9 +155,4 @@ class TestHashes:
         seen.add(DIFFUSION.fingerprint(folder))
         (folder / "scheduler/scheduler_config.json").write_text("{}")
         seen.add(DIFFUSION.fingerprint(folder))
-        (folder / "scheduler").rename(folder / "timetable")
-        seen.add(DIFFUSION.fingerprint(folder))
-        assert len(seen) == 4
-
-    def test_fingerprint_is_that_of_a_copy_elsewhere(self, tiny_sd: Path, folder: Path) -> None:
-        assert DIFFUSION.fingerprint(tiny_sd) == DIFFUSION.fingerprint(folder)
+        assert len(seen) == 3
