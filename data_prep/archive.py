@@ -131,12 +131,14 @@ def _replace(
 def _extract_all(archive: Path, folder: Path, wanted: Wanted | None, max_files: int, max_bytes: int) -> None:
     count = declared = taken = 0
     name = ""
+    with archive.open("rb") as raw:
+        head = raw.read(16)
     interval = 0.25 if sys.stderr.isatty() else 10  # seconds: a log file gets few lines
     try:
         with archive.open("rb") as raw, tqdm.wrapattr(
             raw, "read", total=archive.stat().st_size, desc=f"extracting {archive.name}", mininterval=interval
         ) as file:  # fmt: skip
-            for member in _zip_members(file, folder) if zipfile.is_zipfile(raw) else _tar_members(file, folder):
+            for member in (_zip_members if head.startswith(b"PK") else _tar_members)(file, folder):
                 name, count, declared = member.name, count + 1, declared + member.size
                 if count > max_files or declared > max_bytes:
                     raise DataError(
@@ -149,8 +151,6 @@ def _extract_all(archive: Path, folder: Path, wanted: Wanted | None, max_files: 
                     member.extract()
                     taken += 1
     except _DAMAGE as error:
-        with archive.open("rb") as raw:
-            head = raw.read(16)
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             "the archive cannot be unpacked", path=archive,
