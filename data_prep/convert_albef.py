@@ -73,7 +73,16 @@ _POSITIONS: Final = "text_encoder.embeddings.position_embeddings.weight"
 
 def main(arguments: list[str]) -> int:
     """The command; see the module."""
-    args = _parse(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.convert_albef",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the authors' .pth file")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the converted model; new or empty")
+    parser.add_argument("--vocab", type=Path, help="vocab.txt of bert-base-uncased (default: the hub's local cache)")
+    parser.add_argument("--head-width", type=int, default=64, help="numbers per attention head (64 in ALBEF)")
+    args = parser.parse_args(arguments)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise StorageError(
             "the folder for the converted model is not empty",
@@ -82,7 +91,7 @@ def main(arguments: list[str]) -> int:
         )
     made = convert(read_checkpoint(args.checkpoint))
     config = architecture(made.tensors, args.head_width)
-    words = read_vocabulary(args.vocab or find_vocabulary(), config["text_config"]["vocab_size"])
+    words = read_vocabulary(args.vocab or cached_vocabulary(), config["text_config"]["vocab_size"])
     config["text_config"] |= {f"{role}_token_id": words.index(token) for role, token in _ROLES.items()}
     check_network(made.tensors, config, args.checkpoint)
     write(args.out, made, config, words, args.checkpoint)
@@ -117,12 +126,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     items = state.items() if isinstance(state, Mapping) else ()
     tensors = {str(name): each for name, each in items if isinstance(each, Tensor)}
     if not tensors:
-        raise BackboneError(
-            "the checkpoint holds no tensors",
-            path=path,
-            expected="a mapping of names to tensors, or one under the key 'model'",
-            remedy="take a checkpoint of github.com/salesforce/ALBEF",
-        )
+        raise _foreign(str(path), "no tensors, neither at the top nor under the key 'model'")
     return tensors
 
 
@@ -139,23 +143,12 @@ def check_network(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path
     guarded("checkpoint", path, lambda: network.load_state_dict(tensors, assign=True))
 
 
-def find_vocabulary() -> Path:
-    """`vocab.txt` of BERT in the hub's local cache.
-
-    Raises:
-        BackboneError: it is not there.
-    """
+def cached_vocabulary() -> Path:
+    """`vocab.txt` of BERT in the hub's local cache; a name where nothing lies if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in BERT:
-        if isinstance(cached := try_to_load_from_cache(name, "vocab.txt"), str):
-            return Path(cached)
-    raise BackboneError(
-        "the BERT vocabulary is not here",
-        path="--vocab",
-        expected=f"vocab.txt of {BERT[0]}, which ALBEF was trained with",
-        remedy=f"hf download {BERT[0]} vocab.txt where there is a connection, or name the file with --vocab",
-    )
+    hits = (try_to_load_from_cache(name, "vocab.txt") for name in BERT)
+    return Path(next((hit for hit in hits if isinstance(hit, str)), "vocab.txt"))
 
 
 def read_vocabulary(path: Path, rows: int) -> list[str]:
@@ -176,7 +169,7 @@ def read_vocabulary(path: Path, rows: int) -> list[str]:
             found=found,
             expected=f"{rows} different words, one per line, as many as the checkpoint has word embeddings, "
             f"{', '.join(_SPECIAL)} among them",
-            remedy="take vocab.txt of bert-base-uncased",
+            remedy=f"hf download {BERT[0]} vocab.txt where there is a connection, or name that file with --vocab",
         )
     return words
 
@@ -339,22 +332,6 @@ def _foreign(name: str, found: str) -> BackboneError:
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.convert_albef",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the authors' .pth file")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the converted model; new or empty")
-    parser.add_argument("--vocab", type=Path, help="vocab.txt of bert-base-uncased (default: the hub's local cache)")
-    parser.add_argument("--head-width", type=int, default=64, help="numbers per attention head (64 in ALBEF)")
-    args = parser.parse_args(arguments)
-    if args.head_width < 1:
-        parser.error("--head-width must be at least 1")
-    return args
 
 
 if __name__ == "__main__":

@@ -54,19 +54,18 @@ def measure(
     """
     judged: dict[tuple[str, bool], list[bool]] = {(kind, truth): [] for kind in KINDS for truth in (True, False)}
     swaps: list[bool] = []
-    for start in range(0, pictures, 20):
-        rng = numpy_generator(0, "measure mini_blip", start)
-        views = [draw_view(HELD_OUT + index, rng) for index in range(start, min(start + 20, pictures))]
-        told = [captions(view, rng) for view in views]
-        pairs = [swap_pair(view, rng) for view in views]
-        found = probabilities(
-            model, tokenizer, views, [[*each, *pair] for each, pair in zip(told, pairs, strict=True)], device
-        )
-        for each, pair, values in zip(told, pairs, found, strict=True):
-            for (text, truth), value in zip(each, values, strict=False):
-                judged[kind_of(text), truth].append((value > 0.5) == truth)
-            if pair:
-                swaps.append(values[len(each)] > values[len(each) + 1])
+    for index in range(HELD_OUT, HELD_OUT + pictures):
+        rng = numpy_generator(0, "measure mini_blip", index)
+        view = draw_view(index, rng)
+        told, pair = captions(view, rng), swap_pair(view, rng)
+        packed = pack(tokenizer, [[Caption(*each) for each in (*told, *pair)]]).to(device)
+        pixels = normalised(torch.from_numpy(view.image[None]).to(device))
+        hidden = packed.read(model, model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state)
+        values = model.itm_head(hidden[packed.image, packed.start]).float().softmax(-1)[:, 1].tolist()
+        for (text, truth), value in zip(told, values, strict=False):
+            judged[kind_of(text), truth].append((value > 0.5) == truth)
+        if pair:
+            swaps.append(values[-2] > values[-1])
     facts: dict[str, Any] = {
         kind: {
             "right": round(float(np.mean(judged[kind, True])), 4),
@@ -93,30 +92,12 @@ def swap_pair(view: View, rng: np.random.Generator) -> list[tuple[str, bool]]:
     ]
 
 
-def probabilities(
-    model: BlipForImageTextRetrieval,
-    tokenizer: BertTokenizer,
-    views: list[View],
-    told: list[list[tuple[str, bool]]],
-    device: torch.device,
-) -> list[list[float]]:
-    """Match probability of each caption with its view."""
-    packed = pack(tokenizer, [[Caption(*each) for each in some] for some in told]).to(device)
-    pixels = normalised(torch.from_numpy(np.stack([view.image for view in views])).to(device))
-    states = model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
-    hidden = packed.read(model, states)
-    values = iter(model.itm_head(hidden[packed.image, packed.start]).float().softmax(-1)[:, 1].tolist())
-    return [[next(values) for _ in each] for each in told]
-
-
 def kind_of(text: str) -> str:
     """Which of `KINDS` a caption is."""
     if not text.startswith("image of"):
         return "long"
-    words = text.split()[2:-1]
-    if len(words) > 1:
-        return "colour"
-    return "part" if words[0] in _PARTS else "scene"
+    word, *more = text.split()[2:-1]
+    return "colour" if more else "part" if word in _PARTS else "scene"
 
 
 _PARTS = {word for words in WORDS.values() for word in words} | set(PLURALS.values())

@@ -163,7 +163,5 @@ def _average(decay: float) -> Callable[..., None]:
 
 
 def _line(stage: Stage, state: dict[str, Any]) -> str:
-    bar = "#" * round(20 * min(1.0, state["spent"] / stage.seconds))
-    minutes = f"{state['spent'] / 60:.1f}/{stage.seconds / 60:.1f} min"
     facts = " ".join(f"{name} {value:.4g}" for name, value in state["means"].items())
-    return f"{stage.name} [{bar:<20}] {minutes} step {state['step']} images {state['images']} {facts}"
+    return f"{stage.name} {state['spent'] / 60:.1f}/{stage.seconds / 60:.1f} min step {state['step']} {facts}"
