@@ -89,43 +89,33 @@ def extract(
             remedy="check the path; docs/data.md says where the data sets can be downloaded",
         )  # fmt: skip
     status = archive.stat()
+    building = into.with_name(f".{into.name}.extracting")
     record = {"archive": archive.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     try:
         with alone(into):
-            before = _read_record(into)
+            file = into / RECORD
+            before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
             if before is None and into.exists() and any(into.iterdir()):
                 raise DataError(
                     "the folder for the extracted files holds something else", path=into,
                     found="files that were not extracted here", expected=f"nothing, or files of {archive.name}",
                     remedy="to use the folder as it is, name it instead of the archive; else move it away",
                 )  # fmt: skip
-            if before is None or record.items() - before.items():
-                _replace(archive, into, record, wanted, max_files, max_bytes)
+            if before is not None and {**before, **record} == before:
+                return into
+            shutil.rmtree(building, ignore_errors=True)  # of a command that was killed: nobody else is at work
+            try:
+                building.mkdir()
+                _extract_all(archive, building, wanted, max_files, max_bytes)
+                (building / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+                if into.exists():
+                    shutil.rmtree(into)
+                building.rename(into)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
         raise storage_error(error, error.filename or into) from error
     return into
-
-
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    file = folder / RECORD
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
-
-
-def _replace(
-    archive: Path, into: Path, record: dict[str, Any], wanted: Wanted | None, max_files: int, max_bytes: int
-) -> None:
-    building = into.with_name(f".{into.name}.extracting")
-    shutil.rmtree(building, ignore_errors=True)  # of a command that was killed: `alone` says that none is at work
-    try:
-        building.mkdir()
-        _extract_all(archive, building, wanted, max_files, max_bytes)
-        (building / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
-        if into.exists():
-            shutil.rmtree(into)
-        building.rename(into)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 def _extract_all(archive: Path, folder: Path, wanted: Wanted | None, max_files: int, max_bytes: int) -> None:

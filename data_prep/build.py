@@ -272,7 +272,7 @@ def _complete(
         **head,
         "dropped": dict(sorted(reasons.items())),
         "dropped_samples": dict(sorted(listed.items())),
-        "faulty": [{"source": key, "what": _described(error)} for key, error in errors.items()],
+        "faulty": [{"source": key, "what": _what(error)} for key, error in errors.items()],
         "files": dict(sorted(files.items())),
         "samples": {f"{each.split}/{each.id}": each.facts for each in samples},
     }
@@ -282,7 +282,7 @@ def _complete(
     return manifest
 
 
-def _described(error: SlimeBenchError) -> str:
+def _what(error: SlimeBenchError) -> str:
     """The error of a faulty source without the user's folders."""
     return error.summary + (f" ({Path(error.path).name})" if error.path is not None else "")
 

@@ -51,18 +51,16 @@ PAINTING: Final[Mapping[str, tuple[str, ...]]] = {
 """Name of the order -> attributes as they are painted, each over those before it."""
 
 
-def merge(masks: Mapping[str, np.ndarray], order: str) -> np.ndarray | None:
+def merge(masks: Mapping[str, np.ndarray], order: str) -> np.ndarray:
     """Paint the attribute masks of one face.
 
     Args:
-        masks: attribute -> bool [H,W], all of one size; absent attributes may be left out.
+        masks: attribute -> bool [H,W], all of one size; absent attributes may be left out, at least one is there.
         order: `slime`, `regan` or `celeba_authors`.
 
     Returns:
-        uint8 [H,W], indices into `CLASSES`; 0 where no class is painted. None without any mask.
+        uint8 [H,W], indices into `CLASSES`; 0 where no class is painted.
     """
-    if not masks:
-        return None
     label = np.zeros(next(iter(masks.values())).shape, np.uint8)
     for name in PAINTING[order]:
         if name in masks:

@@ -4,7 +4,6 @@ processes do it side by side."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from PIL import Image
@@ -13,10 +12,9 @@ from data_prep.build import Dropped, Made
 from data_prep.celebamask_hq.files import MAPPING, Face, split_of
 from data_prep.celebamask_hq.merge import CLASS_OF, CLASSES, IGNORED, PAINTING, merge
 from data_prep.processes import Job
+from slime_bench.data.label_maps import class_pixels
 from slime_bench.data.reading import DECODING_ERRORS, read_image
 from slime_bench.errors import DataError, LabelError, SlimeBenchError
-
-NO_MASK: Final = "no mask of any class"
 
 
 def make_face(job: Job, *, root: Path, order: str, size: int) -> list[Made | Dropped]:
@@ -49,9 +47,9 @@ def make_face(job: Job, *, root: Path, order: str, size: int) -> list[Made | Dro
             expected=f"a square of at least {size}x{size} (1024x1024 in the official archive)",
             remedy="restore the image of the official archive, or name the side of your masks with --size",
         )  # fmt: skip
-    label = merge(_masks(face, root, size), order)
-    if label is None:
-        return [Dropped(split, job.key, NO_MASK)]
+    masks = _masks(face, root, size)
+    if not masks:
+        return [Dropped(split, job.key, "no mask of any class")]
     pixels = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
     facts = {
         "source": face.image,
@@ -59,7 +57,7 @@ def make_face(job: Job, *, root: Path, order: str, size: int) -> list[Made | Dro
         "ignored": [name for name in face.attributes if name in IGNORED],
         "source_size": [height, width],
     }
-    return [Made(split, job.key, pixels, label, facts)]
+    return [Made(split, job.key, pixels, merge(masks, order), facts)]
 
 
 def count_face(job: Job, *, root: Path, size: int) -> np.ndarray | SlimeBenchError:
@@ -69,9 +67,9 @@ def count_face(job: Job, *, root: Path, size: int) -> np.ndarray | SlimeBenchErr
         masks = _masks(job.payload, root, size)
     except SlimeBenchError as error:
         return error
-    labels = [merge(masks, order) for order in PAINTING]
-    none = np.zeros(len(CLASSES), np.int64)
-    return np.stack([none if each is None else np.bincount(each.ravel(), minlength=len(CLASSES)) for each in labels])
+    if not masks:
+        return np.zeros((len(PAINTING), len(CLASSES)), np.int64)
+    return np.stack([class_pixels(merge(masks, order), len(CLASSES)) for order in PAINTING])
 
 
 def read_mask(path: Path, size: int) -> np.ndarray:

@@ -59,7 +59,7 @@ def measure(
         view = draw_view(index, rng)
         told, pair = captions(view, rng), swap_pair(view, rng)
         packed = pack(tokenizer, [[Caption(*each) for each in (*told, *pair)]]).to(device)
-        pixels = normalised(torch.from_numpy(view.image[None]).to(device))
+        pixels = normalised(torch.from_numpy(np.stack([view.image])).to(device))
         hidden = packed.read(model, model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state)
         values = model.itm_head(hidden[packed.image, packed.start]).float().softmax(-1)[:, 1].tolist()
         for (text, truth), value in zip(told, values, strict=False):

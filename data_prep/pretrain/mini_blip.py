@@ -9,7 +9,6 @@ command goes on from there after an interruption.
 from __future__ import annotations
 
 import argparse
-import time
 
 import torch
 from lightning.fabric import Fabric
@@ -36,11 +35,10 @@ def train_matcher(fabric: Fabric, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = arguments(__doc__, "mini_blip", 80.0, "blip128")
-    started = time.time()
     if not args.export_only:
         fabric_of(args.device, args.processes).launch(train_matcher, args)  # type: ignore[arg-type]
     export(args.work, args.out, SIZE, torch.device(args.device))
-    print(f"wrote {args.out} after {(time.time() - started) / 60:.1f} minutes")
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

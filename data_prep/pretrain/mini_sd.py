@@ -9,7 +9,6 @@ checkpoint every three minutes in `--work`, and the same command goes on from th
 from __future__ import annotations
 
 import argparse
-import time
 
 import torch
 from diffusers import AutoencoderKL
@@ -45,12 +44,11 @@ def train_denoiser(fabric: Fabric, args: argparse.Namespace, vae: AutoencoderKL)
 
 def main() -> None:
     args = arguments(__doc__, "mini_sd", 100.0, "unet128")
-    started = time.time()
     vae = trained_vae(args)
     if not args.export_only:
         fabric_of(args.device, args.processes).launch(train_denoiser, args, vae)  # type: ignore[arg-type]
     export(args.work, args.out, vae, CHANNELS, torch.device(args.device))
-    print(f"wrote {args.out} after {(time.time() - started) / 60:.1f} minutes")
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

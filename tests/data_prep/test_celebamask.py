@@ -77,7 +77,7 @@ class TestMerge:
         masks = {name: np.array(row).reshape(3, 4) for name, row in rows.items()}
         for order in ORDERS:
             label = merge(masks, order)
-            assert label is not None and label.dtype == np.uint8 and label.shape == (3, 4)
+            assert label.dtype == np.uint8 and label.shape == (3, 4)
             for position in np.ndindex(3, 4):
                 present = {name for name, mask in masks.items() if mask[position]}
                 assert CLASSES[label[position]] == oracle(present, order), (order, present)
@@ -85,9 +85,7 @@ class TestMerge:
 
 def merge_label_map(attributes: np.ndarray, order: str = "slime") -> np.ndarray:
     """The classes of a face that comes as one label map of all attributes (0..18): nothing overlaps in it."""
-    label = merge({name: attributes == index for index, name in enumerate(ATTRIBUTES, start=1)}, order)
-    assert label is not None
-    return label
+    return merge({name: attributes == index for index, name in enumerate(ATTRIBUTES, start=1)}, order)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,11 @@ from slime_bench.data.verify import verify_splits
 from slime_bench.errors import DataError
 from tests.fixtures.twins.pascal import (
     KEPT,
-    Case,
-    Thing,
     Twin,
     expected,
     write_car_test_twin,
-    write_list,
     write_mat,
     write_pascal_twin,
-    write_picture,
 )
 
 PLAIN, PLAIN_VAL = 12, 2
@@ -152,20 +147,6 @@ def test_car_test_set_takes_the_place_of_car_val(
             main(command(small, wrong[0], tmp_path / "x", *wrong[1:]))
 
 
-def test_archives_and_folders_give_the_same(small: Twin, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "voc.tar", "w") as file:
-        file.add(small.voc.parent, "VOCdevkit")
-    with tarfile.open(tmp_path / "parts.tar.gz", "w:gz") as file:
-        file.add(small.parts, "Annotations_Part")
-    main(command(small, "car", tmp_path / "a" / "car"))
-    packed = ["--voc", str(tmp_path / "voc.tar"), "--parts", str(tmp_path / "parts.tar.gz"), "--subject", "car"]
-    main([*packed, "--out", str(tmp_path / "b" / "car"), "--workers", "1"])
-    one, two = (read_manifest(tmp_path / name / "car") for name in "ab")
-    assert one["files"] == two["files"] and one["samples"] == two["samples"]
-    assert two["sources"] == {"voc": "voc.tar", "parts": "parts.tar.gz"}
-    assert (tmp_path / "b" / "raw" / "voc" / "VOCdevkit").is_dir()
-
-
 def test_other_painting_is_another_data_set(twin: Twin, tmp_path: Path) -> None:
     out = tmp_path / "horse"
     main(command(twin, "horse", out, "--rule", "slime_lab"))
@@ -234,20 +215,6 @@ def test_slime_lab_needs_no_boxes(small: Twin, tmp_path: Path) -> None:
         path.unlink()
     main(command(small, "car", tmp_path / "car", "--rule", "slime_lab"))
     assert len(read_manifest(tmp_path / "car")["samples"]) == 4
-
-
-def test_names_with_other_letters(tmp_path: Path) -> None:
-    twin = Twin(tmp_path, tmp_path / "VOC2010", tmp_path / "Annotations_Part")
-    for split, keys in (("train", ["größe_馬", "plain"]), ("val", ["été"])):
-        for index, key in enumerate(keys):
-            write_picture(twin, key, Case((Thing("horse", (10, 10, 150, 120)),)), "support", 3 * index + len(split))
-        write_list(twin, "horse", split, [f"{key}  1" for key in keys])
-    main(command(twin, "horse", tmp_path / "out"))
-    assert {name.split("/")[1] for name in read_manifest(tmp_path / "out")["samples"]} == {
-        "größe_馬_1",
-        "plain_1",
-        "été_1",
-    }
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> int:

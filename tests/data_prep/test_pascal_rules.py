@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from data_prep.pascal_part.annotations import Part, PartObject, VocObject, read_annotation
 from data_prep.pascal_part.boxes import Box, extent
 from data_prep.pascal_part.command import main
-from data_prep.pascal_part.files import read_lists
 from data_prep.pascal_part.merge import paint
 from data_prep.pascal_part.rules import (
     EMPTY,
@@ -31,16 +30,12 @@ from data_prep.pascal_part.rules import (
     cut_out,
     judge,
 )
-from data_prep.pascal_part.work import count_verdicts, picture
-from data_prep.processes import Job
 from tests.fixtures.twins.pascal import (
     EXPECTED,
     KEPT,
-    Thing,
     Twin,
     cases,
     expected,
-    placed_label,
     write_pascal_twin,
 )
 
@@ -262,24 +257,6 @@ def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return request.param, write_pascal_twin(root, request.param, train=3, val=1)
 
 
-def test_every_case_of_the_twin(twin: tuple[str, Twin]) -> None:
-    subject, made = twin
-    entries = {entry.id: entry for split in read_lists(made.voc, subject).values() for entry in split}
-    assert set(EXPECTED) == set(cases(subject))
-    for name, by_rule in EXPECTED.items():
-        for key in made.ids[name]:
-            if key not in entries:
-                assert name == "absent"
-                continue
-            source = picture(entries[key], "support", made.voc, made.parts, needs_boxes=True)
-            counts = count_verdicts(Job(key, source), subject=subject, rules=RULES)
-            assert counts == {
-                ("support", rule, reason): count for rule, each in by_rule.items() for reason, count in each.items()
-            }, name
-    named = {reason for by_rule in EXPECTED.values() for outcome in by_rule.values() for reason in outcome} - {KEPT}
-    assert named == set(REASONS) - {EMPTY, OUTSIDE}
-
-
 def test_comparison_counts_the_twin(twin: tuple[str, Twin], capsys: pytest.CaptureFixture[str]) -> None:
     subject, made = twin
     assert main(comparison(made, subject)) == 0
@@ -289,6 +266,8 @@ def test_comparison_counts_the_twin(twin: tuple[str, Twin], capsys: pytest.Captu
             counts = {reason: row[number] for reason, row in table.items() if row[number]}
             assert counts == expected(rule, plain), rule
         assert KEPT in table and all(any(row) for row in table.values())
+    named = {reason for by_rule in EXPECTED.values() for outcome in by_rule.values() for reason in outcome} - {KEPT}
+    assert named == set(REASONS) - {EMPTY, OUTSIDE} and set(EXPECTED) == set(cases(subject))
 
 
 def comparison(made: Twin, subject: str) -> list[str]:
@@ -305,17 +284,6 @@ def rows_of(text: str) -> list[dict[str, list[int]]]:
             reason, *cells = (cell.strip() for cell in line.strip("│").split("│"))
             tables[-1][reason] = [int(cell) for cell in cells]
     return tables
-
-
-def test_parts_of_the_twin_paint_its_pictures(twin: tuple[str, Twin]) -> None:
-    """Whatever lies under what: merged and painted, an object's parts are its mini-world label map again."""
-    subject, made = twin
-    for position, key in enumerate(made.ids["plain"][:3]):
-        (item,) = read_annotation(made.parts / f"{key}.mat")
-        box = extent(item.mask)
-        assert box is not None
-        label = placed_label(Thing(subject, (box.left, box.top, box.width, box.height)), "support", 3 * position)
-        assert np.array_equal(paint(subject, [item], item.mask.shape), label) and len(np.unique(label)) >= 4
 
 
 # The real picture 2008_000008: a horse (object 2) under a rider (object 1), 442 x 500. There is no XML among the real
