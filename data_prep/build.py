@@ -144,13 +144,17 @@ def build(
         with alone(out):
             if (report := finished(out, head, force)) is not None:
                 return report
-            records, errors = _finished_jobs(building, head, jobs), {}
+            records = _finished_jobs(building, head, jobs)
+            errors: dict[str, SlimeBenchError] = {}
             resumed = len(records)
             missing = [job for job in jobs if job.key not in records]
             task = _Task(work, building, len(recipe.classes))
             with closing(in_processes(task, missing, workers, title=recipe.name, done=resumed)) as results:
                 for job, result in results:
-                    (errors if isinstance(result, SlimeBenchError) else records)[job.key] = result
+                    if isinstance(result, SlimeBenchError):
+                        errors[job.key] = result
+                    else:
+                        records[job.key] = result
             errors = {job.key: errors[job.key] for job in jobs if job.key in errors}
             if errors and faulty == "stop":
                 lines = [f"{each.path or key}: {each.summary} ({each.found})" for key, each in errors.items()]

@@ -43,12 +43,6 @@ def parser_of(name: str, description: str | None, out: str) -> argparse.Argument
     Args:
         out: an example for `--out`.
     """
-
-    def processes(text: str) -> int:
-        if int(text) < 0:
-            raise argparse.ArgumentTypeError(f"{text}: 1 or more, or 0 for one per processor")
-        return int(text)
-
     parser = argparse.ArgumentParser(
         prog=f"python -m data_prep.{name}", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,7 +50,7 @@ def parser_of(name: str, description: str | None, out: str) -> argparse.Argument
     add = parser.add_argument
     add("--out", type=Path, help=f"the data set's folder, e.g. {out}")
     add("--work", type=Path, help="where archives are unpacked (default: raw/ beside --out)")
-    add("--workers", type=processes, default=0, help="processes (default: one for each processor)")
+    add("--workers", type=int, default=0, help="processes (default: one for each processor)")
     add(
         "--faulty", choices=("stop", "skip"), default="stop",
         help="faulty source files: name them all and stop, or leave them out and list them in the manifest",

@@ -18,8 +18,6 @@ from transformers import (
     BertTokenizer,
     BlipConfig,
     BlipForImageTextRetrieval,
-    BlipTextConfig,
-    BlipVisionConfig,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -153,36 +151,27 @@ def build_blip_tokenizer(words: list[str]) -> BertTokenizer:
 
 def build_blip(tokenizer: BertTokenizer, width: int = 192, layers: int = 6) -> BlipForImageTextRetrieval:
     """`layers` vision layers and as many text layers, each with cross-attention to the image."""
-    heads = width // HEAD_WIDTH
-    text = BlipTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        encoder_hidden_size=width,
-        intermediate_size=2 * width,
-        projection_dim=width // 2,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=BLIP_TOKENS,
-        bos_token_id=tokenizer.cls_token_id,
-        eos_token_id=tokenizer.sep_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = BlipVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        projection_dim=width // 2,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        image_size=BLIP_SIDE,
-        patch_size=BLIP_PATCH,
-        initializer_range=0.02,
-    )
-    return BlipForImageTextRetrieval(
-        BlipConfig(
-            text_config=text.to_dict(),
-            vision_config=vision.to_dict(),
-            projection_dim=width // 2,
-            image_text_hidden_size=width // 2,
-        )
-    )
+    shared = {
+        "hidden_size": width,
+        "projection_dim": width // 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // HEAD_WIDTH,
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "encoder_hidden_size": width,
+        "intermediate_size": 2 * width,
+        "max_position_embeddings": BLIP_TOKENS,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "intermediate_size": 4 * width,
+        "image_size": BLIP_SIDE,
+        "patch_size": BLIP_PATCH,
+        "initializer_range": 0.02,
+    }
+    sizes = {"projection_dim": width // 2, "image_text_hidden_size": width // 2}
+    return BlipForImageTextRetrieval(BlipConfig(text_config=shared | text, vision_config=shared | vision, **sizes))
