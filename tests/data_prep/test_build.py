@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -235,17 +234,6 @@ class TestResume:
         assert calls(log) == ([] if step == "tidying" else ["2008_000001"]) and report.made == len(calls(log))
         assert tree(out) == whole
 
-    def test_two_commands_at_once(self, tmp_path: Path, repository: Path) -> None:
-        """The second waits for the first, and finds its data set."""
-        out, log = tmp_path / "car", tmp_path / "log"
-        command = [sys.executable, toy_build.__file__, str(out), "1", str(log), "0.01"]
-        both = [
-            subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(repository)}, stderr=subprocess.DEVNULL)
-            for _ in range(2)
-        ]
-        assert [process.wait(60) for process in both] == [0, 0]
-        assert calls(log) == [job.key for job in jobs(60)]
-
 
 def below(pid: int) -> list[int]:
     """Processes that a process has started, and those have, where the system tells."""
@@ -420,20 +408,6 @@ class TestPlace:
         make(tmp_path / "dangling")
         assert tree(tmp_path / "car") == tree(tmp_path / "disk" / "car") == tree(tmp_path / "disk" / "later") == whole
         assert (tmp_path / "link").is_symlink()
-
-    def test_no_permission(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Tests may run as root, whom no permission stops."""
-
-        def refuse(self: Path, *_: Any, **__: Any) -> None:
-            raise PermissionError(errno.EACCES, "Permission denied", str(self))
-
-        (tmp_path / "data").mkdir()
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "mkdir", refuse)
-            with pytest.raises(StorageError, match="Permission denied") as caught:
-                make(tmp_path / "data" / "car")
-        assert "mend the permissions" in str(caught.value.remedy)
-        assert make(tmp_path / "data" / "car").kept["test"] == 9
 
 
 class TestReport:

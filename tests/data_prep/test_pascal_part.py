@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.commands import run
 from data_prep.pascal_part.command import main
 from data_prep.pascal_part.rules import RULES
 from data_prep.split_lists import VAL_SIZE, committed
@@ -217,41 +214,18 @@ def test_slime_lab_needs_no_boxes(small: Twin, tmp_path: Path) -> None:
     assert len(read_manifest(tmp_path / "car")["samples"]) == 4
 
 
-def ended(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> int:
-    monkeypatch.setattr(sys, "argv", ["pascal_part", *arguments])
-    return run(main)
-
-
-def test_mistakes_end_with_a_message_and_exit_code_2(
-    small: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    empty = tmp_path / "elsewhere"
-    empty.mkdir()
-    write_mat(empty / "other.mat", "other", [])
-    out = tmp_path / "car"
-    sources = command(small, "car", out)
-
-    def with_source(name: str, value: Path) -> list[str]:
-        place = sources.index(name) + 1
-        return [*sources[:place], str(value), *sources[place + 1 :]]
-
-    mistakes: dict[str, list[str]] = {
-        "the data are not there": with_source("--voc", tmp_path / "nowhere"),
-        "no VOC2010 found": with_source("--voc", small.parts),
-        "no Annotations_Part found": with_source("--parts", small.voc),
-        "no picture of the lists has a part annotation": with_source("--parts", empty),
-        "cannot use the image list": command(small, "horse", out),
-    }
-    for words, arguments in mistakes.items():
-        assert ended(monkeypatch, arguments) == 2, words
-        shown: Any = capsys.readouterr()
-        assert words in shown.err and "Traceback" not in shown.err and shown.out == ""
-    assert not out.exists()
-    spoil(small, "mat cut")
-    assert ended(monkeypatch, [*sources[:6], "--compare-rules"]) == 2
-    shown = capsys.readouterr()
-    assert "1 of 4 source pictures are faulty" in shown.err and "unreadable" in shown.out
-    assert ended(monkeypatch, [*sources[:6], "--compare-rules", "--faulty", "skip"]) == 0
+def test_comparison_names_faulty_files(small: Twin, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = spoil(small, "mat cut")
+    arguments = [*command(small, "car", tmp_path / "car")[:6], "--compare-rules"]
+    with pytest.raises(DataError, match="1 of 4 source pictures are faulty") as caught:
+        main(arguments)
+    assert f"{path}: cannot read the annotation" in str(caught.value.found) and "unreadable" in capsys.readouterr().out
+    assert main([*arguments, "--faulty", "skip"]) == 0
+    for mat in small.parts.iterdir():
+        mat.rename(mat.with_stem(f"another {mat.stem}"))
+    with pytest.raises(DataError, match="no picture of the lists has a part annotation"):
+        main(arguments)
+    assert not (tmp_path / "car").exists()
 
 
 def test_what_is_restored_counts_when_the_command_is_repeated(small: Twin, tmp_path: Path) -> None:
