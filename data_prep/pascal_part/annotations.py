@@ -61,10 +61,17 @@ def read_annotation(path: Path) -> tuple[PartObject, ...]:
         _check_whole(content)
         record = loadmat(io.BytesIO(content), variable_names=["anno"])["anno"][0, 0]
         objects = tuple(
-            PartObject(_name(item["class"]), _mask(item["mask"]), tuple(_part(each) for each in _items(item["parts"])))
-            for item in _items(record["objects"])
+            PartObject(
+                _name(item["class"]),
+                _mask(item["mask"]),
+                # MATLAB writes no parts as an empty array of any type.
+                tuple(Part(_name(part["part_name"]), _mask(part["mask"])) for part in item["parts"].reshape(-1)),
+            )
+            for item in record["objects"].reshape(-1)
         )
-        _check_sizes(objects)
+        shapes = {each.mask.shape for item in objects for each in (item, *item.parts)}
+        if len(shapes) > 1:
+            raise ValueError(f"masks differ in size: {sorted(shapes)}")
     except Exception as error:  # scipy lets through whatever its bytes lead to
         raise DataError(
             "cannot read the annotation", path=path, found=f"{type(error).__name__}: {error}",
@@ -95,15 +102,6 @@ def _check_whole(content: bytes) -> None:
         start = end
 
 
-def _items(array: np.ndarray) -> list[np.void]:
-    """The records of a (1,N) struct array; MATLAB writes none of them as an empty array of any type."""
-    return list(array.reshape(-1))
-
-
-def _part(item: np.void) -> Part:
-    return Part(_name(item["part_name"]), _mask(item["mask"]))
-
-
 def _name(array: np.ndarray) -> str:
     name = array.item()
     if not isinstance(name, str):
@@ -116,17 +114,6 @@ def _mask(array: np.ndarray) -> np.ndarray:
     if array.ndim != 2 or (array[~mask] != 0).any():
         raise ValueError(f"a mask {list(array.shape)} with values {np.unique(array)[:5].tolist()}")
     return mask
-
-
-def _check_sizes(objects: tuple[PartObject, ...]) -> None:
-    sizes: dict[tuple[int, ...], str] = {}
-    for number, item in enumerate(objects, start=1):
-        sizes.setdefault(item.mask.shape, f"object {number} ({item.name})")
-        for part in item.parts:
-            sizes.setdefault(part.mask.shape, f"object {number}, part {part.name}")
-    if len(sizes) > 1:
-        found = "; ".join(f"{what}: {shape[1]}x{shape[0]}" for shape, what in sizes.items())
-        raise ValueError(f"masks differ in size ({found})")
 
 
 def read_voc(path: Path) -> tuple[VocObject, ...]:

@@ -141,4 +141,4 @@ def test_other_layouts(tmp_path: Path) -> None:
         wrong[0, 0]["objects"][0, 0][field] = value
         assert words in refused(save(path, anno=wrong)), (field, words)
     write_mat(path, "a", [("person", MASK, []), ("car", MASK, [("wheel_2", MASK[:4])])])
-    assert "masks differ in size (object 1 (person): 7x5; object 2, part wheel_2: 7x4)" in refused(path)
+    assert "masks differ in size: [(4, 7), (5, 7)]" in refused(path)
