@@ -69,7 +69,7 @@ def read_annotation(path: Path) -> tuple[PartObject, ...]:
             )
             for item in record["objects"].reshape(-1)
         )
-        shapes = {each.mask.shape for item in objects for each in (item, *item.parts)}
+        shapes = {mask.shape for item in objects for mask in (item.mask, *(part.mask for part in item.parts))}
         if len(shapes) > 1:
             raise ValueError(f"masks differ in size: {sorted(shapes)}")
     except Exception as error:  # scipy lets through whatever its bytes lead to
