@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -23,18 +23,14 @@ import numpy as np
 from PIL import Image
 
 from data_prep.commands import storage_error
-from data_prep.place import KINDS, RECORDS, BuildReport, finished, print_report, remove, replaced, sizes, tidy
-from data_prep.processes import Job, Stamp, faulty_sources, in_processes, stamp
+from data_prep.place import KINDS, RECORDS, SPLITS, BuildReport, finished, replaced, tidy
+from data_prep.processes import Job, faulty_sources, in_processes
+from slime_bench.data.label_maps import class_pixels
 from slime_bench.data.manifest import MANIFEST, pixels_sha256
-from slime_bench.errors import ConfigError, DataError, SlimeBenchError
+from slime_bench.errors import DataError, SlimeBenchError
 from slime_bench.storage import alone
 
-__all__ = [
-    "BuildReport", "Dropped", "Job", "Made", "Recipe", "Sample", "Stamp", "build", "print_report", "stamp",
-]  # fmt: skip
-
 VERSION: Final = 1
-_MAX_ID_BYTES: Final = 200  # a file name has 255 bytes at most, and ours gain a suffix
 # Measured on photographs of 512x512 (Pillow 13, zlib-ng): level 1 takes 17 ms and 380 kB, the usual 6 takes 75 ms and
 # 350 kB.
 _COMPRESSION: Final = 1
@@ -49,8 +45,7 @@ class Made:
         id: unique over all splits; the stem of its two files.
         image: uint8 [H,W,3] RGB.
         label: uint8 [H,W], class indices in label order, 255 = ignore.
-        facts: what the manifest says about it: source, object, box, ... (JSON; NumPy numbers are taken too). `size`
-            [H, W] and `pixels` per class are added.
+        facts: what the manifest says about it (JSON): source, object, box, ...
     """
 
     split: str
@@ -94,8 +89,8 @@ class Recipe:
         classes: names in label order.
         settings: everything that decides the content (JSON), e.g. {"rule": "paper"}.
         sources: the inputs' names as they were given, for the manifest.
-        assign: all samples in order of the jobs -> {id: split} of those that change their split.
         splits: the lists under `splits/`: all samples, after `assign` -> {name of the list: ids}.
+        assign: all samples in order of the jobs -> {id: split} of those that change their split.
     """
 
     name: str
@@ -103,8 +98,8 @@ class Recipe:
     classes: tuple[str, ...]
     settings: dict[str, Any]
     sources: dict[str, str]
+    splits: Callable[[list[Sample]], Mapping[str, Sequence[str]]]
     assign: Callable[[list[Sample]], Mapping[str, str]] = lambda samples: {}
-    splits: Callable[[list[Sample]], Mapping[str, Sequence[str]]] = lambda samples: {}
 
 
 def build(
@@ -130,22 +125,17 @@ def build(
         force: replace a data set that a manifest vouches for.
 
     Raises:
-        ConfigError: `out` is no folder's name. DataError: `out` holds something else, faulty sources, two samples of
-        one id, nothing kept, or a worker that died. StorageError: a file cannot be written.
+        DataError: `out` holds something else, faulty sources, nothing kept, or a worker that died.
+        StorageError: a file cannot be written.
     """
     began = time.monotonic()
     out = Path(os.path.realpath(out))  # a link to a folder on another disk: build there
-    if not out.name:
-        raise ConfigError(
-            "no folder for the data set", path="--out", found=out, expected="e.g. data/pascal_part/car",
-            remedy="name a folder",
-        )  # fmt: skip
     head = {
         "version": VERSION,
         "name": recipe.name,
         "subject": recipe.subject,
         "classes": list(recipe.classes),
-        "settings": _plain(recipe.settings),
+        "settings": json.loads(json.dumps(recipe.settings)),  # as a manifest holds them: tuples become lists
         "sources": recipe.sources,
         "inputs": {"count": len(jobs), "sha256": _sha256("\n".join(job.key for job in jobs))},
     }
@@ -154,9 +144,23 @@ def build(
         with alone(out):
             if (report := finished(out, head, force)) is not None:
                 return report
-            records, resumed = _make_all(building, recipe, head, jobs, work, workers, faulty)
-            manifest = _complete(building, recipe, head, records)
-            if force and out.exists():
+            records = _finished_jobs(building, head, jobs)
+            errors: dict[str, SlimeBenchError] = {}
+            resumed = len(records)
+            missing = [job for job in jobs if job.key not in records]
+            task = _Task(work, building, len(recipe.classes))
+            with closing(in_processes(task, missing, workers, title=recipe.name, done=resumed)) as results:
+                for job, result in results:
+                    if isinstance(result, SlimeBenchError):
+                        errors[job.key] = result
+                    else:
+                        records[job.key] = result
+            errors = {job.key: errors[job.key] for job in jobs if job.key in errors}
+            if errors and faulty == "stop":
+                lines = [f"{each.path or key}: {each.summary} ({each.found})" for key, each in errors.items()]
+                raise faulty_sources(lines, len(jobs))
+            manifest = _complete(building, recipe, head, [records[j.key] for j in jobs if j.key in records], errors)
+            if out.exists():
                 out.rename(replaced(out))
             building.rename(out)
             tidy(out)
@@ -165,52 +169,31 @@ def build(
     return BuildReport(out, manifest, len(jobs) - resumed, resumed, time.monotonic() - began)
 
 
-def _make_all(
-    building: Path,
-    recipe: Recipe,
-    head: Mapping[str, Any],
-    jobs: Sequence[Job],
-    work: Work,
-    workers: int,
-    faulty: str,
-) -> tuple[list[dict[str, Any]], int]:
-    """Records of all jobs in their order, and how many of them were finished before; faulty sources have one too."""
+def _finished_jobs(building: Path, head: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any]:
+    """The records of finished jobs by their keys, where the recipe is still the same; else the folder starts afresh."""
     identity = json.dumps({key: value for key, value in head.items() if key != "inputs"})
     recipe_file = building / RECORDS / "recipe.json"
     if not recipe_file.is_file() or recipe_file.read_text(encoding="utf-8") != identity:
-        remove(building)
+        shutil.rmtree(building, ignore_errors=True)
         recipe_file.parent.mkdir(parents=True)
         recipe_file.write_text(identity, encoding="utf-8")
-    present = sizes(building)
-    records = {job.key: record for job in jobs if (record := _record_of(building, job, present)) is not None}
-    resumed = len(records)
-    errors: dict[str, SlimeBenchError] = {}
-    task = _Task(work, building, len(recipe.classes))
-    missing = [job for job in jobs if job.key not in records]
-    with closing(in_processes(task, missing, workers, title=recipe.name, done=resumed)) as results:
-        for job, result in results:
-            if isinstance(result, SlimeBenchError):
-                errors[job.key] = result
-            else:
-                records[job.key] = result
-    errors = {job.key: errors[job.key] for job in jobs if job.key in errors}
-    if errors and faulty == "stop":
-        raise faulty_sources(
-            [f"{each.path or key}: {each.summary} ({each.found})" for key, each in errors.items()], len(jobs),
-            expected="source files that are whole and fit together; all others are made and kept",
-            remedy="restore these files and repeat the command, which goes on where this one stopped, "
-            "or leave them out with --faulty skip",
-        )  # fmt: skip
-    for key, error in errors.items():
-        name = f" ({Path(str(error.path)).name})" if error.path is not None else ""
-        records[key] = {
-            "samples": [],
-            "files": {},
-            "dropped": [],
-            "faulty": {"source": key, "what": error.summary + name},
-        }
-        records[key]["reason"] = f"unreadable: {error.summary}"
-    return [records[job.key] for job in jobs], resumed
+    records = {job.key: _record_of(building, job) for job in jobs}
+    return {key: record for key, record in records.items() if record is not None}
+
+
+def _record_of(folder: Path, job: Job) -> dict[str, Any] | None:
+    """The record of a finished job, if its sources are the same by now and its files still have their sizes: after a
+    power cut a file system may hold a file's name without its content."""
+    try:
+        record = json.loads(_record_file(folder, job.key).read_text(encoding="utf-8"))
+        intact = all((folder / name).stat().st_size == size for name, (_, size) in record["files"].items())
+    except (OSError, ValueError):
+        return None
+    return dict(record) if intact and record["payload"] == _sha256(repr(job.payload)) else None
+
+
+def _record_file(folder: Path, key: str) -> Path:
+    return folder / RECORDS / f"{_sha256(key)[:32]}.json"
 
 
 @dataclass(frozen=True)
@@ -224,22 +207,12 @@ class _Task:
 
     def __call__(self, job: Job) -> dict[str, Any] | SlimeBenchError:
         try:
-            results = [_named(each, job) if isinstance(each, Made) else each for each in self.work(job)]
+            results = self.work(job)
         except SlimeBenchError as error:
             return error
-        except OSError as error:  # work only reads
-            seen = storage_error(error)
-            return DataError("cannot read a source file", path=seen.path, found=seen.found, remedy=seen.remedy)
-        except MemoryError:
-            return DataError(
-                "a source does not fit into memory", path=job.key, found="no memory left while it was prepared",
-                remedy="take fewer --workers, or check the size of this picture",
-            )  # fmt: skip
         except Exception as error:
             error.add_note(f"while preparing {job.key}")
             raise
-        record_file = _record_file(self.folder, job.key)
-        record_file.unlink(missing_ok=True)  # of sources that have changed since, whose pictures are written over now
         samples, files = [], {}
         for made in (each for each in results if isinstance(each, Made)):
             for kind, pixels in zip(KINDS, (made.image, made.label), strict=True):
@@ -248,62 +221,28 @@ class _Task:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path, "PNG", compress_level=_COMPRESSION)
                 files[name] = (pixels_sha256(pixels), path.stat().st_size)
-            counts = np.bincount(made.label.ravel(), minlength=self.num_classes)[: self.num_classes]
+            counts = class_pixels(made.label, self.num_classes).tolist()
             facts = {**made.facts, "size": made.label.shape, "pixels": counts}
             samples.append({"split": made.split, "id": made.id, "facts": facts})
         dropped = [[each.split, each.what, each.reason] for each in results if isinstance(each, Dropped)]
-        record = _plain(
-            {"key": job.key, "payload": _sha256(repr(job.payload)), "samples": samples, "files": files,
-             "dropped": dropped}
-        )  # fmt: skip
-        record_file.write_text(json.dumps(record), encoding="utf-8")
-        return dict(record)
-
-
-def _named(made: Made, job: Job) -> Made:
-    """The sample with its id in composed form (NFC), which is how the bench reads file names."""
-    key = made.id
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:  # bytes of a file name that are no text
-        size = 0
-    odd = key != key.strip() or key.startswith(".") or any(c in '/\\"#' or not c.isprintable() for c in key)
-    if odd or not 0 < size <= _MAX_ID_BYTES:
-        raise DataError(
-            "the name of a sample cannot be a file name",
-            path=job.key,
-            found=repr(key),
-            expected=f'1 to {_MAX_ID_BYTES} bytes of printable characters without / \\ " #, and no . at the start',
-            remedy="rename the source file",
-        )
-    return replace(made, id=unicodedata.normalize("NFC", key))
-
-
-def _record_file(folder: Path, key: str) -> Path:
-    return folder / RECORDS / f"{_sha256(key)[:32]}.json"
-
-
-def _record_of(folder: Path, job: Job, present: Mapping[str, int]) -> dict[str, Any] | None:
-    """The record of a finished job, if its sources are the same by now and its files still have their sizes: after a
-    power cut a file system may hold a file's name without its content."""
-    try:
-        record = json.loads(_record_file(folder, job.key).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    intact = all(present.get(name) == size for name, (_, size) in record["files"].items())
-    return dict(record) if intact and record["payload"] == _sha256(repr(job.payload)) else None
+        payload = _sha256(repr(job.payload))
+        text = json.dumps({"payload": payload, "samples": samples, "files": files, "dropped": dropped})
+        _record_file(self.folder, job.key).write_text(text, encoding="utf-8")
+        return dict(json.loads(text))
 
 
 def _complete(
-    building: Path, recipe: Recipe, head: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+    building: Path,
+    recipe: Recipe,
+    head: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    errors: Mapping[str, SlimeBenchError],
 ) -> dict[str, Any]:
     """Move samples between splits, write the split lists and the manifest, which is returned."""
     samples = [Sample(**each) for record in records for each in record["samples"]]
-    _refuse_twice(building, records)
     dropped = [each for record in records for each in record["dropped"]]
-    reasons = Counter(
-        [*(reason for _, _, reason in dropped), *(each["reason"] for each in records if "reason" in each)]
-    )
+    reasons = Counter(reason for _, _, reason in dropped)
+    reasons.update(f"unreadable: {error.summary}" for error in errors.values())
     if not samples:
         raise DataError(
             f"no sample of {recipe.name} was kept",
@@ -322,9 +261,10 @@ def _complete(
                 (building / new).parent.mkdir(parents=True, exist_ok=True)
                 (building / old).replace(building / new)
                 files[new] = files.pop(old)
-    for name in sizes(building).keys() - files.keys():  # what killed processes and other runs left behind
-        remove(building / name)
-    remove(building / "splits")
+    for path in [path for split in SPLITS for path in (building / split).rglob("*") if path.is_file()]:
+        if path.relative_to(building).as_posix() not in files:  # of killed processes and of other runs
+            path.unlink()
+    shutil.rmtree(building / "splits", ignore_errors=True)
     for name, ids in recipe.splits(samples).items():
         (building / "splits").mkdir(exist_ok=True)
         text = "\n".join([f"# {name}: {len(ids)} of the samples of {recipe.name}", *ids])
@@ -336,7 +276,7 @@ def _complete(
         **head,
         "dropped": dict(sorted(reasons.items())),
         "dropped_samples": dict(sorted(listed.items())),
-        "faulty": [each["faulty"] for each in records if "faulty" in each],
+        "faulty": [{"source": key, "what": _what(error)} for key, error in errors.items()],
         "files": dict(sorted(files.items())),
         "samples": {f"{each.split}/{each.id}": each.facts for each in samples},
     }
@@ -346,25 +286,9 @@ def _complete(
     return manifest
 
 
-def _refuse_twice(building: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Ids of one spelling would be one file where the file system ignores case or composes accents (macOS)."""
-    owners: dict[str, str] = {}
-    for record in records:
-        for sample in record["samples"]:
-            spelling = unicodedata.normalize("NFC", sample["id"]).casefold()
-            if spelling not in owners:
-                owners[spelling] = record["key"]
-                continue
-            both = list(dict.fromkeys((owners[spelling], record["key"])))
-            for key in both:  # one of them has written over the files of the other
-                _record_file(building, key).unlink(missing_ok=True)
-            raise DataError(
-                "two samples of one id",
-                path=" and ".join(both),
-                found=sample["id"],
-                expected="every id once in all splits, also where capitals and accents make no difference",
-                remedy="remove or rename one of the two sources",
-            )
+def _what(error: SlimeBenchError) -> str:
+    """The error of a faulty source without the user's folders."""
+    return error.summary + (f" ({Path(error.path).name})" if error.path is not None else "")
 
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:
@@ -377,11 +301,6 @@ def _manifest_text(manifest: Mapping[str, Any]) -> str:
         else:
             parts.append(f" {_json(key)}: {_json(value)}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON holds it: NumPy numbers and arrays become what they stand for, tuples lists."""
-    return json.loads(json.dumps(value, default=lambda each: each.tolist(), allow_nan=False))
 
 
 def _json(value: Any) -> str:

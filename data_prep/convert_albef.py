@@ -16,6 +16,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +34,7 @@ BERT: Final = ("google-bert/bert-base-uncased", "bert-base-uncased")
 """Where the hub keeps, or kept, the vocabulary."""
 
 _SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_ROLES: Final = {"pad": "PAD", "bos": "CLS", "eos": "SEP", "sep": "SEP"}
+_ROLES: Final = {"pad": "[PAD]", "bos": "[CLS]", "eos": "[SEP]", "sep": "[SEP]"}
 
 TEXT_EPS: Final = 1e-12
 VISION_EPS: Final = 1e-6
@@ -50,7 +51,7 @@ _VISION: Final = (
     (r"norm\.(weight|bias)", r"post_layernorm.\1"),
 )
 _TEXT: Final = (  # equal names
-    r"embeddings\.(word|position)_embeddings\.weight",
+    r"embeddings\.(word|position|token_type)_embeddings\.weight",
     r"embeddings\.LayerNorm\.(weight|bias)",
     r"encoder\.layer\.\d+\.(attention|crossattention)\.self\.(query|key|value)\.(weight|bias)",
     r"encoder\.layer\.\d+\.(attention\.|crossattention\.|)output\.(dense|LayerNorm)\.(weight|bias)",
@@ -64,14 +65,24 @@ _DROPPED: Final = (
     (r"text_encoder\.cls\..*", "head of masked language modelling"),
     (r"text_encoder\.(bert\.)?embeddings\.position_ids", "0, 1, 2, ...: made when the model is built"),
     (r"text_encoder\.(bert\.)?pooler\..*", "pooling that ALBEF does not use"),
+    (r"(?!(visual_encoder|text_encoder|itm_head)\.).*", "nothing that maps need"),
 )
-_TYPES: Final = "embeddings.token_type_embeddings.weight"
-_POSITIONS: Final = "embeddings.position_embeddings.weight"
+_TYPES: Final = "text_encoder.embeddings.token_type_embeddings.weight"
+_POSITIONS: Final = "text_encoder.embeddings.position_embeddings.weight"
 
 
 def main(arguments: list[str]) -> int:
     """The command; see the module."""
-    args = _parse(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.convert_albef",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the authors' .pth file")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the converted model; new or empty")
+    parser.add_argument("--vocab", type=Path, help="vocab.txt of bert-base-uncased (default: the hub's local cache)")
+    parser.add_argument("--head-width", type=int, default=64, help="numbers per attention head (64 in ALBEF)")
+    args = parser.parse_args(arguments)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise StorageError(
             "the folder for the converted model is not empty",
@@ -80,66 +91,50 @@ def main(arguments: list[str]) -> int:
         )
     made = convert(read_checkpoint(args.checkpoint))
     config = architecture(made.tensors, args.head_width)
-    words = read_vocabulary(args.vocab or find_vocabulary(), config["text_config"]["vocab_size"])
-    config["text_config"] |= {f"{role}_token_id": words.index(f"[{token}]") for role, token in _ROLES.items()}
-    check_network(made, config, args.checkpoint)
+    words = read_vocabulary(args.vocab or cached_vocabulary(), config["text_config"]["vocab_size"])
+    config["text_config"] |= {f"{role}_token_id": words.index(token) for role, token in _ROLES.items()}
+    check_network(made.tensors, config, args.checkpoint)
     write(args.out, made, config, words, args.checkpoint)
     print(f"{len(made.used)} tensors used, {len(made.dropped)} dropped (see {args.out / 'conversion.json'})")
     print(f"use it with backbone=albef backbone.weights={args.out.resolve()}")
     return 0
 
 
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.pth` file, those under its key `model` where it has one; objects other than numbers, texts and
     their containers are refused unread.
 
     Raises:
         BackboneError: no such file, a torn one, one that asks for code to be run, or one without tensors.
     """
-    if not path.is_file():
-        raise BackboneError("no such checkpoint", path=path, remedy="give the .pth file with --checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn archive, a pickle that names a class, a file of another kind
+        found = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else type(error).__name__
+        with suppress(Exception):  # torch's own message advises to run the code
+            wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            found = f"it asks for {', '.join(wanted)}" if wanted else found
         raise BackboneError(
             "the checkpoint cannot be read safely",
             path=path,
-            found=_refusal(path, error),
+            found=found,
             expected="tensors, numbers and texts only: anything else in a pickle can run code when it is read",
             remedy="fetch the file again; of a model of your own, save the tensors alone: "
             "torch.save({'model': model.state_dict()}, 'weights.pth')",
         ) from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     items = state.items() if isinstance(state, Mapping) else ()
-    tensors = {str(name): each for name, each in items if isinstance(each, torch.Tensor)}
+    tensors = {str(name): each for name, each in items if isinstance(each, Tensor)}
     if not tensors:
-        raise BackboneError(
-            "the checkpoint holds no tensors",
-            path=path,
-            found=f"keys {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else type(content),
-            expected="a mapping of names to tensors, or one under the key 'model'",
-            remedy="take a checkpoint of github.com/salesforce/ALBEF",
-        )
+        raise _foreign(str(path), "no tensors, neither at the top nor under the key 'model'")
     return tensors
 
 
-def _refusal(path: Path, error: Exception) -> str:
-    """Which code the file asks for, or what the reader stumbled over; torch's own message advises to run it."""
-    try:
-        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # torn, or of a format that has no list
-        wanted = []
-    if wanted:
-        return f"it asks for {', '.join(wanted)}"
-    named = re.search(r"Unsupported [^\n]*?(?= was not| by default|\n|$)", str(error))
-    return f"{type(error).__name__}: {named[0] if named else (str(error).splitlines() or [''])[0]}"[:300]
-
-
-def check_network(made: Conversion, config: Mapping[str, Any], path: Path) -> None:
+def check_network(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
     """Refuse tensors that do not fill the network which `config` describes, and leave out none of them.
 
     Raises:
-        BackboneError: tensors that are missing, of another shape or left over, or numbers that are not finite.
+        BackboneError: tensors that are missing, of another shape or left over.
     """
     from transformers import BlipConfig
 
@@ -147,41 +142,16 @@ def check_network(made: Conversion, config: Mapping[str, Any], path: Path) -> No
         with torch.device("meta"):
             return blip_class(config["fusion_layer"])(BlipConfig.from_dict({**config, "model_type": "blip"}))
 
-    expected = guarded("architecture", path, empty).state_dict()
-    wrong = [f"{name} is missing" for name in expected if name not in made.tensors]
-    for name, each in made.tensors.items():
-        if name not in expected:
-            wrong.append(f"{name} is left over")
-        elif each.shape != expected[name].shape:
-            wrong.append(f"{name} is {list(each.shape)}, not {list(expected[name].shape)}")
-        elif not torch.isfinite(each).all():
-            wrong.append(f"{name} is not finite")
-    if wrong:
-        raise BackboneError(
-            "the checkpoint's tensors cannot be used",
-            path=path,
-            found=f"{len(wrong)} of them, such as {wrong[0]}",
-            remedy="fetch the file again",
-        )
+    network = guarded("architecture", path, empty)
+    guarded("checkpoint", path, lambda: network.load_state_dict(tensors, assign=True))
 
 
-def find_vocabulary() -> Path:
-    """`vocab.txt` of BERT in the hub's local cache.
-
-    Raises:
-        BackboneError: it is not there.
-    """
+def cached_vocabulary() -> Path:
+    """`vocab.txt` of BERT in the hub's local cache; a name where nothing lies if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in BERT:
-        if isinstance(cached := try_to_load_from_cache(name, "vocab.txt"), str):
-            return Path(cached)
-    raise BackboneError(
-        "the BERT vocabulary is not here",
-        path="--vocab",
-        expected=f"vocab.txt of {BERT[0]}, which ALBEF was trained with",
-        remedy=f"hf download {BERT[0]} vocab.txt where there is a connection, or name the file with --vocab",
-    )
+    hits = (try_to_load_from_cache(name, "vocab.txt") for name in BERT)
+    return Path(next((hit for hit in hits if isinstance(hit, str)), "vocab.txt"))
 
 
 def read_vocabulary(path: Path, rows: int) -> list[str]:
@@ -191,16 +161,19 @@ def read_vocabulary(path: Path, rows: int) -> list[str]:
         BackboneError: unreadable, of another length, without BERT's special tokens, or a word twice.
     """
     try:
-        words = path.read_bytes().decode().removesuffix("\n").split("\n")
+        words = [word.removesuffix("\r") for word in path.read_bytes().decode().removesuffix("\n").split("\n")]
+        found = f"{len(words)} lines, {len(set(words))} different; no {[t for t in _SPECIAL if t not in words]}"
     except (OSError, ValueError) as error:
-        raise _vocabulary(path, f"{type(error).__name__}: {error}", "a text file, one word per line") from error
-    words = [word.removesuffix("\r") for word in words]
-    if len(words) != rows:
-        raise _vocabulary(path, f"{len(words)} lines", f"{rows}, as many as the checkpoint has word embeddings")
-    absent = [token for token in _SPECIAL if token not in words]
-    if absent or len(set(words)) != len(words):
-        found = f"no {absent[0]}" if absent else "a word twice"
-        raise _vocabulary(path, found, f"different words, {', '.join(_SPECIAL)} among them")
+        words, found = [], f"{type(error).__name__}: {error}"
+    if len(words) != rows or len(set(words)) != rows or not set(_SPECIAL) <= set(words):
+        raise BackboneError(
+            "this vocabulary cannot be used",
+            path=path,
+            found=found,
+            expected=f"{rows} different words, one per line, as many as the checkpoint has word embeddings, "
+            f"{', '.join(_SPECIAL)} among them",
+            remedy=f"hf download {BERT[0]} vocab.txt where there is a connection, or name that file with --vocab",
+        )
     return words
 
 
@@ -257,38 +230,35 @@ def convert(state: Mapping[str, Tensor]) -> Conversion:
         BackboneError: a tensor of the two towers that ALBEF does not have, a name twice, or no text positions.
     """
     made = Conversion()
-    types: Tensor | None = None
+    types = torch.empty(0)
     for name, value in state.items():
         reason = next((why for pattern, why in _DROPPED if re.fullmatch(pattern, name)), None)
         new = None if reason else new_name(name)
-        if new == f"text_encoder.{_TYPES}":
-            types, made.used[name] = value[0].float(), f"text_encoder.{_POSITIONS} (row 0, added to every row)"
-        elif new is not None:
-            if new in made.tensors:
-                raise _foreign(name, f"two tensors for {new}")
+        if new == _TYPES:
+            types, made.used[name] = value[0].float(), f"{_POSITIONS} (row 0, added to every row)"
+        elif new is not None and new not in made.tensors:
             made.tensors[new], made.used[name] = value.float().contiguous(), new
-        elif reason or not name.startswith(("visual_encoder.", "text_encoder.")):
-            made.dropped[name] = reason or "nothing that maps need"
+        elif reason:
+            made.dropped[name] = reason
         else:
-            raise _foreign(name, "a tensor that ALBEF does not have")
-    positions = made.tensors.get(f"text_encoder.{_POSITIONS}")
-    if types is None or positions is None or types.shape != positions.shape[1:]:
-        raise _foreign("text_encoder.embeddings", "no position or token type embeddings that go together")
-    made.tensors[f"text_encoder.{_POSITIONS}"] = positions + types
+            raise _foreign(name, f"two tensors for {new}" if new else "a tensor that ALBEF does not have")
+    positions = made.tensors.get(_POSITIONS)
+    if positions is None or types.shape != positions.shape[1:]:
+        raise _foreign(_POSITIONS, "no position or token type embeddings that go together")
+    made.tensors[_POSITIONS] = positions + types
     return made
 
 
 def new_name(name: str) -> str | None:
     """BLIP's name for a tensor of ALBEF's; None for one that has no place there."""
-    if name.startswith("visual_encoder."):
-        for pattern, new in _VISION:
-            if found := re.fullmatch(pattern, name.removeprefix("visual_encoder.")):
-                return f"vision_model.{found.expand(new)}"
-    if name.startswith("text_encoder."):
-        rest = name.removeprefix("text_encoder.").removeprefix("bert.")
-        if rest == _TYPES or any(re.fullmatch(pattern, rest) for pattern in _TEXT):
-            return f"text_encoder.{rest}"
-    return name if name in ("itm_head.weight", "itm_head.bias") else None
+    tower, _, rest = name.partition(".")
+    if tower == "visual_encoder":
+        found = next((hit.expand(new) for pattern, new in _VISION if (hit := re.fullmatch(pattern, rest))), None)
+        return found and f"vision_model.{found}"
+    rest = rest.removeprefix("bert.")
+    if tower == "text_encoder":
+        return f"text_encoder.{rest}" if any(re.fullmatch(pattern, rest) for pattern in _TEXT) else None
+    return name
 
 
 def architecture(tensors: Mapping[str, Tensor], head_width: int) -> dict[str, Any]:
@@ -300,31 +270,41 @@ def architecture(tensors: Mapping[str, Tensor], head_width: int) -> dict[str, An
     Raises:
         BackboneError: tensors are missing, or shapes that are not ALBEF's.
     """
-    patch = _shape(tensors, "vision_model.embeddings.patch_embedding.weight", 4)
-    positions = _shape(tensors, "vision_model.embeddings.position_embedding", 3)
-    vision = _shape(tensors, "vision_model.encoder.layers.0.mlp.fc1.weight", 2)
-    words = _shape(tensors, "text_encoder.embeddings.word_embeddings.weight", 2)
-    text = _shape(tensors, "text_encoder.encoder.layer.0.intermediate.dense.weight", 2)
+
+    def shape(name: str, axes: int) -> tuple[int, ...]:
+        if name not in tensors or tensors[name].ndim != axes:
+            raise _foreign(name, f"no tensor of {axes} axes: missing, or of another shape")
+        return tuple(tensors[name].shape)
+
+    def layers(prefix: str, suffix: str) -> set[int]:
+        """Indices of the layers that have a tensor `<prefix>.<index>.<suffix>`."""
+        hits = (re.fullmatch(rf"{prefix}\.(\d+)\.{suffix}", name) for name in tensors)
+        return {int(hit[1]) for hit in hits if hit}
+
+    patch = shape("vision_model.embeddings.patch_embedding.weight", 4)
+    positions = shape("vision_model.embeddings.position_embedding", 3)
+    vision = shape("vision_model.encoder.layers.0.mlp.fc1.weight", 2)
+    words = shape("text_encoder.embeddings.word_embeddings.weight", 2)
+    text = shape("text_encoder.encoder.layer.0.intermediate.dense.weight", 2)
     side = math.isqrt(max(0, positions[1] - 1))
-    if side**2 != positions[1] - 1 or side == 0 or patch[2] != patch[3]:
-        raise _foreign("visual_encoder", f"{positions[1]} positions and patches of {patch[2]}x{patch[3]} pixels")
+    if side**2 != positions[1] - 1 or side == 0:
+        raise _foreign("visual_encoder", f"{positions[1]} positions, which are no square and one")
     for name, width in (("visual_encoder", vision[1]), ("text_encoder", words[1])):
         if width % head_width:
             raise _foreign(name, f"a width of {width}, no multiple of {head_width}: see --head-width")
-    layers = _count(tensors, "text_encoder.encoder.layer.")
-    fused = _fused(tensors, layers)
-    image_width = _shape(tensors, f"text_encoder.encoder.layer.{fused}.crossattention.self.key.weight", 2)[1]
+    depth = 1 + max(layers(r"text_encoder\.encoder\.layer", ".*"))
+    fused = min(layers(r"text_encoder\.encoder\.layer", r"crossattention\..*"), default=depth)
     return {
         "architectures": ["AlbefBackbone"],
         "model_type": "albef",
         "fusion_layer": fused,
         "text_config": {
             "hidden_size": words[1],
-            "encoder_hidden_size": image_width,
+            "encoder_hidden_size": shape(f"text_encoder.encoder.layer.{fused}.crossattention.self.key.weight", 2)[1],
             "intermediate_size": text[0],
-            "num_hidden_layers": layers,
+            "num_hidden_layers": depth,
             "num_attention_heads": words[1] // head_width,
-            "max_position_embeddings": _shape(tensors, f"text_encoder.{_POSITIONS}", 2)[0],
+            "max_position_embeddings": shape(_POSITIONS, 2)[0],
             "vocab_size": words[0],
             "hidden_act": "gelu",
             "layer_norm_eps": TEXT_EPS,
@@ -332,7 +312,7 @@ def architecture(tensors: Mapping[str, Tensor], head_width: int) -> dict[str, An
         "vision_config": {
             "hidden_size": vision[1],
             "intermediate_size": vision[0],
-            "num_hidden_layers": _count(tensors, "vision_model.encoder.layers."),
+            "num_hidden_layers": 1 + max(layers(r"vision_model\.encoder\.layers", ".*")),
             "num_attention_heads": vision[1] // head_width,
             "image_size": side * patch[2],
             "patch_size": patch[2],
@@ -340,26 +320,6 @@ def architecture(tensors: Mapping[str, Tensor], head_width: int) -> dict[str, An
             "layer_norm_eps": VISION_EPS,
         },
     }
-
-
-def _fused(tensors: Mapping[str, Tensor], layers: int) -> int:
-    """Index of the first text layer with cross-attention, which all later ones have too."""
-    found = {int(hit[1]) for name in tensors if (hit := re.match(r".*\.layer\.(\d+)\.crossattention\.", name))}
-    first = min(found, default=layers)
-    if not found or found != set(range(first, layers)):
-        raise _foreign("text_encoder", f"cross-attention in layers {sorted(found)} of {layers}")
-    return first
-
-
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix))
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
-    if name not in tensors or tensors[name].ndim != axes:
-        found = f"of {tensors[name].ndim} axes" if name in tensors else "missing"
-        raise _foreign(name, f"{found}; expected {axes} axes")
-    return tuple(tensors[name].shape)
 
 
 def _foreign(name: str, found: str) -> BackboneError:
@@ -375,32 +335,6 @@ def _foreign(name: str, found: str) -> BackboneError:
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _vocabulary(path: Path, found: str, expected: str) -> BackboneError:
-    return BackboneError(
-        "this vocabulary cannot be used",
-        path=path,
-        found=found,
-        expected=expected,
-        remedy="take vocab.txt of bert-base-uncased",
-    )
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.convert_albef",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the authors' .pth file")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the converted model; new or empty")
-    parser.add_argument("--vocab", type=Path, help="vocab.txt of bert-base-uncased (default: the hub's local cache)")
-    parser.add_argument("--head-width", type=int, default=64, help="numbers per attention head (64 in ALBEF)")
-    args = parser.parse_args(arguments)
-    if args.head_width < 1:
-        parser.error("--head-width must be at least 1")
-    return args
 
 
 if __name__ == "__main__":

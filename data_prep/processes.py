@@ -17,9 +17,11 @@ from typing import Any, Final, TypeVar
 
 from tqdm import tqdm
 
+from slime_bench.data.verify import processors
 from slime_bench.errors import DataError
 
-_SHOWN: Final = 20
+SHOWN: Final = 20
+"""Faulty sources that are named in a message."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,19 @@ def stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
+def progress_bar(title: str, total: int, done: int = 0, *, hidden: bool = False) -> tqdm[Any]:
+    """How many of `total` images are done, on stderr: redrawn on a terminal, every ten seconds in a file.
+
+    Args:
+        done: how many of them were ready before; they do not count for the speed.
+    """
+    every, delay = (0.25, 1.0) if sys.stderr.isatty() else (10.0, 10.0)
+    return tqdm(
+        total=total, initial=done, desc=title, unit=" images", mininterval=every, delay=delay, disable=hidden,
+        dynamic_ncols=True,
+    )  # fmt: skip
+
+
 Result = TypeVar("Result")
 
 
@@ -64,16 +79,13 @@ def in_processes(
     Raises:
         DataError: a process died.
     """
-    count = min(
-        len(jobs), workers or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-    )
+    count = min(len(jobs), workers or processors())
     # A forked copy of this process would hang where a thread (torch has them) held a lock.
     context = multiprocessing.get_context(None if sys.platform == "win32" else "forkserver")
     context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(max(1, count), context, _begin)
     pending = {pool.submit(function, job): job for job in jobs}
-    interval = 0.25 if sys.stderr.isatty() else 10  # seconds: a log file gets few lines
-    bar = tqdm(total=done + len(jobs), initial=done, desc=title, unit=" images", mininterval=interval)
+    bar = progress_bar(title, done + len(jobs), done)
     try:
         for future in as_completed(list(pending)):
             yield pending[future], future.result()
@@ -83,25 +95,26 @@ def in_processes(
         # They are taken in order, so that these were at work.
         unfinished = [job.key for future, job in pending.items() if not future.done() or future.exception()]
         raise DataError(
-            "a worker process died",
-            path=", ".join(unfinished[:count]),
-            found="an end without an error, as when the system kills a process for lack of memory, or when a damaged "
-            "file crashes what reads it",
+            "a worker process died", path=", ".join(unfinished[:count]),
+            found="an end without an error, as for lack of memory, or when a damaged file crashes what reads it",
             expected="source pictures that fit into memory, one for each of the workers",
             remedy="repeat the command with fewer --workers (1 names the one picture that a worker dies of); "
             "it goes on where this one stopped",
-        ) from error
+        ) from error  # fmt: skip
     finally:
         bar.close()
         pool.shutdown(cancel_futures=True)
 
 
-def faulty_sources(lines: Sequence[str], total: int, *, expected: str, remedy: str) -> DataError:
+def faulty_sources(lines: Sequence[str], total: int) -> DataError:
     """One error for all faulty sources of `total`, a line for each."""
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    found = "".join(f"\n    {line}" for line in [*lines[:_SHOWN], *more])
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return DataError(
-        f"{len(lines)} of {total} source pictures are faulty", found=found, expected=expected, remedy=remedy
+        f"{len(lines)} of {total} source pictures are faulty",
+        found="".join(f"\n    {line}" for line in [*lines[:SHOWN], *more]),
+        expected="source files that are whole and fit together",
+        remedy="restore these files and repeat the command, which goes on where this one stopped, "
+        "or leave them out with --faulty skip",
     )
 
 

@@ -25,13 +25,14 @@ def choose_val(samples: Sequence[Sample], size: int = VAL_SIZE) -> list[str]:
 
 
 def drawn_lists(samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """`drawn-<shots>-seed<s>` -> ids of the support set, drawn from `samples` as `data.support=drawn` does it.
+    """`drawn-<shots>-seed<s>` -> ids of the support set, drawn from those of `support` as `data.support=drawn` does it.
 
     A pool of fewer samples than shots has no such list.
     """
+    pool = [each for each in samples if each.split == "support"]
     lists: dict[str, list[str]] = {}
     for seed in SEEDS:
-        ordered = _drawn(samples, seed, "support")
+        ordered = _drawn(pool, seed, "support")
         lists |= {f"drawn-{shots}-seed{seed}": ordered[:shots] for shots in SHOTS if shots <= len(ordered)}
     return lists
 

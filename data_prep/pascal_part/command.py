@@ -20,26 +20,18 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from data_prep.build import Job, Recipe, Sample, build, print_report
-from data_prep.commands import build_options
+from data_prep.build import Recipe, Sample, build
+from data_prep.commands import parser_of
 from data_prep.pascal_part.files import LISTS, Entry, find_parts, find_voc, read_lists
 from data_prep.pascal_part.merge import MERGES, class_names
-from data_prep.pascal_part.regan import find_pairs
-from data_prep.pascal_part.rules import PAINTS, REASONS, RULES, SIDES, Rule, with_paint
-from data_prep.pascal_part.work import (
-    KEPT,
-    UNREADABLE,
-    ReganPicture,
-    VocPicture,
-    count_verdicts,
-    make_samples,
-    picture,
-)
-from data_prep.place import SPLITS
-from data_prep.processes import faulty_sources, in_processes
+from data_prep.pascal_part.rules import PAINTS, REASONS, RULES, SIDES, Rule
+from data_prep.pascal_part.work import KEPT, UNREADABLE, ReganPicture, count_verdicts, make_samples, picture
+from data_prep.place import print_report
+from data_prep.processes import Job, faulty_sources, in_processes
 from data_prep.split_lists import choose_val, committed, drawn_lists
 from slime_bench.data.class_table import stdout_console
-from slime_bench.errors import ConfigError, DataError, SlimeBenchError
+from slime_bench.data.layouts import REGAN_IMAGES, find_pairs
+from slime_bench.errors import DataError, SlimeBenchError
 
 RECOVERED = ("slime_lab-1", "slime_lab-10", "slime_lab-val")
 """The index lists of data_prep/splits, which count the crops that `slime_lab` keeps of the train list."""
@@ -51,33 +43,30 @@ def main(arguments: list[str]) -> int:
     work = args.work or (args.out or args.voc).parent / "raw"
     voc, parts = find_voc(args.voc, work), find_parts(args.parts, work)
     lists = read_lists(voc, args.subject, ("support",) if args.car_test else ("support", "test"))
+    rules = {name: dataclasses.replace(rule, paint=args.paint) if args.paint else rule for name, rule in RULES.items()}
+    rule = rules[args.rule]
+    jobs = _jobs(lists, voc, parts, needs_boxes=args.compare_rules or rule.boxes == "xml")
     if args.compare_rules:
-        return _compare(args, voc, parts, lists)
-    rule = with_paint(RULES[args.rule], args.paint)
-    pictures = pictures_of(lists, voc, parts, needs_boxes=rule.boxes == "xml")
-    jobs = [Job(f"{each.split}/{each.entry.id}", each) for each in pictures]
+        return _compare(args, rules, list(lists), jobs)
     if args.car_test:
-        pairs = find_pairs(args.car_test, background=not args.no_background)
-        jobs += [Job(f"car_test/{stem}", ReganPicture(stem, image, truth)) for stem, image, truth in pairs]
-    report = build(
-        args.out,
-        recipe_of(args.subject, rule, lists, args),
-        jobs,
-        partial(make_samples, subject=args.subject, rule=rule),
-        workers=args.workers,
-        faulty=args.faulty,
-        force=args.force,
-    )
+        pairs = find_pairs(args.car_test / REGAN_IMAGES[args.no_background])
+        jobs += [Job(f"car_test/{each.id}", ReganPicture(each.id, each.image, each.label)) for each in pairs]
+    make = partial(make_samples, subject=args.subject, rule=rule)
+    recipe = _recipe(args, rule, lists)
+    report = build(args.out, recipe, jobs, make, workers=args.workers, faulty=args.faulty, force=args.force)
     print_report(report)
-    for split in SPLITS:
-        if not report.kept.get(split):
+    for split, count in report.kept.items():
+        if not count:
             print(f"note: no crop for {split}/ was kept, which a trial needs")
-    for line in remarks(args.subject, rule, report.kept["support"] + report.kept["val"], bool(args.car_test)):
-        print(line)
+    if args.subject == "car" and not args.car_test:
+        print("test: crops of car_val, in place of ReGAN's Car_TestSet, which is not public")
+    for name in RECOVERED if rule.name == "slime_lab" else ():
+        if not (args.out / "splits" / f"{name}.txt").is_file():
+            print(f"splits/{name}.txt is left out: it asks for more crops than the train list gave")
     return 0
 
 
-def pictures_of(lists: Mapping[str, Sequence[Entry]], voc: Path, parts: Path, needs_boxes: bool) -> list[VocPicture]:
+def _jobs(lists: Mapping[str, Sequence[Entry]], voc: Path, parts: Path, needs_boxes: bool) -> list[Job]:
     """The pictures of the lists, list by list.
 
     Raises:
@@ -92,82 +81,62 @@ def pictures_of(lists: Mapping[str, Sequence[Entry]], voc: Path, parts: Path, ne
             expected="PASCAL-Part's Annotations_Part, which belongs to VOC2010",
             remedy="check --parts and --voc",
         )
-    return found
+    return [Job(f"{each.split}/{each.entry.id}", each) for each in found]
 
 
-def recipe_of(subject: str, rule: Rule, lists: Mapping[str, Sequence[Entry]], args: argparse.Namespace) -> Recipe:
+def _recipe(args: argparse.Namespace, rule: Rule, lists: Mapping[str, Sequence[Entry]]) -> Recipe:
     """What decides the content of the data set."""
-    name = f"pascal_part_{subject}"
+    name = f"pascal_part_{args.subject}"
     listed = {
         split: hashlib.sha256("\n".join(f"{each.id} {each.flag}" for each in entries).encode()).hexdigest()
         for split, entries in lists.items()
     }
     choices = dataclasses.asdict(rule)
-    settings = {"rule": choices.pop("name"), **choices, "side": SIDES[subject], "lists": listed}
+    settings = {"rule": choices.pop("name"), **choices, "side": SIDES[args.subject], "lists": listed}
     # The horses' is the paper's own; the cars' stands in for a set that is not public, which every table has to say.
-    settings["test"] = "car_val (not ReGAN's Car_TestSet)" if subject == "car" else "horse_val"
+    settings["test"] = "car_val (not ReGAN's Car_TestSet)" if args.subject == "car" else "horse_val"
     sources = {"voc": args.voc.name, "parts": args.parts.name}
     if args.car_test:
         settings["test"] = "regan_without_background" if args.no_background else "regan"
         sources["car_test"] = args.car_test.name
     return Recipe(
         name=name,
-        subject=subject,
-        classes=class_names(subject),
+        subject=args.subject,
+        classes=class_names(args.subject),
         settings=settings,
         sources=sources,
-        assign=assign_val,
-        splits=partial(split_lists_of, name=name, rule=rule.name),
+        splits=partial(_split_lists, name=name, rule=rule.name),
+        assign=_assign_val,
     )
 
 
-def assign_val(samples: list[Sample]) -> dict[str, str]:
+def _assign_val(samples: list[Sample]) -> dict[str, str]:
     """Moves ten of the train crops to `val`."""
     return dict.fromkeys(choose_val([each for each in samples if each.split == "support"]), "val")
 
 
-def split_lists_of(samples: list[Sample], *, name: str, rule: str) -> dict[str, list[str]]:
+def _split_lists(samples: list[Sample], *, name: str, rule: str) -> dict[str, list[str]]:
     """The lists under `splits/`: drawn ones over the support pool, and for `slime_lab` the recovered ones.
 
     The recovered lists are indices into the crops of the train list in its order, support and val together. A list
-    with an index beyond them (a part of the data set, another edition) is left out; `remarks` says so.
+    with an index beyond them (a part of the data set, another edition) is left out.
     """
-    lists = drawn_lists([each for each in samples if each.split == "support"])
-    if rule == "slime_lab":
-        train = [each.id for each in samples if each.split != "test"]
-        for list_name in RECOVERED:
-            indices = committed(name, list_name)
-            if indices and max(indices) < len(train):
-                lists[list_name] = [train[index] for index in indices]
+    lists = drawn_lists(samples)
+    train = [each.id for each in samples if each.split != "test"]
+    for list_name in RECOVERED if rule == "slime_lab" else ():
+        indices = committed(name, list_name)
+        if indices and max(indices) < len(train):
+            lists[list_name] = [train[index] for index in indices]
     return lists
 
 
-def remarks(subject: str, rule: Rule, train: int, car_test: bool) -> list[str]:
-    """What else a user should know of the data set; `train` is the number of crops of the train list."""
-    lines = []
-    if subject == "car" and not car_test:
-        lines.append("test: crops of car_val, in place of ReGAN's Car_TestSet, which is not public")
-    if rule.name == "slime_lab":
-        for list_name in RECOVERED:
-            indices = committed(f"pascal_part_{subject}", list_name)
-            if indices and max(indices) >= train:
-                lines.append(
-                    f"splits/{list_name}.txt is left out: it asks for crop {max(indices)} of the train list, "
-                    f"which gave {train} (0..{train - 1})"
-                )
-    return lines
-
-
-def _compare(args: argparse.Namespace, voc: Path, parts: Path, lists: Mapping[str, Sequence[Entry]]) -> int:
+def _compare(args: argparse.Namespace, rules: Mapping[str, Rule], splits: Sequence[str], jobs: Sequence[Job]) -> int:
     """The crop rules side by side: what each would keep and drop of the lists, without writing anything."""
     from rich.table import Table
 
-    pictures = pictures_of(lists, voc, parts, needs_boxes=True)
-    rules = {name: with_paint(rule, args.paint) for name, rule in RULES.items()}
     counts: Counter[tuple[str, str, str]] = Counter()
     faulty: list[str] = []
     count = partial(count_verdicts, subject=args.subject, rules=rules)
-    jobs = [Job(f"{each.split}/{each.entry.id}", each) for each in pictures]
     for job, found in in_processes(count, jobs, args.workers, title=f"comparing {', '.join(rules)}"):
         if isinstance(found, SlimeBenchError):
             faulty.append(f"{found.path}: {found.summary} ({found.found})")
@@ -175,7 +144,7 @@ def _compare(args: argparse.Namespace, voc: Path, parts: Path, lists: Mapping[st
         counts += found
     console = stdout_console()
     names = {"support": f"{args.subject}_train (support and val)", "test": f"{args.subject}_val (test)"}
-    for split in lists:
+    for split in splits:
         table = Table("", title=f"{args.subject}: {names[split]}")
         for name in rules:
             table.add_column(name, justify="right")
@@ -187,19 +156,12 @@ def _compare(args: argparse.Namespace, voc: Path, parts: Path, lists: Mapping[st
     console.print("Objects of the class, and whole images where the line says so; an object that fails several tests")
     console.print("counts under the first. The rule slime_lab loses overlaps: its intersections are modulo 256.")
     if faulty and args.faulty == "stop":
-        raise faulty_sources(
-            sorted(faulty), len(pictures), expected="annotations that are whole and fit together",
-            remedy="restore these files, or count them as unreadable with --faulty skip",
-        )  # fmt: skip
+        raise faulty_sources(sorted(faulty), len(jobs))
     return 0
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.pascal_part",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("pascal_part", __doc__, "data/pascal_part/car")
     add = parser.add_argument
     add("--voc", type=Path, required=True, help=f"VOC2010 (with {LISTS}), or VOCtrainval_03-May-2010.tar")
     add("--parts", type=Path, required=True, help="Annotations_Part, or PASCAL-Part's trainval.tar.gz")
@@ -208,19 +170,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--paint", choices=PAINTS, help="whose parts a crop shows (default: as the rule says)")
     add("--car-test", type=Path, help="ReGAN's Car_TestSet as test set")
     add("--no-background", action="store_true", help="its pictures without background (image_no_bg)")
-    build_options(parser, "data/pascal_part/car")
     add("--compare-rules", action="store_true", help="count what the three rules keep; nothing is written")
     args = parser.parse_args(arguments)
     if args.car_test and args.subject != "car":
-        raise ConfigError(
-            "Car_TestSet holds cars", path="--car-test", found=f"--subject {args.subject}", remedy="leave it out"
-        )
+        parser.error("--car-test holds cars: leave it out for another --subject")
     if args.no_background and not args.car_test:
-        raise ConfigError(
-            "--no-background chooses pictures of Car_TestSet", path="--no-background", remedy="name it with --car-test"
-        )
+        parser.error("--no-background chooses pictures of Car_TestSet: name it with --car-test")
     if args.out is None and not args.compare_rules:
-        raise ConfigError(
-            "no folder for the data set", path="--out", expected="e.g. data/pascal_part/car", remedy="name one"
-        )
+        parser.error("the following arguments are required: --out")
     return args

@@ -29,7 +29,10 @@ MERGES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 }
 """Subject -> class -> its parts, in label order after the background (SLiMe-lab `part_mapping`); `_N` is any number."""
 
-_NUMBER = re.compile(r"_\d+$")
+_LABELS: Final = {
+    subject: {part: label for label, parts in enumerate(classes.values(), start=1) for part in parts}
+    for subject, classes in MERGES.items()
+}
 
 
 def class_names(subject: str) -> tuple[str, ...]:
@@ -37,13 +40,9 @@ def class_names(subject: str) -> tuple[str, ...]:
     return ("background", *MERGES[subject])
 
 
-def part_class(subject: str, part: str) -> int | None:
-    """The label of a part, 1..K-1; None for a part that the subject does not have."""
-    family = _NUMBER.sub("_N", part)
-    for label, parts in enumerate(MERGES[subject].values(), start=1):
-        if part in parts or (family != part and family in parts):
-            return label
-    return None
+def part_class(subject: str, part: str) -> int:
+    """The label of a part, 1..K-1; KeyError for a part that the subject does not have."""
+    return _LABELS[subject][re.sub(r"_\d+$", "_N", part)]
 
 
 def check_parts(subject: str, objects: Iterable[PartObject], path: Path) -> None:
@@ -53,39 +52,29 @@ def check_parts(subject: str, objects: Iterable[PartObject], path: Path) -> None
         DataError: names the object and the part, and lists the known ones.
     """
     for number, item in enumerate(objects, start=1):
-        if item.name != subject:
-            continue
-        for part in item.parts:
-            if part_class(subject, part.name) is None:
-                known = ", ".join(name for parts in MERGES[subject].values() for name in parts)
+        for part in item.parts if item.name == subject else ():
+            try:
+                part_class(subject, part.name)
+            except KeyError as error:
                 raise DataError(
                     f"unknown part `{part.name}`",
                     path=path,
                     found=f"object {number} ({item.name}), part {part.name}",
-                    expected=f"{known} (N is any number)",
+                    expected=f"{', '.join(_LABELS[subject])} (N is any number)",
                     remedy="take the published annotations, or add the part to data_prep/pascal_part/merge.py",
-                )
+                ) from error
 
 
-def paint(subject: str, objects: Iterable[PartObject], shape: tuple[int, int]) -> np.ndarray:
+def paint(subject: str, objects: Iterable[PartObject], shape: tuple[int, ...]) -> np.ndarray:
     """One label map with the parts of all `objects`: uint8 [H,W], 0 = background.
 
     Class by class in label order, the later wins where parts overlap. For cars the body comes first: wherever another
     part of any of the objects lies, body is erased (SLiMe-lab paints the two kinds apart and adds them, which is the
     same). lagm paints part by part in the file's order; its crops are painted in this order here, so that the three
     rules differ in their crops and not in their classes.
-
-    Raises:
-        ValueError: a part that `check_parts` would have refused.
     """
     label = np.zeros(shape, dtype=np.uint8)
-    layers = np.zeros((len(MERGES[subject]) + 1, *shape), dtype=bool)
     for item in objects:
         for part in item.parts:
-            index = part_class(subject, part.name)
-            if index is None:
-                raise ValueError(f"{part.name} is no part of a {subject}")
-            layers[index] |= part.mask
-    for index in range(1, len(layers)):
-        label[layers[index]] = index
+            np.maximum(label, part_class(subject, part.name), out=label, where=part.mask)
     return label

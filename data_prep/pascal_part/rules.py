@@ -23,7 +23,6 @@ mask's extent has the greatest IoU with the box, at least .5.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -63,11 +62,7 @@ REASONS: Final = (NO_FILE, FLAGGED, NO_OBJECT, EMPTY, OUTSIDE, OVERLAPS, SMALL, 
 """Every reason to drop, in the order of the tests: an object that fails several is counted under the first."""
 
 SIDES: Final = {"car": 50, "horse": 32}
-_MEASURES: Final[dict[str, Callable[[Box, Box], float]]] = {
-    "iou": iou,
-    "iou_uint8": iou_uint8,
-    "hull": hull_overlap,
-}
+_MEASURES: Final[dict[str, Callable[[Box, Box], float]]] = {"iou": iou, "iou_uint8": iou_uint8, "hull": hull_overlap}
 
 
 @dataclass(frozen=True)
@@ -101,11 +96,6 @@ class Rule:
     labelled: float = 0.0
     flags: tuple[int, ...] = (PRESENT, DIFFICULT)
 
-    @property
-    def needs_match(self) -> bool:
-        """Whether an object is nothing without its part annotation."""
-        return self.needs_parts or self.paint != "same_class"
-
 
 RULES: Final = {
     rule.name: rule
@@ -135,7 +125,7 @@ class Crop:
 
     number: int
     box: Box
-    frame: tuple[int, int]
+    frame: tuple[int, ...]
     label: np.ndarray
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -152,32 +142,27 @@ class Refused:
 class _Candidate:
     number: int
     name: str
-    box: Box | None
+    box: Box
     part_object: int | None
     facts: dict[str, Any]
 
 
-def with_paint(rule: Rule, paint_whose: str | None) -> Rule:
-    """`rule` with another choice of what is painted; unchanged for None."""
-    return dataclasses.replace(rule, paint=paint_whose) if paint_whose else rule
+_NOWHERE: Final = Box(0, 0, 0, 0)
+"""The box of an empty mask; it overlaps nothing."""
 
 
 def judge(
-    rule: Rule,
-    subject: str,
-    objects: Sequence[PartObject],
-    voc: Sequence[VocObject] | None,
-    shape: tuple[int, int],
+    rule: Rule, subject: str, objects: Sequence[PartObject], voc: Sequence[VocObject], shape: tuple[int, ...]
 ) -> list[Crop | Refused]:
     """What becomes of each object of the subject's class, in the order of the file that the boxes come from.
 
     Args:
         subject: `car` or `horse`.
         objects: the part annotation of the picture, all classes.
-        voc: VOC's objects, all classes; only for a rule with `boxes="xml"`.
+        voc: VOC's objects, all classes; used by a rule with `boxes="xml"` only.
         shape: (H, W) of the picture.
     """
-    candidates = _from_xml(voc or (), objects, shape) if rule.boxes == "xml" else _from_masks(objects)
+    candidates = _from_xml(voc, objects, shape) if rule.boxes == "xml" else _from_masks(objects)
     reasons = {
         each.number: _reason(rule, subject, each, candidates, objects) for each in candidates if each.name == subject
     }
@@ -187,8 +172,10 @@ def judge(
     for each in kept:
         if whole is None or rule.paint == "own":
             whole = paint(subject, _painted(rule, subject, each, kept, objects), shape)
-        crop = _crop(rule, each, whole)
-        enough = np.mean(crop.label > 0) >= rule.labelled
+        box = square(each.box, shape[1], shape[0]) if rule.crop == "square" else each.box
+        label = cut_out(rule, whole, box)
+        enough = np.mean(label > 0) >= rule.labelled
+        crop = Crop(each.number, box, shape, label, each.facts)
         verdicts[each.number] = crop if enough else Refused(each.number, UNLABELLED)
     return [verdicts[number] for number in reasons]
 
@@ -199,13 +186,14 @@ def cut_out(rule: Rule, array: np.ndarray, box: Box) -> np.ndarray:
 
 
 def _from_masks(objects: Sequence[PartObject]) -> list[_Candidate]:
+    boxes = [short_extent(item.mask) or _NOWHERE for item in objects]
     return [
-        _Candidate(number, item.name, short_extent(item.mask), number - 1, {})
-        for number, item in enumerate(objects, start=1)
+        _Candidate(number, item.name, box, number - 1, {})
+        for number, (item, box) in enumerate(zip(objects, boxes, strict=True), start=1)
     ]
 
 
-def _from_xml(voc: Sequence[VocObject], objects: Sequence[PartObject], shape: tuple[int, int]) -> list[_Candidate]:
+def _from_xml(voc: Sequence[VocObject], objects: Sequence[PartObject], shape: tuple[int, ...]) -> list[_Candidate]:
     """VOC's objects, each with the part annotation that shows it; boxes are cut at the picture's edges."""
     extents = [extent(item.mask) for item in objects]
     found = []
@@ -224,17 +212,16 @@ def _reason(
 ) -> str | None:
     """The first reason to drop `item`; None: it stays."""
     box = item.box
-    if box is None:
+    if box == _NOWHERE:
         return EMPTY
     if rule.boxes == "xml" and not box.area:
         return OUTSIDE
     if any(_overlap(rule, item, other) for other in candidates if other is not item):
         return OVERLAPS
     side = SIDES[subject]
-    small = box.area < side**2 if rule.smallest == "area" else min(box.width, box.height) < side
-    if small:
+    if box.area < side**2 if rule.smallest == "area" else min(box.width, box.height) < side:
         return SMALL
-    if rule.needs_match and item.part_object is None:
+    if item.part_object is None and (rule.needs_parts or rule.paint != "same_class"):
         return UNANNOTATED
     if rule.needs_parts and item.part_object is not None and not objects[item.part_object].parts:
         return NO_PARTS
@@ -242,7 +229,7 @@ def _reason(
 
 
 def _overlap(rule: Rule, item: _Candidate, other: _Candidate) -> bool:
-    if item.box is None or other.box is None or (rule.among == "same_class" and item.name != other.name):
+    if rule.among == "same_class" and item.name != other.name:
         return False
     overlap = _MEASURES[rule.overlap](item.box, other.box)
     return overlap >= rule.limit if rule.at_limit else overlap > rule.limit
@@ -256,10 +243,3 @@ def _painted(
     whose = [item] if rule.paint == "own" else kept
     indices = sorted({each.part_object for each in whose if each.part_object is not None})
     return [objects[index] for index in indices]
-
-
-def _crop(rule: Rule, item: _Candidate, label: np.ndarray) -> Crop:
-    if item.box is None:
-        raise ValueError("a kept object has a box")
-    box = square(item.box, label.shape[1], label.shape[0]) if rule.crop == "square" else item.box
-    return Crop(item.number, box, (label.shape[0], label.shape[1]), cut_out(rule, label, box), item.facts)

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.build import Dropped, Job, Made, Stamp, stamp
+from data_prep.build import Dropped, Made
 from data_prep.pascal_part.annotations import PartObject, VocObject, read_annotation, read_voc
 from data_prep.pascal_part.files import BOXES, IMAGES, Entry, read_picture
 from data_prep.pascal_part.merge import check_parts
 from data_prep.pascal_part.regan import read_pair
 from data_prep.pascal_part.rules import FLAGGED, NO_FILE, NO_OBJECT, Crop, Refused, Rule, cut_out, judge
+from data_prep.processes import Job, Stamp, stamp
 from slime_bench.errors import SlimeBenchError
 
 KEPT = "kept"
@@ -66,17 +67,17 @@ def make_samples(job: Job, *, subject: str, rule: Rule) -> list[Made | Dropped]:
     verdicts = _judged(source, subject, rule, _annotations(source, subject) if flag in rule.flags else None)
     if isinstance(verdicts, str):
         return [Dropped(source.split, key, verdicts)]
-    frame = next((each.frame for each in verdicts if isinstance(each, Crop)), None)
-    pixels = read_picture(source.image, frame) if frame else None
+    frames = [each.frame for each in verdicts if isinstance(each, Crop)]
+    pixels = read_picture(source.image, frames[0]) if frames else None
     results: list[Made | Dropped] = []
     for each in verdicts:
-        if isinstance(each, Refused) or pixels is None:
-            results.append(Dropped(source.split, f"{key} object {each.number}", getattr(each, "reason", "")))
-            continue
-        facts = {"source": key, "object": each.number, "box": list(each.box), "rule": rule.name, "flag": flag}
-        facts |= {"frame": list(each.frame), **each.facts}
-        image = cut_out(rule, pixels, each.box)
-        results.append(Made(source.split, f"{key}_{each.number}", image, each.label, facts))
+        if isinstance(each, Refused):
+            results.append(Dropped(source.split, f"{key} object {each.number}", each.reason))
+        elif pixels is not None:
+            facts = {"source": key, "object": each.number, "box": list(each.box), "rule": rule.name, "flag": flag}
+            facts |= {"frame": list(each.frame), **each.facts}
+            image = cut_out(rule, pixels, each.box)
+            results.append(Made(source.split, f"{key}_{each.number}", image, each.label, facts))
     return results
 
 
@@ -89,13 +90,13 @@ def count_verdicts(
     counts: Counter[tuple[str, str, str]] = Counter()
     try:
         read = _annotations(source, subject)
-        for name, rule in rules.items():
-            verdicts = _judged(source, subject, rule, read)
-            for each in [verdicts] if isinstance(verdicts, str) else verdicts:
-                why = each if isinstance(each, str) else each.reason if isinstance(each, Refused) else KEPT
-                counts[source.split, name, why] += 1
     except SlimeBenchError as error:
         return error
+    for name, rule in rules.items():
+        verdicts = _judged(source, subject, rule, read)
+        for each in [verdicts] if isinstance(verdicts, str) else verdicts:
+            why = each if isinstance(each, str) else each.reason if isinstance(each, Refused) else KEPT
+            counts[source.split, name, why] += 1
     return counts
 
 

@@ -13,15 +13,13 @@ from transformers import BertTokenizer, BlipForImageTextRetrieval
 from data_prep.pretrain.blip_captions import PLURALS, WORDS, Caption, View, captions, draw_view
 from data_prep.pretrain.blip_losses import normalised, pack
 from data_prep.pretrain.blip_matcher import Matcher
-from data_prep.pretrain.blip_models import build_blip, build_tokenizer
 from data_prep.pretrain.export import export_model, parameter_count
+from data_prep.pretrain.models import build_blip, build_blip_tokenizer
 from data_prep.pretrain.trainloop import averaged_weights
 from data_prep.pretrain.vae import HELD_OUT
 from slime_bench.data.mini_world.render import vocabulary
 from slime_bench.seeding import numpy_generator
 
-HISTORY = "history.txt"
-"""In the folder of checkpoints, by hand: what of the training the code does not tell."""
 KINDS = ("long", "part", "colour", "scene")
 """Of captions: a description, "Image of wheel.", "Image of black wheel.", "Image of grass." or "Image of car."."""
 
@@ -30,7 +28,7 @@ def export(work: Path, out: Path, size: Mapping[str, int], device: torch.device)
     """Averaged weights of the last stage in `work` -> the folder `out`, replaced when the new one is complete."""
 
     def write(folder: Path) -> dict[str, Any]:
-        tokenizer = build_tokenizer(vocabulary())
+        tokenizer = build_blip_tokenizer(vocabulary())
         matcher = Matcher(build_blip(tokenizer, **size))
         matcher.load_state_dict(averaged_weights(work, "blip128"))
         matcher.model.to(torch.float16).save_pretrained(folder, safe_serialization=True)
@@ -38,8 +36,7 @@ def export(work: Path, out: Path, size: Mapping[str, int], device: torch.device)
         # Measure what was written, not what was trained: half precision included.
         loaded = BlipForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         measured = measure(loaded.to(device).eval(), tokenizer, device)
-        history = (work / HISTORY).read_text().strip() if (work / HISTORY).is_file() else ""
-        return {"parameters": parameter_count(loaded), "measured": measured, "history": history}
+        return {"parameters": parameter_count(loaded), "measured": measured}
 
     export_model(out, work, ("blip64", "blip128"), device, write, PAGE)
 
@@ -57,19 +54,18 @@ def measure(
     """
     judged: dict[tuple[str, bool], list[bool]] = {(kind, truth): [] for kind in KINDS for truth in (True, False)}
     swaps: list[bool] = []
-    for start in range(0, pictures, 20):
-        rng = numpy_generator(0, "measure mini_blip", start)
-        views = [draw_view(HELD_OUT + index, rng) for index in range(start, min(start + 20, pictures))]
-        told = [captions(view, rng) for view in views]
-        pairs = [swap_pair(view, rng) for view in views]
-        found = probabilities(
-            model, tokenizer, views, [[*each, *pair] for each, pair in zip(told, pairs, strict=True)], device
-        )
-        for each, pair, values in zip(told, pairs, found, strict=True):
-            for (text, truth), value in zip(each, values, strict=False):
-                judged[kind_of(text), truth].append((value > 0.5) == truth)
-            if pair:
-                swaps.append(values[len(each)] > values[len(each) + 1])
+    for index in range(HELD_OUT, HELD_OUT + pictures):
+        rng = numpy_generator(0, "measure mini_blip", index)
+        view = draw_view(index, rng)
+        told, pair = captions(view, rng), swap_pair(view, rng)
+        packed = pack(tokenizer, [[Caption(*each) for each in (*told, *pair)]]).to(device)
+        pixels = normalised(torch.from_numpy(np.stack([view.image])).to(device))
+        hidden = packed.read(model, model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state)
+        values = model.itm_head(hidden[packed.image, packed.start]).float().softmax(-1)[:, 1].tolist()
+        for (text, truth), value in zip(told, values, strict=False):
+            judged[kind_of(text), truth].append((value > 0.5) == truth)
+        if pair:
+            swaps.append(values[-2] > values[-1])
     facts: dict[str, Any] = {
         kind: {
             "right": round(float(np.mean(judged[kind, True])), 4),
@@ -96,35 +92,12 @@ def swap_pair(view: View, rng: np.random.Generator) -> list[tuple[str, bool]]:
     ]
 
 
-def probabilities(
-    model: BlipForImageTextRetrieval,
-    tokenizer: BertTokenizer,
-    views: list[View],
-    told: list[list[tuple[str, bool]]],
-    device: torch.device,
-) -> list[list[float]]:
-    """Match probability of each caption with its view."""
-    packed = pack(tokenizer, [[Caption(*each) for each in some] for some in told]).to(device)
-    pixels = normalised(torch.from_numpy(np.stack([view.image for view in views])).to(device))
-    states = model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
-    hidden = model.text_encoder(
-        input_ids=packed.ids,
-        position_ids=packed.positions,
-        attention_mask=packed.mask,
-        encoder_hidden_states=states,
-    ).last_hidden_state
-    values = iter(model.itm_head(hidden[packed.image, packed.start]).float().softmax(-1)[:, 1].tolist())
-    return [[next(values) for _ in each] for each in told]
-
-
 def kind_of(text: str) -> str:
     """Which of `KINDS` a caption is."""
     if not text.startswith("image of"):
         return "long"
-    words = text.split()[2:-1]
-    if len(words) > 1:
-        return "colour"
-    return "part" if words[0] in _PARTS else "scene"
+    word, *more = text.split()[2:-1]
+    return "colour" if more else "part" if word in _PARTS else "scene"
 
 
 _PARTS = {word for words in WORDS.values() for word in words} | set(PLURALS.values())

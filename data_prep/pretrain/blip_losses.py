@@ -50,6 +50,19 @@ class Packed:
     def to(self, device: torch.device) -> Packed:
         return Packed(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
+    def read(self, model: BlipForImageTextRetrieval, states: torch.Tensor | None = None) -> torch.Tensor:
+        """The text encoder's states of the captions, float [B,S,D], with the image's `states` [B,1+N,D] or without."""
+        return model.text_encoder(
+            input_ids=self.ids, position_ids=self.positions, attention_mask=self.mask, encoder_hidden_states=states
+        ).last_hidden_state
+
+    def of_captions(self, values: torch.Tensor) -> torch.Tensor:
+        """Means over the tokens of each caption: float [B,S,N] -> [captions,N]."""
+        valid = self.segment >= 0
+        segment = self.segment[valid]
+        sums = values.new_zeros(len(self.match), values.shape[-1]).index_add(0, segment, values[valid])
+        return sums / torch.bincount(segment, minlength=len(self.match))[:, None]
+
 
 def pack(tokenizer: BertTokenizer, captions: Sequence[Sequence[Caption]]) -> Packed:
     """Tokenise and pack the captions of each image."""
@@ -125,15 +138,13 @@ def attention_losses(scores: Scores, heads: int, packed: Packed, gain: nn.Parame
         gain: log of the scale, and offset, of the evidence's logits, float [2].
     """
     valid = packed.segment >= 0
-    segment, lengths = packed.segment[valid], torch.bincount(packed.segment[valid], minlength=len(packed.match))
     zero = torch.zeros((), device=packed.ids.device)
     found = {"level": zero, "evidence": zero}
     for query, key in zip(scores.queries, scores.keys, strict=True):
         q, k = (each.float().unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key))  # [B,heads,S,d]
         raw = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # [B,heads,S,1+N]
         found["level"] = found["level"] + torch.logsumexp(raw, dim=-1).square().transpose(1, 2)[valid].mean()
-        best = raw[..., 1:].amax(1)[valid]  # [tokens,N]
-        maps = best.new_zeros(len(lengths), best.shape[1]).index_add(0, segment, best) / lengths[:, None]
+        maps = packed.of_captions(raw[..., 1:].amax(1))
         logits = by_tile(maps, packed.grid, torch.logsumexp) * gain[0].exp() + gain[1]
         found["evidence"] = found["evidence"] + told_apart(logits, packed.tiles, packed.tile_weight)
     return {name: value / len(scores.queries) for name, value in found.items()}
@@ -167,10 +178,7 @@ def fine_contrast(
     """
     patches = F.normalize(model.vision_proj(states[:, 1:]).float(), dim=-1)
     tokens = F.normalize(model.text_proj(text).float(), dim=-1)
-    valid = packed.segment >= 0
-    similar = (tokens @ patches.transpose(1, 2))[valid]  # [tokens,N]
-    segment, lengths = packed.segment[valid], torch.bincount(packed.segment[valid], minlength=len(packed.match))
-    maps = similar.new_zeros(len(lengths), similar.shape[1]).index_add(0, segment, similar) / lengths[:, None]
+    maps = packed.of_captions(tokens @ patches.transpose(1, 2))
     logits = by_tile(maps, packed.grid, torch.amax) * gain[0].exp() + gain[1]
     return told_apart(logits, packed.tiles, packed.tile_weight)
 

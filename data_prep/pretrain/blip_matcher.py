@@ -55,19 +55,12 @@ class Matcher(nn.Module):
             `loss`, its terms `match`, `contrast`, `fine`, `level`, `evidence`, and `accuracy`: the share of captions
             judged right.
         """
-        model, text_model, device = self.model, self.model.text_encoder, self.scale.device
+        model, device = self.model, self.scale.device
         states = model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
         with recorded(model, layers) as scores:
-            hidden = text_model(
-                input_ids=packed.ids,
-                position_ids=packed.positions,
-                attention_mask=packed.mask,
-                encoder_hidden_states=states,
-            ).last_hidden_state
+            hidden = packed.read(model, states)
         logits = model.itm_head(hidden[packed.image, packed.start]).float()
-        text = text_model(
-            input_ids=packed.ids, position_ids=packed.positions, attention_mask=packed.mask
-        ).last_hidden_state
+        text = packed.read(model)
         contrastive = contrast(model, states[described, 0], text[described, 0], self.scale)
         fine = fine_contrast(model, states, text, packed, self.gain)
         with torch.autocast(device.type, enabled=False):
@@ -75,7 +68,7 @@ class Matcher(nn.Module):
                 "match": told_apart(logits[:, 1] - logits[:, 0], packed.match, packed.weight),
                 "contrast": contrastive.float(),
                 "fine": fine.float(),
-                **attention_losses(scores, text_model.config.num_attention_heads, packed, self.evidence),
+                **attention_losses(scores, model.text_encoder.config.num_attention_heads, packed, self.evidence),
             }
         loss = terms["match"] + sum(weight * terms[name] for name, weight in WEIGHTS.items())
         accuracy = (logits.argmax(1) == packed.match).float().mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,20 +29,19 @@ def export_model(
 
     Args:
         stages: of the training, in `work`.
-        write: writes the model to a folder and returns what was measured of what was written: `parameters`, `measured`
-            and what else the card says.
+        write: writes the model to a folder and returns what was measured of what was written: `parameters`, `measured`.
         page: Markdown that says what the model is; the card follows it.
     """
     building = out.with_name(f".{out.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     facts = write(building)
+    cuda = device.type == "cuda"
     card = {
         "world_version": WORLD_VERSION,
-        "parameters": facts.pop("parameters"),
+        "parameters": facts["parameters"],
         "stages": {stage: stage_facts(work, stage) for stage in stages},
-        "measured": facts.pop("measured"),
-        "hardware": machine(device),
-        **facts,
+        "measured": facts["measured"],
+        "hardware": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} cores, {platform.machine()}",
         "bytes": sum(path.stat().st_size for path in building.rglob("*") if path.is_file()),
     }
     loaded = [path for path in building.rglob("*") if path.suffix in {".json", ".txt", ".safetensors"}]
@@ -63,15 +63,3 @@ def stage_facts(work: Path, stage: str) -> dict[str, Any]:
     state = read_checkpoint(work, stage)
     means = {name: round(value, 4) for name, value in state["means"].items()}
     return {"steps": state["step"], "images": state["images"], "seconds": round(state["spent"]), **means}
-
-
-def machine(device: torch.device) -> str:
-    """Name of what computes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        return f"{len(names)} cores of {names[0]}"
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()

@@ -9,14 +9,13 @@ command goes on from there after an interruption.
 from __future__ import annotations
 
 import argparse
-import time
 
 import torch
 from lightning.fabric import Fabric
 
 from data_prep.pretrain.blip_export import export
 from data_prep.pretrain.blip_matcher import Matcher, train_blip
-from data_prep.pretrain.blip_models import build_blip, build_tokenizer
+from data_prep.pretrain.models import build_blip, build_blip_tokenizer
 from data_prep.pretrain.trainloop import arguments, fabric_of
 from slime_bench.data.mini_world.render import vocabulary
 
@@ -28,20 +27,18 @@ SIZE = {"width": 192, "layers": 6}
 def train_matcher(fabric: Fabric, args: argparse.Namespace) -> None:
     """Both stages, in each of the processes."""
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(vocabulary())
+    tokenizer = build_blip_tokenizer(vocabulary())
     matcher = Matcher(build_blip(tokenizer, **SIZE))
-    for side, share in SHARES.items():
-        batch = BATCH[fabric.device.type][side]
-        train_blip(matcher, tokenizer, fabric, args.work, 60 * args.minutes * share, side, batch)
+    for side, batch in BATCH[fabric.device.type].items():
+        train_blip(matcher, tokenizer, fabric, args.work, 60 * args.minutes * SHARES[side], side, batch)
 
 
 def main() -> None:
     args = arguments(__doc__, "mini_blip", 80.0, "blip128")
-    started = time.time()
     if not args.export_only:
         fabric_of(args.device, args.processes).launch(train_matcher, args)  # type: ignore[arg-type]
     export(args.work, args.out, SIZE, torch.device(args.device))
-    print(f"wrote {args.out} after {(time.time() - started) / 60:.1f} minutes")
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -9,18 +9,16 @@ checkpoint every three minutes in `--work`, and the same command goes on from th
 from __future__ import annotations
 
 import argparse
-import time
 
 import torch
 from diffusers import AutoencoderKL
 from lightning.fabric import Fabric
 
-from data_prep.pretrain.models import build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
+from data_prep.pretrain.models import build_vae
 from data_prep.pretrain.sd_export import export
 from data_prep.pretrain.trainloop import arguments, fabric_of
-from data_prep.pretrain.unet import Denoiser, train_unet
+from data_prep.pretrain.unet import build_denoiser, train_unet
 from data_prep.pretrain.vae import measure_vae, train_vae
-from slime_bench.data.mini_world.render import vocabulary
 
 CHANNELS = (32, 96, 128, 96)
 SHARES = {"vae": 0.14, "unet64": 0.15, "unet128": 0.71}  # of the minutes
@@ -39,24 +37,18 @@ def trained_vae(args: argparse.Namespace) -> AutoencoderKL:
 
 def train_denoiser(fabric: Fabric, args: argparse.Namespace, vae: AutoencoderKL) -> None:
     """Both U-Net stages, in each of the processes."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(vocabulary())
-    text_encoder = build_text_encoder(tokenizer)
-    denoiser = Denoiser(text_encoder, build_unet(CHANNELS, text_encoder.config.hidden_size))
-    for side in (64, 128):
-        seconds = 60 * args.minutes * SHARES[f"unet{side}"]
-        batch = BATCH[fabric.device.type][side]
-        train_unet(denoiser, tokenizer, vae, build_scheduler(), fabric, args.work, seconds, side, batch)
+    denoiser, tokenizer = build_denoiser(CHANNELS)
+    for side, batch in BATCH[fabric.device.type].items():
+        train_unet(denoiser, tokenizer, vae, fabric, args.work, 60 * args.minutes * SHARES[f"unet{side}"], side, batch)
 
 
 def main() -> None:
     args = arguments(__doc__, "mini_sd", 100.0, "unet128")
-    started = time.time()
     vae = trained_vae(args)
     if not args.export_only:
         fabric_of(args.device, args.processes).launch(train_denoiser, args, vae)  # type: ignore[arg-type]
     export(args.work, args.out, vae, CHANNELS, torch.device(args.device))
-    print(f"wrote {args.out} after {(time.time() - started) / 60:.1f} minutes")
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

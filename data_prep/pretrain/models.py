@@ -1,22 +1,32 @@
-"""The architectures of the mini Stable Diffusion, in the library's own classes and folder layout.
+"""The architectures of the small models, in the libraries' own classes and folder layouts.
 
-Block types and layer names are Stable Diffusion's, so that `up_blocks.2.attentions.1` means the same thing here and
-in SD 2.1: cross maps come from up_blocks 1 and 2, self maps from up_blocks 3.
+Mini Stable Diffusion: block types and layer names are Stable Diffusion's, so that `up_blocks.2.attentions.1` means the
+same thing here and in SD 2.1: cross maps come from up_blocks 1 and 2, self maps from up_blocks 3. Mini BLIP: an
+image-text matcher with 8-pixel patches.
 """
 
 from __future__ import annotations
 
 import itertools
+import string
 from collections import Counter
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
 
 HEAD_WIDTH = 32  # narrower heads make the CPU's fused attention slow in the backward pass
 MAX_TOKENS = 77
 WORD_END = "</w>"
+BLIP_SIDE, BLIP_PATCH, BLIP_TOKENS = 128, 8, 64
 
 
 def build_tokenizer(words: list[str]) -> CLIPTokenizer:
@@ -128,3 +138,40 @@ def build_scheduler() -> DDIMScheduler:
         steps_offset=1,
         prediction_type="epsilon",
     )
+
+
+def build_blip_tokenizer(words: list[str]) -> BertTokenizer:
+    """BERT's WordPiece tokenizer in which each of `words` is one token; any other word has its letters' tokens."""
+    letters = [*string.ascii_lowercase, *string.digits]
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.punctuation]
+    names += [*letters, *(f"##{each}" for each in letters), *sorted(words)]
+    vocab = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    return BertTokenizer(vocab=vocab, model_max_length=BLIP_TOKENS)
+
+
+def build_blip(tokenizer: BertTokenizer, width: int = 192, layers: int = 6) -> BlipForImageTextRetrieval:
+    """`layers` vision layers and as many text layers, each with cross-attention to the image."""
+    shared = {
+        "hidden_size": width,
+        "projection_dim": width // 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // HEAD_WIDTH,
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "encoder_hidden_size": width,
+        "intermediate_size": 2 * width,
+        "max_position_embeddings": BLIP_TOKENS,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "intermediate_size": 4 * width,
+        "image_size": BLIP_SIDE,
+        "patch_size": BLIP_PATCH,
+        "initializer_range": 0.02,
+    }
+    sizes = {"projection_dim": width // 2, "image_text_hidden_size": width // 2}
+    return BlipForImageTextRetrieval(BlipConfig(text_config=shared | text, vision_config=shared | vision, **sizes))

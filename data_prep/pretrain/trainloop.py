@@ -95,7 +95,9 @@ def train(
             state["means"][name] = 0.98 * state["means"].get(name, number) + 0.02 * number
         if now - shown > SHOWN_SECONDS:
             shown = now
-            fabric.print(_line(stage, state), file=sys.stderr, flush=True)
+            facts = " ".join(f"{name} {value:.4g}" for name, value in state["means"].items())
+            minutes = f"{state['spent'] / 60:.1f}/{stage.seconds / 60:.1f} min"
+            fabric.print(f"{stage.name} {minutes} step {state['step']} {facts}", file=sys.stderr, flush=True)
         if fabric.broadcast(now - saved > CHECKPOINT_SECONDS):
             saved = now
             save(fabric, path, state)
@@ -160,10 +162,3 @@ def _average(decay: float) -> Callable[..., None]:
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
     return update
-
-
-def _line(stage: Stage, state: dict[str, Any]) -> str:
-    bar = "#" * round(20 * min(1.0, state["spent"] / stage.seconds))
-    minutes = f"{state['spent'] / 60:.1f}/{stage.seconds / 60:.1f} min"
-    facts = " ".join(f"{name} {value:.4g}" for name, value in state["means"].items())
-    return f"{stage.name} [{bar:<20}] {minutes} step {state['step']} images {state['images']} {facts}"

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from lightning.fabric import Fabric
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from data_prep.pretrain.models import build_scheduler, build_text_encoder, build_tokenizer, build_unet
 from data_prep.pretrain.stream import LatentPool, stream_rng
 from data_prep.pretrain.trainloop import Stage, train
+from slime_bench.data.mini_world.render import vocabulary
 
 LEARNING_RATE = {64: 1e-3, 128: 7e-4}  # per picture side
 CAPTION_DROPOUT = 0.1  # for classifier-free guidance
@@ -33,6 +35,14 @@ class Denoiser(nn.Module):
         """float [B,4,h,w], int64 [B], int64 [B,77] -> float [B,4,h,w]."""
         text = self.text_encoder(token_ids).last_hidden_state
         return self.unet(latents, timesteps, text).sample
+
+
+def build_denoiser(channels: tuple[int, int, int, int]) -> tuple[Denoiser, CLIPTokenizer]:
+    """The module before its training, and the tokenizer of its text encoder."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(vocabulary())
+    text_encoder = build_text_encoder(tokenizer)
+    return Denoiser(text_encoder, build_unet(channels, text_encoder.config.hidden_size)), tokenizer
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
@@ -66,7 +76,7 @@ def draw_timesteps(rng: np.random.Generator, batch: int) -> torch.Tensor:
 
 
 def train_unet(
-    denoiser: Denoiser, tokenizer: CLIPTokenizer, vae: AutoencoderKL, scheduler: DDIMScheduler,
+    denoiser: Denoiser, tokenizer: CLIPTokenizer, vae: AutoencoderKL,
     fabric: Fabric, work: Path, seconds: float, side: int, batch: int,
 ) -> None:  # fmt: skip
     """Denoise at one picture side (64 or 128) for so many seconds, or load what was trained."""
@@ -76,7 +86,7 @@ def train_unet(
     )  # fmt: skip
     denoiser.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(denoiser.parameters(), lr=stage.rate, betas=(0.9, 0.99), weight_decay=0.01)
-    device, alphas = fabric.device, scheduler.alphas_cumprod.to(fabric.device)
+    device, alphas = fabric.device, build_scheduler().alphas_cumprod.to(fabric.device)
     pool: list[LatentPool] = []
 
     def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -11,9 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-import unicodedata
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.build import Dropped, Job, Made, Sample, print_report
-from data_prep.place import RECORDS
+from data_prep.place import RECORDS, print_report
 from slime_bench.data.manifest import MANIFEST, read_manifest
 from slime_bench.data.reading import FolderDataset
 from slime_bench.data.verify import verify_splits
 from slime_bench.errors import DataError, StorageError
 from tests.fixtures import toy_build
-from tests.fixtures.toy_build import CLASSES, given_to, jobs, make, named, nothing, picture, recipe
+from tests.fixtures.toy_build import CLASSES, jobs, make, picture, recipe
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -43,9 +39,9 @@ def building(out: Path) -> Path:
 
 
 def finished(out: Path) -> list[str]:
-    """Keys of the jobs that have a record."""
+    """Keys of the jobs that have a record, but for the one that makes no sample."""
     records = (json.loads(file.read_text()) for file in (building(out) / RECORDS).glob("*.json"))
-    return sorted(each["key"] for each in records if "key" in each)
+    return sorted({sample["facts"]["source"] for each in records for sample in each.get("samples", ())})
 
 
 def calls(log: Path) -> list[str]:
@@ -111,38 +107,12 @@ class TestContent:
         assert report.kept == {"support": 3, "val": 7, "test": 9} and report.manifest == manifest
         assert report.made == 12 and report.resumed == 0
         assert not building(out).exists()
-
-    def test_it_is_a_data_set_of_the_bench(self, tmp_path: Path) -> None:
-        make(tmp_path / "car")
-        splits = {name: FolderDataset(tmp_path / "car" / name, CLASSES) for name in ("support", "val", "test")}
-        report = verify_splits(splits, tmp_path / "car")
-        assert report.usable and {name: each.images for name, each in report.splits.items()} == {
-            "support": 3, "val": 7, "test": 9,
-        }  # fmt: skip
-
-    def test_split_lists(self, tmp_path: Path) -> None:
-        make(tmp_path / "car")
-        found = {file.name: file.read_text() for file in (tmp_path / "car" / "splits").iterdir()}
+        splits = {name: FolderDataset(out / name, CLASSES) for name in ("support", "val", "test")}
+        assert verify_splits(splits, out).usable
+        found = {file.name: file.read_text() for file in (out / "splits").iterdir()}
         assert set(found) == {"drawn-1-seed0.txt", "first-2.txt"}
         lines = [line.split("#")[0].strip() for line in found["first-2.txt"].splitlines()]
         assert [line for line in lines if line] == ["2008_000000_0", "2008_000001_0"]
-
-    def test_samples_are_listed_in_the_order_of_the_jobs(self, tmp_path: Path) -> None:
-        seen: list[list[Sample]] = []
-
-        def assign(samples: list[Sample]) -> dict[str, str]:
-            seen.append(samples)
-            return {}
-
-        make(tmp_path / "car", the_jobs=jobs()[::-1], of=recipe(assign=assign))
-        (samples,) = seen
-        assert [each.facts["source"] for each in samples] == sorted((s.facts["source"] for s in samples), reverse=True)
-        assert samples[0].facts["pixels"] and samples[0].split == "test"
-        assert list(read_manifest(tmp_path / "car")["samples"]) == [f"{each.split}/{each.id}" for each in samples]
-
-    def test_workers_change_nothing(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        report = make(tmp_path / "car", workers=2)
-        assert tree(tmp_path / "car") == whole and report.made == 12
 
     def test_no_torch_in_the_workers(self, repository: Path) -> None:
         code = "import sys, data_prep.pascal_part.work, data_prep.celebamask_hq.read; print('torch' in sys.modules)"
@@ -157,16 +127,16 @@ class TestResume:
     ) -> None:
         out, log = tmp_path / "car", tmp_path / "log"
         (faults / "2008_000008").write_text("interrupt" if workers == 1 else "bug")
-        with pytest.raises(what):
+        with pytest.raises(what) as caught:
             make(out, workers=workers, log=log, faults=faults)
+        assert workers == 1 or caught.value.__notes__ == ["while preparing 2008_000008"]
         assert not out.exists() and not (building(out) / MANIFEST).exists()
         done = finished(out)
-        assert "2008_000008" not in done and len(done) >= (8 if workers == 1 else 1)
+        assert "2008_000008" not in done and len(done) >= (7 if workers == 1 else 1)
         (faults / "2008_000008").unlink()
         log.unlink()
         report = make(out, workers=workers, log=log, faults=faults)
-        assert calls(log) == sorted({job.key for job in jobs()} - set(done))
-        assert report.resumed == len(done) and report.made == 12 - len(done)
+        assert not set(calls(log)) & set(done) and len(calls(log)) == report.made == 12 - report.resumed
         assert tree(out) == whole
 
     @settings(max_examples=12, deadline=None)
@@ -199,8 +169,7 @@ class TestResume:
         make(out, count=6)
         assert tree(out) == six
 
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_killed(self, tmp_path: Path, repository: Path, workers: int) -> None:
+    def test_killed(self, tmp_path: Path, repository: Path, workers: int = 2) -> None:
         """kill -9 in the middle: no data set, no process left; the same command then gives the same bytes."""
         out, log = tmp_path / "car", tmp_path / "log"
         command = [sys.executable, toy_build.__file__, str(out), str(workers), str(log)]
@@ -219,8 +188,7 @@ class TestResume:
         make(tmp_path / "again", count=60)
         assert tree(out) == tree(tmp_path / "again")
 
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_ctrl_c(self, tmp_path: Path, repository: Path, workers: int) -> None:
+    def test_ctrl_c(self, tmp_path: Path, repository: Path, workers: int = 2) -> None:
         out, log = tmp_path / "car", tmp_path / "log"
         process = subprocess.Popen(
             [sys.executable, toy_build.__file__, str(out), str(workers), str(log), "0.05"],
@@ -241,8 +209,6 @@ class TestResume:
         (faults / "2008_000008").write_text("interrupt")
         for changed in (
             {"settings": {"rule": "lagm"}},
-            {"sources": {"voc": "VOC2012"}},
-            {"classes": (*CLASSES, "light")},
             {"name": "other"},
         ):
             with pytest.raises(KeyboardInterrupt):
@@ -250,15 +216,6 @@ class TestResume:
         (faults / "2008_000008").unlink()
         assert make(tmp_path / "car").resumed == 0
         assert tree(tmp_path / "car") == whole
-
-    def test_other_jobs(self, tmp_path: Path, faults: Path, whole: dict[str, bytes]) -> None:
-        """A picture that is no longer among the sources leaves nothing behind."""
-        out = tmp_path / "car"
-        (faults / "2008_000011").write_text("interrupt")
-        with pytest.raises(KeyboardInterrupt):
-            make(out, faults=faults, the_jobs=[Job("extra", 1), *jobs()])
-        report = make(out)
-        assert report.resumed == 11 and tree(out) == whole
 
     @pytest.mark.parametrize("step", ["lists", "renaming", "tidying"])
     def test_near_the_end(self, tmp_path: Path, whole: dict[str, bytes], monkeypatch: Any, step: str) -> None:
@@ -276,17 +233,6 @@ class TestResume:
         report = make(out, log=log)
         assert calls(log) == ([] if step == "tidying" else ["2008_000001"]) and report.made == len(calls(log))
         assert tree(out) == whole
-
-    def test_two_commands_at_once(self, tmp_path: Path, repository: Path) -> None:
-        """The second waits for the first, and finds its data set."""
-        out, log = tmp_path / "car", tmp_path / "log"
-        command = [sys.executable, toy_build.__file__, str(out), "1", str(log), "0.01"]
-        both = [
-            subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(repository)}, stderr=subprocess.DEVNULL)
-            for _ in range(2)
-        ]
-        assert [process.wait(60) for process in both] == [0, 0]
-        assert calls(log) == [job.key for job in jobs(60)]
 
 
 def below(pid: int) -> list[int]:
@@ -308,55 +254,38 @@ def interrupted(*_: Any, **__: Any) -> None:
 
 
 class TestFaultySources:
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_stop(self, tmp_path: Path, faults: Path, whole: dict[str, bytes], workers: int) -> None:
+    def test_stop(self, tmp_path: Path, faults: Path, whole: dict[str, bytes], workers: int = 2) -> None:
         out, log = tmp_path / "car", tmp_path / "log"
-        for key, kind in (("2008_000002", "faulty"), ("2008_000004", "locked"), ("2008_000007", "huge")):
-            (faults / key).write_text(kind)
-        with pytest.raises(DataError, match="3 of 12 source pictures are faulty") as caught:
+        for key in ("2008_000002", "2008_000007"):
+            (faults / key).write_text("faulty")
+        with pytest.raises(DataError, match="2 of 12 source pictures are faulty") as caught:
             make(out, workers=workers, log=log, faults=faults)
         text = str(caught.value)
-        assert "/voc/2008_000002.jpg: cannot read the image (0 bytes)" in text
-        assert "/voc/2008_000004.mat: cannot read a source file (Permission denied)" in text
-        assert "2008_000007: a source does not fit into memory" in text
-        assert text.index("000002") < text.index("000004") < text.index("000007") and "--faulty skip" in text
+        assert "/voc/2008_000002.jpg: cannot read the image (0 bytes)" in text and "--faulty skip" in text
+        assert text.index("000002") < text.index("000007")
         assert not out.exists() and len(calls(log)) == 12
         for each in faults.iterdir():
             each.unlink()
         log.unlink()
         make(out, workers=workers, log=log, faults=faults)
-        assert calls(log) == ["2008_000002", "2008_000004", "2008_000007"]
+        assert calls(log) == ["2008_000002", "2008_000007"]
         assert tree(out) == whole
 
-    def test_many_are_counted(self, tmp_path: Path, faults: Path) -> None:
-        for job in jobs(30)[:25]:
-            (faults / job.key).write_text("faulty")
-        with pytest.raises(DataError, match="25 of 30 source pictures") as caught:
-            make(tmp_path / "car", count=30, faults=faults)
-        assert str(caught.value).count("cannot read the image") == 20 and "and 5 more" in str(caught.value)
-
-    def test_skip(self, tmp_path: Path, faults: Path, capsys: Any, workers: int = 2) -> None:
+    def test_skip(self, tmp_path: Path, faults: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "car"
         (faults / "2008_000002").write_text("faulty")
-        (faults / "2008_000009").write_text("locked")
-        with pytest.raises(DataError):
-            make(out, workers=workers, faults=faults)
-        report = make(out, workers=workers, faults=faults, faulty="skip")
-        assert report.resumed == 10 and report.made == 2
-        manifest = read_manifest(out)
-        assert manifest["faulty"] == [
-            {"source": "2008_000002", "what": "cannot read the image (2008_000002.jpg)"},
-            {"source": "2008_000009", "what": "cannot read a source file (2008_000009.mat)"},
+        report = make(out, faults=faults, faulty="skip")
+        assert report.manifest["faulty"] == [
+            {"source": "2008_000002", "what": "cannot read the image (2008_000002.jpg)"}
         ]
-        assert manifest["dropped"]["unreadable: cannot read the image"] == 1
-        assert not any("2008_000002" in name for name in manifest["files"]) and len(manifest["samples"]) == 16
+        assert report.manifest["dropped"]["unreadable: cannot read the image"] == 1
+        assert not any("2008_000002" in name for name in report.manifest["files"])
         # Nothing is to be done any more, and the report still says what is missing.
         again = make(out, faults=faults)
-        assert again.made == 0 and len(again.manifest["faulty"]) == 2
         print_report(again)
         printed = capsys.readouterr().out
-        assert "2 faulty source(s) left out" in printed and "2008_000009: cannot read a source file" in printed
-        assert "nothing was done" in printed
+        assert "1 faulty source(s) left out" in printed and "2008_000002: cannot read the image" in printed
+        assert again.made == 0 and "nothing was done" in printed
 
     def test_a_full_disk(self, tmp_path: Path, faults: Path, whole: dict[str, bytes]) -> None:
         out = tmp_path / "car"
@@ -368,23 +297,6 @@ class TestFaultySources:
         (faults / "2008_000008").unlink()
         report = make(out, workers=1, faults=faults)
         assert report.resumed >= 1 and tree(out) == whole
-
-    def test_a_full_disk_for_the_manifest(
-        self, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        out, write = tmp_path / "car", Path.write_bytes
-
-        def full(self: Path, content: bytes) -> int:
-            if self.name == MANIFEST:
-                raise OSError(errno.ENOSPC, "No space left on device", str(self))
-            return write(self, content)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_bytes", full)
-            with pytest.raises(StorageError, match="No space left"):
-                make(out)
-        assert not out.exists()
-        assert make(out).resumed >= 10 and tree(out) == whole
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_a_worker_that_dies(self, tmp_path: Path, faults: Path, whole: dict[str, bytes], workers: int) -> None:
@@ -399,98 +311,28 @@ class TestFaultySources:
         assert make(out, workers=2, faults=faults).resumed >= 1
         assert tree(out) == whole
 
-    def test_a_bug_names_its_job(self, tmp_path: Path, faults: Path) -> None:
-        (faults / "2008_000003").write_text("bug")
-        with pytest.raises(KeyError, match="parts") as caught:
-            make(tmp_path / "car", faults=faults, faulty="skip")
-        assert caught.value.__notes__ == ["while preparing 2008_000003"]
-
-
-def one(made: list[Any]) -> Callable[[Job], Any]:
-    return partial(given_to, key="2008_000001", made=made)
-
-
-def sample(key: str, split: str = "test") -> list[Made]:
-    return [Made(split, key, *picture(0))]
-
-
-def plain(**changed: Any) -> Any:
-    """The toy's recipe without assignment and lists."""
-    return recipe(assign=nothing, splits=nothing, **changed)
-
-
-class TestBadResults:
-    def test_ids_that_are_no_file_names(self, tmp_path: Path) -> None:
-        bad = ["", ".", "..", ".hidden", "a/b", "/etc/passwd", "..\\a", "a\0b", "a\nb", " a", "a ", "#1", "a#2",
-               "x" * 201, "é" * 101, "bad\udcff", 'say "a"']  # fmt: skip
-        out = tmp_path / "car"
-        the_jobs = [Job(f"job {index}", each) for index, each in enumerate(bad)] + [Job("fine", "fine")]
-        with pytest.raises(DataError) as caught:
-            make(out, the_jobs=the_jobs, the_work=named, of=plain())
-        assert f"{len(bad)} of {len(bad) + 1} source pictures are faulty" in str(caught.value)
-        assert str(caught.value).count("the name of a sample cannot be a file name") == len(bad)
-        report = make(out, the_jobs=the_jobs, the_work=named, of=plain(), faulty="skip")
-        assert report.kept["test"] == 1 and len(list((out / "test" / "images").iterdir())) == 1
-        assert {file.name for file in tmp_path.iterdir()} == {"car", ".car.lock"}
-
-    def test_any_id_is_refused_or_kept(self, tmp_path: Path) -> None:
-        """Uncommon ids, and what a generator of texts thinks of: a file for each that is taken, in composed form."""
-        keys = ["a b", "Pferd größer", "馬_01", "cafe\u0301", "2008_000008-1", "it's (1)"]
-        rng = np.random.default_rng(0)
-        keys += ["".join(map(chr, rng.integers(1, 0xD7FF, rng.integers(1, 70)))) for _ in range(200)]
-        keys += ["".join(map(chr, rng.integers(32, 127, rng.integers(1, 12)))) for _ in range(200)]
-        the_jobs = [Job(f"{index}", f"{key}-{index}") for index, key in enumerate(keys)]
-        out = tmp_path / "my data é"
-        make(out, the_jobs=the_jobs, the_work=named, of=plain(), faulty="skip")
-        manifest = read_manifest(out)
-        refused = {each["source"] for each in manifest["faulty"]}
-        taken = {unicodedata.normalize("NFC", job.payload) for job in the_jobs if job.key not in refused}
-        assert len(taken) > 100 and {f"test/{each}" for each in taken} == set(manifest["samples"])
-        splits = {"test": FolderDataset(out / "test", CLASSES)}
-        assert set(splits["test"].ids) == taken and verify_splits(splits, out).usable
-
-    @pytest.mark.parametrize("ids", [("same", "same"), ("Horse", "horse"), ("caf\u00e9", "cafe\u0301")])
-    def test_two_samples_of_one_id(self, tmp_path: Path, ids: tuple[str, str]) -> None:
-        out = tmp_path / "car"
-        the_jobs = [Job("one", ids[0]), Job("two", ids[1]), Job("three", "other")]
-        with pytest.raises(DataError, match="two samples of one id") as caught:
-            make(out, workers=2, the_jobs=the_jobs, the_work=named, of=plain())
-        assert caught.value.path == "one and two" and not out.exists()
-        # What the second wrote over the first is not trusted.
-        make(out, the_jobs=[the_jobs[0], the_jobs[2]], the_work=named, of=plain())
-        make(tmp_path / "again", the_jobs=[the_jobs[0], the_jobs[2]], the_work=named, of=plain())
-        assert tree(out) == tree(tmp_path / "again")
-
-    def test_two_samples_of_one_id_in_one_job(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="two samples of one id") as caught:
-            make(tmp_path / "car", the_work=one([*sample("a"), *sample("a", "val")]), of=plain())
-        assert caught.value.path == "2008_000001" and caught.value.found == "a"
-
-    def test_nothing_kept(self, tmp_path: Path) -> None:
-        small = [Job("2008_000001")]
-        with pytest.raises(DataError, match="no sample of toy_car was kept") as caught:
-            make(tmp_path / "car", the_jobs=small, the_work=one([Dropped("test", "a", "too small")]))
-        assert caught.value.found == "too small: 1" and not (tmp_path / "car").exists()
-
 
 class TestPlace:
-    def test_again(self, tmp_path: Path, capsys: Any) -> None:
+    def test_nothing_kept(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="no sample of toy_car was kept") as caught:
+            make(tmp_path / "car", the_jobs=jobs()[6:7])
+        assert caught.value.found == "too small: 1" and not (tmp_path / "car").exists()
+
+    def test_again(self, tmp_path: Path) -> None:
         out, log = tmp_path / "car", tmp_path / "log"
         first = make(out)
         times = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
         again = make(out, log=log)
         assert calls(log) == [] and {file: file.stat().st_mtime_ns for file in out.rglob("*")} == times
-        assert again.manifest == first.manifest and again.made == 0 and "nothing was done" in again.note
-        other = make(out, log=log, of=recipe(sources={"voc": "VOC2012"}))
-        assert "made from voc VOC2010; --force" in other.note and calls(log) == []
+        assert again.manifest == first.manifest and again.made == 0
+        make(out, log=log, of=recipe(sources={"voc": "VOC2012"}))  # whatever the sources are called
+        assert calls(log) == []
 
     @pytest.mark.parametrize(
         ("arguments", "found", "expected"),
         [
             ({"of": recipe(settings={"rule": "lagm"})}, "rule paper", "rule lagm"),
-            ({"of": recipe(classes=(*CLASSES, "light"))}, "classes ['background', 'body', 'wheel']", "light"),
-            ({"of": recipe(name="toy_horse", subject="horse")}, "name toy_car; subject car", "subject horse"),
-            ({"count": 13}, "12 source pictures", "13 source pictures"),
+            ({"count": 13}, "'count': 12", "'count': 13"),
         ],
     )
     def test_another_data_set(self, tmp_path: Path, arguments: dict[str, Any], found: str, expected: str) -> None:
@@ -508,8 +350,10 @@ class TestPlace:
     def test_force_makes_the_same_again(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
         make(tmp_path / "car")
         (tmp_path / "car" / ".verified.json").write_text("{}")
+        shutil.copytree(tmp_path / "car", tmp_path / ".car.replaced")  # of a replacement that was interrupted
         assert make(tmp_path / "car", force=True).made == 12
         assert tree(tmp_path / "car") == whole
+        assert {file.name for file in tmp_path.iterdir()} == {"car", ".car.lock"}
 
     def test_force_that_is_interrupted(self, tmp_path: Path, faults: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The old data set stays until the new one is whole; between the two renamings the same command mends it."""
@@ -537,53 +381,22 @@ class TestPlace:
         assert read_manifest(out)["settings"] == {"rule": "lagm"}
         assert {file.name for file in tmp_path.iterdir()} == {"car", ".car.lock", "faults"}
 
-    def test_what_an_interrupted_replacement_leaves(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        make(tmp_path / "car")
-        shutil.copytree(tmp_path / "car", tmp_path / ".car.replaced")
-        make(tmp_path / "car")
-        assert {file.name for file in tmp_path.iterdir()} == {"car", ".car.lock"} and tree(tmp_path / "car") == whole
-
     @pytest.mark.parametrize("force", [False, True])
     def test_what_was_not_made_here_is_not_touched(self, tmp_path: Path, force: bool) -> None:
         out = tmp_path / "car"
-        out.write_text("a file")
-        with pytest.raises(DataError, match="no data set that was prepared here") as caught:
-            make(out, force=force)
-        assert caught.value.found == "a file" and out.read_text() == "a file"
-        out.unlink()
         out.mkdir()
         (out / "thesis.tex").write_text("years of work")
-        with pytest.raises(DataError, match="no data set that was prepared here"):
+        with pytest.raises(DataError, match="is not touched"):
             make(out, force=force)
-        (out / MANIFEST).write_text("{}")
-        with pytest.raises(DataError, match="cannot read the data set's manifest"):
-            make(out, force=force)
-        (out / MANIFEST).write_text('{"version": 2, "subject": "car", "classes": [], "files": {}}')
+        (out / "thesis.tex").unlink()
+        make(out)
+        (out / "notes.md").write_text("mine")
         with pytest.raises(DataError, match="is not touched") as caught:
             make(out, force=force)
-        assert caught.value.found == "thesis.tex"
-        (out / "thesis.tex").unlink()
-        with pytest.raises(DataError, match=r"manifest\.json of another kind"):
-            make(out, force=force)
-        (out / MANIFEST).write_text("not JSON")
-        with pytest.raises(DataError, match="cannot read the data set's manifest"):
-            make(out, force=force)
-
-    def test_a_note_among_the_data(self, tmp_path: Path) -> None:
-        make(tmp_path / "car")
-        (tmp_path / "car" / "notes.md").write_text("mine")
-        with pytest.raises(DataError, match=r"notes\.md"):
-            make(tmp_path / "car", force=True)
-        assert (tmp_path / "car" / "notes.md").read_text() == "mine"
-
-    def test_files_that_are_gone(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        make(tmp_path / "car")
-        (tmp_path / "car" / "test" / "images" / "2008_000002_0.png").unlink()
-        with pytest.raises(DataError, match="files of the data set are missing") as caught:
-            make(tmp_path / "car")
-        assert "test/images/2008_000002_0.png" in str(caught.value.found)
-        make(tmp_path / "car", force=True)
-        assert tree(tmp_path / "car") == whole
+        assert caught.value.found == "notes.md" and (out / "notes.md").read_text() == "mine"
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(DataError, match="is not touched"):
+            make(tmp_path / "file", force=force)
 
     def test_an_empty_folder_and_a_link(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
         (tmp_path / "car").mkdir()
@@ -595,27 +408,6 @@ class TestPlace:
         make(tmp_path / "dangling")
         assert tree(tmp_path / "car") == tree(tmp_path / "disk" / "car") == tree(tmp_path / "disk" / "later") == whole
         assert (tmp_path / "link").is_symlink()
-
-    def test_a_file_in_the_way(self, tmp_path: Path) -> None:
-        (tmp_path / "data").write_text("a file")
-        with pytest.raises(StorageError) as caught:
-            make(tmp_path / "data" / "car")
-        assert "a file stands where a folder is needed" in str(caught.value.remedy)
-
-    @pytest.mark.parametrize("step", ["mkdir", "open", "rename"])
-    def test_no_permission(self, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Tests may run as root, whom no permission stops."""
-
-        def refuse(self: Path, *_: Any, **__: Any) -> None:
-            raise PermissionError(errno.EACCES, "Permission denied", str(self))
-
-        (tmp_path / "data").mkdir()
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, step, refuse)
-            with pytest.raises(StorageError, match="Permission denied") as caught:
-                make(tmp_path / "data" / "car")
-        assert "mend the permissions" in str(caught.value.remedy)
-        assert make(tmp_path / "data" / "car").kept["test"] == 9
 
 
 class TestReport:

@@ -39,11 +39,10 @@ def test_merges_are_those_of_the_protocol() -> None:
             for part in parts.split():
                 assert part_class(subject, part) == CLASSES[subject].index(name), part
     for subject, part in (
-        ("car", "door"), ("car", "wheel_"), ("car", "wheel_x"), ("car", "wheel_N"), ("car", "frontside_1"),
-        ("car", "head"), ("car", ""), ("horse", "lfpa"), ("horse", "tail_1"), ("horse", "Head"),
+        ("car", "door"), ("car", "wheel_x"), ("car", "frontside_1"), ("car", "head"), ("horse", "tail_1"),
     ):  # fmt: skip
-        found = part_class(subject, part)
-        assert found is None or part == "wheel_N", part
+        with pytest.raises(KeyError):
+            part_class(subject, part)
 
 
 def slow(subject: str, objects: list[PartObject]) -> np.ndarray:
@@ -52,14 +51,14 @@ def slow(subject: str, objects: list[PartObject]) -> np.ndarray:
     label = np.zeros(SHAPE, dtype=np.uint8)
     for row in range(SHAPE[0]):
         for column in range(SHAPE[1]):
-            here = [part_class(subject, part.name) for item in objects for part in item.parts if part.mask[row, column]]
+            here = {part_class(subject, part.name) for item in objects for part in item.parts if part.mask[row, column]}
             body = others = 0
             for index, name in enumerate(classes):
                 if index in here and name == "body":
                     body = index
                 elif index in here:
                     others = index
-            if any(index is not None and classes[index] != "body" for index in here):
+            if any(classes[index] != "body" for index in here):
                 body = 0
             label[row, column] = body + others
     return label
@@ -76,14 +75,10 @@ def scenes(draw: st.DrawFn, subject: str) -> list[PartObject]:
     )
 
 
-@given(scenes("car"))
-def test_cars_are_painted_as_the_lab_does(objects: list[PartObject]) -> None:
-    assert np.array_equal(paint("car", objects, SHAPE), slow("car", objects))
-
-
-@given(scenes("horse"))
-def test_horses_are_painted_as_the_lab_does(objects: list[PartObject]) -> None:
-    assert np.array_equal(paint("horse", objects, SHAPE), slow("horse", objects))
+@given(scenes("car"), scenes("horse"))
+def test_objects_are_painted_as_the_lab_does(cars: list[PartObject], horses: list[PartObject]) -> None:
+    assert np.array_equal(paint("car", cars, SHAPE), slow("car", cars))
+    assert np.array_equal(paint("horse", horses, SHAPE), slow("horse", horses))
 
 
 def test_unknown_parts_are_named(tmp_path: Path) -> None:
@@ -96,5 +91,3 @@ def test_unknown_parts_are_named(tmp_path: Path) -> None:
         check_parts("horse", [person, horse], tmp_path / "a.mat")
     assert caught.value.path == tmp_path / "a.mat" and caught.value.found == "object 2 (horse), part wing"
     assert "head, lear, rear" in str(caught.value.expected) and "rbho" in str(caught.value.expected)
-    with pytest.raises(ValueError, match="wing"):
-        paint("horse", [horse], SHAPE)

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import split_lists
 from data_prep.build import Sample
 from data_prep.split_lists import MIN_PIXELS, SEEDS, SHOTS, choose_val, committed, drawn_lists
 
@@ -97,14 +96,3 @@ def test_validation_leaves_a_sample_for_support(counts: list[tuple[int, int]]) -
 def test_the_recovered_lists(name: str, shots: str, expected: list[int]) -> None:
     """Typed from shared/protocol.md, section 2.1."""
     assert committed(name, f"slime_lab-{shots}") == expected
-
-
-def test_every_committed_list_says_where_it_is_from() -> None:
-    files = sorted(split_lists._COMMITTED.rglob("*.txt"))
-    assert len(files) == 6
-    for file in files:
-        assert "Source:" in file.read_text(), file
-
-
-def test_no_such_list() -> None:
-    assert committed("celebamask_hq", "slime_lab-1") == []

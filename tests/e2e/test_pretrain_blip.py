@@ -15,7 +15,7 @@ from data_prep.pretrain import blip_captions, blip_export
 from data_prep.pretrain import mini_blip as pretrain_mini_blip
 from data_prep.pretrain.blip_captions import Caption
 from data_prep.pretrain.blip_losses import by_tile, pack
-from data_prep.pretrain.blip_models import build_blip, build_tokenizer
+from data_prep.pretrain.models import build_blip, build_blip_tokenizer
 from slime_bench.data.mini_world.render import SUBJECTS, render, vocabulary
 from tests.fixtures.rounding import same
 
@@ -57,11 +57,6 @@ def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tm
     assert BlipBackbone.content_hash_of(config) == first
 
 
-def test_nothing_to_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="nothing to export"):
-        run(monkeypatch, tmp_path, "--export-only")
-
-
 class TestCaptions:
     """What is true is decided by the picture's own label map."""
 
@@ -78,14 +73,6 @@ class TestCaptions:
             assert view.absent == [word for word in words if pixels[word] == 0]
             assert all(colour in picture.caption for colour in view.colours.values())
 
-    def test_surroundings(self) -> None:
-        for index in range(30):
-            picture = render("car", "pretrain", index)
-            assert set(np.unique(picture.scene)) <= {0, 1, 2, 3}
-            assert ((picture.scene == 0) == (picture.label > 0)).all()
-            surfaces = picture.caption.split(" , on ")[1].split(" and ")
-            assert (picture.scene == 2).any() <= (len(surfaces) == 2)
-
     def test_truth(self) -> None:
         for view in self.views():
             told = blip_captions.captions(view, np.random.default_rng(0))
@@ -99,6 +86,7 @@ class TestCaptions:
                 there = {*view.shown, *view.around, view.subject}
                 assert (word in there) == truth, (text, view)
 
+    @pytest.mark.release
     def test_no_word_tells_the_answer(self) -> None:
         """Weighted, a word is about as often true as false."""
         sums: Counter[tuple[str, bool]] = Counter()
@@ -112,6 +100,7 @@ class TestCaptions:
         assert len(shares) > 28
         assert {word: share for word, share in shares.items() if not 0.33 < share < 0.67} == {}
 
+    @pytest.mark.release
     @pytest.mark.parametrize("grid", blip_captions.GRIDS)
     def test_no_word_tells_the_answer_in_a_tile(self, grid: int) -> None:
         sums: Counter[tuple[str, bool]] = Counter()
@@ -160,7 +149,7 @@ class TestCaptions:
                     assert caption.tiles[place] == (word in view.shown or word in view.around)
 
     def test_every_word_is_one_token(self) -> None:
-        tokenizer = build_tokenizer(vocabulary())
+        tokenizer = build_blip_tokenizer(vocabulary())
         for view in self.views():
             for text, _ in blip_captions.captions(view, np.random.default_rng(0)):
                 assert len(tokenizer.tokenize(text)) == len(text.split())
@@ -183,7 +172,7 @@ def test_tiles() -> None:
 @torch.no_grad()
 def test_packed_captions_are_read_as_alone() -> None:
     """Several captions in one sequence give the numbers that each gives by itself."""
-    tokenizer = build_tokenizer(vocabulary())
+    tokenizer = build_blip_tokenizer(vocabulary())
     torch.manual_seed(0)
     model = build_blip(tokenizer, width=32, layers=2).eval()
     for value in model.parameters():
@@ -192,9 +181,7 @@ def test_packed_captions_are_read_as_alone() -> None:
     told = [[Caption(text, True) for text in each] for each in texts]
     packed = pack(tokenizer, told)
     states = model.vision_model(torch.randn(2, 3, 128, 128)).last_hidden_state
-    hidden = model.text_encoder(
-        input_ids=packed.ids, position_ids=packed.positions, attention_mask=packed.mask, encoder_hidden_states=states
-    ).last_hidden_state[packed.image, packed.start]
+    hidden = packed.read(model, states)[packed.image, packed.start]
     for row, (image, text) in enumerate([(0, texts[0][0]), (0, texts[0][1]), (1, texts[1][0])]):
         alone = model.text_encoder(
             **{key: tokenizer(text, return_tensors="pt")[key] for key in ("input_ids", "attention_mask")},
