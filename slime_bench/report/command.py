@@ -12,10 +12,10 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
@@ -24,9 +24,16 @@ from slime_bench.report.ablation import AblationReport, ablation_report, setting
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
 from slime_bench.report.collect import Collected, collect, default_settings, read_optional
 from slime_bench.report.figures import ensembles_figure, layers_figure, qualitative_grid
-from slime_bench.report.html import PAGE, ablation_page, subject_page, write_page
-from slime_bench.report.planned import Planned, PlannedTrials, ablation_among, states_of
-from slime_bench.report.problems import MADE, ablation_problems, found_problems, of_states
+from slime_bench.report.html import PAGE, ablation_page, subject_page
+from slime_bench.report.planned import (
+    MADE,
+    Planned,
+    PlannedTrials,
+    ablation_among,
+    ablation_problems,
+    found_problems,
+    of_states,
+)
 from slime_bench.report.published import load_published
 from slime_bench.report.ranking import RankingReport, experiment, ranking_reports
 from slime_bench.report.ranking_table import place, ranking_grids, report_lines, stems, write_ranking
@@ -34,6 +41,7 @@ from slime_bench.report.statistics import ImageBootstrap
 from slime_bench.report.subject import SubjectReport, section_grid, sections, subject_report, write_tables
 from slime_bench.report.table import numbers, print_grid, say
 from slime_bench.results.qualitative import QUALITATIVE_FILE, read_qualitative
+from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,6 +75,15 @@ class Asked:
 
     def bootstrap(self, collected: Collected) -> ImageBootstrap | None:
         return ImageBootstrap(collected.folders, self.resamples) if self.resamples else None
+
+    def metric(self, configured: Mapping[str, Any]) -> dict[str, Any]:
+        """Convention and background as they are asked for, else as they are configured."""
+        background = configured["background"] if self.background is None else self.background
+        return {"convention": self.convention or configured["convention"], "background": background}
+
+    def write_page(self, path: Path, page: str) -> None:
+        write_atomic(path, page.encode())
+        say(self.console, f"Open {path} in a browser")
 
 
 def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Console | None = None) -> int:
@@ -131,16 +148,15 @@ def run(
     wanted = found if subject == "all" else [subject]
     if not found or any(name not in found for name in wanted):
         raise _nothing(outputs, subject, found, everything)
-    reports = []
     defaults = default_settings([one for one in collected.results if one.subject in wanted], asked.extra_dir)
     bootstrap = asked.bootstrap(collected)
+    reports = []
     for name in wanted:
         report = subject_report(
             collected,
             name,
             load_published(name),
-            convention=asked.convention or "slime",
-            background=asked.background is not False,
+            **asked.metric({"convention": "slime", "background": True}),
             expected_shots=shots,
             expected_seeds=seeds,
             defaults=defaults,
@@ -150,9 +166,8 @@ def run(
         folder = outputs / "reports" / name
         _write(asked, report, collected, folder, outputs)
         problems = found_problems(report, outputs)
-        title = f"{name}: IoU of parts"
-        page = subject_page([report], collected.results, collected.folders, outputs, problems, title)
-        say(asked.console, f"Open {write_page(folder / PAGE, page)} in a browser")
+        page = subject_page([report], collected, outputs, problems, f"{name}: IoU of parts")
+        asked.write_page(folder / PAGE, page)
         reports.append(report)
     return reports
 
@@ -189,8 +204,7 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
             collected,
             subject,
             load_published(subject),
-            convention=asked.convention or first["metric"]["convention"],
-            background=first["metric"]["background"] if asked.background is None else asked.background,
+            **asked.metric(first["metric"]),
             defaults=defaults,
             show_variants=True,
             bootstrap=bootstrap,
@@ -198,8 +212,8 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
         reports.append(planned.narrowed(report))
         _write(asked, reports[-1], collected, folder if len(subjects) == 1 else folder / subject, outputs)
     problems = of_states([state for _, state in trials], planned.command, outputs)
-    page = subject_page(reports, collected.results, collected.folders, outputs, problems, planned.title)
-    say(asked.console, f"Open {write_page(folder / PAGE, page)} in a browser")
+    title = f"IoU of parts: {' '.join(planned.told) or 'the default trial'}"
+    asked.write_page(folder / PAGE, subject_page(reports, collected, outputs, problems, title))
     return reports
 
 
@@ -218,28 +232,20 @@ def run_ablation(asked: Asked, name: str, overrides: Sequence[str]) -> AblationR
     trial = next(iter(settings[0].trials.values()))
     outputs = asked.outputs or Path(trial["output_root"])
     collected = collect(outputs)
+    published, bootstrap = load_published(trial["data"]["subject"]), asked.bootstrap(collected)
     report = ablation_report(
-        name,
-        overrides,
-        settings,
-        collected,
-        load_published(trial["data"]["subject"]),
-        convention=asked.convention or trial["metric"]["convention"],
-        background=trial["metric"]["background"] if asked.background is None else asked.background,
-        outputs=outputs,
-        bootstrap=asked.bootstrap(collected),
-    )
+        name, overrides, settings, collected, published, **asked.metric(trial["metric"]), outputs=outputs,
+        bootstrap=bootstrap,
+    )  # fmt: skip
     paths = write_ablation(report, asked.folder or outputs / "reports" / report.subject)
     print_grid(ablation_grid(report), asked.console)
     if asked.show_intervals and (grid := interval_grid(report)) is not None:
         print_grid(grid, asked.console)
     say(asked.console, f"Written to {paths[0]} (and .csv, .json, .tex)")
     gaps = any(each.missing and each.setting.in_grid for each in report.measured)
-    sweep = [*overrides, f"ablation={name}"]
-    trials = asked.planned_trials(sweep, outputs, asked.extra_dir) if gaps else []
-    problems = ablation_problems(report, outputs, states_of(report, trials))
-    page = ablation_page(report, collected.results, collected.folders, outputs, problems)
-    say(asked.console, f"Open {write_page(paths[0].with_suffix('.html'), page)} in a browser")
+    trials = asked.planned_trials([*overrides, f"ablation={name}"], outputs, asked.extra_dir) if gaps else []
+    page = ablation_page(report, collected, outputs, ablation_problems(report, outputs, trials))
+    asked.write_page(paths[0].with_suffix(".html"), page)
     return report
 
 
@@ -280,33 +286,24 @@ def run_ranking(
 def _check(arguments: argparse.Namespace) -> None:
     """Raise a ConfigError for options that belong to another kind of table."""
     given = vars(arguments)
-    if arguments.intervals and arguments.resamples == 0:
-        raise ConfigError(
-            "There are no intervals without resamples.", path="--resamples", found=0, expected="1 or more",
-            remedy="leave --resamples out, or --intervals",
-        )  # fmt: skip
+    others: tuple[str, ...] = ()
     if arguments.ranking:
-        wrong = [name for name in ("ablation", "shots", "variants", "without_background", "intervals") if given[name]]
-        wrong += ["resamples"] if arguments.resamples is not None else []
-        wrong += [name for name in ("subject", "seeds") if given[name] and given["overrides"]]
-        expected = "either overrides of the sweep, or --subject and --seeds; its studies average over all classes"
-        remedy = f"e.g. slime-bench report --ranking {experiment()} data=mini_car"
-    elif arguments.ablation is None:
-        names = ("subject", "seeds", "shots", "variants") if given["overrides"] else ("out",)
-        wrong = [name for name in names if given[name]]
-        expected = (
-            "a sweep's data, seeds and shots as overrides" if given["overrides"] else "a sweep's overrides with it"
-        )
-        remedy = "e.g. slime-bench report experiment=mini_car seed=0,1"
-    else:
-        wrong = [name for name in ("subject", "seeds", "shots", "variants") if given[name]]
-        expected = "an ablation's data, seeds and shots as overrides, as they were given to the sweep"
-        remedy = "e.g. slime-bench report --ablation lr experiment=mini_horse seed=0,1,2"
+        others = ("ablation", "shots", "variants", "without_background", "intervals", "resamples")
+        others += ("subject", "seeds") if arguments.overrides else ()
+    elif arguments.ablation is not None or arguments.overrides:
+        others = ("subject", "seeds", "shots", "variants")
+    elif arguments.out:
+        others = ("out",)
+    wrong = [name for name in others if given[name] not in (None, False)]
+    if arguments.intervals and arguments.resamples == 0:
+        wrong += ["intervals", "resamples"]
     if wrong:
-        found = " ".join(given[name][0] if name == "overrides" else f"--{name.replace('_', '-')}" for name in wrong)
+        found = " ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise ConfigError(
-            "These options do not go together.", path=found, found=found, expected=expected, remedy=remedy
-        )
+            "These options do not go together.", path="options", found=found,
+            expected="options of one kind of table: overrides of a sweep say its data, seeds and shots themselves",
+            remedy="leave them out, or see slime-bench report --help",
+        )  # fmt: skip
 
 
 def _write(asked: Asked, report: SubjectReport, collected: Collected, folder: Path, outputs: Path) -> None:
@@ -321,8 +318,7 @@ def _pictures(report: SubjectReport, collected: Collected, folder: Path) -> list
     """One grid per row of ours, from its first seed that kept pictures; returns the file names."""
     names = []
     for row in report.rows:
-        trials = [one for one in collected.results if one.series == row.series and one.seed in row.seeds]
-        for trial in trials:
+        for trial in (one for one in collected.results if one.series == row.series):
             pictures = read_optional(collected.folders[trial.signature] / QUALITATIVE_FILE, read_qualitative)
             if pictures is None:
                 continue
@@ -337,18 +333,15 @@ def _pictures(report: SubjectReport, collected: Collected, folder: Path) -> list
 
 def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Collected) -> ResultError:
     main = collected.of_report(None)
-    failed, invalid = len(main.failed), len(main.invalid)
     others = "".join(f"; {method} is for --{name}" for method, name in sorted(collected.own_reports.items()))
     have = f"results for {', '.join(found)}" if found else "no valid result"
-    target = subject if subject in MADE else "car" if subject == "all" else None
+    target = subject if subject in MADE else "car"
     return ResultError(
         "There is nothing to report" + ("." if subject == "all" else f" for subject {subject}."),
         path=outputs / "runs",
-        found=f"{have}; {failed} failed trial(s), {invalid} unreadable result file(s)",
+        found=f"{have}; {len(main.failed)} failed trial(s), {len(main.invalid)} unreadable result file(s)",
         expected=f"at least one finished trial (result.json){others}",
-        remedy=f"Run `make reproduce-{target}` first, or name another folder with --outputs."
-        if target
-        else "Run a trial of that subject first, or name another folder with --outputs.",
+        remedy=f"Run its trials first, e.g. `make reproduce-{target}`, or name another folder with --outputs.",
     )
 
 

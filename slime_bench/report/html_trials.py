@@ -108,7 +108,7 @@ def trial_facts(
     """One trial's overview as cells, and everything that it recorded."""
     values = [None if (average := one.under(*each).average) is None else 100 * average for each in STATES]
     texts = [DASH if value is None else f"{value:.1f}" for value in values]
-    cell = Cell(texts[STATES.index(state)], kind="trial", states=list(zip(texts, values, strict=True)))
+    cell = Cell(texts[STATES.index(state)], states=list(zip(texts, values, strict=True)))
     seconds, peak = found.get("seconds"), found.get("peak_gpu_bytes") or found.get("peak_rss_bytes")
     cells = [
         f"{sum(seconds.values()):.1f}" if seconds else DASH,
