@@ -99,10 +99,10 @@ def collect(root: Path) -> Collected:
     valid = set(folders.values())
     failed = []
     for path in sorted((root / "runs").glob("**/error.json")):
-        trial = parse_trial_folder(path.parent)
-        if trial is not None and path.parent not in valid:
-            names = (trial[name] for name in ("data", "method", "shots", "seed"))
-            failed.append(FailedTrial(path.parent, *names, failure(path.parent)))
+        where = parse_trial_folder(path.parent)
+        if where is not None and path.parent not in valid:
+            del where["signature"]
+            failed.append(FailedTrial(path.parent, summary=failure(path.parent), **where))
     return Collected(ordered, folders, invalid, failed)
 
 

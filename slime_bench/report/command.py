@@ -12,8 +12,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +72,6 @@ class Asked:
     resamples: int = RESAMPLES
     show_intervals: bool = False
     extra_dir: str | None = None
-
-    def bootstrap(self, collected: Collected) -> ImageBootstrap | None:
-        return ImageBootstrap(collected.folders, self.resamples) if self.resamples else None
 
     def metric(self, configured: Mapping[str, Any]) -> dict[str, Any]:
         """Convention and background as they are asked for, else as they are configured."""
@@ -148,26 +145,15 @@ def run(
     wanted = found if subject == "all" else [subject]
     if not found or any(name not in found for name in wanted):
         raise _nothing(outputs, subject, found, everything)
-    defaults = default_settings([one for one in collected.results if one.subject in wanted], asked.extra_dir)
-    bootstrap = asked.bootstrap(collected)
+    collected = replace(collected, results=[one for one in collected.results if one.subject in wanted])
+    metric = asked.metric({"convention": "slime", "background": True})
+    expected = {"expected_shots": shots, "expected_seeds": seeds, "show_variants": show_variants}
     reports = []
-    for name in wanted:
-        report = subject_report(
-            collected,
-            name,
-            load_published(name),
-            **asked.metric({"convention": "slime", "background": True}),
-            expected_shots=shots,
-            expected_seeds=seeds,
-            defaults=defaults,
-            show_variants=show_variants,
-            bootstrap=bootstrap,
-        )
-        folder = outputs / "reports" / name
+    for report in _subject_reports(asked, collected, **metric, **expected):
+        folder = outputs / "reports" / report.subject
         _write(asked, report, collected, folder, outputs)
-        problems = found_problems(report, outputs)
-        page = subject_page([report], collected, outputs, problems, f"{name}: IoU of parts")
-        asked.write_page(folder / PAGE, page)
+        title, problems = f"{report.subject}: IoU of parts", found_problems(report, outputs)
+        asked.write_page(folder / PAGE, subject_page([report], collected, outputs, problems, title))
         reports.append(report)
     return reports
 
@@ -195,22 +181,10 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
     planned = Planned(list(overrides), trials, outputs)
     collected = planned.of(collect(outputs))
     folder = asked.folder or outputs / "reports" / planned.name
-    defaults = default_settings(collected.results, asked.extra_dir)
-    bootstrap = asked.bootstrap(collected)
-    subjects = list(dict.fromkeys(one.subject for one in collected.results))
-    reports = []
-    for subject in subjects:
-        report = subject_report(
-            collected,
-            subject,
-            load_published(subject),
-            **asked.metric(first["metric"]),
-            defaults=defaults,
-            show_variants=True,
-            bootstrap=bootstrap,
-        )
-        reports.append(planned.narrowed(report))
-        _write(asked, reports[-1], collected, folder if len(subjects) == 1 else folder / subject, outputs)
+    found = _subject_reports(asked, collected, **asked.metric(first["metric"]), show_variants=True)
+    reports = [planned.narrowed(report) for report in found]
+    for report in reports:
+        _write(asked, report, collected, folder if len(reports) == 1 else folder / report.subject, outputs)
     problems = of_states([state for _, state in trials], planned.command, outputs)
     title = f"IoU of parts: {' '.join(planned.told) or 'the default trial'}"
     asked.write_page(folder / PAGE, subject_page(reports, collected, outputs, problems, title))
@@ -232,7 +206,8 @@ def run_ablation(asked: Asked, name: str, overrides: Sequence[str]) -> AblationR
     trial = next(iter(settings[0].trials.values()))
     outputs = asked.outputs or Path(trial["output_root"])
     collected = collect(outputs)
-    published, bootstrap = load_published(trial["data"]["subject"]), asked.bootstrap(collected)
+    published = load_published(trial["data"]["subject"])
+    bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
     report = ablation_report(
         name, overrides, settings, collected, published, **asked.metric(trial["metric"]), outputs=outputs,
         bootstrap=bootstrap,
@@ -281,6 +256,15 @@ def run_ranking(
         number = sum(map(len, figures.values()))
         say(asked.console, f"Written to {paths[0]} (and .csv, .json, .tex, {number} figures)")
     return reports
+
+
+def _subject_reports(asked: Asked, collected: Collected, **options: Any) -> Iterator[SubjectReport]:
+    """The report of each subject of the results."""
+    defaults = default_settings(collected.results, asked.extra_dir)
+    bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
+    for subject in dict.fromkeys(one.subject for one in collected.results):
+        published = load_published(subject)
+        yield subject_report(collected, subject, published, defaults=defaults, bootstrap=bootstrap, **options)
 
 
 def _check(arguments: argparse.Namespace) -> None:

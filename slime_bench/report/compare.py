@@ -172,13 +172,13 @@ def compare(a: Run, b: Run, convention: str | None = None, background: bool | No
     convention = convention or one.convention
     background = one.background_in_average if background is None else background
     left, right = (each.under(convention, background) for each in (one, other))
-    environment = changes(*(_without(each.environment or {}, (*_COST, *_MOMENT)) for each in (a, b)))
     decided = [_without(each.config, ("metric",)) for each in (one, other)]
-    known = {*decided[0], *decided[1]}
-    other_settings: list[Change] = []
+    settings, environments = [], []
     if a.settings is not None and b.settings is not None:
-        other_settings = changes(*(_without(each.settings or {}, _ELSEWHERE) for each in (a, b)))
-    costs = [{key: value for key, value in flatten(each.environment or {}) if key.startswith(_COST)} for each in (a, b)]
+        found = changes(_without(a.settings, _ELSEWHERE), _without(b.settings, _ELSEWHERE))
+        settings = [each for each in found if each["key"] not in {*decided[0], *decided[1]}]
+    if a.environment is not None and b.environment is not None:
+        environments = changes(*(_without(each, (*_COST, *_MOMENT)) for each in (a.environment, b.environment)))
     images = compare_images(a.folder, b.folder)
     tables = [{name: table["per_class"] for name, table in each.conventions.items()} for each in (one, other)]
     return {
@@ -191,21 +191,13 @@ def compare(a: Run, b: Run, convention: str | None = None, background: bool | No
         "scores": [_score(name, left.per_class[name], right.per_class[name]) for name in one.classes],
         "average": _score("average", left.average, right.average),
         "config": changes(*decided),
-        "other": [each for each in other_settings if each["key"] not in known],
+        "other": settings,
         "data": changes(_data(one), _data(other)),
         "fingerprints": changes(one.fingerprints, other.fingerprints),
-        "environment": [each for each in environment if len(each) == 3],
-        # Older results record less.
-        "unsaid": {each["key"]: "a" if "a" in each else "b" for each in environment if len(each) < 3}
-        if a.environment and b.environment
-        else {},
+        "environment": environments,
         "without_environment": [name for name, each in (("a", a), ("b", b)) if each.environment is None],
         "without_settings": [name for name, each in (("a", a), ("b", b)) if each.settings is None],
-        "cost": [
-            {"key": key, **{name: values[key] for name, values in zip("ab", costs, strict=True) if key in values}}
-            for key in dict.fromkeys([*costs[0], *costs[1]])
-            if any(values.get(key) is not None for values in costs)
-        ],
+        "cost": _costs(a.environment or {}, b.environment or {}),
         "learned": compare_learned(a.folder, b.folder),
         "images": images,
         "same_numbers": tables[0] == tables[1] and not (images["differ"] or images["only_a"] or images["only_b"]),
@@ -215,26 +207,26 @@ def compare(a: Run, b: Run, convention: str | None = None, background: bool | No
 def changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
     """The differing keys of two flat mappings (dotted key -> plain value), in the order of the keys.
 
-    Numbers are compared by value: 1 and 1.0 are the same. Where one says `gpu: null` and the other `gpu.name: ...`, the
-    first has None for `gpu.name`; it does not lack it.
+    Numbers are compared by value: 1 and 1.0 are the same, and neither is true.
     """
     found = []
     for key in sorted({*a, *b}):
-        sides = {name: values.get(key) for name, values in (("a", a), ("b", b)) if _has(values, key)}
-        if len(sides) == 2:
-            differs = sides["a"] != sides["b"] or isinstance(sides["a"], bool) != isinstance(sides["b"], bool)
-        else:  # a None that the keys below it stand for is no difference
-            differs = not any(other.startswith(f"{key}.") for other in (*a, *b))
-        if differs:
+        sides = {name: values[key] for name, values in (("a", a), ("b", b)) if key in values}
+        kinds = {isinstance(value, bool) for value in sides.values()}
+        if len(sides) == 1 or len(kinds) == 2 or sides["a"] != sides["b"]:
             found.append({"key": key, **sides})
     return found
 
 
-def _has(values: Mapping[str, Any], key: str) -> bool:
-    """Whether `values` has the key, or says of something above it that there is none."""
-    parts = key.split(".")
-    above = (".".join(parts[:count]) for count in range(1, len(parts)))
-    return key in values or any(name in values and values[name] is None for name in above)
+def _costs(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
+    """Seconds and memory of both, whether they differ or not."""
+    sides = [
+        {key: value for key, value in flatten(each) if key.startswith(_COST) and value is not None} for each in (a, b)
+    ]
+    return [
+        {"key": key, **{name: values[key] for name, values in zip("ab", sides, strict=True) if key in values}}
+        for key in {**sides[0], **sides[1]}
+    ]
 
 
 def compare_images(a: Path, b: Path) -> dict[str, Any]:
@@ -263,14 +255,14 @@ def compare_images(a: Path, b: Path) -> dict[str, Any]:
         gap = np.abs(left[rows_a].astype(np.int64) - right[rows_b][:, order].astype(np.int64))
         pixels += gap.sum(1) if left.dtype != bool else 0
         other |= gap.any(1)  # a class may have gone from an annotation although no count shows it
-    differ = [{"id": common[row], "pixels": int(pixels[row])} for row in np.flatnonzero(other)]
+    differ = sorted((-int(pixels[row]), common[row]) for row in np.flatnonzero(other))
     return found | {
         "a": len(ids_a),
         "b": len(ids_b),
         "common": len(common),
         "only_a": [name for name in ids_a if name not in places_b],
         "only_b": [name for name in ids_b if name not in places_a],
-        "differ": sorted(differ, key=lambda each: (-each["pixels"], each["id"])),
+        "differ": [{"id": name, "pixels": -minus} for minus, name in differ],
     }
 
 
@@ -325,7 +317,8 @@ def _names(run: Run) -> dict[str, Any]:
 
 def _data(result: TrialResult) -> dict[str, Any]:
     facts = {"classes": result.classes, "support_ids": result.support_ids, "test_images": result.num_test_images}
-    return dict(flatten({**facts, "prepared": result.prepared, "validation": result.validation}))
+    every = flatten({**facts, "prepared": result.prepared, "validation": result.validation})
+    return {key: value for key, value in every if value != {}}
 
 
 def _without(values: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
@@ -357,14 +350,11 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         {name: value if name == "key" else value[:12] for name, value in each.items()} for each in found["fingerprints"]
     ]
     _changes(console, "Fingerprints (first digits)", short, same)
-    same = "the environment is the same" + (", as far as both record it" if found["unsaid"] else "")
+    same = "the environment is the same"
     if lacking := found["without_environment"]:
         same = f"the environment of {_runs(lacking)} is not recorded (no readable environment.json)"
     _changes(console, "Environment", found["environment"], same)
     _changes(console, "Cost", [_cost(each) for each in found["cost"]], "seconds and memory are not recorded")
-    for name in ("a", "b"):
-        if keys := [key for key, only in found["unsaid"].items() if only == name]:
-            console.print(f"recorded for {name.upper()} alone: {_first(keys, 10)}")
     console.print(f"learned state: {_learned(found['learned'])}")
     for line in _images(found["images"]):
         console.print(line)
@@ -383,8 +373,8 @@ def _score_cells(score: Mapping[str, Any]) -> list[str]:
 def _cost(change: Change) -> Change:
     key, memory = change["key"], change["key"].endswith("_bytes")
     name = f"{key.removeprefix('seconds.')}, seconds" if key.startswith("seconds.") else key
-    shown = {side: change[side] for side in ("a", "b") if change.get(side) is not None}
-    cells = {side: f"{value / 2**20:,.0f}" if memory else str(value) for side, value in shown.items()}
+    sides = {side: value for side, value in change.items() if side != "key"}
+    cells = {side: f"{value / 2**20:,.0f}" if memory else str(value) for side, value in sides.items()}
     return {"key": name.replace("_bytes", ", MiB").replace("_", " "), **cells}
 
 
@@ -423,8 +413,8 @@ def _runs(names: Sequence[str]) -> str:
     return " and ".join(name.upper() for name in names)
 
 
-def _first(items: Sequence[str], count: int = _SHOWN) -> str:
-    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
+def _first(items: Sequence[str]) -> str:
+    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
 
 
 def _changes(console: Console, title: str, found: Sequence[Change], same: str) -> None:

@@ -104,13 +104,17 @@ def section_part(section: Section, results: Sequence[TrialResult], key: str) -> 
     Args:
         results: that hold the trials of our rows. key: the chart's name on the page.
     """
-    ours = {row.series: row for row in section.rows if not row.published}
+    ours = [row.series for row in section.rows if not row.published]
     trials = [one for one in results if one.series in ours]
     states = []
     for state in STATES:
-        found = {row.series: replace(row, default=ours[row.series].default) for row in aggregate(trials, *state)}
-        states.append(replace(section, rows=[found.get(row.series, row) for row in section.rows]))
-    table = _table(section_grid(section), section.columns, [section_grid(each) for each in states], list(ours))
+        found = {row.series: row for row in aggregate(trials, *state)}
+        rows = [
+            row if row.published else replace(found[row.series], default=row.default, variant=row.variant)
+            for row in section.rows
+        ]
+        states.append(replace(section, rows=rows))
+    table = _table(section_grid(section), section.columns, [section_grid(each) for each in states], ours)
     return Part(table, _bars(states, key), [plain_table(grid, section.columns) for grid in section.extra])
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from slime_bench.errors import ConfigError, ResultError
+from slime_bench.errors import ResultError
 from slime_bench.paths import config_dir
 from slime_bench.report.collect import (
     Collected,
@@ -78,16 +78,6 @@ class Ensemble:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Random pairs: over seeds, of each seed's mean, sample deviation and best; `numbers` of pairs, seed by seed."""
-
-    numbers: tuple[int, ...]
-    mean: Stat
-    deviation: Stat
-    best: Stat
-
-
-@dataclass(frozen=True)
 class SeedStudy:
     """One seed.
 
@@ -127,6 +117,7 @@ class Group:
         prompts: the words of the classes, as the caption says them.
         bootstrap: `resamples`, `percent` inside its intervals, and what it was `over`.
         layers: in running order. ensembles: top-1 to top-L, last, middle, all.
+        pairs: over seeds, `mean`, `best` and sample `deviation` of each seed's random pairs; empty without any.
         rho: mean and sample deviation of the seeds' rho.
         missing: expected seeds without a study that can be used; `spoilt` and `failed` say why, where it is known.
         left_out: results of the same trials on another device, with other weights, data or prompts.
@@ -142,7 +133,7 @@ class Group:
     bootstrap: dict[str, Any]
     layers: list[Layer]
     ensembles: list[Ensemble]
-    pairs: Pairs | None
+    pairs: dict[str, Stat]
     seeds: list[SeedStudy]
     rho: Stat
     missing: list[int]
@@ -206,7 +197,7 @@ def ranking_reports(
         convention: that of the configuration by default, `slime` without overrides.
 
     Raises:
-        ConfigError: overrides that cannot be composed, or that belong to another method.
+        ConfigError: overrides that cannot be composed.
         ResultError: no finished trial has a study that can be used.
     """
     planned = _planned(overrides, extra_dir) if overrides else []
@@ -214,10 +205,8 @@ def ranking_reports(
         outputs = outputs or Path(planned[0]["output_root"])
         convention = convention or planned[0]["metric"]["convention"]
     outputs, convention = outputs or default_outputs, convention or "slime"
-    everything = collect(outputs)
-    collected = everything.of_report(REPORT)
+    collected = collect(outputs).of_report(REPORT)
     if planned:
-        _check_methods(planned, everything)
         asked = _matching(planned, overrides, collected)
     else:
         results = [one for one in collected.results if subject in ("all", one.subject)]
@@ -232,7 +221,7 @@ def ranking_reports(
             path=outputs / "runs",
             found="; ".join([*found, *(f"{one.path}: {one.reason}" for one in spoilt)]),
             expected=f"at least one finished trial with its {STUDY_FILE}",
-            remedy=f"Run `{asked.command or f'slime-bench --multirun {experiment()}'}`, or name another --outputs.",
+            remedy=f"Run its sweep, `{experiment()}` among the overrides, or name another folder with --outputs.",
         )
     shown = {group.series for group in groups}
     rest = [one for one in spoilt if one.series not in shown]
@@ -253,19 +242,6 @@ def _planned(overrides: Sequence[str], extra_dir: str | None) -> list[dict[str, 
     from slime_bench.config.compose import plan
 
     return [plain(cfg) for cfg in plan(overrides, sweep=True, extra_dir=extra_dir).trials]
-
-
-def _check_methods(planned: Sequence[Mapping[str, Any]], everything: Collected) -> None:
-    """Refuse trials of methods whose results say that they have no study of layers."""
-    own, have = everything.own_reports, {one.method for one in everything.results}
-    methods = {trial["method"]["name"] for trial in planned}
-    others = sorted(name for name in methods & have if own.get(name) != REPORT)
-    if others:
-        raise ConfigError(
-            "these are not trials of the ranking experiment", path="method", found=", ".join(others),
-            expected=f"a method whose trials keep {STUDY_FILE}",
-            remedy=f"give the overrides of the sweep, {experiment()} among them",
-        )  # fmt: skip
 
 
 def _matching(planned: Sequence[Mapping[str, Any]], overrides: Sequence[str], collected: Collected) -> _Asked:
@@ -294,18 +270,13 @@ def _read_studies(results: Sequence[TrialResult], collected: Collected) -> tuple
     """Signature -> study; one that cannot be used is listed and does not stop the report."""
     found: dict[str, Study] = {}
     spoilt: list[Spoilt] = []
-    layers: dict[str, list[str]] = {}
     for one in sorted(results, key=lambda one: (one.data, one.series, one.seed)):
         folder = collected.folders[one.signature]
         try:
-            study = read_study(folder)
-            if study["layers"] != layers.setdefault(one.series, study["layers"]):
-                raise ResultError("Its layers are not those of the series' first seed.", path=folder)
+            found[one.signature] = read_study(folder)
         except ResultError as error:
             why = f"{error.summary}" + (f" ({error.found})" if error.found is not None else "")
             spoilt.append(Spoilt(Path(error.path or folder), one.series, one.seed, why))
-        else:
-            found[one.signature] = study
     return found, spoilt
 
 
@@ -396,16 +367,14 @@ def _random_pairs(measured: Study) -> list[float]:
     return [each["miou"] for name, each in measured["selections"].items() if name.startswith("pair-")]
 
 
-def _pairs(drawn: Sequence[Sequence[float]]) -> Pairs | None:
+def _pairs(drawn: Sequence[Sequence[float]]) -> dict[str, Stat]:
     some = [values for values in drawn if values]
-    if not some:
-        return None
-    return Pairs(
-        numbers=tuple(map(len, drawn)),
-        mean=stat([statistics.fmean(values) for values in some]),
-        deviation=stat([statistics.stdev(values) for values in some if len(values) > 1]),
-        best=stat([max(values) for values in some]),
-    )
+    found = {
+        "mean": [statistics.fmean(values) for values in some],
+        "best": [max(values) for values in some],
+        "deviation": [statistics.stdev(values) for values in some if len(values) > 1],
+    }
+    return {name: stat(values) for name, values in found.items()} if some else {}
 
 
 def _seed(seed: int, study: Study, measured: Study) -> SeedStudy:

@@ -100,22 +100,14 @@ def _ensembles(group: Group) -> Grid:
         Line([one.name, stat_text(one.miou), listed(one.layers) if one.layers else "not the same for every seed"])
         for one in group.ensembles
     ]
-    drawn = ""
-    if group.pairs is not None:
-        about = f"{_range(group.pairs.numbers)} pairs a seed"
-        lines += [Line([one.name, stat_text(one.miou), about]) for one in _random_pairs(group)]
-        drawn = "; random pairs: other pairs than the two best; mean, best and sample standard deviation of each seed's"
-    notes = [
-        "top-k: the k best layers by InfoScore together; last, middle: one layer of the running order" + drawn,
-        f"n = {len(group.seeds)}; what the caption of the first table says holds here too",
-    ]
+    about = f"{_range([one.pairs for one in group.seeds])} pairs a seed"
+    lines += [Line([f"random pairs, {name}", stat_text(value), about]) for name, value in group.pairs.items()]
+    note = "top-k: the k best layers by InfoScore together; last, middle: one layer of the running order"
+    if group.pairs:
+        note += "; random pairs: other pairs than the two best; mean, best and sample standard deviation of each seed's"
+    notes = [note, f"n = {len(group.seeds)}; what the caption of the first table says holds here too"]
     title = f"{group.subject}: mIoU in percent of ensembles ({place(group)})"
     return Grid(title, ["ensemble", "mIoU", "layers"], lines, notes)
-
-
-def _random_pairs(group: Group) -> list[Ensemble]:
-    names = ("mean", "best", "deviation") if group.pairs else ()
-    return [Ensemble(f"random pairs, {name}", None, getattr(group.pairs, name)) for name in names]
 
 
 def _seeds(group: Group) -> Grid:
@@ -249,7 +241,7 @@ def _entry(report: RankingReport, group: Group) -> dict[str, Any]:
         "bootstrap": group.bootstrap,
         "layers": group.layers,
         "ensembles": group.ensembles,
-        "pairs": group.pairs,
+        "pairs": {"numbers": [one.pairs for one in group.seeds], **group.pairs} if group.pairs else None,
         "rho": group.rho,
         "top1_is_best": _tally(group, "top1_is_best"),
         "top2_are_best": _tally(group, "top2_are_best"),
@@ -278,7 +270,8 @@ def _csv(report: RankingReport) -> tuple[list[dict[str, Any]], list[str]]:
         pairs = {name: sum(getattr(one, name) for one in group.seeds) for name in ("pairs", "pairs_above")}
         whole = {"part": "all seeds", "name": "all seeds", "rho": group.rho.mean, "rho_std": group.rho.std, **pairs}
         lines += [shared | {"part": "layer", **_flat(layer)} for layer in group.layers]
-        lines += [shared | {"part": "ensemble", **_flat(one)} for one in (*group.ensembles, *_random_pairs(group))]
+        drawn = [Ensemble(f"random pairs, {name}", None, value) for name, value in group.pairs.items()]
+        lines += [shared | {"part": "ensemble", **_flat(one)} for one in (*group.ensembles, *drawn)]
         lines += [shared | {"part": "seed", "name": f"seed {one.seed}", **_flat(one)} for one in group.seeds]
         lines.append(shared | whole)
     return lines, [*facts, *columns]
