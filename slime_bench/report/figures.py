@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 CELL = 1.3
 """Width and height of one cell in inches; titles and the legend have half a cell each, above and below."""
 DPI = 100
-IGNORED = (0.6, 0.6, 0.6)
+IGNORED = (150, 150, 150)
+# Okabe and Ito's colours, which all kinds of colour vision tell apart, then lighter and darker ones.
+_PARTS = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
+_BACKGROUND: tuple[int, ...] = (26, 26, 26)
+Pixels = NDArray[np.uint8]
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#777777"
 
 
@@ -65,26 +69,26 @@ def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Seque
         axes[row, 0].set_ylabel(item.image_id, fontsize=5)
     for column, name in enumerate(["image", "ground truth", "prediction", *(f"WAS {name}" for name in classes)]):
         axes[0, column].set_title(name, fontsize=7)
-    patches = [Patch(color=tuple(colour), label=name) for colour, name in zip(colours, classes, strict=True)]
+    patches = [Patch(color=tuple(colour / 255), label=name) for colour, name in zip(colours, classes, strict=True)]
     figure.legend(handles=patches, loc="lower center", ncols=len(classes), fontsize=7, frameon=False)
     if title:
         figure.suptitle(title, fontsize=8, y=0.995, va="top")
     _save(figure, path)
 
 
-def class_colours(number: int) -> NDArray[np.float64]:
-    """Distinct RGB colours [K,3] in 0..1; the background is near black."""
-    from matplotlib import colormaps
+def class_colours(number: int) -> Pixels:
+    """Distinct RGB colours [K,3]; the background, first, is near black."""
+    found = [_BACKGROUND]
+    for index in range(number - 1):
+        turn, place = divmod(index, len(_PARTS))
+        white, share = (255 * (turn % 2), 1 - 0.6 ** ((turn + 1) // 2)) if turn else (255, 0.0)
+        found.append(tuple(round(part + (white - part) * share) for part in bytes.fromhex(_PARTS[place])))
+    return np.array(found[:number], dtype=np.uint8)
 
-    size = 10 if number <= 11 else 20
-    parts = colormaps[f"tab{size}"](np.arange(max(number - 1, 0)) % size)[:, :3]
-    return np.concatenate([[[0.1, 0.1, 0.1]], parts])[:number]
 
-
-def paint(labels: NDArray[Any], colours: NDArray[Any], ignored: tuple[float, float, float] = IGNORED) -> NDArray[Any]:
-    """Label map [H,W] as an RGB image [H,W,3] of the colours' [K,3] type and range; labels outside the classes are
-    `ignored`, a grey."""
-    table = np.vstack([colours, np.array([ignored], dtype=colours.dtype)])
+def paint(labels: NDArray[Any], colours: Pixels) -> Pixels:
+    """Label map [H,W] as an RGB image [H,W,3]; labels outside the classes are grey."""
+    table = np.vstack([colours, np.array([IGNORED], dtype=np.uint8)])
     return table[np.where((labels >= 0) & (labels < len(colours)), labels, len(colours)).astype(np.int64)]
 
 

@@ -102,36 +102,36 @@ def shared_facts(every: Sequence[tuple[TrialResult, Mapping[str, Any]]]) -> list
     return [*lines, *([("not recorded", unread)] if silent else [])]
 
 
-def trial_facts(
-    label: str, one: TrialResult, found: Mapping[str, Any], folder: str, state: tuple[str, bool]
-) -> dict[str, Any]:
+def trial_facts(label: str, one: TrialResult, found: Mapping[str, Any], folder: str, state: tuple[str, bool]) -> Any:
     """One trial's overview as cells, and everything that it recorded."""
     values = [None if (average := one.under(*each).average) is None else 100 * average for each in STATES]
     texts = [DASH if value is None else f"{value:.1f}" for value in values]
-    cell = Cell(texts[STATES.index(state)], states=list(zip(texts, values, strict=True)))
     seconds, peak = found.get("seconds"), found.get("peak_gpu_bytes") or found.get("peak_rss_bytes")
-    cells = [
-        f"{sum(seconds.values()):.1f}" if seconds else DASH,
-        _memory(peak) if peak else DASH,
-        found.get("device") or DASH,
-        commit_of(found, " + uncommitted changes") or DASH,
-        (found.get("finished") or DASH)[:16].replace("T", " "),
-    ]
-    packages = sorted((name, version) for name, version in found.get("packages", {}).items() if version)
+    packages = [f"{name} {version}" for name, version in sorted(found.get("packages", {}).items()) if version]
     rest = {key: value for key, value in found.items() if key not in ("fingerprints", "packages")}
-    facts = [
-        ("folder", folder),
-        ("signature", one.signature),
-        ("support images", ", ".join(one.support_ids) or "none"),
-        ("test images", str(one.num_test_images)),
-        *((f"prepared.{key}", value) for key, value in one.prepared.items()),
-        *((f"sha256 of {key}", value) for key, value in sorted(one.fingerprints.items())),
-        *((key, str(value)) for key, value in sorted(flatten(rest)) if value is not None),
-        ("packages", ", ".join(f"{name} {version}" for name, version in packages) or "not recorded"),
-    ]
     return {
-        "label": label, "seed": one.seed, "series": one.series, "average": cell, "cells": cells, "facts": facts
-    }  # fmt: skip
+        "label": label,
+        "seed": one.seed,
+        "series": one.series,
+        "average": Cell(texts[STATES.index(state)], states=list(zip(texts, values, strict=True))),
+        "cells": [
+            f"{sum(seconds.values()):.1f}" if seconds else DASH,
+            _memory(peak) if peak else DASH,
+            found.get("device") or DASH,
+            commit_of(found, " + uncommitted changes") or DASH,
+            (found.get("finished") or DASH)[:16].replace("T", " "),
+        ],
+        "facts": {
+            "folder": folder,
+            "signature": one.signature,
+            "support images": ", ".join(one.support_ids) or "none",
+            "test images": one.num_test_images,
+            **{f"prepared.{key}": value for key, value in one.prepared.items()},
+            **{f"sha256 of {key}": value for key, value in sorted(one.fingerprints.items())},
+            **{key: value for key, value in sorted(flatten(rest)) if value is not None},
+            "packages": ", ".join(packages) or "not recorded",
+        },
+    }
 
 
 def _memory(size: float) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slime_bench.report.collect import read_optional
-from slime_bench.report.figures import paint as painted
+from slime_bench.report.figures import Pixels, class_colours, paint
 from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.results.result import TrialResult
 
@@ -21,12 +21,6 @@ SIDE = 144
 """Pixels of the longer side of a picture."""
 MOST_BYTES = 2_000_000
 """Of all pictures of a page, before base64."""
-IGNORED = (150, 150, 150)
-# Okabe and Ito's colours, which all kinds of colour vision tell apart, then lighter and darker ones.
-_PARTS = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
-_BACKGROUND = (26, 26, 26)
-
-Pixels = NDArray[np.uint8]
 
 
 def gallery(
@@ -68,22 +62,6 @@ def gallery(
     }
 
 
-def class_colours(number: int) -> list[tuple[int, int, int]]:
-    """A colour for each class, the background first."""
-    found = [_BACKGROUND]
-    for index in range(number - 1):
-        turn, place = divmod(index, len(_PARTS))
-        red, green, blue = bytes.fromhex(_PARTS[place])
-        white, share = (255, 0.0) if not turn else (255 * (turn % 2), 1 - 0.6 ** ((turn + 1) // 2))
-        found.append(tuple(round(part + (white - part) * share) for part in (red, green, blue)))  # type: ignore[arg-type]
-    return found[:number]
-
-
-def paint(labels: NDArray[Any], classes: int) -> Pixels:
-    """Label map [H,W] as RGB [H,W,3]; labels outside the classes are grey."""
-    return painted(labels, np.array(class_colours(classes), dtype=np.uint8), IGNORED)
-
-
 def outline(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Pixels of a region [H,W] that touch another, without the picture's own border."""
     inner = np.pad(region, 1, mode="edge")
@@ -106,13 +84,14 @@ def heat(score: NDArray[Any], region: NDArray[np.bool_]) -> Pixels:
 
 
 def _entry(item: GridItem, classes: Sequence[str], add: Callable[[bytes, str], str]) -> dict[str, Any]:
+    colours = class_colours(len(classes))
     label, prediction = (_small(each.astype(np.uint8)) for each in (item.label, item.prediction))
     maps = [heat(score, label == index) for index, score in enumerate(item.maps)]
     return {
         "id": item.image_id,
         "image": add(_webp(_small(item.image.astype(np.uint8), smooth=True)), "webp"),
-        "label": add(_png(paint(label, len(classes))), "png"),
-        "prediction": add(_png(paint(prediction, len(classes))), "png"),
+        "label": add(_png(paint(label, colours)), "png"),
+        "prediction": add(_png(paint(prediction, colours)), "png"),
         "maps": [add(_webp(each), "webp") for each in maps],
         "has": [bool((label == index).any()) for index in range(len(classes))],
     }
