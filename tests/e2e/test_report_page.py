@@ -175,25 +175,6 @@ def test_opens_from_a_file_without_an_error_or_a_request(browser: Browser, car: 
     assert len(text) < 1_000_000
 
 
-def test_its_policy_forbids_to_load(browser: Browser, car: Written) -> None:
-    """Else the absence of requests would show only that nothing was tried."""
-    browser.open(car.page)
-    browser.js("const it = new Image(); it.src = 'http://127.0.0.1:9/x.png'; document.body.append(it);")
-    browser.js(
-        "const it = document.createElement('script'); it.textContent = 'window.ran = 1'; document.body.append(it);"
-    )
-    assert browser.js("return window.ran") is None
-    said = " ".join(entry["message"] for entry in browser.driver.get_log("browser"))
-    assert said.count("Content Security Policy") == 2
-
-
-def test_the_same_files_give_the_same_bytes(car: Written, hostile: Written) -> None:
-    for written, options in ((car, {}), (hostile, {"seeds": (0, 1), "shots": (1,)})):
-        before = written.page.read_bytes()
-        again = report(written.page.parents[2], written.page.parent.name, **options)
-        assert again.page.read_bytes() == before
-
-
 def test_names_from_data_stay_text(browser: Browser, hostile: Written) -> None:
     browser.open(hostile.page)
     assert browser.js("return document.title") != "broken"
@@ -337,19 +318,6 @@ def test_curves_confusion_and_what_older_trials_lack(browser: Browser, car: Writ
         browser.texts("#provenance dd")
     )
     assert any("2 of 8 trials have no readable environment.json" in text for text in browser.texts("#provenance dd"))
-
-
-def test_trials_of_before_any_of_it(browser: Browser, tmp_path: Path) -> None:
-    make(tmp_path, keeps=frozenset())
-    written = report(tmp_path, "car", seeds=(0,), shots=(1,))
-    browser.open(written.page)
-    assert browser.driver.get_log("browser") == [] and browser.texts("#problems h2") == ["Nothing is missing"]
-    for section, words in (("curves", "1 of 1 trials"), ("confusion", "1 of 1 trials"), ("pictures", "no trial kept")):
-        assert any(words in text for text in browser.texts(f"#{section} p"))
-    browser.choose("convention", "dataset")
-    (result,) = written.results
-    shown = browser.each("tr.ours [data-kind=average]", "Number(it.dataset.value)")
-    assert shown == pytest.approx([100 * (result.under("dataset").average or 0)], abs=1e-9)
 
 
 def test_an_ablation_follows_the_switches(browser: Browser, tmp_path: Path) -> None:

@@ -87,23 +87,6 @@ def test_rows_stand_beside_slime_by_shots(tmp_path: Path) -> None:
     assert lines[1].endswith("*") and lines.index("**InfoScore zero-shot**") > 1
 
 
-def test_identifiers_stay_in_the_files(tmp_path: Path) -> None:
-    both(tmp_path)
-    table(tmp_path)
-    rows = json.loads((tmp_path / "reports" / "car" / "table.json").read_text())
-    lines = list(csv.DictReader((tmp_path / "reports" / "car" / "table.csv").read_text().splitlines()))
-    for found in (rows, lines):
-        assert sorted({row["method"] for row in found if row["published"] in (False, "False")}) == [
-            "infoscore",
-            "slime",
-        ]
-    own = next(row for row in rows if row["method"] == "infoscore")
-    assert own["stated"]["crf"] == "on, 20 iterations" and own["difference"] is None
-    line = next(line for line in lines if line["method"] == "infoscore")
-    assert line["stated"] == "; ".join(f"{name} {text}" for name, text in own["stated"].items())
-    assert next(line for line in lines if line["method"] == "slime")["stated"] == ""
-
-
 def test_zero_shot_is_missed_of_the_method_that_can_do_it(tmp_path: Path) -> None:
     both(tmp_path, zero_shot=False)
     page = table(tmp_path)
@@ -112,26 +95,6 @@ def test_zero_shot_is_missed_of_the_method_that_can_do_it(tmp_path: Path) -> Non
     assert {(one["method"], one["shots"]) for one in trials["missing"]} == {("infoscore", 0)}
     assert trials["expected"]["shots"] == [0, 1, 10]
     assert "missing trials: none (of shots 1, 10; seeds 0, 1, 2)" in table(tmp_path, "--shots", "1,10")
-
-
-def test_slime_alone_is_never_asked_for_zero_shots(tmp_path: Path) -> None:
-    for seed in (0, 1, 2):
-        store(tmp_path, 60, seed, 1)
-    page = table(tmp_path)
-    assert "MISSING TRIALS (of shots 1, 10; seeds 0, 1, 2): slime slime_mini 10-shot seed 0, 1, 2\n" in page
-    assert json.loads((tmp_path / "reports" / "car" / "trials.json").read_text())["expected"]["shots"] == [1, 10]
-    assert "CRF on" not in page and "CRF off" not in page and "prompts" not in page
-
-
-def test_the_caption_states_crf_layers_and_prompts(tmp_path: Path) -> None:
-    for shots in (0, 1, 10):
-        store(tmp_path, 40, 0, shots, name="infoscore")
-    line = (
-        "- InfoScore zero-shot, InfoScore 1-shot, InfoScore 10-shot: CRF on, 20 iterations; "
-        "layers the best 2 by InfoScore, ranked on up to 100 unlabelled images of the training side; "
-        "prompts mini_car, single (one word for each class)"
-    )
-    assert line in table(tmp_path).splitlines()
 
 
 def test_rows_of_other_settings_say_theirs(tmp_path: Path) -> None:
@@ -163,12 +126,3 @@ def test_a_method_that_nobody_knows_says_itself_what_tables_need(tmp_path: Path)
     assert [line[0] for line in ours(page)] == ["silent", "slime", "Foreign"]
     assert "- Foreign: prompts none" in page.splitlines()
     assert "foreign slime_mini 0-shot seed 0; foreign slime_mini 10-shot seed 0; silent slime_mini 10-shot" in page
-
-
-def test_nothing_published_is_subtracted(tmp_path: Path) -> None:
-    """Even on the paper's own data and backbone, the published rows are another method's."""
-    for seed in (0, 1, 2):
-        store(tmp_path, 80, seed, 1, "paper")
-        store(tmp_path, 70, seed, 1, "paper", name="infoscore")
-    slime, vlm = ours(table(tmp_path))
-    assert (slime[0], slime[-2]) == ("slime", "+18.4") and (vlm[0], vlm[-2]) == ("InfoScore 1-shot", "-")

@@ -134,13 +134,6 @@ def test_rows_lie_inside_their_intervals(two_methods: Path, convention: str, bac
     assert pair.paired.seeds == (0, 1, 2) and pair.paired.unpaired_seeds == ()
 
 
-def test_the_average_without_background_is_another(two_methods: Path) -> None:
-    found = collect(two_methods)
-    bootstrap = ImageBootstrap(found.folders, 50)
-    spans = [bootstrap.interval(found.results[:1], "slime", background).average for background in (True, False)]
-    assert spans[0] != spans[1]
-
-
 @settings(max_examples=8, deadline=None)
 @given(order=st.permutations(range(30)))
 def test_the_order_of_the_images_means_nothing(tmp_path_factory: pytest.TempPathFactory, order: list[int]) -> None:
@@ -192,20 +185,6 @@ def test_other_images_are_not_paired(tmp_path: Path, what: str) -> None:
     ]
 
 
-def test_options_that_cannot_be(two_methods: Path) -> None:
-    found = collect(two_methods)
-    with pytest.raises(ConfigError, match="resamples"):
-        intervals(found.results, found.folders, resamples=0)
-    with pytest.raises(ConfigError, match="convention"):
-        intervals(found.results, found.folders, "mean")
-    assert main(["--outputs", str(two_methods), "--intervals", "--resamples", "0"]) == 2
-    assert main(["--outputs", str(two_methods), "--ranking", "--intervals"]) == 2
-    assert main(["--outputs", str(two_methods), "--ranking", "--resamples", "10"]) == 2
-    for text in ("many", "20001"):
-        with pytest.raises(SystemExit):
-            main(["--outputs", str(two_methods), "--resamples", text])
-
-
 # ------------------------------------------------------------------------------------------------ counts that do not do
 
 
@@ -225,58 +204,7 @@ def test_results_without_counts_say_so(tmp_path: Path) -> None:
     assert pair["paired"] is None and "there is no" in pair["reason"]
 
 
-def spoil(kind: str, path: Path) -> None:
-    counts = counts_of(0.6, 0)
-    if kind == "truncated":
-        path.write_bytes(path.read_bytes()[:-50])
-    elif kind == "of another trial":
-        write_per_image(path, IDS, CAR, counts_of(0.7, 9))
-    elif kind == "fewer images":
-        write_per_image(
-            path, IDS[:29], CAR, IouCounts(counts.intersection[:29], counts.union[:29], counts.present[:29])
-        )
-    elif kind == "other classes":
-        write_per_image(path, IDS, [*CAR[:-1], "door"], counts)
-    elif kind == "one pixel more":
-        counts.intersection[3, 1] += 1
-        write_per_image(path, IDS, CAR, counts)
-
-
-@pytest.mark.parametrize("kind", ["truncated", "of another trial", "fewer images", "other classes", "one pixel more"])
-def test_spoilt_counts_are_not_used(tmp_path: Path, kind: str) -> None:
-    result, folder = store(tmp_path, counts_of(0.6, 0))
-    whole = intervals([result], {result.signature: folder}, resamples=20)[result.series]
-    assert not whole.missing
-    spoil(kind, folder / PER_IMAGE_FILE)
-    spoilt = intervals([result], {result.signature: folder}, resamples=20)[result.series]
-    assert spoilt.average is None and spoilt.missing and str(tmp_path) not in spoilt.missing
-    assert "no interval over test images: slime 1-shot" in report(tmp_path)
-    with pytest.raises(ResultError) as caught:
-        paired([result], [result], {result.signature: folder})
-    assert caught.value.path == folder / PER_IMAGE_FILE
-
-
-def test_a_class_that_no_image_has(tmp_path: Path) -> None:
-    counts = counts_of(0.6, 0, plates=0)
-    counts.union[:, CAR.index("plate")] = 0
-    result, folder = store(tmp_path, counts)
-    found = intervals([result], {result.signature: folder}, resamples=20)[result.series]
-    assert found.per_class["plate"] is None and found.class_images["plate"] == 0 and found.average is not None
-    text = report(tmp_path, "--intervals")
-    assert "intervals that are too short" not in text
-
-
 # ------------------------------------------------------------------------------------------------ the files
-
-
-def test_the_same_files_give_the_same_bytes(two_methods: Path) -> None:
-    folder = two_methods / "reports" / "car"
-    written = []
-    for _ in range(2):
-        report(two_methods)
-        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert written[0] == written[1]
-    assert {"table.md", "table.csv", "table.json", "table.tex", "pairs.csv", "pairs.json"} <= set(written[0])
 
 
 def test_intervals_stand_in_every_file_and_on_the_console_only_if_asked(two_methods: Path) -> None:
@@ -355,35 +283,6 @@ def test_differences_to_published_rows_are_tested_where_they_may(tmp_path: Path)
 
 
 # ------------------------------------------------------------------------------------------------ tests on means
-
-
-@given(
-    a=st.lists(st.floats(0, 100, allow_subnormal=False), min_size=2, max_size=6),
-    b=st.lists(st.floats(0, 100, allow_subnormal=False), min_size=2, max_size=6),
-)
-@settings(max_examples=40, deadline=None)
-def test_welch_from_statistics_is_welch_from_numbers(a: list[float], b: list[float]) -> None:
-    deviations = np.std(a, ddof=1), np.std(b, ddof=1)
-    found = welch(float(np.mean(a)), float(deviations[0]), len(a), float(np.mean(b)), float(deviations[1]), len(b))
-    assume(min(deviations) > 1e-3)  # nearly equal numbers lose their digits before either function sees them
-    oracle = scipy.stats.ttest_ind(a, b, equal_var=False)
-    assert found is not None and found.p == pytest.approx(oracle.pvalue, rel=1e-6, abs=1e-12)
-    assert found.statistic == pytest.approx(oracle.statistic, rel=1e-6, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (50.0, None, 1, 60.0, 1.0, 3),  # one seed
-        (50.0, 1.0, 3, 60.0, None, 3),  # no published deviation
-        (50.0, 1.0, 3, 60.0, 1.0, None),  # published runs not stated
-        (50.0, 1.0, 3, 60.0, 1.0, 1),
-        (None, None, 0, 60.0, 1.0, 3),
-        (50.0, 0.0, 3, 60.0, 0.0, 3),  # nothing varies
-    ],
-)
-def test_no_welch_without_what_it_takes(arguments: tuple[float | None, ...]) -> None:
-    assert welch(*arguments) is None  # type: ignore[arg-type]
 
 
 def test_fewest_seeds_for_an_exact_test() -> None:

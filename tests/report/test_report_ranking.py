@@ -153,18 +153,6 @@ def cells(page: str, start: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
-    content = content_of()
-    assert read_study(store(tmp_path, result_of(config_of(), 32), content)) == content
-
-
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", "[" * 100_000, '{"layers": []}'])
-def test_what_is_no_study_is_a_typed_error(text: str | None, tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match="no valid study") as caught:
-        read_study(store(tmp_path, result_of(config_of(), 32), text))
-    assert caught.value.remedy and str(caught.value.path).endswith(STUDY_FILE)
-
-
 # ------------------------------------------------------------------------------------------------ numbers
 
 
@@ -309,17 +297,6 @@ def test_the_caption_says_what_has_to_be_known(tmp_path: Path) -> None:
     assert "/home/me" not in page_of(tmp_path) + page_of(tmp_path, "csv") + page_of(tmp_path, "json")
 
 
-def test_ranking_on_test_images_is_said_in_capitals(tmp_path: Path) -> None:
-    store(tmp_path, result_of(config_of(rank_on="test"), 32), content_of(rank_on="test", forwarded_images=4))
-    _, out = report(tmp_path)
-    assert (
-        "layers ranked with single prompts on the 5 TEST IMAGES (transductive)" in out
-        and "1.00 for each test image" in out
-    )
-    assert "training side" not in out
-    assert {line["rank_on"] for line in csv.DictReader(page_of(tmp_path, "csv").splitlines())} == {"test"}
-
-
 def test_the_convention_is_chosen(tmp_path: Path) -> None:
     content = content_of()
     part = content["conventions"]["dataset"]
@@ -358,15 +335,6 @@ def test_what_is_spoilt_is_listed_and_never_averaged(tmp_path: Path) -> None:
     assert facts["not_used"][0]["path"].startswith("runs/mini_car/infoscore_ranking/0-shot/seed1-")
 
 
-def test_failed_trials_are_said(tmp_path: Path) -> None:
-    trial(tmp_path, 0)
-    folder = trial(tmp_path, 1)
-    (folder / "result.json").unlink()
-    (folder / "error.json").write_text(json.dumps({"summary": "too hot"}))
-    _, out = report(tmp_path)
-    assert "failed: seed 1 (too hot)" in out
-
-
 def test_other_settings_have_their_own_tables_and_figures(tmp_path: Path) -> None:
     for seed in (0, 1):
         trial(tmp_path, seed)
@@ -379,20 +347,6 @@ def test_other_settings_have_their_own_tables_and_figures(tmp_path: Path) -> Non
     assert "multi_prompt=true" in out
     pictures = [path.name for path in (tmp_path / "reports" / "car").glob("*.png")]
     assert len(pictures) == 4 and all(f"]({name})" in page_of(tmp_path) for name in pictures)
-
-
-def test_subjects(tmp_path: Path) -> None:
-    trial(tmp_path, 0)
-    config = config_of()
-    config["data"] = {"name": "mini_horse", "subject": "horse"}
-    store(tmp_path, result_of(config, 32), content_of())
-    made, _ = report(tmp_path)
-    assert [one.data for one in made] == ["mini_car", "mini_horse"]
-    assert (tmp_path / "reports" / "horse" / "mini_horse-ranking.json").is_file()
-    made, _ = report(tmp_path, subject="horse")
-    assert [one.data for one in made] == ["mini_horse"]
-    with pytest.raises(ResultError, match="for subject face"):
-        report(tmp_path, subject="face")
 
 
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -467,27 +421,6 @@ def test_data_of_the_sweep_without_a_trial_are_said(tmp_path: Path) -> None:
     assert "no finished trial: data mini_horse, backbone mini_blip" in out and "What is not here" in page_of(tmp_path)
 
 
-def test_overrides_of_another_method(tmp_path: Path) -> None:
-    store(tmp_path, result_of(config_of() | {"shots": 1, "method": {"name": "slime"}}, 50), None)
-    with pytest.raises(ConfigError, match="not trials of the ranking experiment") as caught:
-        report(tmp_path, "experiment=mini_car")
-    assert caught.value.found == "slime" and "experiment=infoscore_ranking" in str(caught.value)
-
-
-@pytest.mark.usefixtures("composed_once")
-def test_overrides_and_options_in_any_order(tmp_path: Path) -> None:
-    fill(tmp_path, planned(*SWEEP))
-    out = Console(file=io.StringIO(), width=80)
-    arguments = [SWEEP[0], "--ranking", "--outputs", str(tmp_path), SWEEP[1], "--out", str(tmp_path / "docs")]
-    assert main(arguments, out) == 0
-    names = {path.name for path in (tmp_path / "docs").iterdir()}
-    assert {f"mini_car-ranking.{kind}" for kind in ("md", "csv", "json", "tex")} < names and len(names) == 6
-    assert (
-        "slime-bench --multirun experiment=infoscore_ranking data=mini_car"
-        in (json.loads((tmp_path / "docs" / "mini_car-ranking.json").read_text())["command"])
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -510,16 +443,6 @@ def test_options_that_do_not_go_together(
 # ------------------------------------------------------------------------------------------------ files
 
 
-def test_the_same_files_give_the_same_bytes_wherever_they_go(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        trial(tmp_path, seed)
-    report(tmp_path)
-    report(tmp_path, folder=tmp_path / "docs")
-    written = {path.name: path.read_bytes() for path in (tmp_path / "reports" / "car").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "docs").iterdir()} == written and len(written) == 6
-    assert str(tmp_path).encode() not in b"".join(written.values())
-
-
 def test_figures_show_the_numbers(tmp_path: Path) -> None:
     """They open, and another mIoU is another picture."""
     sizes = {}
@@ -532,11 +455,6 @@ def test_figures_show_the_numbers(tmp_path: Path) -> None:
             sizes[name, path.name.rpartition("-")[2]] = path.read_bytes()
     assert sorted(sizes) == [(name, kind) for name in "ab" for kind in ("ensembles.png", "layers.png")]
     assert len(set(sizes.values())) == 4
-
-
-def test_names_of_layers_on_an_axis() -> None:
-    assert short_names(["layer.6", "layer.10"]) == (["6", "10"], "layer.*")
-    assert short_names(["a.1", "b.1"]) == (["a.1", "b.1"], "") and short_names(["x"]) == (["x"], "")
 
 
 def test_the_ranking_experiment_is_not_in_the_main_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
