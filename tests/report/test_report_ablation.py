@@ -103,8 +103,10 @@ def with_values(trial: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ the grids
 
 
-@pytest.mark.parametrize("experiment", ["mini_horse", "paper_face"])
-@pytest.mark.parametrize("name", PAPER)
+GRIDS = [*((name, "paper_car") for name in PAPER), ("t_opt", "mini_car"), ("losses", "paper_face")]
+
+
+@pytest.mark.parametrize(("name", "experiment"), GRIDS)
 def test_the_papers_own_grid(name: str, experiment: str) -> None:
     found = [one for one in settings(name, f"experiment={experiment}") if one.in_grid]
     for setting in found:
@@ -118,7 +120,7 @@ def test_the_papers_own_grid(name: str, experiment: str) -> None:
         assert values.items() <= have[index].items(), (name, index)
     # What comes on top of the paper's grid is the preset's own default, and only where that is another.
     extra = found[len(PAPER[name]) :]
-    assert [setting.default for setting in extra] == ([True] if (name, experiment) == ("t_opt", "mini_horse") else [])
+    assert [setting.default for setting in extra] == ([True] if (name, experiment) == ("t_opt", "mini_car") else [])
     assert sum(setting.default for setting in found) == 1
     # Nothing but the ablation's keys differs.
     for setting in found[1:]:
@@ -144,18 +146,17 @@ def test_a_second_sweep_is_told_by_the_groups_name() -> None:
 def test_one_table_holds_one_data_set() -> None:
     with pytest.raises(ConfigError, match="one data set") as caught:
         settings_of("was", ["data=mini_car,mini_horse"])
-    assert caught.value.found == "mini_car, mini_horse"
+    assert caught.value.found == "mini_car, preset mini; mini_horse, preset mini"
 
 
 # ------------------------------------------------------------------------------------------------ beside the paper
 
 
-@pytest.mark.parametrize("preset", ["mini", "paper"])
-@pytest.mark.parametrize("name", PAPER)
-def test_every_published_row_finds_its_setting(name: str, preset: str, tmp_path: Path) -> None:
-    found = settings(name, f"experiment={preset}_car")
+@pytest.mark.parametrize(("name", "experiment"), GRIDS[:-1])
+def test_every_published_row_finds_its_setting(name: str, experiment: str, tmp_path: Path) -> None:
+    found = settings(name, f"experiment={experiment}")
     fill(tmp_path, found, [[50, 52, 54]] * len(found))
-    made, _ = report(tmp_path, name, f"experiment={preset}_car")
+    made, _ = report(tmp_path, name, f"experiment={experiment}")
     theirs = {each.setting.label: each.published for each in made.measured if each.published}
     assert len(theirs) == len(PAPER[name])
     default = [label for label, row in theirs.items() if row.setting == ""]
