@@ -23,8 +23,8 @@ from slime_bench.report.ablation import AblationReport, Setting, ablation_report
 from slime_bench.report.ablation_table import ablation_grid
 from slime_bench.report.collect import collect
 from slime_bench.report.command import Asked, run
-from slime_bench.report.html import ablation_page, write_page
-from slime_bench.report.problems import ablation_problems
+from slime_bench.report.html import ablation_page
+from slime_bench.report.planned import ablation_problems
 from slime_bench.report.published import load_published
 from slime_bench.report.rows import aggregate
 from slime_bench.report.table import stat_text
@@ -173,6 +173,18 @@ def test_opens_from_a_file_without_an_error_or_a_request(browser: Browser, car: 
     head = html.unescape(text.partition("<title>")[0])
     assert "default-src 'none'; img-src data:; style-src 'sha256-" in head and "unsafe" not in head
     assert len(text) < 1_000_000
+
+
+def test_its_policy_forbids_to_load(browser: Browser, car: Written) -> None:
+    """Else the absence of requests would show only that nothing was tried."""
+    browser.open(car.page)
+    browser.js("const it = new Image(); it.src = 'http://127.0.0.1:9/x.png'; document.body.append(it);")
+    browser.js(
+        "const it = document.createElement('script'); it.textContent = 'window.ran = 1'; document.body.append(it);"
+    )
+    assert browser.js("return window.ran") is None
+    said = " ".join(entry["message"] for entry in browser.driver.get_log("browser"))
+    assert said.count("Content Security Policy") == 2
 
 
 def test_names_from_data_stay_text(browser: Browser, hostile: Written) -> None:
@@ -340,9 +352,10 @@ def test_an_ablation_follows_the_switches(browser: Browser, tmp_path: Path) -> N
         )  # fmt: skip
 
     report = made("slime", True)
-    problems = ablation_problems(report, tmp_path, {})
-    page = ablation_page(report, collected.results, collected.folders, tmp_path, problems)
-    browser.open(write_page(tmp_path / "page.html", page))
+    (tmp_path / "page.html").write_text(
+        ablation_page(report, collected, tmp_path, ablation_problems(report, tmp_path, [])), encoding="utf-8"
+    )
+    browser.open(tmp_path / "page.html")
     assert browser.texts("#problems h2") == ["Not done: 2 of 9 trials"]
     cells = ("table.follows tbody tr:not([hidden])", "[...it.cells].map((cell) => cell.textContent.trim())")
     assert browser.each(*cells) == [line.cells for line in ablation_grid(report).lines]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,23 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
-from slime_bench.errors import ConfigError, ResultError
+from slime_bench.errors import ResultError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.bootstrap import Bounds
 from slime_bench.metrics.iou import IouCounts
-from slime_bench.report import command
 from slime_bench.report.collect import collect
 from slime_bench.report.published import load_published
-from slime_bench.report.statistics import MIN_SEEDS, ImageBootstrap, Interval, Paired, welch
-from slime_bench.report.subject import csv_text, sections, subject_report, table_json
+from slime_bench.report.statistics import MIN_SEEDS, ImageBootstrap, Interval, Paired, row_welch
+from slime_bench.report.subject import subject_report
 from slime_bench.report.table import Grid, Line, escaped, grid_latex
 from slime_bench.report.uncertainty import claim_lines, p_text
-from slime_bench.results import identity
-from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, from_counts, write_per_image, write_result
+from slime_bench.results.result import PER_IMAGE_FILE, TrialResult
+from tests.fixtures.toy_results import CAR, report_command, store, trial
 
 Folders = dict[str, Path]
-CAR = ["background", "body", "light", "plate", "wheel", "window"]
 IDS = [f"car-{index:04}" for index in range(30)]
 
 
@@ -50,24 +47,11 @@ def counts_of(quality: float, seed: int, images: int = 30, plates: int = 5) -> I
     return IouCounts(*(torch.from_numpy(each) for each in (intersection, union, present)))
 
 
-def store(
-    root: Path, counts: IouCounts, seed: int = 0, ids: list[str] | None = IDS, **changes: Any
-) -> tuple[TrialResult, Path]:
-    """A trial's folder with its result, and with its counts unless `ids` is None."""
-    names = {"method": "slime", "backbone": "mini_sd", "data": "mini_car", "subject": "car", "shots": 1}
-    names |= {"preset": "mini", "protocol": "slime_mini", "classes": CAR, "fingerprints": {"data": "cd"}} | changes
-    config = {name: {"name": names[name]} for name in ("method", "backbone", "data", "protocol")}
-    config |= {"preset": names["preset"], "seed": seed, "shots": names["shots"], "trainer": {"device": "cpu"}}  # type: ignore[dict-item]
-    result = from_counts(counts, config=config, seed=seed, **names)  # type: ignore[arg-type]
-    folder = identity.trial_folder(root, result.data, result.method, result.shots, seed, result.signature)
-    write_result(folder, result)
-    if ids is not None:
-        write_per_image(folder / PER_IMAGE_FILE, ids[: counts.num_images], CAR, counts)
-    return result, folder
-
-
-def main(arguments: list[str], console: Console | None = None) -> int:
-    return command.main(arguments, lambda *_: [], console)
+def add(root: Path, counts: IouCounts, seed: int = 0, ids: Sequence[str] = IDS, **changes: Any) -> TrialResult:
+    """A finished trial with its counts, unless there are no `ids`."""
+    result = trial(counts, seed, **changes)
+    store(root, result, counts=counts, ids=ids[: counts.num_images])
+    return result
 
 
 def intervals(
@@ -90,17 +74,14 @@ def paired(a: list[TrialResult], b: list[TrialResult], folders: Folders, resampl
 
 
 def report(root: Path, *arguments: str) -> str:
-    """What `slime-bench report` prints, white space as one space: captions are folded anywhere."""
-    out = io.StringIO()
-    assert main(["--outputs", str(root), "--subject", "car", *arguments], Console(file=out, width=400)) == 0
-    return " ".join(out.getvalue().split())
+    return report_command(root, "--subject", "car", *arguments)
 
 
 @pytest.fixture
 def two_methods(tmp_path: Path) -> Path:
     for seed in (0, 1, 2):
-        store(tmp_path, counts_of(0.6, seed), seed)
-        store(tmp_path, counts_of(0.5, 10 + seed), seed, shots=10)
+        add(tmp_path, counts_of(0.6, seed), seed)
+        add(tmp_path, counts_of(0.5, 10 + seed), seed, shots=10)
     return tmp_path
 
 
@@ -141,8 +122,9 @@ def test_the_order_of_the_images_means_nothing(tmp_path_factory: pytest.TempPath
     shuffled = IouCounts(*(each[order] for each in (counts.intersection, counts.union, counts.present)))
     found = []
     for some, ids in ((counts, IDS), (shuffled, [IDS[index] for index in order])):
-        result, folder = store(tmp_path_factory.mktemp("runs"), some, ids=ids)
-        found.append(intervals([result], {result.signature: folder}, resamples=50))
+        root = tmp_path_factory.mktemp("runs")
+        result = add(root, some, ids=ids)
+        found.append(intervals([result], collect(root).folders, resamples=50))
     assert found[0] == found[1]
 
 
@@ -156,9 +138,9 @@ def test_a_row_paired_with_itself(two_methods: Path) -> None:
 
 def test_only_seeds_of_both_are_paired(tmp_path: Path) -> None:
     for seed in (0, 1, 3):
-        store(tmp_path, counts_of(0.6, seed), seed)
+        add(tmp_path, counts_of(0.6, seed), seed)
     for seed in (1, 2, 3):
-        store(tmp_path, counts_of(0.5, seed), seed, shots=10)
+        add(tmp_path, counts_of(0.5, seed), seed, shots=10)
     found = collect(tmp_path)
     a, b = ([one for one in found.results if one.shots == shots] for shots in (1, 10))
     pair = paired(a, b, found.folders, resamples=20)
@@ -172,8 +154,8 @@ def test_only_seeds_of_both_are_paired(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["images", "ground truth"])
 def test_other_images_are_not_paired(tmp_path: Path, what: str) -> None:
     ids = [f"other-{index}" for index in range(30)] if what == "images" else IDS
-    a, _ = store(tmp_path, counts_of(0.6, 0))
-    b, _ = store(tmp_path, counts_of(0.5, 1, plates=5 if what == "images" else 6), ids=ids, shots=10)
+    a = add(tmp_path, counts_of(0.6, 0))
+    b = add(tmp_path, counts_of(0.5, 1, plates=5 if what == "images" else 6), ids=ids, shots=10)
     found = collect(tmp_path)
     with pytest.raises(ResultError, match="same images"):
         paired([a], [b], found.folders)
@@ -190,8 +172,8 @@ def test_other_images_are_not_paired(tmp_path: Path, what: str) -> None:
 
 def test_results_without_counts_say_so(tmp_path: Path) -> None:
     for seed in (0, 1):
-        store(tmp_path, counts_of(0.6, seed), seed, ids=IDS if seed else None)
-    store(tmp_path, counts_of(0.5, 5), shots=10)
+        add(tmp_path, counts_of(0.6, seed), seed, ids=IDS if seed else [])
+    add(tmp_path, counts_of(0.5, 5), shots=10)
     text = report(tmp_path, "--intervals", "--resamples", "20")
     assert f"no interval over test images: slime 1-shot: there is no {PER_IMAGE_FILE} beside the result" in text
     folder = tmp_path / "reports" / "car"
@@ -202,6 +184,16 @@ def test_results_without_counts_say_so(tmp_path: Path) -> None:
     (pair,) = json.loads((folder / "pairs.json").read_text())
     # Seed 0, which both have, lacks its counts.
     assert pair["paired"] is None and "there is no" in pair["reason"]
+
+
+def test_a_damaged_file_of_counts_is_not_used(tmp_path: Path) -> None:
+    result = add(tmp_path, counts_of(0.6, 0))
+    folders = collect(tmp_path).folders
+    path = folders[result.signature] / PER_IMAGE_FILE
+    path.write_bytes(path.read_bytes()[:-50])
+    spoilt = intervals([result], folders, resamples=20)[result.series]
+    assert spoilt.average is None and spoilt.missing and str(tmp_path) not in spoilt.missing
+    assert "no interval over test images: slime 1-shot" in report(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ the files
@@ -247,15 +239,14 @@ def test_no_resamples_no_intervals(two_methods: Path) -> None:
 def test_differences_to_published_rows_are_tested_where_they_may(tmp_path: Path) -> None:
     names = {"data": "pascal_part_car", "backbone": "sd21_base", "preset": "paper", "prepared": {"test": "regan"}}
     for seed in (0, 1):
-        store(tmp_path, counts_of(0.6, seed), seed, **names)
-    store(tmp_path, counts_of(0.6, 0), 0, shots=10, **names)
-    found, published = collect(tmp_path), load_published("car")
-    assert published is not None
-    made = subject_report(found, "car", published, bootstrap=ImageBootstrap(found.folders, 20))
-    by_shots = {row["shots"]: row for row in json.loads(table_json(made)) if row["series"]}
-    theirs = published.main_row("slime", 1)
-    assert theirs is not None and theirs.average.mean is not None and theirs.average.std is not None
-    values = [100 * (one.average or 0) for one in found.results if one.shots == 1]
+        add(tmp_path, counts_of(0.6, seed), seed, **names)
+    add(tmp_path, counts_of(0.6, 0), 0, shots=10, **names)
+    text = report(tmp_path, "--resamples", "20")
+    folder, published = tmp_path / "reports" / "car", load_published("car")
+    by_shots = {row["shots"]: row for row in json.loads((folder / "table.json").read_text()) if row["series"]}
+    theirs = published.main_row("slime", 1) if published else None
+    assert published is not None and theirs is not None and theirs.average.std is not None
+    values = [100 * (one.average or 0) for one in collect(tmp_path).results if one.shots == 1]
     oracle = scipy.stats.ttest_ind_from_stats(
         np.mean(values), np.std(values, ddof=1), 2, theirs.average.mean, theirs.average.std, 3, equal_var=False
     )
@@ -263,23 +254,14 @@ def test_differences_to_published_rows_are_tested_where_they_may(tmp_path: Path)
         "statistic": pytest.approx(oracle.statistic), "p": pytest.approx(oracle.pvalue)
     }  # fmt: skip
     assert by_shots[10]["welch"] is None  # one seed
-    assert by_shots[10]["difference"]["average"] is not None
-    lines = {
-        line["shots"]: line for line in csv.DictReader(io.StringIO(csv_text(made))) if line["published"] == "False"
-    }
+    lines = {line["shots"]: line for line in csv.DictReader((folder / "table.csv").open()) if line["seeds"]}
     assert float(lines["1"]["welch_p"]) == pytest.approx(oracle.pvalue) and lines["10"]["welch_p"] == ""
     assert float(lines["10"]["average_minus_published"]) == by_shots[10]["difference"]["average"]
-    (section,) = sections(made)
-    (line,) = [line for line in section.caption if "Welch" in line]
-    assert "slime 1-shot (n = 2)" in line and "10-shot" not in line
+    assert "slime 1-shot (n = 2): t =" in text and "10-shot (n = 1): t" not in text
     # Without a published deviation there is a difference and no test.
-    rows = [
-        dataclasses.replace(row, average=dataclasses.replace(row.average, std=None)) if row.key == "slime" else row
-        for row in published.rows
-    ]
-    made = subject_report(found, "car", dataclasses.replace(published, rows=rows))
-    by_shots = {row["shots"]: row for row in json.loads(table_json(made)) if row["series"]}
-    assert by_shots[1]["welch"] is None and by_shots[1]["difference"]["average"] is not None
+    row = subject_report(collect(tmp_path), "car", published).rows[0]
+    stated = dataclasses.replace(theirs, average=dataclasses.replace(theirs.average, std=None))
+    assert row_welch(row, dataclasses.replace(published, rows=[stated])) is None
 
 
 # ------------------------------------------------------------------------------------------------ tests on means

@@ -16,14 +16,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from slime_bench.errors import ConfigError, ResultError
-from slime_bench.report.charts import Series, line_chart, mean_curve, nice_ticks, number, thinned
+from slime_bench.report.charts import Series, line_chart
 from slime_bench.report.collect import collect
 from slime_bench.report.command import Asked, run_planned
 from slime_bench.report.html import script_json
-from slime_bench.report.html_tables import leading
-from slime_bench.report.pictures import class_colours, gallery, outline, paint
+from slime_bench.report.pictures import gallery, outline
 from slime_bench.report.planned import Planned, ablation_among
-from slime_bench.report.problems import of_states
 from slime_bench.results.status import TrialStatus
 from slime_bench.sweep.planned import planned_trials
 from tests.fixtures.toy_results import make
@@ -159,11 +157,20 @@ def test_json_in_a_script_element_stays_in_it(value: Any) -> None:
     assert json.loads(text)["value"][0] == value
 
 
-def test_colours_of_classes() -> None:
-    colours = class_colours(21)
-    assert len(set(colours)) == 21 and class_colours(3) == colours[:3]
-    labels = np.array([[0, 2], [255, 1]])
-    assert paint(labels, 3).tolist() == [[list(colours[0]), list(colours[2])], [[150] * 3, list(colours[1])]]
+def test_pictures_of_later_seeds_are_left_out_first(tmp_path: Path) -> None:
+    for shots in (1, 10):
+        for seed in range(2):
+            make(tmp_path, seed, shots, keeps=frozenset({"pictures"}))
+    found = collect(tmp_path)
+    rows = {f"{shots}-shot": [one for one in found.results if one.shots == shots] for shots in (1, 10)}
+    whole = gallery(rows, found.folders)
+    assert whole is not None and [(one["label"], one["seed"]) for one in whole["trials"]] == [
+        ("1-shot", 0), ("1-shot", 1), ("10-shot", 0), ("10-shot", 1),
+    ]  # fmt: skip
+    one_trial = sum(len(base64.b64decode(each.partition(",")[2])) for each in whole["pictures"].values()) // 4
+    small = gallery(rows, found.folders, most=one_trial * 3 // 2)
+    assert small is not None and small["leftOut"] == 2
+    assert [(one["label"], one["seed"]) for one in small["trials"]] == [("1-shot", 0), ("10-shot", 0)]
 
 
 def test_an_outline_is_inside_its_region_and_closed() -> None:
