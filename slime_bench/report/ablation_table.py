@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.metrics.bootstrap import PERCENT
+from slime_bench.report import uncertainty
 from slime_bench.report.ablation import AblationReport, Measured
 from slime_bench.report.published import PublishedRow, Stat
 from slime_bench.report.rows import NOTHING, PAPER_PRESET, Row, column_order
@@ -25,15 +26,7 @@ from slime_bench.report.table import (
     stat_text,
     write_report,
 )
-from slime_bench.report.uncertainty import (
-    difference_cells,
-    interval_cells,
-    interval_csv,
-    interval_lines,
-    paired_cells,
-    paired_line,
-    uncertainty_lines,
-)
+from slime_bench.report.uncertainty import difference_cells, interval_csv, uncertainty_lines
 
 
 def ablation_grid(report: AblationReport) -> Grid:
@@ -61,22 +54,11 @@ def ablation_grid(report: AblationReport) -> Grid:
 
 def interval_grid(report: AblationReport) -> Grid | None:
     """The intervals of our settings over test images, and of their differences to the default; None without any."""
-    columns = column_order(report.published, report.classes)
-    lines, intervals = [], []
-    for each in report.shown:
-        if each.row and each.row.interval and not each.row.interval.missing:
-            intervals.append(each.row.interval)
-            paired = paired_cells(each.paired)[2:] if each.paired else [DASH] * 4
-            lines.append(Line([each.label, str(each.row.n), *interval_cells(each.row.interval, columns), *paired]))
-    if not lines:
-        return None
-    caption = interval_lines(intervals)
-    if pairs := [each.paired for each in report.shown if each.paired is not None]:
-        caption.append("Δ: as in the table above, over the seeds that the setting and the default both have")
-        caption.append(paired_line(pairs[0], "settings", len(pairs)))
-    header = ["setting", "n", "images", *columns, "avg", "Δ", "seeds agree", f"Δ, {PERCENT} % interval", "p"]
     title = f"{report.subject}: ablation {report.name}, {PERCENT} % intervals in percent over test images"
-    return Grid(f"{title} ({_where(report)})", header, lines, caption)
+    rows = [(each.label, each.row) for each in report.shown if each.row is not None]
+    paired = {each.label: each.paired for each in report.shown if each.paired is not None}
+    columns = column_order(report.published, report.classes)
+    return uncertainty.interval_grid(f"{title} ({_where(report)})", rows, columns, paired)
 
 
 def write_ablation(report: AblationReport, folder: Path) -> list[Path]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -149,11 +147,11 @@ def _lacking(name: str, what: str, trials: Sequence[TrialResult], folders: Mappi
     return f"{lacking} of {len(trials)} trials kept no {what} ({name})" if lacking else ""
 
 
-def render(*, data: Any, **content: Any) -> str:
+def render(**content: Any) -> str:
     """The template of this package with style sheet, script and content put into it."""
     import jinja2
 
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = ((_ASSETS / name).read_text(encoding="utf-8").strip("\n") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -163,21 +161,8 @@ def render(*, data: Any, **content: Any) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     return environment.get_template("page.html.j2").render(
-        content, style=Markup(style), script=Markup(script), policy=policy, data=Markup(script_json(data)), has=data
+        content, style=Markup(style), script=Markup(script), policy=policy
     )
-
-
-def script_json(value: Any) -> str:
-    """JSON that may stand inside a script element: no text of it can close the element or open another."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
-
-
-@cache
-def _asset(name: str) -> str:
-    return (_ASSETS / name).read_text(encoding="utf-8").strip("\n")
 
 
 def _hash(text: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from slime_bench.errors import ResultError
 from slime_bench.report.charts import Series, line_chart, mean_curve, thinned
 from slime_bench.report.collect import commit_of, read_optional
 from slime_bench.report.html_tables import STATES, Cell
@@ -28,15 +27,9 @@ _SHADES = 10
 
 def curves_of(label: str, trials: Sequence[TrialResult], folders: Mapping[str, Path]) -> dict[str, Any] | None:
     """One small chart for each value that a row's trials logged; None where none of them kept any."""
-    found, notes = {}, []
-    for one in trials:
-        path = folders[one.signature] / CURVES_FILE
-        try:
-            found[one.seed] = read_curves(path) if path.is_file() else {}
-        except ResultError as error:  # a spoilt curve must not cost the page
-            notes.append(f"seed {one.seed}: {error.summary}")
+    found = {one.seed: read_optional(folders[one.signature] / CURVES_FILE, read_curves) or {} for one in trials}
     names = sorted({name for curves in found.values() for name, (steps, _) in curves.items() if steps})
-    if not names and not notes:
+    if not names:
         return None
     panels = []
     for name in names[:MOST_PANELS]:
@@ -49,9 +42,8 @@ def curves_of(label: str, trials: Sequence[TrialResult], folders: Mapping[str, P
         if len(every) > 1 and mean[0]:
             lines.append(Series("mean over seeds", *thinned(mean, MOST_POINTS), style=None))
         panels.append(line_chart(name, f"{name} of {label} by optimisation step", lines, "step"))
-    if len(names) > MOST_PANELS:
-        notes.append(f"{len(names) - MOST_PANELS} more logged values are in {CURVES_FILE}")
-    longest = max((len(steps) for curves in found.values() for steps, _ in curves.values()), default=0)
+    notes = [f"{len(names) - MOST_PANELS} more logged values are in {CURVES_FILE}"] if len(names) > MOST_PANELS else []
+    longest = max(len(steps) for curves in found.values() for steps, _ in curves.values())
     if longest > MOST_POINTS:
         notes.append(f"each point is the mean of {-(-longest // MOST_POINTS)} logged values or fewer")
     return {"label": label, "panels": panels, "note": "; ".join(notes)}

@@ -186,7 +186,7 @@ def _section(report: SubjectReport, preset: str, data: str) -> Section:
     pairs = [pair for pair in report.pairs if (pair.a.preset, pair.a.data) == (preset, data)]
     title = f"{report.subject}: {PERCENT} % intervals of the IoU in percent over test images {where}"
     extra = [
-        interval_grid(title, ours, report.columns),
+        interval_grid(title, [(row_name(row, ours), row) for row in ours], report.columns),
         pairs_grid(f"{report.subject}: paired differences of the average IoU {where}", pairs, ours),
     ]
     return Section(

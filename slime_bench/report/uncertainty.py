@@ -18,14 +18,27 @@ SHOWN_ELSEWHERE = (
 )
 
 
-def interval_grid(title: str, rows: Sequence[Row], columns: Sequence[str]) -> Grid | None:
-    """A line for each of our rows that has an interval; None where none has."""
-    found = [(row_name(row, rows), row.n, row.interval) for row in rows if row.interval and not row.interval.missing]
+def interval_grid(
+    title: str, rows: Iterable[tuple[str, Row]], columns: Sequence[str], paired: Mapping[str, Paired] | None = None
+) -> Grid | None:
+    """A line for each of our rows (by name) that has an interval; None where none has.
+
+    Args:
+        paired: by name of a row, its differences to the default setting; None without such columns.
+    """
+    found = [(name, row.n, row.interval) for name, row in rows if row.interval and not row.interval.missing]
     if not found:
         return None
-    lines = [Line([name, str(n), *interval_cells(interval, columns)]) for name, n, interval in found]
-    caption = interval_lines([interval for _, _, interval in found])
-    return Grid(title, ["method", "n", "images", *columns, "avg"], lines, caption)
+    header, caption = ["n", "images", *columns, "avg"], interval_lines([interval for _, _, interval in found])
+    lines = [[name, str(n), *interval_cells(interval, columns)] for name, n, interval in found]
+    if paired is None:
+        return Grid(title, ["method", *header], [Line(cells) for cells in lines], caption)
+    header += ["Δ", "seeds agree", f"Δ, {PERCENT} % interval", "p"]
+    lines = [[*cells, *(paired_cells(paired[cells[0]])[2:] if cells[0] in paired else [DASH] * 4)] for cells in lines]
+    if paired:
+        caption.append("Δ: as in the table above, over the seeds that the setting and the default both have")
+        caption.append(paired_line(next(iter(paired.values())), "settings", len(paired)))
+    return Grid(title, ["setting", *header], [Line(cells) for cells in lines], caption)
 
 
 def pairs_grid(title: str, pairs: Sequence[Pair], rows: Sequence[Row]) -> Grid | None:
