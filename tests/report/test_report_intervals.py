@@ -26,7 +26,7 @@ from slime_bench.report.published import load_published
 from slime_bench.report.statistics import MIN_SEEDS, ImageBootstrap, Interval, Paired, row_welch
 from slime_bench.report.subject import subject_report
 from slime_bench.report.table import Grid, Line, escaped, grid_latex
-from slime_bench.report.uncertainty import claim_lines, p_text
+from slime_bench.report.uncertainty import claim_lines
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult
 from tests.fixtures.toy_results import CAR, report_command, store, trial
 
@@ -292,13 +292,6 @@ def test_sentences_for_too_few() -> None:
     assert line.startswith("n = 1, 3 seeds are too few for a claim")
     (line,) = claim_lines([("a", 4, 19)])
     assert line.startswith("19 test images are too few for a claim: below 20")
-
-
-@pytest.mark.parametrize(
-    ("p", "text"), [(2 / 2001, "≤ 0.001"), (0.0423, "0.042"), (0.996, "1"), (1.0, "1"), (0.5, "0.5"), (None, "-")]
-)
-def test_p_in_words(p: float | None, text: str) -> None:
-    assert p_text(p, 2000) == text
 
 
 def test_latex_has_the_cells_of_the_table_and_booktabs() -> None:
