@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from slime_bench.report.collect import (
     shortened,
 )
 from slime_bench.report.published import Published, PublishedAblation, PublishedRow, Stat
-from slime_bench.report.rows import Row, aggregate, stat, with_intervals
+from slime_bench.report.rows import Row, aggregate, average_percent, minus, stat
 from slime_bench.report.statistics import ImageBootstrap, Paired
 from slime_bench.report.table import listed
 from slime_bench.results.identity import canonical_json, flatten
-from slime_bench.results.result import TrialResult, average_of
+from slime_bench.results.result import TrialResult
 
 _FOLDERS = ("output_root", "data_root")
 _NOT_A_SETTING = ("seed", "metric")
@@ -65,22 +65,18 @@ def settings_of(name: str, overrides: Sequence[str], extra_dir: str | None = Non
     from slime_bench.config.compose import plan
 
     trials = [plain(cfg) for cfg in plan([*overrides, f"ablation={name}"], sweep=True, extra_dir=extra_dir).trials]
-    for what, chosen in (
-        ("preset", {trial["preset"] for trial in trials}),
-        ("data", {trial["data"]["name"] for trial in trials}),
-    ):
-        if len(chosen) > 1:
-            raise ConfigError(
-                "one table of an ablation holds one data set and one preset", path=what,
-                found=", ".join(sorted(chosen)), expected="one value", remedy="ask for one table after the other",
-            )  # fmt: skip
+    worlds = sorted({f"{trial['data']['name']}, preset {trial['preset']}" for trial in trials})
+    if len(worlds) > 1:
+        raise ConfigError(
+            "one table of an ablation holds one data set and one preset", path="data", found="; ".join(worlds),
+            expected="one of each", remedy="ask for one table after the other",
+        )  # fmt: skip
     default = _default_of(overrides, trials[0], extra_dir)
-    seeds = sorted({trial["seed"] for trial in trials})
     grid: dict[str, list[dict[str, Any]]] = {}  # a setting that the grid names twice is one setting
     for trial in trials:
         grid.setdefault(canonical_json(_values(trial)), []).append(trial)
-    in_grid = len(grid)
-    default_text = canonical_json(_values(default))
+    in_grid, default_text = len(grid), canonical_json(_values(default))
+    seeds = sorted({trial["seed"] for trial in trials})
     grid.setdefault(
         default_text, [default | {"seed": seed, "decided": default["decided"] | {"seed": seed}} for seed in seeds]
     )
@@ -133,11 +129,9 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = list(dict.fromkeys(key for values in settings for key in values))
     differing = [key for key in keys if len({_text(values.get(key)) for values in settings}) > 1]
     wholes = [group for group in _GROUPS if f"{group}.name" in differing]
-    short = [
-        key for key in differing if key.partition(".")[0] not in wholes or key in [f"{group}.name" for group in wholes]
-    ]
+    short = [key for key in differing if key.partition(".")[0] not in wholes or key.endswith(".name")]
 
-    def labels(keys: Iterable[str]) -> set[tuple[str, ...]]:
+    def labels(keys: Sequence[str]) -> set[tuple[str, ...]]:
         return {tuple(_text(values.get(key)) for key in keys) for values in settings}
 
     return short if len(labels(short)) == len(labels(differing)) else differing
@@ -174,6 +168,10 @@ class Measured:
     paired: Paired | None = None
     unpaired: str = ""
 
+    @property
+    def label(self) -> str:
+        return f"{self.setting.label}{' (default)' if self.setting.default else ''}"
+
 
 @dataclass(frozen=True)
 class AblationReport:
@@ -203,6 +201,24 @@ class AblationReport:
     portable_command: str
     default_command: str
     left_out: int
+
+    @property
+    def default(self) -> Measured:
+        return next(each for each in self.measured if each.setting.default)
+
+    @property
+    def shown(self) -> list[Measured]:
+        """The settings of the grid, and the default where it has results."""
+        return [each for each in self.measured if each.setting.in_grid or each.row is not None]
+
+    def under(self, convention: str, background: bool) -> AblationReport:
+        """The same report under another convention or average; intervals and paired differences stay as they are."""
+        reference = self.default.results
+        measured = []
+        for each in self.measured:
+            row, difference = _numbers(each.results, reference, convention, background)
+            measured.append(replace(each, row=row, difference=difference))
+        return replace(self, measured=measured, convention=convention, background=background)
 
 
 def ablation_report(
@@ -237,18 +253,14 @@ def ablation_report(
     table = published.ablation(name) if published else None
     measured = []
     for i, setting in enumerate(settings):
-        row, difference = under(results[i], results[default], convention, background)
+        row, difference = _numbers(results[i], results[default], convention, background, bootstrap)
         paired, unpaired = None, ""
-        if bootstrap is not None and row is not None:
+        if bootstrap is not None and row is not None and i != default:
             ours, reference = (list(results[index].values()) for index in (i, default))
-            (row,) = with_intervals([row], ours, bootstrap)
-            if i != default:
-                paired, unpaired = bootstrap.try_paired(ours, reference, convention, background)
-        theirs, their_difference = _published(setting, table, published)
+            paired, unpaired = bootstrap.try_paired(ours, reference, convention, background)
         measured.append(
             Measured(
-                setting=setting, results=results[i], row=row, difference=difference, published=theirs,
-                published_difference=their_difference,
+                setting, results[i], row, difference, *_published(setting, table, published),
                 missing=[seed for seed in setting.trials if seed not in results[i]],
                 failed={seed: trial for (index, seed), trial in found.failed.items() if index == i},
                 paired=paired, unpaired=unpaired,
@@ -256,14 +268,19 @@ def ablation_report(
         )  # fmt: skip
     first = next(iter(found.results.values()))
     trials = [trial for setting in settings if setting.in_grid for trial in setting.trials.values()]
+    facts = {}
+    for key in ("preset", "data", "backbone", "protocol", "method", "shots"):
+        facts[key] = listed(
+            str(trial[key]["name"] if isinstance(trial[key], Mapping) else trial[key]) for trial in trials
+        )
+    any_trial = next(iter(settings[default].trials.values()))
+    fixed = [f"shots={any_trial['shots']}", f"seed={','.join(map(str, settings[default].trials))}"]
     return AblationReport(
-        name=name, subject=first.subject,
-        facts={key: _distinct(trials, key) for key in ("preset", "data", "backbone", "protocol", "method", "shots")},
-        prepared=dict(first.prepared), classes=first.classes, convention=convention, background=background,
-        measured=measured, published=published, table=table,
+        name=name, subject=first.subject, facts=facts, prepared=dict(first.prepared), classes=first.classes,
+        convention=convention, background=background, measured=measured, published=published, table=table,
         provenance=provenance(collected.folders[result.signature] for result in found.results.values()),
         command=command, portable_command=_command(*_without(overrides, _FOLDERS), f"ablation={name}"),
-        default_command=_default_command(overrides, settings[default]), left_out=found.left_out,
+        default_command=_command(*_without(overrides, ("shots", "seed")), *fixed), left_out=found.left_out,
     )  # fmt: skip
 
 
@@ -275,10 +292,23 @@ def _without(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
     return [text for text in overrides if text.partition("=")[0] not in keys]
 
 
-def _default_command(overrides: Sequence[str], setting: Setting) -> str:
-    trial = next(iter(setting.trials.values()))
-    seeds = ",".join(map(str, setting.trials))
-    return _command(*_without(overrides, ("shots", "seed")), f"shots={trial['shots']}", f"seed={seeds}")
+def _numbers(
+    ours: Mapping[int, TrialResult],
+    reference: Mapping[int, TrialResult],
+    convention: str,
+    background: bool,
+    bootstrap: ImageBootstrap | None = None,
+) -> tuple[Row | None, Stat]:
+    """The row of one setting's results, and the difference of its averages to the reference's, both by seed."""
+    rows = aggregate(ours.values(), convention, background, bootstrap=bootstrap)
+    gaps = [
+        value - other
+        for seed in ours
+        if seed in reference
+        for value in average_percent(ours[seed], convention, background)
+        for other in average_percent(reference[seed], convention, background)
+    ]
+    return (rows[0] if rows else None), stat(gaps)
 
 
 def _published(
@@ -288,46 +318,10 @@ def _published(
     if table is None or published is None or setting.values.get("shots") != table.shots:
         return None, None
     main = published.main_row(str(setting.values.get("method.name")), table.shots)
-    candidates = [(table.default, main), *(({**table.default, **row.values}, row) for row in table.rows)]
-    for values, row in candidates:
-        if row is not None and all(_same(setting.values.get(key), value) for key, value in values.items()):
-            stated = main is not None and None not in (row.average.mean, main.average.mean)
-            return row, row.average.mean - main.average.mean if stated else None  # type: ignore[operator, union-attr]
+    for values, row in [(table.default, main), *(({**table.default, **row.values}, row) for row in table.rows)]:
+        if main and row and all(setting.values.get(key) == value for key, value in values.items()):
+            return row, minus(row.average.mean, main.average.mean)
     return None, None
-
-
-def _same(left: Any, right: Any) -> bool:
-    return canonical_json(left) == canonical_json(right)
-
-
-def under(
-    ours: Mapping[int, TrialResult], reference: Mapping[int, TrialResult], convention: str, background: bool
-) -> tuple[Row | None, Stat]:
-    """The row of one setting's results, and the difference of its averages to the reference's, seed by seed.
-
-    Args:
-        ours, reference: by seed.
-    """
-    rows = aggregate(ours.values(), convention, background)
-    averages = [
-        {
-            seed: 100.0 * value
-            for seed, one in side.items()
-            if (value := average_of(one.conventions[convention]["per_class"], one.classes, background)) is not None
-        }
-        for side in (ours, reference)
-    ]
-    both = [value - averages[1][seed] for seed, value in averages[0].items() if seed in averages[1]]
-    return (rows[0] if rows else None), stat(both)
-
-
-def shown(report: AblationReport) -> list[Measured]:
-    """The settings of the grid, and the default where it has results."""
-    return [each for each in report.measured if each.setting.in_grid or each.row is not None]
-
-
-def _distinct(trials: Sequence[Mapping[str, Any]], key: str) -> str:
-    return listed(str(trial[key]["name"] if isinstance(trial[key], Mapping) else trial[key]) for trial in trials)
 
 
 def _nothing(name: str, settings: Sequence[Setting], collected: Collected, command: str, outputs: Path) -> ResultError:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.results import identity
@@ -24,7 +24,6 @@ Family = tuple[str, str, str, str, str, str]
 Defaults = Mapping[Family, Mapping[str, str]]
 """Default settings of a family: dotted key -> text, as `settings` gives them."""
 Config = Mapping[str, Any]
-Key = TypeVar("Key", bound=Hashable)
 T = TypeVar("T")
 _OWN_COLUMNS = ("seed", "shots", "metric")
 _AUTO = "auto"
@@ -41,6 +40,9 @@ class FailedTrial:
     shots: int
     seed: int
     summary: str
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.data}, {self.shots}-shot, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,23 @@ def collect(root: Path) -> Collected:
             results[result.signature], folders[result.signature] = result, path.parent
     ordered = sorted(results.values(), key=lambda one: (one.data, one.method, one.shots, one.series, one.seed))
     valid = set(folders.values())
-    errors = [path for path in sorted((root / "runs").glob("**/error.json")) if path.parent not in valid]
-    failed = [one for path in errors if (one := _failed(path)) is not None]
+    failed = []
+    for path in sorted((root / "runs").glob("**/error.json")):
+        where = parse_trial_folder(path.parent)
+        if where is not None and path.parent not in valid:
+            del where["signature"]
+            failed.append(FailedTrial(path.parent, summary=failure(path.parent), **where))
     return Collected(ordered, folders, invalid, failed)
 
 
-def _failed(path: Path) -> FailedTrial | None:
-    trial = parse_trial_folder(path.parent)
-    if trial is None:
-        return None
+def failure(folder: Path) -> str:
+    """One line of the error that a trial left in its folder."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads((folder / "error.json").read_text(encoding="utf-8"))
         texts = [str(fields[name]) for name in ("type", "summary", "message") if fields.get(name)]
     except (OSError, ValueError, AttributeError):
         texts = []
-    summary = ": ".join(texts[:2]).splitlines()[0] if texts else "error.json does not say why"
-    return FailedTrial(path.parent, trial["data"], trial["method"], trial["shots"], trial["seed"], summary)
+    return ": ".join(texts[:2]).splitlines()[0] if texts else "error.json does not say why"
 
 
 def read_optional(path: Path, read: Callable[[Path], T]) -> T | None:
@@ -132,11 +135,6 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def reason(error: ResultError) -> str:
-    """An error in one sentence, without the folders of one machine."""
-    return error.summary.rstrip(".")
-
-
 # ------------------------------------------------------------------------------------------------- where trials ran
 
 
@@ -145,7 +143,6 @@ class Provenance:
     """Sorted distinct facts of the trials behind a table.
 
     Attributes:
-        devices, platforms: as the trials recorded them.
         commits: abbreviated, with `+changes` where the checkout held uncommitted ones.
         first, last: days (ISO) on which the first and the last trial finished, empty where none says so.
         unknown: trials without a readable `environment.json`.
@@ -265,20 +262,20 @@ def variants(trials: Sequence[TrialResult], defaults: Defaults | None = None) ->
 
 
 def _labels(members: Sequence[TrialResult], default: Mapping[str, str]) -> dict[str, str]:
-    every = {member.series: _distinguishing(member) for member in members}
+    every = {
+        one.series: settings(one.config)
+        | {f"prepared.{name}": value for name, value in one.prepared.items()}
+        | {f"fingerprint.{name}": value[:12] for name, value in one.fingerprints.items()}
+        for one in members
+    }
     keys = sorted({key for values in every.values() for key in values})
     shown: dict[str, list[str]] = {series: [] for series in every}
     for key in keys:
         texts = {series: values.get(key, "-") for series, values in every.items()}
-        common = Counter(texts.values()).most_common(2)
-        if key in default:
-            reference: str | None = default[key]
-        elif len(common) == 1:
-            continue
-        else:
-            reference = common[0][0] if common[0][1] > common[1][1] else None
+        common = [*Counter(texts.values()).most_common(2), ("", 0)]
+        usual = common[0][0] if common[0][1] > common[1][1] else None
         for series, text in texts.items():
-            if text != reference:
+            if text != default.get(key, usual):
                 shown[series].append(f"{shortened(key, keys)}={text}")
     labels = {series: ", ".join(parts) for series, parts in shown.items()}
     # Redacted values can be all that sets two series apart: then only the hash can tell them apart.
@@ -287,12 +284,6 @@ def _labels(members: Sequence[TrialResult], default: Mapping[str, str]) -> dict[
         series: label if twice[label] == 1 else f"{label + ', ' if label else ''}series={series[:8]}"
         for series, label in labels.items()
     }
-
-
-def _distinguishing(trial: TrialResult) -> dict[str, str]:
-    prepared = {f"prepared.{name}": value for name, value in trial.prepared.items()}
-    fingerprints = {f"fingerprint.{name}": value[:12] for name, value in trial.fingerprints.items()}
-    return settings(trial.config) | prepared | fingerprints
 
 
 def shortened(key: str, keys: Sequence[str]) -> str:
@@ -309,8 +300,8 @@ def shortened(key: str, keys: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Matched(Generic[Key]):
-    """What became of planned trials.
+class Matched:
+    """What became of planned trials, by their keys.
 
     Attributes:
         results: of the trials that are finished, all on one device, with the same weights and data.
@@ -318,8 +309,8 @@ class Matched(Generic[Key]):
         left_out: further results of the same trials on another device, or with other weights or data.
     """
 
-    results: dict[Key, TrialResult]
-    failed: dict[Key, FailedTrial]
+    results: dict[Any, TrialResult]
+    failed: dict[Any, FailedTrial]
     left_out: int
 
 
@@ -328,9 +319,7 @@ def _world(result: TrialResult) -> str:
     return canonical_json([device, *(result.fingerprints.get(name) for name in ("backbone", "data"))])
 
 
-def match(
-    planned: Mapping[Key, Config], collected: Collected, world: Callable[[TrialResult], str] = _world
-) -> Matched[Key]:
+def match(planned: Mapping[Any, Config], collected: Collected, world: Callable[[TrialResult], str] = _world) -> Matched:
     """The results of planned trials: those with the same signature.
 
     What a configuration only points to (weights, data, the device `auto` stands for) is known from the results alone.
@@ -340,13 +329,12 @@ def match(
         planned: configurations of the trials, as `plain` gives them.
         world: what has to be the same of results in one table.
     """
-    candidates: dict[tuple[Any, ...], list[TrialResult]] = defaultdict(list)
-    for result in collected.results:
-        candidates[result.data, result.method, result.shots, result.seed].append(result)
-    worlds: dict[str, dict[Key, TrialResult]] = defaultdict(dict)
+    worlds: dict[str, dict[Any, TrialResult]] = defaultdict(dict)
     for key, config in planned.items():
-        for result in candidates[config["data"]["name"], config["method"]["name"], config["shots"], config["seed"]]:
-            if _signature_on(config, result) == result.signature:
+        for result in collected.results:
+            same = (result.data, result.method) == (config["data"]["name"], config["method"]["name"])
+            same &= (result.shots, result.seed) == (config["shots"], config["seed"])
+            if same and _signature_on(config, result) == result.signature:
                 worlds[world(result)][key] = result
     if not worlds:
         return Matched({}, {}, 0)

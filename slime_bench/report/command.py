@@ -12,10 +12,10 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
@@ -24,9 +24,16 @@ from slime_bench.report.ablation import AblationReport, ablation_report, setting
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
 from slime_bench.report.collect import Collected, collect, default_settings, read_optional
 from slime_bench.report.figures import ensembles_figure, layers_figure, qualitative_grid
-from slime_bench.report.html import PAGE, ablation_page, subject_page, write_page
-from slime_bench.report.planned import Planned, PlannedTrials, ablation_among, states_of
-from slime_bench.report.problems import MADE, ablation_problems, found_problems, of_states
+from slime_bench.report.html import PAGE, ablation_page, subject_page
+from slime_bench.report.planned import (
+    MADE,
+    Planned,
+    PlannedTrials,
+    ablation_among,
+    ablation_problems,
+    found_problems,
+    of_states,
+)
 from slime_bench.report.published import load_published
 from slime_bench.report.ranking import RankingReport, experiment, ranking_reports
 from slime_bench.report.ranking_table import place, ranking_grids, report_lines, stems, write_ranking
@@ -34,6 +41,7 @@ from slime_bench.report.statistics import ImageBootstrap
 from slime_bench.report.subject import SubjectReport, section_grid, sections, subject_report, write_tables
 from slime_bench.report.table import numbers, print_grid, say
 from slime_bench.results.qualitative import QUALITATIVE_FILE, read_qualitative
+from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,8 +73,14 @@ class Asked:
     show_intervals: bool = False
     extra_dir: str | None = None
 
-    def bootstrap(self, collected: Collected) -> ImageBootstrap | None:
-        return ImageBootstrap(collected.folders, self.resamples) if self.resamples else None
+    def metric(self, configured: Mapping[str, Any]) -> dict[str, Any]:
+        """Convention and background as they are asked for, else as they are configured."""
+        background = configured["background"] if self.background is None else self.background
+        return {"convention": self.convention or configured["convention"], "background": background}
+
+    def write_page(self, path: Path, page: str) -> None:
+        write_atomic(path, page.encode())
+        say(self.console, f"Open {path} in a browser")
 
 
 def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Console | None = None) -> int:
@@ -131,28 +145,15 @@ def run(
     wanted = found if subject == "all" else [subject]
     if not found or any(name not in found for name in wanted):
         raise _nothing(outputs, subject, found, everything)
+    collected = replace(collected, results=[one for one in collected.results if one.subject in wanted])
+    metric = asked.metric({"convention": "slime", "background": True})
+    expected = {"expected_shots": shots, "expected_seeds": seeds, "show_variants": show_variants}
     reports = []
-    defaults = default_settings([one for one in collected.results if one.subject in wanted], asked.extra_dir)
-    bootstrap = asked.bootstrap(collected)
-    for name in wanted:
-        report = subject_report(
-            collected,
-            name,
-            load_published(name),
-            convention=asked.convention or "slime",
-            background=asked.background is not False,
-            expected_shots=shots,
-            expected_seeds=seeds,
-            defaults=defaults,
-            show_variants=show_variants,
-            bootstrap=bootstrap,
-        )
-        folder = outputs / "reports" / name
+    for report in _subject_reports(asked, collected, **metric, **expected):
+        folder = outputs / "reports" / report.subject
         _write(asked, report, collected, folder, outputs)
-        problems = found_problems(report, outputs)
-        title = f"{name}: IoU of parts"
-        page = subject_page([report], collected.results, collected.folders, outputs, problems, title)
-        say(asked.console, f"Open {write_page(folder / PAGE, page)} in a browser")
+        title, problems = f"{report.subject}: IoU of parts", found_problems(report, outputs)
+        asked.write_page(folder / PAGE, subject_page([report], collected, outputs, problems, title))
         reports.append(report)
     return reports
 
@@ -180,26 +181,13 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
     planned = Planned(list(overrides), trials, outputs)
     collected = planned.of(collect(outputs))
     folder = asked.folder or outputs / "reports" / planned.name
-    defaults = default_settings(collected.results, asked.extra_dir)
-    bootstrap = asked.bootstrap(collected)
-    subjects = list(dict.fromkeys(one.subject for one in collected.results))
-    reports = []
-    for subject in subjects:
-        report = subject_report(
-            collected,
-            subject,
-            load_published(subject),
-            convention=asked.convention or first["metric"]["convention"],
-            background=first["metric"]["background"] if asked.background is None else asked.background,
-            defaults=defaults,
-            show_variants=True,
-            bootstrap=bootstrap,
-        )
-        reports.append(planned.narrowed(report))
-        _write(asked, reports[-1], collected, folder if len(subjects) == 1 else folder / subject, outputs)
+    found = _subject_reports(asked, collected, **asked.metric(first["metric"]), show_variants=True)
+    reports = [planned.narrowed(report) for report in found]
+    for report in reports:
+        _write(asked, report, collected, folder if len(reports) == 1 else folder / report.subject, outputs)
     problems = of_states([state for _, state in trials], planned.command, outputs)
-    page = subject_page(reports, collected.results, collected.folders, outputs, problems, planned.title)
-    say(asked.console, f"Open {write_page(folder / PAGE, page)} in a browser")
+    title = f"IoU of parts: {' '.join(planned.told) or 'the default trial'}"
+    asked.write_page(folder / PAGE, subject_page(reports, collected, outputs, problems, title))
     return reports
 
 
@@ -218,28 +206,21 @@ def run_ablation(asked: Asked, name: str, overrides: Sequence[str]) -> AblationR
     trial = next(iter(settings[0].trials.values()))
     outputs = asked.outputs or Path(trial["output_root"])
     collected = collect(outputs)
+    published = load_published(trial["data"]["subject"])
+    bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
     report = ablation_report(
-        name,
-        overrides,
-        settings,
-        collected,
-        load_published(trial["data"]["subject"]),
-        convention=asked.convention or trial["metric"]["convention"],
-        background=trial["metric"]["background"] if asked.background is None else asked.background,
-        outputs=outputs,
-        bootstrap=asked.bootstrap(collected),
-    )
+        name, overrides, settings, collected, published, **asked.metric(trial["metric"]), outputs=outputs,
+        bootstrap=bootstrap,
+    )  # fmt: skip
     paths = write_ablation(report, asked.folder or outputs / "reports" / report.subject)
     print_grid(ablation_grid(report), asked.console)
     if asked.show_intervals and (grid := interval_grid(report)) is not None:
         print_grid(grid, asked.console)
     say(asked.console, f"Written to {paths[0]} (and .csv, .json, .tex)")
     gaps = any(each.missing and each.setting.in_grid for each in report.measured)
-    sweep = [*overrides, f"ablation={name}"]
-    trials = asked.planned_trials(sweep, outputs, asked.extra_dir) if gaps else []
-    problems = ablation_problems(report, outputs, states_of(report, trials))
-    page = ablation_page(report, collected.results, collected.folders, outputs, problems)
-    say(asked.console, f"Open {write_page(paths[0].with_suffix('.html'), page)} in a browser")
+    trials = asked.planned_trials([*overrides, f"ablation={name}"], outputs, asked.extra_dir) if gaps else []
+    page = ablation_page(report, collected, outputs, ablation_problems(report, outputs, trials))
+    asked.write_page(paths[0].with_suffix(".html"), page)
     return report
 
 
@@ -277,36 +258,36 @@ def run_ranking(
     return reports
 
 
+def _subject_reports(asked: Asked, collected: Collected, **options: Any) -> Iterator[SubjectReport]:
+    """The report of each subject of the results."""
+    defaults = default_settings(collected.results, asked.extra_dir)
+    bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
+    for subject in dict.fromkeys(one.subject for one in collected.results):
+        published = load_published(subject)
+        yield subject_report(collected, subject, published, defaults=defaults, bootstrap=bootstrap, **options)
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Raise a ConfigError for options that belong to another kind of table."""
     given = vars(arguments)
-    if arguments.intervals and arguments.resamples == 0:
-        raise ConfigError(
-            "There are no intervals without resamples.", path="--resamples", found=0, expected="1 or more",
-            remedy="leave --resamples out, or --intervals",
-        )  # fmt: skip
+    others: tuple[str, ...] = ()
     if arguments.ranking:
-        wrong = [name for name in ("ablation", "shots", "variants", "without_background", "intervals") if given[name]]
-        wrong += ["resamples"] if arguments.resamples is not None else []
-        wrong += [name for name in ("subject", "seeds") if given[name] and given["overrides"]]
-        expected = "either overrides of the sweep, or --subject and --seeds; its studies average over all classes"
-        remedy = f"e.g. slime-bench report --ranking {experiment()} data=mini_car"
-    elif arguments.ablation is None:
-        names = ("subject", "seeds", "shots", "variants") if given["overrides"] else ("out",)
-        wrong = [name for name in names if given[name]]
-        expected = (
-            "a sweep's data, seeds and shots as overrides" if given["overrides"] else "a sweep's overrides with it"
-        )
-        remedy = "e.g. slime-bench report experiment=mini_car seed=0,1"
-    else:
-        wrong = [name for name in ("subject", "seeds", "shots", "variants") if given[name]]
-        expected = "an ablation's data, seeds and shots as overrides, as they were given to the sweep"
-        remedy = "e.g. slime-bench report --ablation lr experiment=mini_horse seed=0,1,2"
+        others = ("ablation", "shots", "variants", "without_background", "intervals", "resamples")
+        others += ("subject", "seeds") if arguments.overrides else ()
+    elif arguments.ablation is not None or arguments.overrides:
+        others = ("subject", "seeds", "shots", "variants")
+    elif arguments.out:
+        others = ("out",)
+    wrong = [name for name in others if given[name] not in (None, False)]
+    if arguments.intervals and arguments.resamples == 0:
+        wrong += ["intervals", "resamples"]
     if wrong:
-        found = " ".join(given[name][0] if name == "overrides" else f"--{name.replace('_', '-')}" for name in wrong)
+        found = " ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise ConfigError(
-            "These options do not go together.", path=found, found=found, expected=expected, remedy=remedy
-        )
+            "These options do not go together.", path="options", found=found,
+            expected="options of one kind of table: overrides of a sweep say its data, seeds and shots themselves",
+            remedy="leave them out, or see slime-bench report --help",
+        )  # fmt: skip
 
 
 def _write(asked: Asked, report: SubjectReport, collected: Collected, folder: Path, outputs: Path) -> None:
@@ -321,8 +302,7 @@ def _pictures(report: SubjectReport, collected: Collected, folder: Path) -> list
     """One grid per row of ours, from its first seed that kept pictures; returns the file names."""
     names = []
     for row in report.rows:
-        trials = [one for one in collected.results if one.series == row.series and one.seed in row.seeds]
-        for trial in trials:
+        for trial in (one for one in collected.results if one.series == row.series):
             pictures = read_optional(collected.folders[trial.signature] / QUALITATIVE_FILE, read_qualitative)
             if pictures is None:
                 continue
@@ -337,18 +317,15 @@ def _pictures(report: SubjectReport, collected: Collected, folder: Path) -> list
 
 def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Collected) -> ResultError:
     main = collected.of_report(None)
-    failed, invalid = len(main.failed), len(main.invalid)
     others = "".join(f"; {method} is for --{name}" for method, name in sorted(collected.own_reports.items()))
     have = f"results for {', '.join(found)}" if found else "no valid result"
-    target = subject if subject in MADE else "car" if subject == "all" else None
+    target = subject if subject in MADE else "car"
     return ResultError(
         "There is nothing to report" + ("." if subject == "all" else f" for subject {subject}."),
         path=outputs / "runs",
-        found=f"{have}; {failed} failed trial(s), {invalid} unreadable result file(s)",
+        found=f"{have}; {len(main.failed)} failed trial(s), {len(main.invalid)} unreadable result file(s)",
         expected=f"at least one finished trial (result.json){others}",
-        remedy=f"Run `make reproduce-{target}` first, or name another folder with --outputs."
-        if target
-        else "Run a trial of that subject first, or name another folder with --outputs.",
+        remedy=f"Run its trials first, e.g. `make reproduce-{target}`, or name another folder with --outputs.",
     )
 
 
@@ -370,7 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config-dir", help="a further folder of configuration files, as it was given to the sweep")
     main_tables = parser.add_argument_group("main tables")
     add = main_tables.add_argument
-    add("--subject", type=_name, help="car, horse, face, or all (default); also with --ranking")
+    add("--subject", help="car, horse, face, or all (default); also with --ranking")
     add("--seeds", type=_numbers("seed"), help="expected seeds (default 0,1,2); also with --ranking")
     add(
         "--shots",
@@ -380,7 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--variants", action="store_true", help="also the series with other settings than the default ones")
     others = parser.add_argument_group("ablations and the ranking experiment")
     add = others.add_argument
-    add("--ablation", type=_name, help="name of the ablation: a file of conf/ablation")
+    add("--ablation", help="name of the ablation: a file of conf/ablation")
     add(
         "--ranking",
         action="store_true",
@@ -389,12 +366,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="folder for the files (default <outputs>/reports/<subject>)")
     add("overrides", nargs="*", help="as they were given to the sweep, e.g. experiment=mini_horse")
     return parser
-
-
-def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no subject's name")
-    return text
 
 
 def _number(text: str) -> int:

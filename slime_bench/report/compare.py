@@ -9,25 +9,41 @@ Exit code 0 whether they differ or not; 2 for a run that is not there, not finis
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import yaml
+
+from slime_bench.errors import ResultError
 from slime_bench.metrics import CONVENTION_RULES
+from slime_bench.report.collect import failure
+from slime_bench.results.environment import read_environment
+from slime_bench.results.identity import flatten
+from slime_bench.results.result import PER_IMAGE_FILE, RESULT_FILE, TrialResult, read_per_image_arrays, read_result
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slime_bench.report.comparison import Change, Comparison, Images, Learned, Score
+STATE_FILE: Final = "state.safetensors"
+_SIGNATURE: Final = re.compile(r"(seed\d+-)?([0-9a-f]{1,16})")
+_NAMES: Final = ("method", "backbone", "data", "shots", "seed", "preset", "protocol", "signature")
+_COST: Final = ("seconds.", "peak_")
+_MOMENT: Final = ("finished", "pid", "fingerprints")
+"""Facts of `environment.json` that differ between any two trials, or stand elsewhere in the comparison."""
+_ELSEWHERE: Final = ("per_preset", "backbone.layer_groups", "metric")
+"""Settings that stand again where they are used, or with the scores."""
+_DASH: Final = "-"
+_SHOWN: Final = 5
 
-_DASH = "-"
-_SHOWN = 5
-_LONG = 10
-_HASH = 12
+Change = dict[str, Any]
+"""A dotted `key` that differs, and its values `a` and `b`, without that of a run that lacks the key."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,12 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ResultError: see `find_run` and `compare`.
     """
     args = _parser().parse_args(argv)
-    from slime_bench.report.comparison import as_json, compare, find_run
-
     a, b = (find_run(name, args.outputs) for name in (args.run_a, args.run_b))
     found = compare(a, b, args.convention, False if args.without_background else None)
     if args.json:
-        print(json.dumps(as_json(found), indent=1, ensure_ascii=False, default=str))
+        print(json.dumps(found, indent=1, ensure_ascii=False, default=str))
         return 0
     from rich.console import Console
 
@@ -66,140 +80,355 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def show(found: Comparison, console: Console) -> None:
-    """Print all tables that have something to say, and a sentence for each that has not; 80 columns are enough."""
-    for letter, names in (("A", found.names_a), ("B", found.names_b)):
-        console.print(f"{letter}  {names['folder']}", soft_wrap=True)  # a path that is cut in two cannot be copied
-    keys = [key for key in found.names_a if key != "folder"]
-    _table(console, "", ["", "A", "B"], [[key, str(found.names_a[key]), str(found.names_b[key])] for key in keys])
-    average = f"average {'with' if found.background else 'without'} background"
-    title = f"IoU in percent. {found.convention}: {CONVENTION_RULES[found.convention]}; {average}"
-    rows = [[score.name, *_score(score)] for score in (*found.scores, found.average)]
-    _table(console, title, ["class", "A", "B", "B - A"], rows, numbers=True)
-    _changes(console, "Settings that decide numbers", found.config, "the settings that decide numbers are the same")
-    _changes(console, "Other settings, which do not decide numbers", found.other, _other_same(found))
-    _changes(console, "Data", found.data, "same support images, test images and preparation")
-    short = [dataclasses.replace(each, a=_hash(each.a), b=_hash(each.b)) for each in found.fingerprints]
-    _changes(console, "Fingerprints (first digits)", short, "same weights and data, by their fingerprints")
-    _changes(console, "Environment", found.environment, _environment_same(found))
-    cost = [
-        dataclasses.replace(each, key=_unit(each.key), a=_amount(each.key, each.a), b=_amount(each.key, each.b))
-        for each in found.cost
+# ------------------------------------------------------------------------------------------------- which run is meant
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished trial; None for an `environment.json` or a flattened `config.yaml` that cannot be read."""
+
+    folder: Path
+    result: TrialResult
+    environment: dict[str, Any] | None
+    settings: dict[str, Any] | None
+
+
+def find_run(name: str, outputs: Path) -> Run:
+    """The finished trial called `name`.
+
+    Args:
+        name: path of a trial's folder or of its result file, or the beginning of a signature, also with its `seed0-`.
+        outputs: folder with runs/, in which signatures are looked up.
+
+    Raises:
+        ResultError: no such trial, several, one without a result, or a result that is not valid.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        path = _by_signature(name, outputs)
+    file = path if path.is_file() else path / RESULT_FILE
+    if not file.is_file():
+        finished = sorted(each.parent for each in path.glob(f"**/{RESULT_FILE}"))
+        if finished:
+            found = f"{len(finished)} finished trials: {_first([str(each.relative_to(path)) for each in finished])}"
+        elif (path / "error.json").is_file():
+            found = f"a trial that failed: {failure(path)}"
+        else:
+            found = _first(sorted(each.name for each in path.iterdir())) or "an empty folder"
+        raise _no_run("There is no result in this folder.", path, found)
+    return Run(file.parent, read_result(file), read_environment(file.parent), _settings(file.parent))
+
+
+def _by_signature(name: str, outputs: Path) -> Path:
+    asked = _SIGNATURE.fullmatch(name)
+    if asked is None:
+        raise _no_run("There is no such run.", Path(name), "nothing of this name")
+    found = sorted(each for each in outputs.glob(f"runs/*/*/*/{asked[1] or 'seed*-'}{asked[2]}*") if each.is_dir())
+    # Of a trial that failed the error says more than that it is not there.
+    found = [each for each in found if (each / RESULT_FILE).is_file()] or found
+    if not found:
+        raise _no_run("No trial has a signature that begins so.", outputs / "runs", f"none of {name}...")
+    if len(found) > 1:
+        names = _first([each.relative_to(outputs / "runs").as_posix() for each in found])
+        raise _no_run("Several trials have signatures that begin so.", outputs / "runs", f"{len(found)}: {names}")
+    return found[0]
+
+
+def _no_run(summary: str, path: Path, found: str) -> ResultError:
+    return ResultError(
+        summary, path=path, found=found,
+        expected="one trial's folder, its result.json, or enough digits of its signature",
+        remedy="Name a finished trial, give more digits, or name the folder with runs/ with --outputs.",
+    )  # fmt: skip
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    try:
+        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return dict(flatten(content)) if isinstance(content, dict) else None
+
+
+# ------------------------------------------------------------------------------------------------------ the comparison
+
+
+def compare(a: Run, b: Run, convention: str | None = None, background: bool | None = None) -> dict[str, Any]:
+    """Everything in which two runs differ, as plain values: IoU in 0..1, memory in bytes.
+
+    Args:
+        convention, background: of the scores; by default those of `a`.
+
+    Raises:
+        ResultError: the two have other classes, or an unknown convention.
+    """
+    one, other = a.result, b.result
+    if set(one.classes) != set(other.classes):
+        raise ResultError(
+            "The two runs have other classes, so their numbers cannot be put side by side.", path=b.folder,
+            found=", ".join(other.classes), expected=f"{', '.join(one.classes)}, as {a.folder}",
+            remedy="Compare runs on data sets of one subject.",
+        )  # fmt: skip
+    convention = convention or one.convention
+    background = one.background_in_average if background is None else background
+    left, right = (each.under(convention, background) for each in (one, other))
+    decided = [_without(each.config, ("metric",)) for each in (one, other)]
+    settings, environments = [], []
+    if a.settings is not None and b.settings is not None:
+        found = changes(_without(a.settings, _ELSEWHERE), _without(b.settings, _ELSEWHERE))
+        settings = [each for each in found if each["key"] not in {*decided[0], *decided[1]}]
+    if a.environment is not None and b.environment is not None:
+        environments = changes(*(_without(each, (*_COST, *_MOMENT)) for each in (a.environment, b.environment)))
+    images = compare_images(a.folder, b.folder)
+    tables = [{name: table["per_class"] for name, table in each.conventions.items()} for each in (one, other)]
+    return {
+        "a": _names(a),
+        "b": _names(b),
+        "same_trial": one.signature == other.signature,
+        "same_series": one.series == other.series,
+        "convention": convention,
+        "background": background,
+        "scores": [_score(name, left.per_class[name], right.per_class[name]) for name in one.classes],
+        "average": _score("average", left.average, right.average),
+        "config": changes(*decided),
+        "other": settings,
+        "data": changes(_data(one), _data(other)),
+        "fingerprints": changes(one.fingerprints, other.fingerprints),
+        "environment": environments,
+        "without_environment": [name for name, each in (("a", a), ("b", b)) if each.environment is None],
+        "without_settings": [name for name, each in (("a", a), ("b", b)) if each.settings is None],
+        "cost": _costs(a.environment or {}, b.environment or {}),
+        "learned": compare_learned(a.folder, b.folder),
+        "images": images,
+        "same_numbers": tables[0] == tables[1] and not (images["differ"] or images["only_a"] or images["only_b"]),
+    }
+
+
+def changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
+    """The differing keys of two flat mappings (dotted key -> plain value), in the order of the keys.
+
+    Numbers are compared by value: 1 and 1.0 are the same, and neither is true.
+    """
+    found = []
+    for key in sorted({*a, *b}):
+        sides = {name: values[key] for name, values in (("a", a), ("b", b)) if key in values}
+        kinds = {isinstance(value, bool) for value in sides.values()}
+        if len(sides) == 1 or len(kinds) == 2 or sides["a"] != sides["b"]:
+            found.append({"key": key, **sides})
+    return found
+
+
+def _costs(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
+    """Seconds and memory of both, whether they differ or not."""
+    sides = [
+        {key: value for key, value in flatten(each) if key.startswith(_COST) and value is not None} for each in (a, b)
     ]
-    _changes(console, "Cost", cost, "seconds and memory are not recorded")
-    for line in _sentences(found):
+    return [
+        {"key": key, **{name: values[key] for name, values in zip("ab", sides, strict=True) if key in values}}
+        for key in {**sides[0], **sides[1]}
+    ]
+
+
+def compare_images(a: Path, b: Path) -> dict[str, Any]:
+    """The counts per image in the folders of two trials; nothing is raised for tables that are not there or spoilt.
+
+    Returns:
+        `unknown`: why nothing can be said, else empty. `a`, `b`: numbers of images. `common`: of images that both have,
+        by their ids. `only_a`, `only_b`: ids of the others. `differ`: of the common images that differ their id and the
+        pixels by which their counts do, summed over classes and over intersection and union; the largest first.
+    """
+    found: dict[str, Any] = {"unknown": "", "a": 0, "b": 0, "common": 0, "only_a": [], "only_b": [], "differ": []}
+    try:
+        (ids_a, classes_a, *counts_a), (ids_b, classes_b, *counts_b) = (
+            read_per_image_arrays(folder / PER_IMAGE_FILE) for folder in (a, b)
+        )
+    except ResultError as error:
+        return found | {"unknown": f"{error.summary} {error.path}"}
+    if set(classes_a) != set(classes_b):
+        return found | {"unknown": f"{PER_IMAGE_FILE} of the two has other classes"}
+    order = [classes_b.index(name) for name in classes_a]
+    places_a, places_b = ({name: row for row, name in enumerate(ids)} for ids in (ids_a, ids_b))
+    common = [name for name in ids_a if name in places_b]
+    rows_a, rows_b = ([places[name] for name in common] for places in (places_a, places_b))
+    pixels, other = np.zeros(len(common), np.int64), np.zeros(len(common), bool)
+    for left, right in zip(counts_a, counts_b, strict=True):  # intersection, union, presence
+        gap = np.abs(left[rows_a].astype(np.int64) - right[rows_b][:, order].astype(np.int64))
+        pixels += gap.sum(1) if left.dtype != bool else 0
+        other |= gap.any(1)  # a class may have gone from an annotation although no count shows it
+    differ = sorted((-int(pixels[row]), common[row]) for row in np.flatnonzero(other))
+    return found | {
+        "a": len(ids_a),
+        "b": len(ids_b),
+        "common": len(common),
+        "only_a": [name for name in ids_a if name not in places_b],
+        "only_b": [name for name in ids_b if name not in places_a],
+        "differ": [{"id": name, "pixels": -minus} for minus, name in differ],
+    }
+
+
+def compare_learned(a: Path, b: Path) -> dict[str, Any]:
+    """The learned tensors in the folders of two trials; nothing is raised for files that are not there or spoilt.
+
+    Returns:
+        `unknown`: why nothing can be said, else empty. `tensors`: number that both have, with the same shape and number
+        format. `only_a`, `only_b`: names of tensors that one alone has. `reshaped`: that have another shape or format.
+        `differ`: of the comparable ones, those that are not equal bit for bit. `largest`: absolute difference of two
+        numbers in them, None where a difference is not a finite number. `equal`: whether both are the same bit for
+        bit, None where nobody knows.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    def bits(value: torch.Tensor) -> torch.Tensor:  # two NaNs of the same bits are the same, and 0 and -0 are not
+        return value.contiguous().flatten().view(torch.uint8)
+
+    record: dict[str, Any] = {"unknown": "", "tensors": 0, "only_a": [], "only_b": [], "reshaped": [], "differ": []}
+    record |= {"largest": 0.0, "equal": None}
+    files = []
+    for folder in (a, b):
+        try:
+            files.append(safe_open(folder / STATE_FILE, "pt"))
+        except (OSError, SafetensorError) as error:
+            return record | {"unknown": f"{folder / STATE_FILE} cannot be read: {str(error).splitlines()[0]}"}
+    left, right = files
+    names_a, names_b = (set(file.keys()) for file in files)
+    record |= {"only_a": sorted(names_a - names_b), "only_b": sorted(names_b - names_a)}
+    for name in sorted(names_a & names_b):
+        one, other = left.get_tensor(name), right.get_tensor(name)
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            record["reshaped"].append(name)
+            continue
+        record["tensors"] += 1
+        if not torch.equal(bits(one), bits(other)):
+            record["differ"].append(name)
+            gap, before = float((one.double() - other.double()).abs().max()), record["largest"]
+            record["largest"] = max(before, gap) if before is not None and gap < float("inf") else None
+    record["equal"] = not any(record[name] for name in ("only_a", "only_b", "reshaped", "differ"))
+    return record
+
+
+def _score(name: str, a: float | None, b: float | None) -> dict[str, Any]:
+    return {"name": name, "a": a, "b": b, "difference": None if a is None or b is None else b - a}
+
+
+def _names(run: Run) -> dict[str, Any]:
+    return {"folder": str(run.folder), **{name: getattr(run.result, name) for name in _NAMES}}
+
+
+def _data(result: TrialResult) -> dict[str, Any]:
+    facts = {"classes": result.classes, "support_ids": result.support_ids, "test_images": result.num_test_images}
+    every = flatten({**facts, "prepared": result.prepared, "validation": result.validation})
+    return {key: value for key, value in every if value != {}}
+
+
+def _without(values: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    """Dotted key -> value, without the keys that begin with one of `parts`."""
+    return {key: value for key, value in flatten(values) if not key.startswith(tuple(parts))}
+
+
+# ------------------------------------------------------------------------------------------------------- on a terminal
+
+
+def show(found: Mapping[str, Any], console: Console) -> None:
+    """Print all tables that have something to say, and a sentence for each that has not; 80 columns are enough."""
+    for name in ("a", "b"):
+        console.print(f"{name.upper()}  {found[name]['folder']}", soft_wrap=True)  # a path cut in two cannot be copied
+    _table(console, "", ["", "A", "B"], [[key, str(found["a"][key]), str(found["b"][key])] for key in _NAMES])
+    convention, average = found["convention"], f"average {'with' if found['background'] else 'without'} background"
+    title = f"IoU in percent. {convention}: {CONVENTION_RULES[convention]}; {average}"
+    rows = [_score_cells(each) for each in (*found["scores"], found["average"])]
+    _table(console, title, ["class", "A", "B", "B - A"], rows, numbers=True)
+    same = "the settings that decide numbers are the same"
+    _changes(console, "Settings that decide numbers", found["config"], same)
+    same = "the other settings are the same"
+    if lacking := found["without_settings"]:
+        same = f"the other settings of {_runs(lacking)} are not recorded (no readable config.yaml)"
+    _changes(console, "Other settings, which do not decide numbers", found["other"], same)
+    _changes(console, "Data", found["data"], "same support images, test images and preparation")
+    same = "same weights and data, by their fingerprints"
+    short = [
+        {name: value if name == "key" else value[:12] for name, value in each.items()} for each in found["fingerprints"]
+    ]
+    _changes(console, "Fingerprints (first digits)", short, same)
+    same = "the environment is the same"
+    if lacking := found["without_environment"]:
+        same = f"the environment of {_runs(lacking)} is not recorded (no readable environment.json)"
+    _changes(console, "Environment", found["environment"], same)
+    _changes(console, "Cost", [_cost(each) for each in found["cost"]], "seconds and memory are not recorded")
+    console.print(f"learned state: {_learned(found['learned'])}")
+    for line in _images(found["images"]):
         console.print(line)
+    other = "two seeds of one series" if found["same_series"] else "two different trials"
+    kind = "the same trial (one signature)" if found["same_trial"] else other
+    console.print(f"{kind}; {'every number is the same' if found['same_numbers'] else 'the numbers differ'}")
 
 
-def _score(score: Score) -> list[str]:
-    cells = [_DASH if value is None else f"{100 * value:.2f}" for value in (score.a, score.b)]
-    if score.difference is None:
-        return [*cells, "=" if score.a == score.b else _DASH]
-    return [*cells, "=" if score.difference == 0 else f"{100 * score.difference:+.2f}"]
+def _score_cells(score: Mapping[str, Any]) -> list[str]:
+    cells = [_DASH if score[name] is None else f"{100 * score[name]:.2f}" for name in ("a", "b")]
+    gap = score["difference"]
+    changed = _DASH if gap is None else f"{100 * gap:+.2f}"
+    return [score["name"], *cells, "=" if score["a"] == score["b"] else changed]
 
 
-def _other_same(found: Comparison) -> str:
-    if found.without_settings:
-        return f"the other settings of {_runs(found.without_settings)} are not recorded (no readable config.yaml)"
-    return "the other settings are the same"
+def _cost(change: Change) -> Change:
+    key, memory = change["key"], change["key"].endswith("_bytes")
+    name = f"{key.removeprefix('seconds.')}, seconds" if key.startswith("seconds.") else key
+    sides = {side: value for side, value in change.items() if side != "key"}
+    cells = {side: f"{value / 2**20:,.0f}" if memory else str(value) for side, value in sides.items()}
+    return {"key": name.replace("_bytes", ", MiB").replace("_", " "), **cells}
 
 
-def _environment_same(found: Comparison) -> str:
-    if found.without_environment:
-        return f"the environment of {_runs(found.without_environment)} is not recorded (no readable environment.json)"
-    return "the environment is the same, as far as both record it" if found.unsaid else "the environment is the same"
+def _learned(found: Mapping[str, Any]) -> str:
+    if found["unknown"]:
+        return f"unknown; {found['unknown']}"
+    if found["equal"]:
+        return f"equal bit for bit ({found['tensors']} tensors)" if found["tensors"] else "none"
+    parts = [f"{name.upper()} alone has {_first(found[f'only_{name}'])}" for name in "ab" if found[f"only_{name}"]]
+    if found["reshaped"]:
+        parts.append(f"other shape or number format: {_first(found['reshaped'])}")
+    if found["differ"]:
+        most = "not a finite number" if found["largest"] is None else f"{found['largest']:.3g}"
+        number = f"{len(found['differ'])} of {found['tensors']} tensors differ"
+        parts.append(f"{number}, by at most {most}: {_first(found['differ'])}")
+    return "; ".join(parts)
+
+
+def _images(found: Mapping[str, Any]) -> list[str]:
+    if found["unknown"]:
+        return [f"test images: unknown; {found['unknown']}"]
+    only = [
+        f"{len(ids)} in {name.upper()} alone: {_first(ids)}" for name in ("a", "b") if (ids := found[f"only_{name}"])
+    ]
+    common, differ = found["common"], found["differ"]
+    lines = [f"test images: {common} in both; {'; '.join(only)}" if only else f"test images: the same {common}"]
+    if differ:
+        most = _first([f"{each['id']} ({each['pixels']:,} pixels)" for each in differ])
+        lines.append(f"counts: {len(differ)} of {common} images differ; most in {most}")
+    elif common:
+        lines.append("counts: the same in all of them")
+    return lines
 
 
 def _runs(names: Sequence[str]) -> str:
     return " and ".join(name.upper() for name in names)
 
 
-def _sentences(found: Comparison) -> list[str]:
-    lines = [
-        f"recorded for {name.upper()} alone: {_first(keys, _LONG)}"
-        for name in ("a", "b")
-        if (keys := [key for key, only in found.unsaid.items() if only == name])
-    ]
-    lines += [_learned(found.learned), *_images(found.images)]
-    other = "two seeds of one series" if found.same_series else "two different trials"
-    kind = "the same trial (one signature)" if found.same_trial else other
-    equal = "every number is the same" if found.same_numbers else "the numbers differ"
-    return [*lines, f"{kind}; {equal}"]
+def _first(items: Sequence[str]) -> str:
+    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
 
 
-def _learned(found: Learned) -> str:
-    if found.unknown:
-        return f"learned state: unknown; {found.unknown}"
-    if found.equal:
-        return f"learned state: equal bit for bit ({found.tensors} tensors)" if found.tensors else "learned state: none"
-    parts = [f"{name} alone has {_first(names, _SHOWN)}" for name, names in _only(found.only_a, found.only_b)]
-    if found.reshaped:
-        parts.append(f"other shape or number format: {_first(found.reshaped, _SHOWN)}")
-    if found.differ:
-        most = "not a finite number" if found.largest is None else f"{found.largest:.3g}"
-        names = _first(found.differ, _SHOWN)
-        parts.append(f"{len(found.differ)} of {found.tensors} tensors differ, by at most {most}: {names}")
-    return f"learned state: {'; '.join(parts)}"
-
-
-def _images(found: Images) -> list[str]:
-    if found.unknown:
-        return [f"test images: unknown; {found.unknown}"]
-    if not (found.only_a or found.only_b):
-        lines = [f"test images: the same {found.common}"]
-    else:
-        parts = [
-            f"{len(ids)} in {name} alone: {_first(ids, _SHOWN)}" for name, ids in _only(found.only_a, found.only_b)
-        ]
-        lines = [f"test images: {found.common} in both; {'; '.join(parts)}"]
-    if not found.differ:
-        return [*lines, *(["counts: the same in all of them"] if found.common else [])]
-    most = _first([f"{name} ({pixels:,} pixels)" for name, pixels in found.differ], _SHOWN)
-    return [*lines, f"counts: {len(found.differ)} of {found.common} images differ; most in {most}"]
-
-
-def _only(a: Sequence[str], b: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
-    return [(name, items) for name, items in (("A", a), ("B", b)) if items]
-
-
-def _first(items: Sequence[str], count: int) -> str:
-    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
-
-
-def _changes(console: Console, title: str, found: Iterable[Change], same: str) -> None:
-    rows = [
-        [each.key, *(_text(value, each.only, name) for name, value in (("a", each.a), ("b", each.b)))] for each in found
-    ]
-    if rows:
-        _table(console, title, ["key", "A", "B"], rows)
-    else:
+def _changes(console: Console, title: str, found: Sequence[Change], same: str) -> None:
+    if not found:
         console.print(f"{same}\n")
+        return
+    rows = [[each["key"], *(_text(each[name]) if name in each else _DASH for name in ("a", "b"))] for each in found]
+    _table(console, title, ["key", "A", "B"], rows)
 
 
-def _text(value: Any, only: str, name: str) -> str:
-    if only not in ("", name):
-        return _DASH
+def _text(value: Any) -> str:
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
         return ", ".join(value)
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _hash(value: Any) -> Any:
-    return value[:_HASH] if isinstance(value, str) else value
-
-
-def _unit(key: str) -> str:
-    if key.startswith("seconds."):
-        return f"{key.removeprefix('seconds.')}, seconds"
-    return key.replace("_bytes", ", MiB").replace("_", " ")
-
-
-def _amount(key: str, value: Any) -> str:
-    if value is None:
-        return _DASH
-    if key.endswith("_bytes") and isinstance(value, int | float):
-        return f"{value / 2**20:,.0f}"
-    return str(value)
 
 
 def _table(

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slime_bench.report.published import Stat
-from slime_bench.report.ranking import Ensemble, Group
-from slime_bench.results.qualitative import GridItem, check_items
+from slime_bench.report.ranking import Group
+from slime_bench.results.qualitative import GridItem
 from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -25,17 +25,12 @@ if TYPE_CHECKING:
 CELL = 1.3
 """Width and height of one cell in inches; titles and the legend have half a cell each, above and below."""
 DPI = 100
-IGNORED = (0.6, 0.6, 0.6)
+IGNORED = (150, 150, 150)
+# Okabe and Ito's colours, which all kinds of colour vision tell apart, then lighter and darker ones.
+_PARTS = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
+_BACKGROUND: tuple[int, ...] = (26, 26, 26)
+Pixels = NDArray[np.uint8]
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#777777"
-
-
-def _figure(**options: Any) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(**options)
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _save(figure: Figure, path: str | Path) -> None:
@@ -53,15 +48,14 @@ def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Seque
     """Draws one row per item: image, ground truth, prediction, one map per class; writes a PNG atomically.
 
     Raises:
-        ResultError: no items, or items that do not fit the classes.
         StorageError: the file cannot be written.
     """
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    check_items(items, classes, path)
     rows, columns = len(items), 3 + len(classes)
     width, height = grid_size(rows, len(classes))
-    figure = _figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     margin = 0.5 / (rows + 1)
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=margin, top=1 - margin, wspace=0.03, hspace=0.03)
@@ -75,26 +69,26 @@ def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Seque
         axes[row, 0].set_ylabel(item.image_id, fontsize=5)
     for column, name in enumerate(["image", "ground truth", "prediction", *(f"WAS {name}" for name in classes)]):
         axes[0, column].set_title(name, fontsize=7)
-    patches = [Patch(color=tuple(colour), label=name) for colour, name in zip(colours, classes, strict=True)]
+    patches = [Patch(color=tuple(colour / 255), label=name) for colour, name in zip(colours, classes, strict=True)]
     figure.legend(handles=patches, loc="lower center", ncols=len(classes), fontsize=7, frameon=False)
     if title:
         figure.suptitle(title, fontsize=8, y=0.995, va="top")
     _save(figure, path)
 
 
-def class_colours(number: int) -> NDArray[np.float64]:
-    """Distinct RGB colours [K,3] in 0..1; the background is near black."""
-    from matplotlib import colormaps
+def class_colours(number: int) -> Pixels:
+    """Distinct RGB colours [K,3]; the background, first, is near black."""
+    found = [_BACKGROUND]
+    for index in range(number - 1):
+        turn, place = divmod(index, len(_PARTS))
+        white, share = (255 * (turn % 2), 1 - 0.6 ** ((turn + 1) // 2)) if turn else (255, 0.0)
+        found.append(tuple(round(part + (white - part) * share) for part in bytes.fromhex(_PARTS[place])))
+    return np.array(found[:number], dtype=np.uint8)
 
-    size = 10 if number <= 11 else 20
-    parts = colormaps[f"tab{size}"](np.arange(max(number - 1, 0)) % size)[:, :3]
-    return np.concatenate([[[0.1, 0.1, 0.1]], parts])[:number]
 
-
-def paint(labels: NDArray[Any], colours: NDArray[Any], ignored: tuple[float, float, float] = IGNORED) -> NDArray[Any]:
-    """Label map [H,W] as an RGB image [H,W,3] of the colours' [K,3] type and range; labels outside the classes are
-    `ignored`, a grey."""
-    table = np.vstack([colours, np.array([ignored], dtype=colours.dtype)])
+def paint(labels: NDArray[Any], colours: Pixels) -> Pixels:
+    """Label map [H,W] as an RGB image [H,W,3]; labels outside the classes are grey."""
+    table = np.vstack([colours, np.array([IGNORED], dtype=np.uint8)])
     return table[np.where((labels >= 0) & (labels < len(colours)), labels, len(colours)).astype(np.int64)]
 
 
@@ -142,11 +136,12 @@ def ensembles_figure(path: Path, group: Group, title: str) -> None:
     curve = [by_name[f"top-{count}"].miou for count in range(1, number + 1)]
     handles = [_curve(axis, list(range(1, number + 1)), curve, _BLUE, "best k layers by InfoScore", "o-")]
     for name, count, mark in (("last", 1, "v"), ("middle", 1, "D"), ("all", number, "s")):
-        handles.append(_mark(axis, count, by_name[name], mark))
-    if group.pairs is not None and group.pairs.mean.mean is not None:
-        drawn = Stat(group.pairs.mean.mean, group.pairs.deviation.mean)
+        mean = by_name[name].miou.mean or 0.0
+        handles += axis.plot([count], [mean], mark, color=_ORANGE, mfc="none", markersize=8, label=name)
+    if group.pairs:
+        drawn = Stat(group.pairs["mean"].mean, group.pairs["deviation"].mean)
         handles.append(_curve(axis, [2], [drawn], _GREY, "random pairs: mean and deviation", "x"))
-        best = group.pairs.best.mean or 0.0
+        best = group.pairs["best"].mean or 0.0
         handles += axis.plot([2], [best], "^", color=_GREY, mfc="none", label="random pairs: best")
     axis.set_xticks(range(1, number + 1))
     axis.set_xlabel("layers used together")
@@ -164,27 +159,15 @@ def short_names(names: Sequence[str]) -> tuple[list[str], str]:
     return [name.rpartition(".")[2] for name in names], f"{head}.*"
 
 
-def _curve(axis: Axes, places: Sequence[int], values: Sequence[Stat], colour: str, label: str, style: str) -> object:
-    return axis.errorbar(
-        places,
-        [float("nan") if each.mean is None else each.mean for each in values],
-        yerr=[each.std or 0.0 for each in values],
-        fmt=style,
-        color=colour,
-        label=label,
-        capsize=3,
-        markersize=5,
-    )
-
-
-def _mark(axis: Axes, count: int, one: Ensemble, mark: str) -> object:
-    values = [float("nan") if one.miou.mean is None else one.miou.mean]
-    (line,) = axis.plot([count], values, mark, color=_ORANGE, mfc="none", markersize=8, label=one.name)
-    return line
+def _curve(axis: Axes, places: Sequence[int], values: Sequence[Stat], colour: str, label: str, style: str) -> Any:
+    means, errors = [each.mean or 0.0 for each in values], [each.std or 0.0 for each in values]
+    return axis.errorbar(places, means, errors, fmt=style, color=colour, label=label, capsize=3, markersize=5)
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:
-    figure = _figure(figsize=(7.0, 4.2), dpi=120, layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.2), dpi=120, layout="constrained")
     axis = figure.subplots()
     axis.set_title(title, fontsize=8, wrap=True)
     axis.grid(alpha=0.3)

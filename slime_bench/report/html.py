@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from markupsafe import Markup
 
 from slime_bench.metrics import CONVENTION_RULES
-from slime_bench.report.ablation import AblationReport, shown
+from slime_bench.report.ablation import AblationReport
 from slime_bench.report.ablation_table import interval_grid
-from slime_bench.report.collect import relative
+from slime_bench.report.collect import Collected, relative
 from slime_bench.report.html_tables import (
     STATES,
     Part,
     ablation_part,
     comparable,
-    plain_table,
     row_labels,
-    rows_under,
     section_part,
 )
 from slime_bench.report.html_trials import confusion_of, curves_of, shared_facts, trial_facts
 from slime_bench.report.pictures import gallery
-from slime_bench.report.problems import Problems
+from slime_bench.report.planned import Problems
 from slime_bench.report.published import Published
 from slime_bench.report.rows import column_order
 from slime_bench.report.subject import SubjectReport, sections
@@ -41,35 +37,22 @@ from slime_bench.results.confusion import CONFUSION_FILE
 from slime_bench.results.curves import CURVES_FILE
 from slime_bench.results.environment import read_environment
 from slime_bench.results.result import TrialResult
-from slime_bench.storage import write_atomic
 
 PAGE: Final = "report.html"
 _ASSETS = Path(__file__).parent / "assets"
 
 
 def subject_page(
-    reports: Sequence[SubjectReport],
-    results: Sequence[TrialResult],
-    folders: Mapping[str, Path],
-    root: Path,
-    problems: Problems,
-    title: str,
+    reports: Sequence[SubjectReport], collected: Collected, root: Path, problems: Problems, title: str
 ) -> str:
-    """The page of one or more subjects.
-
-    Args:
-        results, folders: as in `Collected`; those without a row are left out. root: outputs folder.
-    """
+    """The page of one or more subjects; of the results, those without a row are left out. root: outputs folder."""
     parts: list[Part] = []
     named: dict[str, str] = {}
     for report in reports:
-        rows = [row for row in report.rows if not row.published]
-        states = rows_under(results, rows)
         prefix = f"{report.subject}: " if len(reports) > 1 else ""
-        named |= {series: f"{prefix}{label}" for series, label in row_labels(rows).items()}
+        named |= {series: f"{prefix}{label}" for series, label in row_labels(report.rows).items()}
         for section in sections(report):
-            more = [plain_table(grid, report.columns) for grid in section.extra]
-            parts.append(section_part(section, report.published, states, f"bars{len(parts)}", more))
+            parts.append(section_part(section, collected.results, f"bars{len(parts)}"))
     cited = [each.published for each in reports if each.published is not None]
     number = sum(len(row.seeds) for report in reports for row in report.rows)
     lead = (
@@ -78,29 +61,23 @@ def subject_page(
     )
     classes = list(dict.fromkeys(name for report in reports for name in report.columns))
     state = (reports[0].convention, reports[0].background_in_average)
-    return _page(title, lead, problems, parts, named, results, folders, root, classes, state)
+    return _page(title, lead, problems, parts, named, collected, root, classes, state)
 
 
-def ablation_page(
-    report: AblationReport,
-    results: Sequence[TrialResult],
-    folders: Mapping[str, Path],
-    root: Path,
-    problems: Problems,
-) -> str:
-    """The page of one ablation."""
-    classes = column_order(report.published, report.classes)
-    intervals = interval_grid(report)
-    part = ablation_part(report, [plain_table(intervals, classes)] if intervals is not None else [])
-    named = {each.row.series: each.setting.label for each in shown(report) if each.row is not None}
-    number = sum(len(each.row.seeds) for each in shown(report) if each.row is not None)
+def ablation_page(report: AblationReport, collected: Collected, root: Path, problems: Problems) -> str:
+    """The page of one ablation. root: outputs folder."""
+    rows = [(each.setting.label, each.row) for each in report.shown if each.row is not None]
+    number = sum(len(row.seeds) for _, row in rows)
     cited = [report.published] if report.published and any(each.published for each in report.measured) else []
     lead = (
         f"What {report.facts['method']} with {report.facts['shots']} shots on {report.facts['data']} makes of "
-        f"{len(named)} settings: {number} trials{_beside(cited)}."
+        f"{len(rows)} settings: {number} trials{_beside(cited)}."
     )
-    title, state = f"{report.subject}: ablation {report.name}", (report.convention, report.background)
-    return _page(title, lead, problems, [part], named, results, folders, root, classes, state)
+    return _page(
+        f"{report.subject}: ablation {report.name}", lead, problems, [ablation_part(report, interval_grid(report))],
+        {row.series: label for label, row in rows}, collected, root, column_order(report.published, report.classes),
+        (report.convention, report.background),
+    )  # fmt: skip
 
 
 def _beside(cited: Sequence[Published]) -> str:
@@ -112,10 +89,9 @@ def _page(
     title: str,
     lead: str,
     problems: Problems,
-    sections: list[Part],
+    parts: list[Part],
     named: Mapping[str, str],
-    results: Sequence[TrialResult],
-    folders: Mapping[str, Path],
+    collected: Collected,
     root: Path,
     classes: list[str],
     state: tuple[str, bool],
@@ -124,21 +100,25 @@ def _page(
 
     Args:
         named: series -> label of our rows, in the order of the tables.
+        state: convention and average that it opens with.
     """
-    groups = {
-        label: sorted((one for one in results if one.series == series), key=lambda one: one.seed)
-        for series, label in named.items()
-    }
-    trials = [one for members in groups.values() for one in members]
-    every = [(label, one, read_environment(folders[one.signature]) or {}) for label in groups for one in groups[label]]
-    pictures = gallery(list(named.items()), trials, folders)
-    how = [metric_line(*each) for each in STATES]
+    folders = collected.folders
+    groups = {label: [one for one in collected.results if one.series == series] for series, label in named.items()}
+    every = [
+        (label, one, read_environment(folders[one.signature]) or {})
+        for label, trials in groups.items()
+        for one in trials
+    ]
+    trials = [one for _, one, _ in every]
+    pictures = gallery(groups, folders)
+    rules = [metric_line(*each) for each in STATES]
     hint = " Published numbers follow another rule and are not shown."
+    status = [f"{text[0].upper()}{text[1:]}." for text in rules]
     return render(
         title=title,
         lead=lead,
         problems=problems,
-        sections=sections,
+        sections=parts,
         curves=[made for label, members in groups.items() if (made := curves_of(label, members, folders))],
         confusions=[made for label, members in groups.items() if (made := confusion_of(label, members, folders))],
         shared=shared_facts([(one, found) for _, one, found in every]),
@@ -155,11 +135,8 @@ def _page(
         background=state[1],
         rules=CONVENTION_RULES,
         state=STATES.index(state),
-        metrics="|".join(how),
-        status="|".join(
-            f"{text[0].upper()}{text[1:]}.{'' if comparable(each) else hint}"
-            for text, each in zip(how, STATES, strict=True)
-        ),
+        metrics="|".join(rules),
+        status="|".join(text + ("" if comparable(each) else hint) for text, each in zip(status, STATES, strict=True)),
         data={"comparable": [comparable(each) for each in STATES], "gallery": pictures},
     )
 
@@ -170,11 +147,11 @@ def _lacking(name: str, what: str, trials: Sequence[TrialResult], folders: Mappi
     return f"{lacking} of {len(trials)} trials kept no {what} ({name})" if lacking else ""
 
 
-def render(*, data: Any, **content: Any) -> str:
+def render(**content: Any) -> str:
     """The template of this package with style sheet, script and content put into it."""
     import jinja2
 
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = ((_ASSETS / name).read_text(encoding="utf-8").strip("\n") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -184,31 +161,8 @@ def render(*, data: Any, **content: Any) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     return environment.get_template("page.html.j2").render(
-        content, style=Markup(style), script=Markup(script), policy=policy, data=Markup(script_json(data)), has=data
+        content, style=Markup(style), script=Markup(script), policy=policy
     )
-
-
-def write_page(path: Path, page: str) -> Path:
-    """Writes the page.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    write_atomic(path, page.encode())
-    return path
-
-
-def script_json(value: Any) -> str:
-    """JSON that may stand inside a script element: no text of it can close the element or open another."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
-
-
-@cache
-def _asset(name: str) -> str:
-    return (_ASSETS / name).read_text(encoding="utf-8").strip("\n")
 
 
 def _hash(text: str) -> str:

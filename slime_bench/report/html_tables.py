@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from string import ascii_uppercase
@@ -12,32 +12,19 @@ from typing import Final
 from markupsafe import Markup
 
 from slime_bench.metrics import CONVENTION_RULES
-from slime_bench.report.ablation import AblationReport, Measured, shown, under
+from slime_bench.report.ablation import AblationReport
 from slime_bench.report.ablation_table import ablation_grid
 from slime_bench.report.charts import STYLES, Bar, Point, bars, points
-from slime_bench.report.published import Published, PublishedRow, Stat
-from slime_bench.report.rows import (
-    NOTHING,
-    PAPER_CONVENTION,
-    PAPER_PRESET,
-    Row,
-    aggregate,
-    column_order,
-    comparison,
-    difference,
-    row_name,
-)
+from slime_bench.report.published import PublishedRow, Stat
+from slime_bench.report.rows import NOTHING, PAPER_CONVENTION, PAPER_PRESET, Row, aggregate, column_order, row_name
 from slime_bench.report.subject import Section, section_grid
-from slime_bench.report.table import DASH, Grid, stat_text
+from slime_bench.report.table import Grid, Line
 from slime_bench.results.result import TrialResult
 
 STATES: Final = tuple(product(CONVENTION_RULES, (True, False)))
 """Convention, and whether the background counts in the average."""
 MOST_BARS: Final = 16
 _LEADING = re.compile(r"[≤≥ ]*([+-]?\d+(?:\.\d+)?)")
-
-Rows = Sequence[Mapping[str, Row]]
-"""For each of `STATES`: series -> row."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +34,13 @@ class Cell:
     Attributes:
         text: as the Markdown table has it. value: what is sorted by, None for its text.
         column: name of the class whose column this is, `avg` for the average, else empty.
-        kind: `class`, `average`, `paper` (minus the published average) or `delta` (minus the default's average) where
-            the switches change it, else empty; `states` are then its text and value in each of `STATES`.
+        states: where the switches change it, text and value in each of `STATES`.
         words: whether its column holds words, which may wrap.
     """
 
     text: str
     value: float | None = None
     column: str = ""
-    kind: str = ""
     states: Sequence[tuple[str, float | None]] = ()
     words: bool = False
 
@@ -113,44 +98,76 @@ def comparable(state: tuple[str, bool]) -> bool:
     return state == (PAPER_CONVENTION, True)
 
 
-def rows_under(results: Sequence[TrialResult], rows: Sequence[Row]) -> Rows:
-    """The rows of `results` that are among `rows`, in each of `STATES`."""
-    by_series = {row.series: row for row in rows}
-    trials = [one for one in results if one.series in by_series]
-    return [
-        {row.series: replace(row, default=by_series[row.series].default) for row in aggregate(trials, *state)}
-        for state in STATES
-    ]
+def section_part(section: Section, results: Sequence[TrialResult], key: str) -> Part:
+    """The paper's table, our rows and the published ones, and its bars.
+
+    Args:
+        results: that hold the trials of our rows. key: the chart's name on the page.
+    """
+    ours = [row.series for row in section.rows if not row.published]
+    trials = [one for one in results if one.series in ours]
+    states = []
+    for state in STATES:
+        found = {row.series: row for row in aggregate(trials, *state)}
+        rows = [
+            row if row.published else replace(found[row.series], default=row.default, variant=row.variant)
+            for row in section.rows
+        ]
+        states.append(replace(section, rows=rows))
+    table = _table(section_grid(section), section.columns, [section_grid(each) for each in states], ours)
+    return Part(table, _bars(states, key), [plain_table(grid, section.columns) for grid in section.extra])
+
+
+def ablation_part(report: AblationReport, intervals: Grid | None) -> Part:
+    """The settings of an ablation, each with the published row of the same setting under it, and their chart."""
+    classes = column_order(report.published, report.classes)
+    states = [report.under(*state) for state in STATES]
+    series = [each.row.series if each.row else "" for each in report.shown]
+    table = _table(ablation_grid(report), classes, [ablation_grid(each) for each in states], series)
+    return Part(table, _points(states, classes), [plain_table(intervals, classes)] if intervals else [])
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def section_part(section: Section, published: Published | None, states: Rows, key: str, more: list[Table]) -> Part:
-    """The paper's table, our rows and the published ones, and its bars; `key` is the chart's name on the page."""
-    grid = section_grid(section)
-    first = len(grid.header) - 1 - section.compared - 1 - len(section.columns)
-    lines = []
-    for row, line in zip(section.rows, grid.lines, strict=True):
-        if row.published:
-            lines.append((False, "", _plain(line.cells, grid.header, section.columns)))
-            continue
-        own = [rows[row.series] for rows in states]
-        now = STATES.index((row.convention, row.background_in_average))
-        cells = _numbers(line.cells, first, section.columns, own, now)
-        if section.compared:
-            gaps = [difference(each, comparison(each, published)) for each in own]
-            values = [gap["average"] if gap else None for gap in gaps]
-            texts = [DASH if value is None else f"{value:+.1f}" for value in values]
-            cells[-2] = replace(cells[-2], kind="paper", states=list(zip(texts, values, strict=True)))
-        lines.append((True, row.series, cells))
-    return Part(_table(grid, section.columns, lines), _bars(section, states, key), more)
-
-
 def plain_table(grid: Grid, classes: Sequence[str]) -> Table:
     """A table whose numbers do not follow the switches; columns named after classes follow their filter."""
-    lines = [(line.ours, "", _plain(line.cells, grid.header, classes)) for line in grid.lines]
-    return replace(_table(grid, classes, lines), metric=None)
+    return replace(_table(grid, classes, [], []), metric=None)
+
+
+def _table(grid: Grid, classes: Sequence[str], states: Sequence[Grid], series: Sequence[str]) -> Table:
+    """The table with its columns of words marked as such.
+
+    Args:
+        states: the same grid in each of `STATES`. series: of our lines, where they have one.
+    """
+    metric = next((index for index, text in enumerate(grid.caption) if text.startswith("convention ")), None)
+    names, left = [name if name in (*classes, "avg") else "" for name in grid.header], iter(series)
+    lines = []
+    for place, line in enumerate(grid.lines):
+        cells = [Cell(text, value, name) for (text, value), name in zip(_valued(grid, line), names, strict=True)]
+        if line.exact:
+            every = [_valued(state, state.lines[place]) for state in states]
+            for index, head in enumerate(grid.header):
+                if head in line.exact and states:
+                    cells[index] = replace(cells[index], states=[each[index] for each in every])
+        lines.append((line.ours, next(left, "") if line.ours else "", cells))
+    words = [
+        bool(index and not names[index] and any(_is_word(cells[index]) for _, _, cells in lines))
+        for index in range(len(names))
+    ]
+
+    def marked(cells: Sequence[Cell]) -> list[Cell]:
+        return [replace(cell, words=word) for cell, word in zip(cells, words, strict=True)]
+
+    header = marked([Cell(text, column=name) for text, name in zip(grid.header, names, strict=True)])
+    return Table(grid.title, header, [(*line[:2], marked(line[2])) for line in lines], grid.caption, metric)
+
+
+def _valued(grid: Grid, line: Line) -> list[tuple[str, float | None]]:
+    """Texts of the cells and what they are sorted by; the first cell by its text."""
+    named = list(zip(grid.header, line.cells, strict=True))
+    return [(named[0][1], None), *((text, line.exact.get(name, leading(text))) for name, text in named[1:])]
 
 
 def leading(text: str) -> float | None:
@@ -159,85 +176,17 @@ def leading(text: str) -> float | None:
     return float(found[1]) if found else None
 
 
-def _plain(cells: Sequence[str], header: Sequence[str], classes: Sequence[str]) -> list[Cell]:
-    columns = [name if name in (*classes, "avg") else "" for name in header]
-    values = [None, *map(leading, cells[1:])]
-    return [Cell(*each) for each in zip(cells, values, columns, strict=True)]
-
-
-def _numbers(
-    texts: Sequence[str], first: int, classes: Sequence[str], rows: Sequence[Row | None], now: int
-) -> list[Cell]:
-    """Cells of one of our rows, whose columns from `first` on are the classes and the average.
-
-    Args:
-        texts: of the cells. rows: the row in each of `STATES`; all None without a result. now: the state of `texts`.
-    """
-    cells = [Cell(texts[0]), *(Cell(text, leading(text)) for text in texts[1:])]
-    for index, name in enumerate([*classes, "avg"], first):
-        if rows[now] is None:
-            cells[index] = Cell(texts[index], column=name)
-            continue
-        stats = [
-            row.per_class.get(name, NOTHING) if index < first + len(classes) else row.average for row in rows if row
-        ]
-        kind = "class" if index < first + len(classes) else "average"
-        cells[index] = Cell(texts[index], stats[now].mean, name, kind, [(stat_text(each), each.mean) for each in stats])
-    return cells
-
-
-def _table(grid: Grid, classes: Sequence[str], lines: list[tuple[bool, str, list[Cell]]]) -> Table:
-    """The table with its columns of words marked as such."""
-    metric = next((index for index, text in enumerate(grid.caption) if text.startswith("convention ")), None)
-    header = [Cell(text, column=text if text in (*classes, "avg") else "") for text in grid.header]
-    words = {
-        index
-        for index, head in enumerate(header)
-        if index and not head.column and any(_is_word(cells[index]) for _, _, cells in lines)
-    }
-
-    def marked(cells: Sequence[Cell]) -> list[Cell]:
-        return [replace(cell, words=index in words) for index, cell in enumerate(cells)]
-
-    return Table(
-        grid.title, marked(header), [(*line[:2], marked(line[2])) for line in lines], grid.caption, metric=metric
-    )
-
-
 def _is_word(cell: Cell) -> bool:
     return cell.value is None and any(sign.isalpha() for sign in cell.text)
-
-
-def ablation_part(report: AblationReport, more: list[Table]) -> Part:
-    """The settings of an ablation, each with the published row of the same setting under it, and their chart."""
-    classes = column_order(report.published, report.classes)
-    now = STATES.index((report.convention, report.background))
-    default = next(each for each in report.measured if each.setting.default)
-    states = {
-        each.setting.label: [under(each.results, default.results, *state) for state in STATES] for each in shown(report)
-    }
-    grid = ablation_grid(report)
-    lines, texts = [], iter(grid.lines)
-    for each in shown(report):
-        row, cells = each.row, next(texts).cells
-        found = states[each.setting.label]
-        made = _numbers(cells, 2, classes, [ours for ours, _ in found], now)
-        if row and default.row and each is not default:
-            gaps = [(stat_text(gap, sign="+"), gap.mean) for _, gap in found]
-            made[-2] = Cell(cells[-2], each.difference.mean, kind="delta", states=gaps)
-        lines.append((True, row.series if row else "", made))
-        if each.published is not None:
-            lines.append((False, "", _plain(next(texts).cells, grid.header, classes)))
-    return Part(_table(grid, classes, lines), _points(report, states, classes), more)
 
 
 # ------------------------------------------------------------------------------------------------------------ charts
 
 
-def _bars(section: Section, states: Rows, key: str) -> Chart | None:
+def _bars(states: Sequence[Section], key: str) -> Chart | None:
     """Bars of a section's rows for each class, ours and the paper's rows of the same method and shots."""
-    ours = [row for row in section.rows if not row.published]
-    theirs = [row for row in section.rows if row.published]
+    ours = [row for row in states[0].rows if not row.published]
+    theirs = [row for row in states[0].rows if row.published]
     labels = row_labels(ours)
     entries: list[tuple[str, int, Row]] = []
     for style, row in enumerate(ours):
@@ -250,34 +199,37 @@ def _bars(section: Section, states: Rows, key: str) -> Chart | None:
         return None
     views = {}
     for index, state in enumerate(STATES):
+        rows = {row.series: row for row in states[index].rows if not row.published}
         drawn = []
         for letter, (label, style, row) in zip(ascii_uppercase, entries, strict=False):
-            if row.published and not comparable(state):
-                continue
-            found = row if row.published else states[index][row.series]
-            drawn.append(Bar(letter, label, style, row.published, {**found.per_class, "": found.average}))
-        views[str(index)] = bars(key, drawn, section.columns)
-    return Chart(key, f"{section.title}, by class", views)
+            if comparable(state) or not row.published:
+                found = rows.get(row.series, row)
+                drawn.append(Bar(letter, label, style, row.published, {**found.per_class, "": found.average}))
+        views[str(index)] = bars(key, drawn, states[0].columns)
+    return Chart(key, f"{states[0].title}, by class", views)
 
 
-def _points(
-    report: AblationReport, states: Mapping[str, Sequence[tuple[Row | None, Stat]]], classes: list[str]
-) -> Chart:
+def _points(states: Sequence[AblationReport], classes: list[str]) -> Chart:
     """The settings of an ablation in the order of its grid, with the paper's points."""
-    other = "" if report.facts["preset"] == PAPER_PRESET else " (other data)"
-    source = f", {report.table.source}" if report.table else ""
-    views = {}
+    report = states[0]
+    paper = f"the paper{f', {report.table.source}' if report.table else ''}"
+    paper += "" if report.facts["preset"] == PAPER_PRESET else " (other data)"
 
     def number(row: Row | PublishedRow | None, name: str) -> Stat:
-        return NOTHING if row is None else row.average if not name else row.per_class.get(name, NOTHING)
+        return NOTHING if row is None else row.per_class.get(name, NOTHING) if name else row.average
 
-    def point(each: Measured, index: int, name: str, beside: bool) -> Point:
-        ours = number(states[each.setting.label][index][0], name)
-        return Point(each.setting.label, each.setting.default, ours, number(each.published if beside else None, name))
-
+    views = {}
     for (index, state), (choice, name) in product(enumerate(STATES), enumerate(["", *classes])):
         beside = comparable(state)
-        drawn = [point(each, index, name, beside) for each in shown(report)]
-        paper = f"the paper{source}{other}" if beside and any(each.published for each in shown(report)) else ""
-        views[f"{index}-{choice}"] = points("points0", drawn, name or "average", paper)
+        drawn = [
+            Point(
+                each.setting.label,
+                each.setting.default,
+                number(each.row, name),
+                number(each.published if beside else None, name),
+            )
+            for each in states[index].shown
+        ]
+        legend = paper if beside and any(each.published for each in report.shown) else ""
+        views[f"{index}-{choice}"] = points("points0", drawn, name or "average", legend)
     return Chart("points0", f"Ablation {report.name}: IoU by setting", views, ["average", *classes])

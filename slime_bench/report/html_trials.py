@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from slime_bench.errors import ResultError
 from slime_bench.report.charts import Series, line_chart, mean_curve, thinned
 from slime_bench.report.collect import commit_of, read_optional
 from slime_bench.report.html_tables import STATES, Cell
@@ -28,15 +27,9 @@ _SHADES = 10
 
 def curves_of(label: str, trials: Sequence[TrialResult], folders: Mapping[str, Path]) -> dict[str, Any] | None:
     """One small chart for each value that a row's trials logged; None where none of them kept any."""
-    found, notes = {}, []
-    for one in trials:
-        path = folders[one.signature] / CURVES_FILE
-        try:
-            found[one.seed] = read_curves(path) if path.is_file() else {}
-        except ResultError as error:  # a spoilt curve must not cost the page
-            notes.append(f"seed {one.seed}: {error.summary}")
+    found = {one.seed: read_optional(folders[one.signature] / CURVES_FILE, read_curves) or {} for one in trials}
     names = sorted({name for curves in found.values() for name, (steps, _) in curves.items() if steps})
-    if not names and not notes:
+    if not names:
         return None
     panels = []
     for name in names[:MOST_PANELS]:
@@ -49,9 +42,8 @@ def curves_of(label: str, trials: Sequence[TrialResult], folders: Mapping[str, P
         if len(every) > 1 and mean[0]:
             lines.append(Series("mean over seeds", *thinned(mean, MOST_POINTS), style=None))
         panels.append(line_chart(name, f"{name} of {label} by optimisation step", lines, "step"))
-    if len(names) > MOST_PANELS:
-        notes.append(f"{len(names) - MOST_PANELS} more logged values are in {CURVES_FILE}")
-    longest = max((len(steps) for curves in found.values() for steps, _ in curves.values()), default=0)
+    notes = [f"{len(names) - MOST_PANELS} more logged values are in {CURVES_FILE}"] if len(names) > MOST_PANELS else []
+    longest = max(len(steps) for curves in found.values() for steps, _ in curves.values())
     if longest > MOST_POINTS:
         notes.append(f"each point is the mean of {-(-longest // MOST_POINTS)} logged values or fewer")
     return {"label": label, "panels": panels, "note": "; ".join(notes)}
@@ -102,36 +94,36 @@ def shared_facts(every: Sequence[tuple[TrialResult, Mapping[str, Any]]]) -> list
     return [*lines, *([("not recorded", unread)] if silent else [])]
 
 
-def trial_facts(
-    label: str, one: TrialResult, found: Mapping[str, Any], folder: str, state: tuple[str, bool]
-) -> dict[str, Any]:
+def trial_facts(label: str, one: TrialResult, found: Mapping[str, Any], folder: str, state: tuple[str, bool]) -> Any:
     """One trial's overview as cells, and everything that it recorded."""
     values = [None if (average := one.under(*each).average) is None else 100 * average for each in STATES]
     texts = [DASH if value is None else f"{value:.1f}" for value in values]
-    cell = Cell(texts[STATES.index(state)], kind="trial", states=list(zip(texts, values, strict=True)))
     seconds, peak = found.get("seconds"), found.get("peak_gpu_bytes") or found.get("peak_rss_bytes")
-    cells = [
-        f"{sum(seconds.values()):.1f}" if seconds else DASH,
-        _memory(peak) if peak else DASH,
-        found.get("device") or DASH,
-        commit_of(found, " + uncommitted changes") or DASH,
-        (found.get("finished") or DASH)[:16].replace("T", " "),
-    ]
-    packages = sorted((name, version) for name, version in found.get("packages", {}).items() if version)
+    packages = [f"{name} {version}" for name, version in sorted(found.get("packages", {}).items()) if version]
     rest = {key: value for key, value in found.items() if key not in ("fingerprints", "packages")}
-    facts = [
-        ("folder", folder),
-        ("signature", one.signature),
-        ("support images", ", ".join(one.support_ids) or "none"),
-        ("test images", str(one.num_test_images)),
-        *((f"prepared.{key}", value) for key, value in one.prepared.items()),
-        *((f"sha256 of {key}", value) for key, value in sorted(one.fingerprints.items())),
-        *((key, str(value)) for key, value in sorted(flatten(rest)) if value is not None),
-        ("packages", ", ".join(f"{name} {version}" for name, version in packages) or "not recorded"),
-    ]
     return {
-        "label": label, "seed": one.seed, "series": one.series, "average": cell, "cells": cells, "facts": facts
-    }  # fmt: skip
+        "label": label,
+        "seed": one.seed,
+        "series": one.series,
+        "average": Cell(texts[STATES.index(state)], states=list(zip(texts, values, strict=True))),
+        "cells": [
+            f"{sum(seconds.values()):.1f}" if seconds else DASH,
+            _memory(peak) if peak else DASH,
+            found.get("device") or DASH,
+            commit_of(found, " + uncommitted changes") or DASH,
+            (found.get("finished") or DASH)[:16].replace("T", " "),
+        ],
+        "facts": {
+            "folder": folder,
+            "signature": one.signature,
+            "support images": ", ".join(one.support_ids) or "none",
+            "test images": one.num_test_images,
+            **{f"prepared.{key}": value for key, value in one.prepared.items()},
+            **{f"sha256 of {key}": value for key, value in sorted(one.fingerprints.items())},
+            **{key: value for key, value in sorted(flatten(rest)) if value is not None},
+            "packages": ", ".join(packages) or "not recorded",
+        },
+    }
 
 
 def _memory(size: float) -> str:

@@ -1,4 +1,4 @@
-"""Exactly the trials that a sweep's command asks for: which of them are finished, and what became of the others."""
+"""Which trials a report expects, and what became of those that are not done: what the page says first."""
 
 from __future__ import annotations
 
@@ -7,47 +7,41 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.report.ablation import AblationReport
-from slime_bench.report.collect import Collected, FailedTrial
-from slime_bench.report.rows import MissingTrial
+from slime_bench.report.collect import Collected, FailedTrial, relative
+from slime_bench.report.rows import PAPER_PRESET, MissingTrial
 from slime_bench.report.subject import SubjectReport
+from slime_bench.report.table import numbers
 from slime_bench.results.identity import canonical_json, parse_trial_folder
-from slime_bench.results.status import DONE, FAILED, OOM, TrialStatus
+from slime_bench.results.status import DONE, FAILED, MISSING, OOM, UNKNOWN, TrialStatus
 
-PlannedTrials = Callable[[Sequence[str], Path | None, str | None], list[tuple[dict[str, Any], TrialStatus]]]
-"""Overrides of a sweep, outputs folder and a further folder of configuration files -> for each of its trials the
-configuration as `collect.plain` gives it, and how far it is."""
+Trials = list[tuple[dict[str, Any], TrialStatus]]
+"""For each trial of a sweep the configuration as `collect.plain` gives it, and how far it is."""
+PlannedTrials = Callable[[Sequence[str], Path | None, str | None], Trials]
+"""Overrides of a sweep, outputs folder and a further folder of configuration files -> its trials."""
 FOLDERS = ("output_root", "data_root")
+MADE = ("car", "horse", "face")
+"""Subjects with a target of the Makefile."""
 _LONGEST = 100
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The trials of one command.
-
-    Attributes:
-        overrides: as they were given.
-        trials: resolved configurations, with their states.
-        outputs: folder with runs/.
-    """
+    """The trials of one command: its overrides, the trials with their states, and the folder with runs/."""
 
     overrides: list[str]
-    trials: list[tuple[dict[str, Any], TrialStatus]]
+    trials: Trials
     outputs: Path
 
     @property
     def told(self) -> list[str]:
         """The overrides without the folders of one machine."""
         return [text for text in self.overrides if text.partition("=")[0].lstrip("+~") not in FOLDERS]
-
-    @property
-    def title(self) -> str:
-        return f"IoU of parts: {' '.join(self.told) or 'the default trial'}"
 
     @property
     def name(self) -> str:
@@ -78,8 +72,10 @@ class Planned:
                 found=f"the method {self.trials[0][0]['method']['name']}", expected="trials of the main tables",
                 remedy=shlex.join(["slime-bench", "report", f"--{names[0]}", *self.overrides]),
             )  # fmt: skip
-        done = {_signature(state) for _, state in self.trials if state.state == DONE}
-        results = [one for one in collected.results if one.signature in done and one.method not in own]
+        folders = {Path(state.folder): state.state for _, state in self.trials if state.folder}
+        done = [parse_trial_folder(folder) for folder, state in folders.items() if state == DONE]
+        signatures = {trial["signature"] for trial in done if trial}
+        results = [one for one in collected.results if one.signature in signatures and one.method not in own]
         if not results:
             count = Counter(state.state for _, state in self.trials)
             raise ResultError(
@@ -89,45 +85,30 @@ class Planned:
                 expected="at least one finished trial (result.json)",
                 remedy=f"Run `{self.command}` first, or name another folder with --outputs.",
             )
-        places = {Path(state.folder).resolve() for _, state in self.trials if state.folder}
-        return replace(
-            collected,
-            results=results,
-            folders={one.signature: collected.folders[one.signature] for one in results},
-            invalid=[(path, why) for path, why in collected.invalid if path.parent.resolve() in places],
-            failed=[],
-        )
+        places = {folder.resolve() for folder in folders}
+        invalid = [(path, why) for path, why in collected.invalid if path.parent.resolve() in places]
+        return replace(collected, results=results, invalid=invalid, failed=[])
 
     def narrowed(self, report: SubjectReport) -> SubjectReport:
         """The report with exactly these trials as what was expected."""
         mine = [(values, state) for values, state in self.trials if values["data"]["subject"] == report.subject]
-        missing, failed = [], []
-        for values, state in mine:
-            if state.state == DONE:
-                continue
-            missing.append(_missing(values, state))
-            if state.state in (FAILED, OOM):
-                folder = Path(state.folder or ".")
-                failed.append(
-                    FailedTrial(folder, state.data, state.method, state.shots, state.seed, state.detail or state.state)
-                )
-        return replace(
-            report,
-            missing=missing,
-            failed=failed,
-            expected_shots=tuple(dict.fromkeys(state.shots for _, state in mine)),
-            expected_seeds=tuple(dict.fromkeys(state.seed for _, state in mine)),
-        )
-
-
-def states_of(
-    report: AblationReport, trials: Sequence[tuple[dict[str, Any], TrialStatus]]
-) -> dict[tuple[str, int], TrialStatus]:
-    """Label of a setting and seed -> how far the trial is, for those of the ablation's `trials` without a result."""
-    states = {canonical_json(values["decided"]): state for values, state in trials}
-    absent = [(each.setting, seed) for each in report.measured for seed in each.missing]
-    keys = {(one.label, seed): canonical_json(one.trials[seed]["decided"]) for one, seed in absent}
-    return {name: states[key] for name, key in keys.items() if key in states}
+        missing = [
+            MissingTrial(
+                state.method, values["backbone"]["name"], state.data, values["preset"], values["protocol"]["name"],
+                state.variant, state.shots, state.seed,
+            )
+            for values, state in mine
+            if state.state != DONE
+        ]  # fmt: skip
+        failed = [
+            FailedTrial(
+                Path(one.folder or "."), one.data, one.method, one.shots, one.seed, one.detail or one.state
+            )
+            for _, one in mine
+            if one.state in (FAILED, OOM)
+        ]  # fmt: skip
+        shots, seeds = (tuple(dict.fromkeys(getattr(one, name) for _, one in mine)) for name in ("shots", "seed"))
+        return replace(report, missing=missing, failed=failed, expected_shots=shots, expected_seeds=seeds)
 
 
 def ablation_among(overrides: Sequence[str]) -> tuple[str, list[str]]:
@@ -146,19 +127,88 @@ def ablation_among(overrides: Sequence[str]) -> tuple[str, list[str]]:
     return (names[0] if names else ""), [text for text in overrides if text not in named]
 
 
-def _missing(values: dict[str, Any], state: TrialStatus) -> MissingTrial:
-    return MissingTrial(
-        method=state.method,
-        backbone=values["backbone"]["name"],
-        data=state.data,
-        preset=values["preset"],
-        protocol=values["protocol"]["name"],
-        variant=state.variant,
-        shots=state.shots,
-        seed=state.seed,
-    )
+# ---------------------------------------------------------------------------------------------------- what is not done
 
 
-def _signature(state: TrialStatus) -> str:
-    trial = parse_trial_folder(Path(state.folder)) if state.folder else None
-    return trial["signature"] if trial else ""
+@dataclass(frozen=True)
+class Problem:
+    """A trial that is not done, or a file that cannot be used.
+
+    Attributes:
+        state: a word, e.g. `missing` or `failed`. trial: what it is called. why: one line. folder: where to look.
+    """
+
+    state: str
+    trial: str
+    why: str = ""
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is missing, and the command that goes on with it.
+
+    Attributes:
+        expected: number of trials that were expected, None where nobody knows. notes: further sentences.
+    """
+
+    items: list[Problem]
+    expected: int | None = None
+    command: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def _problem(state: TrialStatus, name: str, root: Path) -> Problem:
+    return Problem(state.state, name, state.detail, relative(Path(state.folder), root) if state.folder else "")
+
+
+def of_states(states: Sequence[TrialStatus], command: str, root: Path) -> Problems:
+    """Of a sweep whose trials are known exactly."""
+    items = []
+    for each in sorted(states, key=lambda each: each.state in (MISSING, UNKNOWN)):
+        variant = f" ({each.variant})" if each.variant else ""
+        if each.state != DONE:
+            name = f"{each.method} on {each.data}, {each.shots}-shot, seed {each.seed}{variant}"
+            items.append(_problem(each, name, root))
+    notes = list(dict.fromkeys(each.note for each in states if each.note))
+    return Problems(items, len(states), command, notes)
+
+
+def found_problems(report: SubjectReport, root: Path) -> Problems:
+    """Of a subject whose expected trials follow from the rows that have results."""
+    broken = {(one.data, one.method, one.shots, one.seed) for one in report.failed}
+    items = [Problem("failed", str(one), one.summary, relative(one.folder, root)) for one in report.failed]
+    items += [Problem("unreadable", path.name, why, relative(path.parent, root)) for path, why in report.invalid]
+    items += [
+        Problem(MISSING, str(one))
+        for one in report.missing
+        if (one.data, one.method, one.shots, one.seed) not in broken
+    ]
+    command = ""
+    if items and report.subject in MADE:
+        paper = {row.preset for row in report.rows} == {PAPER_PRESET}
+        command = f"make reproduce-{report.subject}" + (" PRESET=paper" if paper else "")
+    expected = f"shots {numbers(report.expected_shots)} and seeds {numbers(report.expected_seeds)}"
+    note = f"Expected of every row: {expected}. For the trials of one sweep name it: slime-bench report experiment=..."
+    return Problems(items, None, command, [note])
+
+
+def ablation_problems(report: AblationReport, root: Path, trials: Trials) -> Problems:
+    """Of an ablation: seeds of its settings without a result; `trials` say how far these are."""
+    states = {canonical_json(values["decided"]): state for values, state in trials}
+    asked = [each for each in report.measured if each.setting.in_grid]
+    items = []
+    for each in asked:
+        for seed in each.missing:
+            name = f"{each.setting.label}, seed {seed}"
+            status = states.get(canonical_json(each.setting.trials[seed]["decided"]))
+            failed = each.failed.get(seed)
+            if status is not None and status.state not in (DONE, UNKNOWN):
+                items.append(_problem(status, name, root))
+            elif failed is not None:
+                items.append(Problem("failed", name, failed.summary, relative(failed.folder, root)))
+            else:
+                items.append(Problem(MISSING, name))
+    items.sort(key=lambda item: item.state == MISSING)
+    expected = sum(len(each.setting.trials) for each in asked)
+    return Problems(items, expected, report.command if items else report.portable_command)

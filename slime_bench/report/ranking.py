@@ -14,23 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from slime_bench.errors import ConfigError, ResultError
+from slime_bench.errors import ResultError
 from slime_bench.paths import config_dir
 from slime_bench.report.collect import (
     Collected,
-    Defaults,
     FailedTrial,
     Provenance,
     collect,
     default_settings,
-    family,
     match,
     plain,
     provenance,
     variants,
 )
 from slime_bench.report.published import Stat
-from slime_bench.report.rows import stat
+from slime_bench.report.rows import by_series, stat
 from slime_bench.results.identity import canonical_json
 from slime_bench.results.result import TrialResult
 
@@ -39,6 +37,7 @@ REPORT: Final = "ranking"
 STUDY_FILE: Final = "layer_study.json"
 _NOT_A_SETTING = ("seed", "metric")
 _FOLDERS = ("output_root", "data_root", "data.root", "backbone.weights")
+_FIELDS = ("layers", "info_score", "order", "rank_on", "rank_images", "test_images", "forwarded_images", "bootstrap")
 Study = Mapping[str, Any]
 """The content of `layer_study.json`."""
 
@@ -48,7 +47,6 @@ class Spoilt:
     """A finished trial whose study cannot be used."""
 
     path: Path
-    data: str
     series: str
     seed: int
     reason: str
@@ -56,18 +54,18 @@ class Spoilt:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer alone: means and sample deviations over seeds, and the ranks of the means (1 = best)."""
+    """One layer alone: means and sample deviations over seeds, and the ranks of the means (1 = best).
+
+    Attributes:
+        rank_difference: how much better mIoU ranks the layer than InfoScore does; 0 where they agree.
+    """
 
     name: str
     info_score: Stat
     info_rank: float
     miou: Stat
     miou_rank: float
-
-    @property
-    def rank_difference(self) -> float:
-        """How much better mIoU ranks the layer than InfoScore does; 0 where they agree."""
-        return self.info_rank - self.miou_rank
+    rank_difference: float
 
 
 @dataclass(frozen=True)
@@ -77,16 +75,6 @@ class Ensemble:
     name: str
     layers: tuple[str, ...] | None
     miou: Stat
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Random pairs: over seeds, of each seed's mean, sample deviation and best; `numbers` of pairs, seed by seed."""
-
-    numbers: tuple[int, ...]
-    mean: Stat
-    deviation: Stat
-    best: Stat
 
 
 @dataclass(frozen=True)
@@ -126,8 +114,10 @@ class Group:
 
     Attributes:
         facts: name -> value: data, backbone, preset, protocol, method.
-        stated: what has to be said of the settings, see `facts` of `TrialResult`.
+        prompts: the words of the classes, as the caption says them.
+        bootstrap: `resamples`, `percent` inside its intervals, and what it was `over`.
         layers: in running order. ensembles: top-1 to top-L, last, middle, all.
+        pairs: over seeds, `mean`, `best` and sample `deviation` of each seed's random pairs; empty without any.
         rho: mean and sample deviation of the seeds' rho.
         missing: expected seeds without a study that can be used; `spoilt` and `failed` say why, where it is known.
         left_out: results of the same trials on another device, with other weights, data or prompts.
@@ -138,14 +128,12 @@ class Group:
     series: str
     subject: str
     prepared: dict[str, str]
-    stated: dict[str, str]
+    prompts: str
     rank_on: str
-    resamples: int
-    percent: int
-    over: str
+    bootstrap: dict[str, Any]
     layers: list[Layer]
     ensembles: list[Ensemble]
-    pairs: Pairs | None
+    pairs: dict[str, Stat]
     seeds: list[SeedStudy]
     rho: Stat
     missing: list[int]
@@ -161,7 +149,7 @@ class RankingReport:
 
     Attributes:
         groups: series by series. spoilt: finished trials of series that have no study which can be used.
-        absent: settings that were asked for and have no study.
+        absent: settings that were asked for and have no study; these two are told in the report of every data set.
         command: that runs what is missing, without the folders of one machine; empty where nothing was asked for.
     """
 
@@ -179,13 +167,13 @@ class _Asked:
     """What is to be reported.
 
     Attributes:
-        results: finished trials. expected, left_out: by series. absent: data -> settings without a finished trial.
+        results: finished trials. expected, left_out: by series. absent: settings without a finished trial.
     """
 
     results: list[TrialResult]
     expected: dict[str, Sequence[int]]
     left_out: dict[str, int] = field(default_factory=dict)
-    absent: dict[str, list[str]] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
     command: str = ""
 
 
@@ -209,7 +197,7 @@ def ranking_reports(
         convention: that of the configuration by default, `slime` without overrides.
 
     Raises:
-        ConfigError: overrides that cannot be composed, or that belong to another method.
+        ConfigError: overrides that cannot be composed.
         ResultError: no finished trial has a study that can be used.
     """
     planned = _planned(overrides, extra_dir) if overrides else []
@@ -217,10 +205,8 @@ def ranking_reports(
         outputs = outputs or Path(planned[0]["output_root"])
         convention = convention or planned[0]["metric"]["convention"]
     outputs, convention = outputs or default_outputs, convention or "slime"
-    everything = collect(outputs)
-    collected = everything.of_report(REPORT)
+    collected = collect(outputs).of_report(REPORT)
     if planned:
-        _check_methods(planned, everything)
         asked = _matching(planned, overrides, collected)
     else:
         results = [one for one in collected.results if subject in ("all", one.subject)]
@@ -228,24 +214,21 @@ def ranking_reports(
     studies, spoilt = _read_studies(asked.results, collected)
     groups = _groups(studies, spoilt, asked, collected, convention, extra_dir)
     if not groups:
-        raise _nothing(outputs, subject, asked, spoilt, collected)
-    shown, own = {group.series for group in groups}, {group.facts["data"] for group in groups}
-
-    def belongs(name: str, data: str) -> bool:
-        return name == data or name not in own  # what has no report of its own is said in all of them
-
-    reports = [
-        RankingReport(
-            subject=subject,
-            data=data,
-            convention=convention,
-            groups=[group for group in groups if (group.subject, group.facts["data"]) == (subject, data)],
-            spoilt=[one for one in spoilt if belongs(one.data, data) and one.series not in shown],
-            absent=[label for name, labels in asked.absent.items() if belongs(name, data) for label in labels],
-            command=asked.command,
+        found = [f"{len(asked.results)} finished trial(s) of the experiment, {len(collected.failed)} failed"]
+        found += [f"{len(collected.results) - len(asked.results)} of other settings or subjects"]
+        raise ResultError(
+            "There is no study of layers to report" + ("." if subject == "all" else f" for subject {subject}."),
+            path=outputs / "runs",
+            found="; ".join([*found, *(f"{one.path}: {one.reason}" for one in spoilt)]),
+            expected=f"at least one finished trial with its {STUDY_FILE}",
+            remedy=f"Run its sweep, `{experiment()}` among the overrides, or name another folder with --outputs.",
         )
-        for subject, data in dict.fromkeys((group.subject, group.facts["data"]) for group in groups)
-    ]
+    shown = {group.series for group in groups}
+    rest = [one for one in spoilt if one.series not in shown]
+    reports = []
+    for subject, data in dict.fromkeys((group.subject, group.facts["data"]) for group in groups):
+        own = [group for group in groups if (group.subject, group.facts["data"]) == (subject, data)]
+        reports.append(RankingReport(subject, data, convention, own, rest, asked.absent, asked.command))
     return reports, outputs
 
 
@@ -261,19 +244,6 @@ def _planned(overrides: Sequence[str], extra_dir: str | None) -> list[dict[str, 
     return [plain(cfg) for cfg in plan(overrides, sweep=True, extra_dir=extra_dir).trials]
 
 
-def _check_methods(planned: Sequence[Mapping[str, Any]], everything: Collected) -> None:
-    """Refuse trials of methods whose results say that they have no study of layers."""
-    own, have = everything.own_reports, {one.method for one in everything.results}
-    methods = {trial["method"]["name"] for trial in planned}
-    others = sorted(name for name in methods & have if own.get(name) != REPORT)
-    if others:
-        raise ConfigError(
-            "these are not trials of the ranking experiment", path="method", found=", ".join(others),
-            expected=f"a method whose trials keep {STUDY_FILE}",
-            remedy=f"give the overrides of the sweep, {experiment()} among them",
-        )  # fmt: skip
-
-
 def _matching(planned: Sequence[Mapping[str, Any]], overrides: Sequence[str], collected: Collected) -> _Asked:
     """The results of planned trials, setting by setting."""
     portable = [text for text in overrides if text.partition("=")[0] not in _FOLDERS]
@@ -287,7 +257,7 @@ def _matching(planned: Sequence[Mapping[str, Any]], overrides: Sequence[str], co
         if not found.results:
             first = next(iter(trials.values()))
             label = ", ".join(f"{name} {first[name]['name']}" for name in ("data", "backbone", "protocol"))
-            asked.absent.setdefault(first["data"]["name"], []).append(f"{label}, preset {first['preset']}")
+            asked.absent.append(f"{label}, preset {first['preset']}")
             continue
         results = list(found.results.values())
         asked.results += results
@@ -300,18 +270,13 @@ def _read_studies(results: Sequence[TrialResult], collected: Collected) -> tuple
     """Signature -> study; one that cannot be used is listed and does not stop the report."""
     found: dict[str, Study] = {}
     spoilt: list[Spoilt] = []
-    layers: dict[str, list[str]] = {}
     for one in sorted(results, key=lambda one: (one.data, one.series, one.seed)):
         folder = collected.folders[one.signature]
         try:
-            study = read_study(folder)
-            if study["layers"] != layers.setdefault(one.series, study["layers"]):
-                raise ResultError("Its layers are not those of the series' first seed.", path=folder)
+            found[one.signature] = read_study(folder)
         except ResultError as error:
             why = f"{error.summary}" + (f" ({error.found})" if error.found is not None else "")
-            spoilt.append(Spoilt(Path(error.path or folder), one.data, one.series, one.seed, why))
-        else:
-            found[one.signature] = study
+            spoilt.append(Spoilt(Path(error.path or folder), one.series, one.seed, why))
     return found, spoilt
 
 
@@ -324,17 +289,14 @@ def read_study(folder: Path) -> Study:
     path = folder / STUDY_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        lacking = [name for name in (*_FIELDS, "conventions") if name not in found]
+        if not lacking and isinstance(found, dict):
+            return found
+        why: tuple[str, object] = ("fields are missing", ", ".join(lacking))
     except OSError as error:
-        why: tuple[str, object] = ("there is no such file", error.strerror)
-    except (ValueError, RecursionError) as error:
+        why = ("there is no such file", error.strerror)
+    except (ValueError, TypeError) as error:
         why = ("it is not valid JSON", error)
-    else:
-        wanted = {"layers", "info_score", "order", "rank_on", "rank_images", "test_images", "forwarded_images"}
-        wanted |= {"bootstrap", "conventions"}
-        lacking = sorted(wanted - set(found if isinstance(found, dict) else ()))
-        if not lacking:
-            return dict(found)
-        why = ("fields are missing", ", ".join(lacking))
     raise ResultError(
         f"This is no valid study of layers: {why[0]}.", path=path, found=why[1], expected="a study beside the result",
         remedy="Delete the trial's folder and run the trial again.",
@@ -350,37 +312,27 @@ def _groups(
     extra_dir: str | None,
 ) -> list[Group]:
     """One group for each series with a study, sorted by data, backbone, preset, protocol and settings."""
-    members: dict[str, list[TrialResult]] = defaultdict(list)
-    for result in asked.results:
-        if result.signature in studies:
-            members[result.series].append(result)
-    defaults: Defaults = default_settings([one for trials in members.values() for one in trials], extra_dir)
+    members = by_series(one for one in asked.results if one.signature in studies)
+    defaults = default_settings([one for trials in members.values() for one in trials], extra_dir)
     labels = variants([trials[0] for trials in members.values()], defaults)
     groups = []
     for series, trials in members.items():
-        trials.sort(key=lambda one: one.seed)
         first, seeds = trials[0], [one.seed for one in trials]
-        if len(set(seeds)) < len(seeds):
-            raise ResultError(
-                "Two results claim to be the same trial.", found=f"seeds {seeds} of series {series}",
-                expected="one result per seed", remedy="Delete the folder of the one that does not belong.",
-            )  # fmt: skip
         found = [studies[one.signature] for one in trials]
         measured = [each["conventions"][convention] for each in found]
-        each_seed = [_seed(*each, convention) for each in zip(seeds, found, strict=True)]
-        _, backbone, data, subject, preset, protocol = family(first)
-        facts = {"data": data, "backbone": backbone, "preset": preset, "protocol": protocol, "method": first.method}
+        each_seed = [_seed(*each) for each in zip(seeds, found, measured, strict=True)]
         groups.append(
             Group(
-                facts=facts, variant=labels[series], series=series, subject=subject, prepared=dict(first.prepared),
-                stated=dict(first.facts.get("stated", {})), rank_on=found[0]["rank_on"],
-                **found[0]["bootstrap"], layers=_layers(found, measured),
-                ensembles=_ensembles(found[0]["layers"], measured),
+                facts={name: getattr(first, name) for name in ("data", "backbone", "preset", "protocol", "method")},
+                variant=labels[series], series=series, subject=first.subject, prepared=dict(first.prepared),
+                prompts=first.facts.get("stated", {}).get("prompts", ""), rank_on=found[0]["rank_on"],
+                bootstrap={name: found[0]["bootstrap"][name] for name in ("resamples", "percent", "over")},
+                layers=_layers(found, measured), ensembles=_ensembles(found[0]["layers"], measured),
                 pairs=_pairs([_random_pairs(each) for each in measured]), seeds=each_seed,
                 rho=stat([one.rho for one in each_seed if one.rho is not None]),
                 missing=[seed for seed in asked.expected.get(series, ()) if seed not in seeds],
                 spoilt=[one for one in spoilt if one.series == series],
-                failed=[one for one in collected.failed if (one.method, one.data) == (first.method, data)],
+                failed=[one for one in collected.failed if (one.method, one.data) == (first.method, first.data)],
                 provenance=provenance(collected.folders[one.signature] for one in trials),
                 left_out=asked.left_out.get(series, 0),
             )
@@ -394,8 +346,11 @@ def _layers(found: Sequence[Study], measured: Sequence[Study]) -> list[Layer]:
     names = found[0]["layers"]
     scores = [stat([study["info_score"][place] for study in found]) for place in range(len(names))]
     mious = [stat([each["selections"][name]["miou"] for each in measured]) for name in names]
-    info_ranks, miou_ranks = (rankdata([-(each.mean or 0) for each in side]).tolist() for side in (scores, mious))
-    return [Layer(*row) for row in zip(names, scores, info_ranks, mious, miou_ranks, strict=True)]
+    ranks = [rankdata([-(each.mean or 0) for each in side]).tolist() for side in (scores, mious)]
+    return [
+        Layer(name, score, by_score, miou, by_miou, rank_difference=by_score - by_miou)
+        for name, score, by_score, miou, by_miou in zip(names, scores, ranks[0], mious, ranks[1], strict=True)
+    ]
 
 
 def _ensembles(layers: Sequence[str], measured: Sequence[Study]) -> list[Ensemble]:
@@ -412,20 +367,17 @@ def _random_pairs(measured: Study) -> list[float]:
     return [each["miou"] for name, each in measured["selections"].items() if name.startswith("pair-")]
 
 
-def _pairs(drawn: Sequence[Sequence[float]]) -> Pairs | None:
+def _pairs(drawn: Sequence[Sequence[float]]) -> dict[str, Stat]:
     some = [values for values in drawn if values]
-    if not some:
-        return None
-    return Pairs(
-        numbers=tuple(map(len, drawn)),
-        mean=stat([statistics.fmean(values) for values in some]),
-        deviation=stat([statistics.stdev(values) for values in some if len(values) > 1]),
-        best=stat([max(values) for values in some]),
-    )
+    found = {
+        "mean": [statistics.fmean(values) for values in some],
+        "best": [max(values) for values in some],
+        "deviation": [statistics.stdev(values) for values in some if len(values) > 1],
+    }
+    return {name: stat(values) for name, values in found.items()} if some else {}
 
 
-def _seed(seed: int, study: Study, convention: str) -> SeedStudy:
-    measured = study["conventions"][convention]
+def _seed(seed: int, study: Study, measured: Study) -> SeedStudy:
     alone = {name: measured["selections"][name]["miou"] for name in study["layers"]}
     number, order = len(alone), study["order"]
     rest = [alone[name] for name in order[2:]]
@@ -441,18 +393,3 @@ def _seed(seed: int, study: Study, convention: str) -> SeedStudy:
         rank_images=study["rank_images"], test_images=study["test_images"],
         forwarded_images=study["forwarded_images"], seconds=dict(study.get("seconds", {})),
     )  # fmt: skip
-
-
-def _nothing(outputs: Path, subject: str, asked: _Asked, spoilt: Sequence[Spoilt], collected: Collected) -> ResultError:
-    found = [f"{len(asked.results)} finished trial(s) of the experiment, {len(collected.failed)} failed"]
-    found += [f"{one.path}: {one.reason}" for one in spoilt]
-    others = len(collected.results) - len(asked.results)
-    found += [f"{others} of other settings or subjects"] if others else []
-    command = asked.command or f"slime-bench --multirun {experiment()}"
-    return ResultError(
-        "There is no study of layers to report" + ("." if subject == "all" else f" for subject {subject}."),
-        path=outputs / "runs",
-        found="; ".join(found),
-        expected=f"at least one finished trial with its {STUDY_FILE}",
-        remedy=f"Run `{command}`, or name another folder with --outputs.",
-    )

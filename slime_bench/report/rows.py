@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from slime_bench.errors import ResultError
@@ -16,15 +15,11 @@ from slime_bench.report.published import Published, PublishedRow, Stat
 from slime_bench.results.result import TrialResult, average_of
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from slime_bench.report.statistics import ImageBootstrap, Interval
 
 PAPER_PRESET: Final = "paper"
 """Only this preset runs on the data and weights of the published tables, so only it is compared with them."""
 PAPER_CONVENTION: Final = "slime"
-AVERAGES: Final = {True: "average", False: "average without background"}
-"""By whether the background takes part: names of the averages in the column `class` of `frame`."""
 NOTHING: Final = Stat(None, None)
 
 
@@ -48,7 +43,7 @@ class Row:
         other_data: a published row that was not measured on this table's data.
         key: for a published row, the name of our method it compares with.
         default: whether the settings are the default ones, or it is not known what those are.
-        interval: over test images, see `with_intervals`; None where nobody asked.
+        interval: over test images, None where nobody asked.
     """
 
     method: str
@@ -106,23 +101,6 @@ class MissingTrial:
         return f"{self.method}{variant} on {self.data}, {self.shots}-shot, seed {self.seed}"
 
 
-def frame(results: Iterable[TrialResult]) -> DataFrame:
-    """The results as one tidy table.
-
-    Columns `series`, `seed`, `convention`, `class` and `percent`: IoU, NaN where undefined. Each trial and convention
-    has a line for each class, and one for each of `AVERAGES`.
-    """
-    from pandas import DataFrame
-
-    lines = []
-    for one in results:
-        for convention, part in one.conventions.items():
-            averages = {name: average_of(part["per_class"], one.classes, with_it) for with_it, name in AVERAGES.items()}
-            for name, value in (part["per_class"] | averages).items():
-                lines.append((one.series, one.seed, convention, name, math.nan if value is None else 100.0 * value))
-    return DataFrame(lines, columns=["series", "seed", "convention", "class", "percent"])
-
-
 def stat(values: Sequence[float]) -> Stat:
     """Mean and sample standard deviation (ddof 1); None where there are too few values."""
     return Stat(
@@ -131,12 +109,23 @@ def stat(values: Sequence[float]) -> Stat:
     )
 
 
+def percent(values: Iterable[float | None]) -> list[float]:
+    """IoU of 0..1 in percent, without the undefined ones."""
+    return [100.0 * value for value in values if value is not None]
+
+
+def average_percent(trial: TrialResult, convention: str, background: bool) -> list[float]:
+    """The trial's average in percent; empty where it is undefined."""
+    return percent([average_of(trial.conventions[convention]["per_class"], trial.classes, background)])
+
+
 def aggregate(
     results: Iterable[TrialResult],
     convention: str = "slime",
     background: bool = True,
     expected_seeds: Sequence[int] = (),
     defaults: Defaults | None = None,
+    bootstrap: ImageBootstrap | None = None,
 ) -> list[Row]:
     """Rows of mean and sample standard deviation (ddof 1) over the seeds of each series, in percent.
 
@@ -144,31 +133,20 @@ def aggregate(
 
     Args:
         defaults: default settings of the families for which they are known.
+        bootstrap: over the test images; without it rows have no interval.
 
     Raises:
         ResultError: an unknown convention, or two results of one series and seed.
     """
     if convention not in CONVENTION_RULES:
         raise ResultError("Unknown metric convention.", found=convention, expected=" or ".join(CONVENTION_RULES))
-    series: dict[str, list[TrialResult]] = defaultdict(list)
-    for result in results:
-        series[result.series].append(result)
-    labels = variants([trials[0] for trials in series.values()], defaults)
-    every = frame(one for trials in series.values() for one in trials)
-    defined = every[(every["convention"] == convention) & every["percent"].notna()]
-    percent = defined.groupby(["series", "class"])["percent"].agg(list).to_dict()
+    every = by_series(results)
+    labels = variants([trials[0] for trials in every.values()], defaults)
     rows = []
-    for name, trials in series.items():
-        trials = sorted(trials, key=lambda one: one.seed)
+    for name, trials in every.items():
         first, seeds = trials[0], tuple(one.seed for one in trials)
-        if len(set(seeds)) < len(seeds):
-            raise ResultError(
-                "Two results claim to be the same trial.",
-                found=f"signatures {[trial.signature for trial in trials]}, seeds {list(seeds)}",
-                expected=f"one result per seed of series {name}",
-                remedy="Delete the folder of the one that does not belong.",
-            )
-        values = {each: percent.get((name, each), []) for each in first.classes}
+        tables = [one.conventions[convention]["per_class"] for one in trials]
+        values = {each: percent(table[each] for table in tables) for each in first.classes}
         notes = tuple(
             f"{each} is defined in {len(found)} of {len(seeds)} seeds"
             for each, found in values.items()
@@ -180,24 +158,37 @@ def aggregate(
                 shots=first.shots, preset=first.preset, protocol=first.protocol, variant=labels[name], series=name,
                 convention=convention, background_in_average=background, classes=tuple(first.classes), seeds=seeds,
                 n=len(seeds), per_class={each: stat(found) for each, found in values.items()},
-                average=stat(percent.get((name, AVERAGES[background]), [])), published=False,
-                prepared=dict(first.prepared), stated=dict(first.facts.get("stated", {})), notes=notes,
+                average=stat([value for one in trials for value in average_percent(one, convention, background)]),
+                published=False, prepared=dict(first.prepared), stated=dict(first.facts.get("stated", {})), notes=notes,
                 missing_seeds=tuple(seed for seed in expected_seeds if seed not in seeds),
                 default=is_default(first, defaults), label=first.facts.get("label", first.method),
                 order=first.facts.get("table_order", 0), least_shots=first.facts.get("least_shots", 1),
+                interval=bootstrap.interval(trials, convention, background) if bootstrap else None,
             )
         )  # fmt: skip
     key = ("data", "preset", "shots", "order", "label", "variant", "series")
     return sorted(rows, key=lambda row: tuple(getattr(row, name) for name in key))
 
 
-def with_intervals(rows: Iterable[Row], results: Sequence[TrialResult], bootstrap: ImageBootstrap) -> list[Row]:
-    """Our rows, made of `results`, with their intervals over test images."""
-    found = []
-    for row in rows:
-        trials = [one for one in results if one.series == row.series]
-        interval = bootstrap.interval(trials, row.convention, row.background_in_average)
-        found.append(replace(row, interval=interval))
+def by_series(results: Iterable[TrialResult]) -> dict[str, list[TrialResult]]:
+    """Series -> its trials by seed.
+
+    Raises:
+        ResultError: two results of one series and seed.
+    """
+    found: dict[str, list[TrialResult]] = defaultdict(list)
+    for one in results:
+        found[one.series].append(one)
+    for series, trials in found.items():
+        trials.sort(key=lambda one: one.seed)
+        seeds = [one.seed for one in trials]
+        if len(set(seeds)) < len(seeds):
+            raise ResultError(
+                "Two results claim to be the same trial.",
+                found=f"signatures {[one.signature for one in trials]}, seeds {seeds}",
+                expected=f"one result per seed of series {series}",
+                remedy="Delete the folder of the one that does not belong.",
+            )
     return found
 
 
@@ -209,8 +200,8 @@ def without_variants(rows: Sequence[Row]) -> list[Row]:
 
 def possible_shots(rows: Iterable[Row], shots: Sequence[int]) -> tuple[int, ...]:
     """Those of `shots` that a method of the rows can have: one that learns from support images has no 0."""
-    least = min((row.least_shots for row in rows if not row.published), default=math.inf)
-    return tuple(number for number in shots if number >= least)
+    least = [row.least_shots for row in rows if not row.published]
+    return tuple(number for number in shots if least and number >= min(least))
 
 
 def missing(rows: Iterable[Row], shots: Sequence[int], expected_seeds: Sequence[int]) -> list[MissingTrial]:
@@ -269,11 +260,11 @@ def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
     if other is None:
         return None
     per_class = {
-        name: _minus(stat.mean, other.per_class[name].mean)
+        name: minus(stat.mean, other.per_class[name].mean)
         for name, stat in row.per_class.items()
         if name in other.per_class
     }
-    return {"per_class": per_class, "average": _minus(row.average.mean, other.average.mean)}
+    return {"per_class": per_class, "average": minus(row.average.mean, other.average.mean)}
 
 
 def choices(prepared: Mapping[str, str]) -> str:
@@ -297,5 +288,6 @@ def row_name(row: Row, rows: Sequence[Row]) -> str:
     return f"{name} ({', '.join(about)})" if about else name
 
 
-def _minus(left: float | None, right: float | None) -> float | None:
+def minus(left: float | None, right: float | None) -> float | None:
+    """The difference where both are defined."""
     return None if left is None or right is None else left - right

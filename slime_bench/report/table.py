@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report.published import Published, Stat
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+K = TypeVar("K")
 DASH = "-"
 UNIT = "percent"
 _MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\|*_"})
@@ -32,10 +33,15 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Line:
-    """One line of cells; `ours` is set off from published lines."""
+    """One line of cells; `ours` is set off from published lines.
+
+    Attributes:
+        exact: the numbers of cells by the name of their column, for those that follow convention and average.
+    """
 
     cells: list[str]
     ours: bool = True
+    exact: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,13 +114,8 @@ def _cells(cells: Sequence[str], first: str = "") -> str:
     return f"| {' | '.join([f'{first}{head}{first}', *rest])} |"
 
 
-def latex(grids: Iterable[Grid]) -> str:
-    """All grids as `table` environments with booktabs, one after the other, to be read into a paper by \\input."""
-    return "% Needs \\usepackage{booktabs}.\n" + "\n".join(map(grid_latex, grids))
-
-
 def grid_latex(grid: Grid) -> str:
-    """One `table`: title as its caption, the grid's caption as notes below; our rows in bold by their first cell."""
+    """A `table` with booktabs: its title as caption, its caption as notes, our rows in bold by their first cell."""
 
     def row(cells: Sequence[str], bold: bool = False) -> str:
         first, *rest = map(escaped, cells)
@@ -154,19 +155,31 @@ def csv_of(lines: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> str:
 
 
 def json_of(content: Any) -> str:
-    """Plain values as the text of a JSON file."""
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    """Plain values and dataclasses as the text of a JSON file."""
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False, default=asdict) + "\n"
 
 
-def write_files(contents: Mapping[Path, str]) -> list[Path]:
-    """Writes the files.
+def write_report(
+    stem: Path, blocks: Iterable[str | Grid], lines: Iterable[Mapping[str, Any]], columns: Iterable[str], content: Any
+) -> list[Path]:
+    """Writes `<stem>.{md,csv,json,tex}`.
+
+    Args:
+        blocks: grids, and what else stands between them in the Markdown file.
+        lines, columns: of the CSV file. content: of the JSON file.
 
     Raises:
         StorageError: a file cannot be written.
     """
-    for path, text in contents.items():
+    blocks = list(blocks)
+    texts = [part for block in blocks for part in ([block] if isinstance(block, str) else markdown(block))]
+    grids = [block for block in blocks if isinstance(block, Grid)]
+    contents = {"md": "\n\n".join(texts) + "\n", "csv": csv_of(lines, columns), "json": json_of(content)}
+    contents["tex"] = "% Needs \\usepackage{booktabs}.\n" + "\n".join(map(grid_latex, grids))
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in contents]
+    for path, text in zip(paths, contents.values(), strict=True):
         write_atomic(path, text.encode())
-    return list(contents)
+    return paths
 
 
 # ------------------------------------------------------------------------------------------------- words of tables
@@ -189,6 +202,14 @@ def stat_cells(columns: Iterable[str], per_class: Mapping[str, Stat], **others: 
 def numbers(values: Iterable[int]) -> str:
     """Numbers with commas."""
     return ", ".join(map(str, values))
+
+
+def grouped(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
+    """Key -> the texts that come with it, in their order."""
+    found: dict[K, list[str]] = {}
+    for key, text in pairs:
+        found.setdefault(key, []).append(text)
+    return found
 
 
 def listed(names: Iterable[str]) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from slime_bench.metrics.bootstrap import PERCENT, Bounds, Difference
 from slime_bench.report.published import Published, Stat
 from slime_bench.report.rows import Row, row_name
-from slime_bench.report.statistics import MIN_IMAGES, MIN_SEEDS, Interval, Pair, Paired, Welch, row_welch
-from slime_bench.report.table import DASH, Grid, Line, csv_of, json_of, listed, numbers, stat_text
+from slime_bench.report.statistics import MIN_IMAGES, MIN_SEEDS, Interval, Pair, Paired, row_welch
+from slime_bench.report.table import DASH, Grid, Line, csv_of, grouped, json_of, listed, numbers, stat_text
 
 MOST_PAIRS = 15
 """Pairs of a section that Markdown and the console show: those of six rows. pairs.csv and pairs.json have all."""
@@ -19,17 +18,27 @@ SHOWN_ELSEWHERE = (
 )
 
 
-def interval_grid(title: str, rows: Sequence[Row], columns: Sequence[str]) -> Grid | None:
-    """A line for each of our rows that has an interval; None where none has."""
-    found = [(row_name(row, rows), row.interval) for row in rows if row.interval is not None]
-    lines = [
-        Line([row_name(row, rows), str(row.n), *interval_cells(row.interval, columns)])
-        for row in rows
-        if row.interval is not None and not row.interval.missing
-    ]
-    if not lines:
+def interval_grid(
+    title: str, rows: Iterable[tuple[str, Row]], columns: Sequence[str], paired: Mapping[str, Paired] | None = None
+) -> Grid | None:
+    """A line for each of our rows (by name) that has an interval; None where none has.
+
+    Args:
+        paired: by name of a row, its differences to the default setting; None without such columns.
+    """
+    found = [(name, row.n, row.interval) for name, row in rows if row.interval and not row.interval.missing]
+    if not found:
         return None
-    return Grid(title, ["method", "n", "images", *columns, "avg"], lines, interval_lines(found))
+    header, caption = ["n", "images", *columns, "avg"], interval_lines([interval for _, _, interval in found])
+    lines = [[name, str(n), *interval_cells(interval, columns)] for name, n, interval in found]
+    if paired is None:
+        return Grid(title, ["method", *header], [Line(cells) for cells in lines], caption)
+    header += ["Δ", "seeds agree", f"Δ, {PERCENT} % interval", "p"]
+    lines = [[*cells, *(paired_cells(paired[cells[0]])[2:] if cells[0] in paired else [DASH] * 4)] for cells in lines]
+    if paired:
+        caption.append("Δ: as in the table above, over the seeds that the setting and the default both have")
+        caption.append(paired_line(next(iter(paired.values())), "settings", len(paired)))
+    return Grid(title, ["setting", *header], [Line(cells) for cells in lines], caption)
 
 
 def pairs_grid(title: str, pairs: Sequence[Pair], rows: Sequence[Row]) -> Grid | None:
@@ -45,14 +54,13 @@ def pairs_grid(title: str, pairs: Sequence[Pair], rows: Sequence[Row]) -> Grid |
     caption = [
         "A − B: difference of the averages in percentage points, mean±sample standard deviation over the n seeds that "
         "both have",
-        *paired_lines(shown[0][1], "pairs", len(shown)),
+        paired_line(shown[0][1], "pairs", len(shown)),
     ]
     if len(shown) > MOST_PAIRS:
         caption.append(f"{len(shown) - MOST_PAIRS} more pairs are in pairs.csv and pairs.json")
-    reasons: dict[str, list[str]] = {}
-    for pair in pairs:
-        if pair.reason:
-            reasons.setdefault(pair.reason, []).append(f"{row_name(pair.a, rows)} and {row_name(pair.b, rows)}")
+    reasons = grouped(
+        (pair.reason, f"{row_name(pair.a, rows)} and {row_name(pair.b, rows)}") for pair in pairs if pair.reason
+    )
     caption += [f"not paired: {'; '.join(names)}: {reason}" for reason, names in reasons.items()]
     return Grid(title, header, [line for line, _ in shown[:MOST_PAIRS]], caption)
 
@@ -79,50 +87,34 @@ def paired_cells(paired: Paired) -> list[str]:
     ]
 
 
-def interval_lines(found: Iterable[tuple[str, Interval]]) -> list[str]:
-    """What has to be known of the intervals of rows (by name)."""
-    found = list(found)
-    some = next((interval for _, interval in found if not interval.missing), None)
-    lines = []
-    if some is not None:
-        lines.append(
-            f"percentile intervals of {some.resamples} resamples of the test images (seed {some.seed}), the same for "
-            f"all seeds and rows: what other test images of this kind would change, not what other seeds or support "
-            f"images would"
-        )
-        thin = sorted(
-            {
-                (name, number)
-                for _, interval in found
-                for name, number in interval.class_images.items()
-                if 0 < number < MIN_IMAGES and interval.images >= MIN_IMAGES
-            }
-        )
-        if thin:
-            names = listed([f"{name} ({number})" for name, number in thin])
-            lines.append(
-                f"classes that fewer than {MIN_IMAGES} images have, with intervals that are too short: {names}"
-            )
+def interval_lines(found: Sequence[Interval]) -> list[str]:
+    """What has to be known of intervals."""
+    some = found[0]
+    lines = [
+        f"percentile intervals of {some.resamples} resamples of the test images (seed {some.seed}), the same for "
+        f"all seeds and rows: what other test images of this kind would change, not what other seeds or support "
+        f"images would"
+    ]
+    thin = {
+        (name, number)
+        for interval in found
+        for name, number in interval.class_images.items()
+        if 0 < number < MIN_IMAGES <= interval.images
+    }
+    if thin:
+        names = listed(f"{name} ({number})" for name, number in sorted(thin))
+        lines.append(f"classes that fewer than {MIN_IMAGES} images have, with intervals that are too short: {names}")
     return lines
 
 
-def missing_lines(found: Iterable[tuple[str, Interval]]) -> list[str]:
-    """For which rows (by name) there is no interval, and why."""
-    reasons: dict[str, list[str]] = {}
-    for name, interval in found:
-        if interval.missing:
-            reasons.setdefault(interval.missing, []).append(name)
-    return [f"no interval over test images: {listed(names)}: {reason}" for reason, names in reasons.items()]
-
-
-def paired_lines(paired: Paired, of: str, number: int) -> list[str]:
+def paired_line(paired: Paired, of: str, number: int) -> str:
     """What has to be known of paired differences; `of` what there are `number` of."""
     unadjusted = f", not adjusted for the number of {of} ({number})" if number > 1 else ""
-    return [
+    return (
         f"paired bootstrap: {paired.resamples} resamples of the test images (seed {paired.seed}), the same on both "
         f"sides and for all seeds; p: two-sided{unadjusted}; both speak of other test images, not of other seeds: see "
         "how many seeds agree on the sign"
-    ]
+    )
 
 
 def uncertainty_lines(rows: Iterable[tuple[str, int, Interval | None]]) -> list[str]:
@@ -130,8 +122,9 @@ def uncertainty_lines(rows: Iterable[tuple[str, int, Interval | None]]) -> list[
     rows = list(rows)
     images = {name: interval.images for name, _, interval in rows if interval and not interval.missing}
     lines = claim_lines((name, seeds, images.get(name)) for name, seeds, _ in rows)
-    absent = missing_lines((name, interval) for name, _, interval in rows if interval)
-    return [*lines, *([SHOWN_ELSEWHERE] if images else []), *absent]
+    lines += [SHOWN_ELSEWHERE] if images else []
+    absent = grouped((interval.missing, name) for name, _, interval in rows if interval and interval.missing)
+    return lines + [f"no interval over test images: {listed(names)}: {why}" for why, names in absent.items()]
 
 
 def claim_lines(rows: Iterable[tuple[str, int, int | None]]) -> list[str]:
@@ -156,15 +149,13 @@ def claim_lines(rows: Iterable[tuple[str, int, int | None]]) -> list[str]:
 
 def welch_lines(rows: Sequence[Row], published: Published | None) -> list[str]:
     """The tests against published rows: none or one line."""
-    tested: dict[str, Welch] = {
-        f"{row_name(row, rows)} (n = {row.n})": found
+    parts = [
+        f"{row_name(row, rows)} (n = {row.n}): t = {found['statistic']:.2f}, p = {found['p']:.2g}"
         for row in rows
         if (found := row_welch(row, published)) is not None
-    }
-    if not tested:
-        return []
-    parts = [f"{name}: t = {found.statistic:.2f}, p = {found.p:.2g}" for name, found in tested.items()]
-    return [f"Welch's t-test of the average over seeds against the published mean±std: {'; '.join(parts)}"]
+    ]
+    about = "Welch's t-test of the average over seeds against the published mean±std"
+    return [f"{about}: {'; '.join(parts)}"] if parts else []
 
 
 def bounds_text(bounds: Bounds | None, sign: str = "") -> str:
@@ -207,36 +198,27 @@ def pair_files(
         rows: of the report, by which the pairs' rows are named. about: what every line says, by its column.
     """
     every = [*columns, "average"]
-    facts = [
-        {
+    entries, lines = [], []
+    for pair in pairs:
+        facts: dict[str, Any] = {
             **about, "data": pair.a.data, "preset": pair.a.preset, "a": row_name(pair.a, rows),
             "b": row_name(pair.b, rows), "a_series": pair.a.series, "b_series": pair.b.series,
             "unit": "percentage points", "reason": pair.reason,
-        }
-        for pair in pairs
-    ]  # fmt: skip
-    entries = [
-        {**each, "paired": asdict(pair.paired) if pair.paired else None}
-        for each, pair in zip(facts, pairs, strict=True)
-    ]
-    lines = []
-    for each, pair in zip(facts, pairs, strict=True):
-        line: dict[str, Any] = dict(each)
+        }  # fmt: skip
+        entries.append({**facts, "paired": pair.paired})
         if (paired := pair.paired) is not None:
-            line |= {"n": len(paired.seeds), "seeds": " ".join(map(str, paired.seeds))}
-            line |= {name: getattr(paired, name) for name in ("images", "percent", "resamples")}
+            facts |= {"n": len(paired.seeds), "seeds": " ".join(map(str, paired.seeds))}
+            facts |= {name: getattr(paired, name) for name in ("images", "percent", "resamples")}
             for column in every:
-                found = paired.average if column == "average" else paired.per_class.get(column)
-                line |= {f"{column}_{part}": value for part, value in difference_cells(found).items()}
-        lines.append(line)
+                found = paired.average if column == "average" else paired.per_class[column]
+                facts |= {f"{column}_{part}": value for part, value in difference_cells(found).items()}
+        lines.append(facts)
     names = [*about, "data", "preset", "a", "b", "a_series", "b_series", "unit", "reason", "n", "seeds", "images"]
     names += ["percent", "resamples", *(f"{column}_{part}" for column in every for part in _PARTS)]
     return {"pairs.csv": csv_of(lines, names), "pairs.json": json_of(entries)}
 
 
-def difference_cells(found: Difference | None) -> dict[str, float | None]:
+def difference_cells(found: Difference) -> dict[str, float | None]:
     """A difference as cells of a CSV line: mean, std, agree, low, high and p."""
-    if found is None:
-        return dict.fromkeys(_PARTS)
     low, high = (found.bounds.low, found.bounds.high) if found.bounds else (None, None)
     return dict(zip(_PARTS, (found.mean, found.std, found.agree, low, high, found.p), strict=True))

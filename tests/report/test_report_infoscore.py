@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
+from tests.fixtures.toy_results import facts_of, report_command, store, trial
 
-from slime_bench.metrics.iou import IouCounts
-from slime_bench.report.command import main
-from slime_bench.results import identity
-from slime_bench.results.result import TrialResult, from_counts, write_result
-from tests.fixtures.toy_results import facts_of
-
-CAR = ["background", "body", "light", "plate", "wheel", "window"]
-FINGERPRINTS = {"backbone": "ab" * 32, "data": "cd" * 32}
 STATED = {
     "crf": "on, 20 iterations",
     "layers": "the best 2 by InfoScore, ranked on up to 100 unlabelled images of the training side",
@@ -26,35 +15,20 @@ STATED = {
 }
 VLM = {"name": "infoscore", "prompts": "mini_car", "multi_prompt": False, "layers": None, "top": 2}
 VLM |= {"rank_on": "train", "rank_images": 100, "crf": {"enabled": True, "iterations": 20}}
-SLIME = {"name": "slime", "maps": "was", "lr": 0.1}
 
 
-def store(root: Path, percent: int, seed: int, shots: int, preset: str = "mini", **method: Any) -> TrialResult:
+def add(root: Path, percent: int, seed: int, shots: int, **method: Any) -> None:
     """A finished trial of SLiMe, or of the other method where its settings are given."""
     said = method.pop("stated", {})
-    settings = VLM | method if method.get("name", "infoscore") == "infoscore" and method else SLIME
-    names = {"method": settings["name"], "backbone": "mini_blip" if "crf" in settings else "mini_sd"}
-    names |= {"data": "mini_car", "preset": preset, "protocol": "infoscore_mini" if "crf" in settings else "slime_mini"}
-    if preset == "paper":
-        names |= {"data": "pascal_part_car", "backbone": "sd21_base"}
-    config: dict[str, Any] = {"preset": preset, "seed": seed, "shots": shots, "method": settings}
-    config |= {group: {"name": names[group]} for group in ("backbone", "data", "protocol")}
-    union = torch.full((2, len(CAR)), 100)
-    counts = IouCounts(union * percent // 100, union, union > 0)
-    stated = STATED | said if "crf" in settings else {}
-    result = from_counts(
-        counts, config=config, fingerprints=FINGERPRINTS, seed=seed, shots=shots, subject="car", classes=CAR,
-        facts=facts_of(names["method"], shots, stated=stated), **names,
-    )  # fmt: skip
-    folder = identity.trial_folder(root, result.data, result.method, shots, seed, result.signature)
-    write_result(folder, result)
-    return result
+    names, facts = {}, facts_of("slime", shots)
+    if method:
+        names = {"method": "infoscore", "backbone": "mini_blip", "protocol": "infoscore_mini"}
+        facts, names["config"] = facts_of("infoscore", shots, stated=STATED | said), {"method": VLM | method}
+    store(root, trial([percent] * 6, seed, shots, facts=facts, **names))
 
 
 def table(root: Path, *arguments: str) -> str:
-    assert (
-        main(["--outputs", str(root), "--subject", "car", *arguments], lambda *_: [], Console(file=io.StringIO())) == 0
-    )
+    report_command(root, "--subject", "car", "--resamples", "0", *arguments)
     return (root / "reports" / "car" / "table.md").read_text().replace("\\", "")
 
 
@@ -66,9 +40,9 @@ def ours(page: str) -> list[list[str]]:
 def both(root: Path, zero_shot: bool = True) -> None:
     for seed in (0, 1, 2):
         for shots, percent in ((1, 60), (10, 66)):
-            store(root, percent + seed, seed, shots)
+            add(root, percent + seed, seed, shots)
         for shots, percent in ((0, 30), (1, 40), (10, 50)) if zero_shot else ((1, 40), (10, 50)):
-            store(root, percent + seed, seed, shots, name="infoscore")
+            add(root, percent + seed, seed, shots, name="infoscore")
 
 
 def test_rows_stand_beside_slime_by_shots(tmp_path: Path) -> None:
@@ -87,23 +61,6 @@ def test_rows_stand_beside_slime_by_shots(tmp_path: Path) -> None:
     assert lines[1].endswith("*") and lines.index("**InfoScore zero-shot**") > 1
 
 
-def test_identifiers_stay_in_the_files(tmp_path: Path) -> None:
-    both(tmp_path)
-    table(tmp_path)
-    rows = json.loads((tmp_path / "reports" / "car" / "table.json").read_text())
-    lines = list(csv.DictReader((tmp_path / "reports" / "car" / "table.csv").read_text().splitlines()))
-    for found in (rows, lines):
-        assert sorted({row["method"] for row in found if row["published"] in (False, "False")}) == [
-            "infoscore",
-            "slime",
-        ]
-    own = next(row for row in rows if row["method"] == "infoscore")
-    assert own["stated"]["crf"] == "on, 20 iterations" and own["difference"] is None
-    line = next(line for line in lines if line["method"] == "infoscore")
-    assert line["stated"] == "; ".join(f"{name} {text}" for name, text in own["stated"].items())
-    assert next(line for line in lines if line["method"] == "slime")["stated"] == ""
-
-
 def test_zero_shot_is_missed_of_the_method_that_can_do_it(tmp_path: Path) -> None:
     both(tmp_path, zero_shot=False)
     page = table(tmp_path)
@@ -114,30 +71,10 @@ def test_zero_shot_is_missed_of_the_method_that_can_do_it(tmp_path: Path) -> Non
     assert "missing trials: none (of shots 1, 10; seeds 0, 1, 2)" in table(tmp_path, "--shots", "1,10")
 
 
-def test_slime_alone_is_never_asked_for_zero_shots(tmp_path: Path) -> None:
-    for seed in (0, 1, 2):
-        store(tmp_path, 60, seed, 1)
-    page = table(tmp_path)
-    assert "MISSING TRIALS (of shots 1, 10; seeds 0, 1, 2): slime slime_mini 10-shot seed 0, 1, 2\n" in page
-    assert json.loads((tmp_path / "reports" / "car" / "trials.json").read_text())["expected"]["shots"] == [1, 10]
-    assert "CRF on" not in page and "CRF off" not in page and "prompts" not in page
-
-
-def test_the_caption_states_crf_layers_and_prompts(tmp_path: Path) -> None:
-    for shots in (0, 1, 10):
-        store(tmp_path, 40, 0, shots, name="infoscore")
-    line = (
-        "- InfoScore zero-shot, InfoScore 1-shot, InfoScore 10-shot: CRF on, 20 iterations; "
-        "layers the best 2 by InfoScore, ranked on up to 100 unlabelled images of the training side; "
-        "prompts mini_car, single (one word for each class)"
-    )
-    assert line in table(tmp_path).splitlines()
-
-
 def test_rows_of_other_settings_say_theirs(tmp_path: Path) -> None:
-    store(tmp_path, 40, 0, 0, name="infoscore")
+    add(tmp_path, 40, 0, 0, name="infoscore")
     said = {"crf": "off", "layers": "the best 2 by InfoScore of single prompts, ranked on TEST IMAGES (transductive)"}
-    store(tmp_path, 45, 0, 0, rank_on="test", crf={"enabled": False, "iterations": 20}, stated=said)
+    add(tmp_path, 45, 0, 0, rank_on="test", crf={"enabled": False, "iterations": 20}, stated=said)
     page = table(tmp_path, "--variants")
     (line,) = [line for line in page.splitlines() if "TEST IMAGES" in line]
     assert line.startswith("- InfoScore zero-shot (") and "rank_on=test" in line
@@ -150,25 +87,9 @@ def test_a_method_that_nobody_knows_says_itself_what_tables_need(tmp_path: Path)
     """One with 0 shots of least, a label, and an order behind all others; and one that says nothing at all."""
     facts = {"label": "Foreign", "least_shots": 0, "own_report": None, "table_order": 99, "stated": {"prompts": "none"}}
     for name, said in (("foreign", facts), ("silent", {})):
-        names = {"method": name, "backbone": "mini_sd", "data": "mini_car", "preset": "mini", "protocol": "slime_mini"}
-        config = {"preset": "mini", "seed": 0, "shots": 1, **{key: {"name": names[key]} for key in names}}
-        union = torch.full((2, len(CAR)), 100)
-        result = from_counts(
-            IouCounts(union // 2, union, union > 0), config=config, fingerprints=FINGERPRINTS, seed=0, shots=1,
-            subject="car", classes=CAR, facts=said, **names,
-        )  # fmt: skip
-        write_result(identity.trial_folder(tmp_path, "mini_car", name, 1, 0, result.signature), result)
-    store(tmp_path, 60, 0, 1)
+        store(tmp_path, trial([50] * 6, method=name, facts=said))
+    add(tmp_path, 60, 0, 1)
     page = table(tmp_path, "--seeds", "0")
     assert [line[0] for line in ours(page)] == ["silent", "slime", "Foreign"]
     assert "- Foreign: prompts none" in page.splitlines()
     assert "foreign slime_mini 0-shot seed 0; foreign slime_mini 10-shot seed 0; silent slime_mini 10-shot" in page
-
-
-def test_nothing_published_is_subtracted(tmp_path: Path) -> None:
-    """Even on the paper's own data and backbone, the published rows are another method's."""
-    for seed in (0, 1, 2):
-        store(tmp_path, 80, seed, 1, "paper")
-        store(tmp_path, 70, seed, 1, "paper", name="infoscore")
-    slime, vlm = ours(table(tmp_path))
-    assert (slime[0], slime[-2]) == ("slime", "+18.4") and (vlm[0], vlm[-2]) == ("InfoScore 1-shot", "-")

@@ -21,19 +21,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from slime_bench.errors import ConfigError, ResultError
+from slime_bench.errors import ResultError
 from slime_bench.methods.infoscore.layer_study import selections, study
 from slime_bench.methods.infoscore.score import Ranking
 from slime_bench.metrics.iou import IouCounts
 from slime_bench.report import command
 from slime_bench.report.command import Asked, run
-from slime_bench.report.figures import short_names
-from slime_bench.report.ranking import STUDY_FILE, RankingReport, read_study
-from slime_bench.results import identity
-from slime_bench.results.result import TrialResult, from_counts, write_result
+from slime_bench.report.ranking import STUDY_FILE, RankingReport
+from slime_bench.results.result import TrialResult, from_counts
+from tests.fixtures.toy_results import CAR, FINGERPRINTS, cells, store
 
-CAR = ["background", "body", "light", "plate", "wheel", "window"]
-FINGERPRINTS = {"backbone": "ab" * 32, "data": "cd" * 32, "prompts": "ef" * 32}
 LAYERS = ("layer.0", "layer.1", "layer.2", "layer.3")
 ALONE = {"layer.0": 10, "layer.1": 40, "layer.2": 30, "layer.3": 20}
 """mIoU in percent of the layers alone."""
@@ -82,48 +79,31 @@ def config_of(seed: int = 0, **method: Any) -> dict[str, Any]:
     }
 
 
-def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the method says of itself in its results."""
-    method = config["method"]
+def result_of(config: Mapping[str, Any], percent: float, **prints: str) -> TrialResult:
+    """A result of such a configuration, with what the method says of itself."""
+    method, names = config["method"], {name: config[name]["name"] for name in ("backbone", "data", "protocol")}
     words = "multi (with related words)" if method.get("multi_prompt") else "single (one word for each class)"
     stated = {"prompts": f"{Path(method['prompts']).name}, {words}"} if "prompts" in method else {}
     own = "ranking" if method["name"] == "infoscore_ranking" else None
-    return {"label": method["name"], "least_shots": 0, "own_report": own, "table_order": 10, "stated": stated}
-
-
-def result_of(config: Mapping[str, Any], percent: float, **prints: str) -> TrialResult:
+    facts = {"label": method["name"], "least_shots": 0, "own_report": own, "table_order": 10, "stated": stated}
     return from_counts(
-        counts_of(percent),
-        config=config,
-        fingerprints=FINGERPRINTS | prints,
-        method=config["method"]["name"],
-        backbone=config["backbone"]["name"],
-        data=config["data"]["name"],
-        subject=config["data"].get("subject", "car"),
-        shots=config["shots"],
-        seed=config["seed"],
-        preset=config["preset"],
-        protocol=config["protocol"]["name"],
-        classes=CAR,
-        facts=facts_of(config),
-    )
+        counts_of(percent), config=config, fingerprints=FINGERPRINTS | {"prompts": "ef" * 32} | prints,
+        method=method["name"], subject="car", shots=config["shots"], seed=config["seed"], preset=config["preset"],
+        classes=CAR, facts=facts, **names,
+    )  # fmt: skip
 
 
-def store(root: Path, result: TrialResult, content: Any) -> Path:
+def keep(root: Path, result: TrialResult, content: Any) -> Path:
     """A finished trial with its study; text is written as it is, None is no file."""
-    folder = identity.trial_folder(root, result.data, result.method, result.shots, result.seed, result.signature)
-    write_result(folder, result)
+    (folder,) = store(root, result)
     if content is not None:
         (folder / STUDY_FILE).write_text(content if isinstance(content, str) else json.dumps(content))
-    facts = {"device": "a CPU", "platform": "Linux", "git": {"commit": "0123456789abcdef", "dirty": False}}
-    (folder / "environment.json").write_text(json.dumps(facts | {"finished": "2026-11-21T10:00:00+00:00"}))
     return folder
 
 
 def trial(root: Path, seed: int = 0, method: Mapping[str, Any] | None = None, **options: Any) -> Path:
     content = content_of(seed, **options)
-    used = content["conventions"]["slime"]["selections"]["top-2"]["miou"]
-    return store(root, result_of(config_of(seed, **method or {}), used), content)
+    return keep(root, result_of(config_of(seed, **method or {}), 32), content)
 
 
 def report(root: Path, *overrides: str, **options: Any) -> tuple[list[RankingReport], str]:
@@ -135,34 +115,11 @@ def report(root: Path, *overrides: str, **options: Any) -> tuple[list[RankingRep
     return made, " ".join(out.getvalue().split())
 
 
-def main(arguments: list[str], console: Console | None = None) -> int:
-    return command.main(arguments, lambda *_: [], console)
-
-
 def page_of(root: Path, kind: str = "md") -> str:
     return (root / "reports" / "car" / f"mini_car-ranking.{kind}").read_text()
 
 
-def cells(page: str, start: str) -> list[str]:
-    """The cells of the one line of Markdown whose first cell is `start`."""
-    lines = [line for line in page.replace("\\", "").splitlines() if line.startswith(f"| **{start}** |")]
-    assert len(lines) == 1, (start, lines)
-    return [cell.strip().strip("*") for cell in lines[0].strip("|").split("|")]
-
-
 # ------------------------------------------------------------------------------------------------ reading
-
-
-def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
-    content = content_of()
-    assert read_study(store(tmp_path, result_of(config_of(), 32), content)) == content
-
-
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", "[" * 100_000, '{"layers": []}'])
-def test_what_is_no_study_is_a_typed_error(text: str | None, tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match="no valid study") as caught:
-        read_study(store(tmp_path, result_of(config_of(), 32), text))
-    assert caught.value.remedy and str(caught.value.path).endswith(STUDY_FILE)
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -175,18 +132,21 @@ def test_numbers_worked_by_hand(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     first, *_ = page.split("## car: mIoU in percent of ensembles")
     # InfoScore: means 0.5, 3.5, 3, 2.5. mIoU: 10 and 12 for layer.0, the others twice the same.
-    assert cells(first, "layer.0") == ["layer.0", "0.5±0", "4", "11.0±1.4", "4", "0"]
-    assert cells(first, "layer.1") == ["layer.1", "3.5±0.71", "1", "40.0±0.0", "1", "0"]
-    assert cells(first, "layer.2") == ["layer.2", "3±1.4", "2", "30.0±0.0", "2", "0"]
-    assert cells(first, "layer.3") == ["layer.3", "2.5±0.71", "3", "20.0±0.0", "3", "0"]
+    assert cells(first, "**layer.0**") == ["layer.0", "0.5±0", "4", "11.0±1.4", "4", "0"]
+    assert cells(first, "**layer.1**") == ["layer.1", "3.5±0.71", "1", "40.0±0.0", "1", "0"]
+    assert cells(first, "**layer.2**") == ["layer.2", "3±1.4", "2", "30.0±0.0", "2", "0"]
+    assert cells(first, "**layer.3**") == ["layer.3", "2.5±0.71", "3", "20.0±0.0", "3", "0"]
     # Order 1, 3, 2, 0 in seed 0 and 2, 1, 3, 0 in seed 1; an ensemble has the mean of its layers and 2 for each more.
-    assert cells(page, "top-1") == ["top-1", "35.0±7.1", "not the same for every seed"]
-    assert cells(page, "top-2") == ["top-2", "34.5±3.5", "not the same for every seed"]
-    assert cells(page, "top-3") == ["top-3", "34.0±0.0", "layer.1, layer.2, layer.3"]
-    assert cells(page, "all") == ["all", "31.2±0.4", ", ".join(LAYERS)]
-    assert cells(page, "last")[1:] == ["20.0±0.0", "layer.3"] and cells(page, "middle")[1:] == ["30.0±0.0", "layer.2"]
+    assert cells(page, "**top-1**") == ["top-1", "35.0±7.1", "not the same for every seed"]
+    assert cells(page, "**top-2**") == ["top-2", "34.5±3.5", "not the same for every seed"]
+    assert cells(page, "**top-3**") == ["top-3", "34.0±0.0", "layer.1, layer.2, layer.3"]
+    assert cells(page, "**all**") == ["all", "31.2±0.4", ", ".join(LAYERS)]
+    assert cells(page, "**last**")[1:] == ["20.0±0.0", "layer.3"] and cells(page, "**middle**")[1:] == [
+        "30.0±0.0",
+        "layer.2",
+    ]
     # Ranks 4 1 3 2 against 4 1 2 3: two differences of 1, rho = 1 - 6 * 2 / 60; in seed 1 4 2 1 3 against 4 1 2 3.
-    zero, one, both = (cells(page, name) for name in ("0", "1", "all seeds"))
+    zero, one, both = (cells(page, f"**{name}**") for name in ("0", "1", "all seeds"))
     assert [zero[1], one[1], both[1]] == ["0.80", "0.80", "0.80±0.00"]
     assert zero[3:8] == ["layer.1", "layer.1", "yes", "no", "32.0"]
     assert one[3:8] == ["layer.2", "layer.1", "no", "yes", "37.0"]
@@ -197,42 +157,45 @@ def test_numbers_worked_by_hand(tmp_path: Path) -> None:
     assert made.groups[0].missing == [2]
 
 
-def test_random_pairs(tmp_path: Path) -> None:
+def test_random_pairs_and_the_convention(tmp_path: Path) -> None:
     """All five other pairs: of 10, 40, 30, 20 those without (1, 3)."""
     for seed in (0, 1, 2):
-        trial(tmp_path, seed, pairs=5, method={"pairs": 5})
+        content = content_of(seed, pairs=5)
+        for each in content["conventions"]["dataset"]["selections"].values():
+            each["miou"] /= 2
+        keep(tmp_path, result_of(config_of(seed, pairs=5), 32), content)
     (made,), _ = report(tmp_path)
     values = [27.0, 22.0, 17.0, 37.0, 27.0]  # 01 02 03 12 23, each mean + 2
     mean = sum(values) / 5
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 4)
     pairs = made.groups[0].pairs
-    assert pairs is not None and pairs.numbers == (5, 5, 5)
-    assert (pairs.mean.mean, pairs.mean.std) == (pytest.approx(mean), pytest.approx(0))
-    assert pairs.deviation.mean == pytest.approx(deviation) and pairs.best.mean == pytest.approx(37)
+    assert [one.pairs for one in made.groups[0].seeds] == [5, 5, 5]
+    assert (pairs["mean"].mean, pairs["mean"].std) == (pytest.approx(mean), pytest.approx(0))
+    assert pairs["deviation"].mean == pytest.approx(deviation) and pairs["best"].mean == pytest.approx(37)
     page = page_of(tmp_path)
-    assert cells(page, "random pairs, mean")[1:] == ["26.0±0.0", "5 pairs a seed"]
-    assert cells(page, "random pairs, best")[1] == "37.0±0.0"
-    assert cells(page, "random pairs, deviation")[1] == "7.4±0.0"
+    assert cells(page, "**random pairs, mean")[1:] == ["26.0±0.0", "5 pairs a seed"]
+    assert cells(page, "**random pairs, best")[1] == "37.0±0.0"
+    assert cells(page, "**random pairs, deviation")[1] == "7.4±0.0"
     # top-2 (layers 1 and 3) has 32: one of five pairs is above it.
-    assert cells(page, "0")[-1] == "1 of 5" and cells(page, "all seeds")[-1] == "3 of 15"
+    assert cells(page, "**0")[-1] == "1 of 5" and cells(page, "**all seeds")[-1] == "3 of 15"
     assert "missing trials: none (of seeds 0, 1, 2)" in page
     assert "mIoU of a layer is the same for every seed" in page and "the images ranked on" in page
+    (made,), out = report(tmp_path, convention="dataset")
+    assert "convention dataset" in out and made.groups[0].layers[1].miou.mean == pytest.approx(20)
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_few_layers_and_no_pairs(number: int, tmp_path: Path) -> None:
     alone = {name: ALONE[name] for name in LAYERS[:number]}
-    method = {"pairs": 0, "top": number}
     content = content_of(0, SCORES[:number], alone, pairs=0)
-    used = content["conventions"]["slime"]["selections"]["all"]["miou"]
-    store(tmp_path, result_of(config_of(0, **method), used), content | {"used": list(alone)})
+    keep(tmp_path, result_of(config_of(0, pairs=0, top=number), 32), content)
     (made,), _ = report(tmp_path)
     (seed,) = made.groups[0].seeds
-    assert made.groups[0].pairs is None and seed.top2_are_best is None
+    assert made.groups[0].pairs == {} and seed.top2_are_best is None
     expected = (None, None, None) if number == 1 else (pytest.approx(1), True, pytest.approx(27))
     assert (seed.rho, seed.top1_is_best, seed.top2) == expected
     page = page_of(tmp_path)
-    assert "random pairs" not in page and cells(page, "0")[1] == ("-" if number == 1 else "1.00")
+    assert "random pairs" not in page and cells(page, "**0")[1] == ("-" if number == 1 else "1.00")
 
 
 @hypothesis_settings(max_examples=8, deadline=None)
@@ -268,12 +231,12 @@ def test_markdown_csv_and_json_hold_the_same(tmp_path: Path) -> None:
         assert line["name"] == layer["name"] and float(line["miou_mean"]) == layer["miou"]["mean"]
         assert float(line["info_score_mean"]) == layer["info_score"]["mean"]
         assert float(line["rank_difference"]) == layer["info_rank"] - layer["miou_rank"] == layer["rank_difference"]
-        shown = cells(page.split("of ensembles")[0], layer["name"])
+        shown = cells(page.split("of ensembles")[0], f"**{layer['name']}**")
         assert shown[3] == f"{layer['miou']['mean']:.1f}±{layer['miou']['std']:.1f}"
         assert float(shown[2]) == layer["info_rank"] and float(shown[4]) == layer["miou_rank"]
     for line, one in zip(of["ensemble"], group["ensembles"], strict=False):
         assert line["name"] == one["name"] and float(line["miou_mean"]) == one["miou"]["mean"]
-        assert cells(page, one["name"])[1].startswith(f"{one['miou']['mean']:.1f}±")
+        assert cells(page, f"**{one['name']}**")[1].startswith(f"{one['miou']['mean']:.1f}±")
     for line, kind in zip(of["ensemble"][-3:], ("mean", "best", "deviation"), strict=True):
         assert line["name"] == f"random pairs, {kind}" and float(line["miou_mean"]) == group["pairs"][kind]["mean"]
     for line, one in zip(of["seed"], group["seeds"], strict=True):
@@ -309,32 +272,6 @@ def test_the_caption_says_what_has_to_be_known(tmp_path: Path) -> None:
     assert "/home/me" not in page_of(tmp_path) + page_of(tmp_path, "csv") + page_of(tmp_path, "json")
 
 
-def test_ranking_on_test_images_is_said_in_capitals(tmp_path: Path) -> None:
-    store(tmp_path, result_of(config_of(rank_on="test"), 32), content_of(rank_on="test", forwarded_images=4))
-    _, out = report(tmp_path)
-    assert (
-        "layers ranked with single prompts on the 5 TEST IMAGES (transductive)" in out
-        and "1.00 for each test image" in out
-    )
-    assert "training side" not in out
-    assert {line["rank_on"] for line in csv.DictReader(page_of(tmp_path, "csv").splitlines())} == {"test"}
-
-
-def test_the_convention_is_chosen(tmp_path: Path) -> None:
-    content = content_of()
-    part = content["conventions"]["dataset"]
-    for name, each in part["selections"].items():
-        each["miou"] = 50.0 if set(each["layers"]) == {"layer.1", "layer.3"} else each["miou"] / 2
-        if name in LAYERS:
-            part["single"][LAYERS.index(name)] = each["miou"]
-    config = config_of(crf={"enabled": True})
-    store(tmp_path, result_of(config, 32), content)
-    (made,), out = report(tmp_path, convention="dataset")
-    assert "convention dataset" in out and made.groups[0].layers[1].miou.mean == pytest.approx(20)
-    (made,), _ = report(tmp_path)
-    assert made.groups[0].layers[1].miou.mean == pytest.approx(40)
-
-
 # ------------------------------------------------------------------------------------------------ which trials
 
 
@@ -344,7 +281,7 @@ def test_what_is_spoilt_is_listed_and_never_averaged(tmp_path: Path) -> None:
     broken = json.loads((folder / STUDY_FILE).read_text())
     del broken["conventions"]
     (folder / STUDY_FILE).write_text(json.dumps(broken))
-    store(tmp_path, result_of(config_of(2), 32), None)
+    keep(tmp_path, result_of(config_of(2), 32), None)
     stray = tmp_path / "runs" / "mini_car" / "infoscore_ranking" / "0-shot" / f"seed5-{'0' * 16}"
     stray.mkdir(parents=True)  # a study without a valid result beside it is nothing
     (stray / STUDY_FILE).write_text(json.dumps(content_of(5)))
@@ -356,15 +293,6 @@ def test_what_is_spoilt_is_listed_and_never_averaged(tmp_path: Path) -> None:
     facts = json.loads(page_of(tmp_path, "json"))
     assert [one["seed"] for one in facts["not_used"]] == [1, 2]
     assert facts["not_used"][0]["path"].startswith("runs/mini_car/infoscore_ranking/0-shot/seed1-")
-
-
-def test_failed_trials_are_said(tmp_path: Path) -> None:
-    trial(tmp_path, 0)
-    folder = trial(tmp_path, 1)
-    (folder / "result.json").unlink()
-    (folder / "error.json").write_text(json.dumps({"summary": "too hot"}))
-    _, out = report(tmp_path)
-    assert "failed: seed 1 (too hot)" in out
 
 
 def test_other_settings_have_their_own_tables_and_figures(tmp_path: Path) -> None:
@@ -381,28 +309,15 @@ def test_other_settings_have_their_own_tables_and_figures(tmp_path: Path) -> Non
     assert len(pictures) == 4 and all(f"]({name})" in page_of(tmp_path) for name in pictures)
 
 
-def test_subjects(tmp_path: Path) -> None:
-    trial(tmp_path, 0)
-    config = config_of()
-    config["data"] = {"name": "mini_horse", "subject": "horse"}
-    store(tmp_path, result_of(config, 32), content_of())
-    made, _ = report(tmp_path)
-    assert [one.data for one in made] == ["mini_car", "mini_horse"]
-    assert (tmp_path / "reports" / "horse" / "mini_horse-ranking.json").is_file()
-    made, _ = report(tmp_path, subject="horse")
-    assert [one.data for one in made] == ["mini_horse"]
+def test_nothing_to_report(tmp_path: Path) -> None:
+    for content, why in ((None, "there is no such file"), ("{", "not valid JSON"), ("{}", "fields are missing")):
+        keep(tmp_path, result_of(config_of(), 32), content)
+        with pytest.raises(ResultError, match="no study of layers to report") as caught:
+            report(tmp_path)
+        assert "1 finished trial(s)" in str(caught.value.found) and why in str(caught.value.found)
+        assert "experiment=infoscore_ranking" in str(caught.value.remedy)
     with pytest.raises(ResultError, match="for subject face"):
         report(tmp_path, subject="face")
-
-
-def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--ranking", "--outputs", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "experiment=infoscore_ranking" in error and "0 finished trial(s)" in error
-    store(tmp_path, result_of(config_of(), 32), "{")
-    assert main(["--ranking", "--outputs", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "1 finished trial(s)" in error and "not valid JSON" in error and "Traceback" not in error
 
 
 # ------------------------------------------------------------------------------------------------ the sweep's overrides
@@ -431,7 +346,7 @@ def fill(root: Path, trials: Sequence[Mapping[str, Any]], **prints: str) -> list
         decided = config["decided"]
         config = {**decided, "trainer": {**decided["trainer"], "device": "cpu"}}
         config["data"] = config["data"] | {"subject": "car"}
-        folders.append(store(root, result_of(config, 32, **prints), content_of(config["seed"])))
+        folders.append(keep(root, result_of(config, 32, **prints), content_of(config["seed"])))
     return folders
 
 
@@ -467,57 +382,7 @@ def test_data_of_the_sweep_without_a_trial_are_said(tmp_path: Path) -> None:
     assert "no finished trial: data mini_horse, backbone mini_blip" in out and "What is not here" in page_of(tmp_path)
 
 
-def test_overrides_of_another_method(tmp_path: Path) -> None:
-    store(tmp_path, result_of(config_of() | {"shots": 1, "method": {"name": "slime"}}, 50), None)
-    with pytest.raises(ConfigError, match="not trials of the ranking experiment") as caught:
-        report(tmp_path, "experiment=mini_car")
-    assert caught.value.found == "slime" and "experiment=infoscore_ranking" in str(caught.value)
-
-
-@pytest.mark.usefixtures("composed_once")
-def test_overrides_and_options_in_any_order(tmp_path: Path) -> None:
-    fill(tmp_path, planned(*SWEEP))
-    out = Console(file=io.StringIO(), width=80)
-    arguments = [SWEEP[0], "--ranking", "--outputs", str(tmp_path), SWEEP[1], "--out", str(tmp_path / "docs")]
-    assert main(arguments, out) == 0
-    names = {path.name for path in (tmp_path / "docs").iterdir()}
-    assert {f"mini_car-ranking.{kind}" for kind in ("md", "csv", "json", "tex")} < names and len(names) == 6
-    assert (
-        "slime-bench --multirun experiment=infoscore_ranking data=mini_car"
-        in (json.loads((tmp_path / "docs" / "mini_car-ranking.json").read_text())["command"])
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--ablation", "lr"], "--ablation"),
-        (["--shots", "0"], "--shots"),
-        (["--variants"], "--variants"),
-        (["--without-background"], "--without-background"),
-        (["--subject", "car", "data=mini_car"], "--subject"),
-        (["--seeds", "0", "data=mini_car"], "--seeds"),
-    ],
-)
-def test_options_that_do_not_go_together(
-    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--ranking", "--outputs", str(tmp_path), *arguments]) == 2
-    error = capsys.readouterr().err
-    assert words in error and "do not go together" in error and "what to do" in error
-
-
 # ------------------------------------------------------------------------------------------------ files
-
-
-def test_the_same_files_give_the_same_bytes_wherever_they_go(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        trial(tmp_path, seed)
-    report(tmp_path)
-    report(tmp_path, folder=tmp_path / "docs")
-    written = {path.name: path.read_bytes() for path in (tmp_path / "reports" / "car").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "docs").iterdir()} == written and len(written) == 6
-    assert str(tmp_path).encode() not in b"".join(written.values())
 
 
 def test_figures_show_the_numbers(tmp_path: Path) -> None:
@@ -534,18 +399,13 @@ def test_figures_show_the_numbers(tmp_path: Path) -> None:
     assert len(set(sizes.values())) == 4
 
 
-def test_names_of_layers_on_an_axis() -> None:
-    assert short_names(["layer.6", "layer.10"]) == (["6", "10"], "layer.*")
-    assert short_names(["a.1", "b.1"]) == (["a.1", "b.1"], "") and short_names(["x"]) == (["x"], "")
-
-
 def test_the_ranking_experiment_is_not_in_the_main_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trial(tmp_path, 0)
     folder = trial(tmp_path, 1)
-    assert main(["--outputs", str(tmp_path), "--subject", "car"]) == 2
+    assert command.main(["--outputs", str(tmp_path), "--subject", "car"], lambda *_: []) == 2
     assert "infoscore_ranking is for --ranking" in " ".join(capsys.readouterr().err.split())
     config = config_of() | {"shots": 1, "method": {"name": "slime"}, "protocol": {"name": "slime_mini"}}
-    store(tmp_path, result_of(config, 50), None)
+    keep(tmp_path, result_of(config, 50), None)
     (folder / "result.json").unlink()
     (folder / "error.json").write_text(json.dumps({"summary": "too hot"}))
     (made,) = run(Asked(Console(file=io.StringIO()), lambda *_: [], tmp_path), "car")
