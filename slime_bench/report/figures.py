@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from slime_bench.report.published import Stat
 from slime_bench.report.ranking import Ensemble, Group
-from slime_bench.results.qualitative import GridItem, check_items
+from slime_bench.results.artifacts import GridItem
 from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -53,12 +53,10 @@ def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Seque
     """Draws one row per item: image, ground truth, prediction, one map per class; writes a PNG atomically.
 
     Raises:
-        ResultError: no items, or items that do not fit the classes.
         StorageError: the file cannot be written.
     """
     from matplotlib.patches import Patch
 
-    check_items(items, classes, path)
     rows, columns = len(items), 3 + len(classes)
     width, height = grid_size(rows, len(classes))
     figure = _figure(figsize=(width / DPI, height / DPI), dpi=DPI)

@@ -53,6 +53,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def planned_trials(
+    overrides: Sequence[str], outputs: Path | None, extra_dir: str | None
+) -> list[tuple[dict[str, Any], TrialStatus]]:
+    """What reports are told of a sweep's trials: of each the configuration as plain values, under `decided` what of it
+    decides the numbers, and its status.
+
+    Args:
+        overrides: as they were given to the sweep.
+        outputs: folder with runs/; that of the configuration by default.
+        extra_dir: a further folder of configuration files.
+
+    Raises:
+        ConfigError: see `compose.plan`.
+    """
+    found, sweep, trials = plan(overrides, sweep=True, extra_dir=extra_dir), Sweep(), []
+    for cfg, name in zip(found.trials, found.names, strict=True):
+        there = cfg if outputs is None else cfg.replace(output_root=str(outputs))
+        trials.append(({**there.plain, "decided": identity.deciding(there)}, sweep.status(there, name)))
+    return trials
+
+
 class Sweep:
     """Looks at the trials of one command; the files of data and weights that they share are read once."""
 

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from slime_bench.errors import StorageError
-from slime_bench.results.curves import CURVES_FILE, write_curves
+from slime_bench.results.artifacts import CURVES_FILE, write_curves
 from slime_bench.results.result import RESULT_FILE
 from slime_bench.trial import checkpoint
 

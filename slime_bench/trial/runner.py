@@ -130,8 +130,8 @@ def _compute(spec: TrialSpec, fitted: dict[str, Any] | None, logger: Any) -> Tri
 def _fit_and_test(
     spec: TrialSpec, batches: Any, fitted: dict[str, Any] | None, logger: Any, method: Any, began: float
 ) -> TrialResult:
-    from slime_bench.results.confusion import CONFUSION_FILE, write_confusion
-    from slime_bench.results.curves import CURVES_FILE, write_curves
+    from slime_bench.results.artifacts import CONFUSION_FILE, write_confusion
+    from slime_bench.results.artifacts import CURVES_FILE, write_curves
     from slime_bench.trial import checkpoint
 
     cfg, data, folder = spec.cfg, spec.data, spec.folder
@@ -237,7 +237,7 @@ def _prepare(folder: Path, cfg: TrialConfig) -> None:
 def _write_qualitative(folder: Path, method: Any) -> None:
     if not method.examples:
         return
-    from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, write_qualitative
+    from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, write_qualitative
 
     items = [
         GridItem(

@@ -26,7 +26,7 @@ from slime_bench.report.published import load_published
 from slime_bench.report.rows import aggregate, comparison, difference, frame, missing, published_rows
 from slime_bench.report.subject import SubjectReport, csv_text, markdown, sections, subject_report, table_json
 from slime_bench.results import identity
-from slime_bench.results.qualitative import GridItem, read_qualitative, write_qualitative
+from slime_bench.results.artifacts import GridItem, read_qualitative, write_qualitative
 from slime_bench.results.result import TrialResult, from_counts, write_result
 
 CAR = ["background", "body", "light", "plate", "wheel", "window"]

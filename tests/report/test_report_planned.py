@@ -25,7 +25,7 @@ from slime_bench.report.pictures import class_colours, gallery, outline, paint
 from slime_bench.report.planned import Planned, ablation_among
 from slime_bench.report.problems import of_states
 from slime_bench.results.status import TrialStatus
-from slime_bench.sweep.planned import planned_trials
+from slime_bench.sweep.status import planned_trials
 from tests.fixtures.toy_results import make
 
 # ----------------------------------------------------------------------------------------------------- a sweep's trials

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from slime_bench.errors import ResultError
 from slime_bench.metrics.iou import IouMetric
-from slime_bench.results.confusion import CONFUSION_FILE, read_confusion, write_confusion
+from slime_bench.results.artifacts import CONFUSION_FILE, read_confusion, write_confusion
 
 CLASSES = ["background", "wheel", "</script>"]
 

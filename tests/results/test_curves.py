@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from slime_bench.errors import ResultError
 from slime_bench.methods.curve import WAITING, Curve
-from slime_bench.results.curves import AXES, CURVES_FILE, Point, read_curves, table, write_curves
+from slime_bench.results.artifacts import AXES, CURVES_FILE, Point, read_curves, table, write_curves
 from slime_bench.trial import checkpoint
 
 # Names with commas, quotes and spaces, but no control characters.

@@ -20,7 +20,7 @@ from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import ConfigError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.iou import IouCounts
-from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, read_qualitative, write_qualitative
+from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative, write_qualitative
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, from_counts, read_per_image, write_per_image
 from slime_bench.tracking import media
 from slime_bench.tracking import wandb as tracking

@@ -27,7 +27,7 @@ from slime_bench.data.folder import FolderData
 from slime_bench.errors import StorageError
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.metrics.iou import IGNORE
-from slime_bench.results.curves import CURVES_FILE, read_curves, table
+from slime_bench.results.artifacts import CURVES_FILE, read_curves, table
 from slime_bench.tracking.loggers import trial_logger
 from slime_bench.trial import checkpoint, resume
 from slime_bench.trial import runner as trial
