@@ -41,6 +41,7 @@ class FailedTrial:
     shots: int
     seed: int
     summary: str
+    own_report: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Collected:
     @property
     def own_reports(self) -> dict[str, str]:
         """Method -> name of the report that its trials have instead of rows in the main tables."""
-        return {one.method: name for one in self.results if (name := one.facts.get("own_report"))}
+        failed = {one.method: one.own_report for one in self.failed if one.own_report}
+        return failed | {one.method: name for one in self.results if (name := one.facts.get("own_report"))}
 
     def of_report(self, name: str | None) -> Collected:
         """The trials of the methods that have the report `name`; of the main tables for None."""
@@ -107,10 +109,11 @@ def _failed(path: Path) -> FailedTrial | None:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         texts = [str(fields[name]) for name in ("type", "summary", "message") if fields.get(name)]
+        own = fields.get("facts", {}).get("own_report")
     except (OSError, ValueError, AttributeError):
-        texts = []
+        texts, own = [], None
     summary = ": ".join(texts[:2]).splitlines()[0] if texts else "error.json does not say why"
-    return FailedTrial(path.parent, trial["data"], trial["method"], trial["shots"], trial["seed"], summary)
+    return FailedTrial(path.parent, trial["data"], trial["method"], trial["shots"], trial["seed"], summary, own)
 
 
 def read_optional(path: Path, read: Callable[[Path], T]) -> T | None:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slime_bench.paths import config_dir
-from slime_bench.results.environment import read_environment
 from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative
+from slime_bench.results.environment import read_environment
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, read_per_image
 
 STEP: Final = "trainer/global_step"

@@ -12,9 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from slime_bench.metrics.iou import CONVENTIONS
-from slime_bench.results.artifacts import read_confusion
-from slime_bench.results.artifacts import read_curves
-from slime_bench.results.artifacts import read_qualitative
+from slime_bench.results.artifacts import read_confusion, read_curves, read_qualitative
 from slime_bench.results.result import read_per_image, read_result
 from slime_bench.trial import runner as trial
 from tests.e2e.conftest import SIDE, SPLITS, Bench, Outcome, command, contents

@@ -25,9 +25,8 @@ from slime_bench.config.compose import plan
 from slime_bench.errors import ConfigError
 from slime_bench.methods.slime.method import Slime
 from slime_bench.metrics.iou import IouCounts
-from slime_bench.results.artifacts import CURVES_FILE, read_curves
+from slime_bench.results.artifacts import CURVES_FILE, GridItem, read_curves, read_qualitative, write_qualitative
 from slime_bench.results.identity import flatten
-from slime_bench.results.artifacts import GridItem, read_qualitative, write_qualitative
 from slime_bench.results.result import from_counts, read_per_image, read_result, write_per_image, write_result
 from slime_bench.tracking import media
 from slime_bench.tracking import wandb as tracking
