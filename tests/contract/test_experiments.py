@@ -176,12 +176,6 @@ def test_slimes_tables_are_slimes() -> None:
     assert "experiment=mini_car" in str(caught.value.remedy) and "--multirun method." in str(caught.value.remedy)
 
 
-def test_the_old_name_of_table_1_leads_to_the_new_one() -> None:
-    with pytest.raises(ConfigError, match="unknown experiment") as caught:
-        plan(["experiment=table1_was"])
-    assert "experiment=table1?" in str(caught.value.remedy)
-
-
 def test_a_preset_of_ones_own_has_to_name_its_data(tmp_path: Path) -> None:
     (tmp_path / "preset").mkdir()
     own = (

@@ -132,7 +132,7 @@ def no_thrift(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "SHARE", float("inf"))
 
 
-@pytest.mark.parametrize(("name", "every"), [(ONE_SHOT, 2), ("slime, 3 shots", 3), ("vlm, 3 shots", 2)])
+@pytest.mark.parametrize(("name", "every"), [("slime, 3 shots", 3), ("vlm, 3 shots", 2)])
 def test_a_trial_may_be_killed_at_any_step(
     trials: dict[str, Trial], undisturbed: Callable[[str], Path], tmp_path: Path, name: str, every: int
 ) -> None:

@@ -186,6 +186,7 @@ class TestOffline:
             for name, value in table["per_class"].items():
                 assert found.get(media.iou(name, convention)) == (None if value is None else pytest.approx(100 * value))
         assert found[media.MIOU] == pytest.approx(100 * result.average) and found["seconds/fit"] > 0
+        assert found["val/best_miou"] == pytest.approx(100 * result.validation["score"])
 
     def test_test_images_with_their_masks_and_maps(self, mirrored: Bench, log: WandbLog) -> None:
         """The pictures that W&B will show are the trial's own, pixel by pixel."""
@@ -311,9 +312,6 @@ class TestGoingOn:
                 assert found.exits[0]["exit_code"] == code
             train(arguments, range(10))
             assert steps_of(folder) == list(range(10)) and is_complete(folder)
-            train(forced(arguments), range(2))
-            assert steps_of(folder) == [0, 1]
-
             said = [record.getMessage() for record in caplog.records]
             assert [line for line in said if "no key" in line] == [
                 "W&B: no key is set, so runs are kept offline; with one (`wandb login`): "
@@ -364,7 +362,7 @@ class TestFailures:
         assert set(asked) <= {"127.0.0.1"}
         assert [name for name, content in everything(tmp_path / "outputs") if CANARY.encode() in content] == []
 
-    @pytest.mark.parametrize("where", ["log", "finish", "start", "service"])
+    @pytest.mark.parametrize("where", ["finish", "start", "service"])
     def test_whatever_wandb_raises(
         self, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
