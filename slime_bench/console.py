@@ -95,6 +95,6 @@ def assign(values: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def is_interrupt(error: SystemExit) -> bool:
+def is_interrupt(error: BaseException) -> bool:
     """Lightning answers Ctrl-C during `fit` with `sys.exit(1)` inside its handler."""
     return isinstance(error.__context__, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)

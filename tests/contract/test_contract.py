@@ -120,32 +120,6 @@ def test_every_method_has_a_file_and_every_file_a_method() -> None:
     assert {f"{each.__module__}.{each.__qualname__}" for each in classes} == set(METHODS)
 
 
-def test_a_made_up_method_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "made_up_methods"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "other.py").write_text(
-        "from slime_bench.methods.base import SegmentationMethod\n"
-        "class Partial(SegmentationMethod):\n    pass\n"
-        "class Other(SegmentationMethod):\n"
-        "    def scores(self, images, ids): ...\n"
-        "    def learned_state(self): ...\n"
-        "    def load_learned_state(self, state): ...\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = concrete_methods(importlib.import_module("made_up_methods"))
-    assert list(found) == ["made_up_methods.other.Other"]
-    assert uncovered([*METHODS, *found], COVERED["methods"])["without contract"] == ["made_up_methods.other.Other"]
-
-
-def test_a_made_up_file_would_be_noticed(tmp_path: Path) -> None:
-    (tmp_path / "data" / "deeper").mkdir(parents=True)
-    (tmp_path / "data" / "extra.yaml").write_text("name: extra\n")
-    (tmp_path / "data" / "deeper" / "one.yaml").write_text("name: one\n")
-    found = uncovered(options("data", tmp_path), ["gone"])
-    assert found == {"without contract": ["deeper/one", "extra"], "no longer there": ["gone"]}
-
-
 # -- every file composes -----------------------------------------------------------------------------------------------
 
 

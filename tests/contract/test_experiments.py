@@ -145,12 +145,6 @@ def test_no_published_number_is_left_out(shared: Path) -> None:
     assert len(printed) > 150 and printed <= numbers(files)
 
 
-@pytest.mark.parametrize("name", [name for name in options("experiment") if name.startswith("table")])
-def test_a_table_says_how_to_run_it(name: str) -> None:
-    for preset in EXPERIMENTS[name].data:
-        assert f"slime-bench --multirun experiment={name} preset={preset} " in comment("experiment", name)
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_sweep_is_the_papers(name: str) -> None:
     assert content(name)["hydra"]["sweeper"]["params"] == EXPERIMENTS[name].params

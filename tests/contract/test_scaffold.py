@@ -117,16 +117,6 @@ class TestVersions:
 class TestMakefile:
     make = staticmethod(run_make)
 
-    def test_nothing_of_an_outer_make_reaches_one_that_a_test_starts(
-        self, repository: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """As under `make test ARGS=... SUBJECT=...`, which exports both, and once more within MAKEFLAGS."""
-        usual = self.make(repository, "--dry-run", "report").stdout
-        monkeypatch.setenv("MAKEFLAGS", " -k -- ARGS=--subject\\ horse OUTPUTS=elsewhere")
-        monkeypatch.setenv("ARGS", "--subject horse")
-        monkeypatch.setenv("PYTHON", "no-such-python")
-        assert "slime-bench report" in usual and self.make(repository, "--dry-run", "report").stdout == usual
-
     def test_help_is_the_default_and_lists_every_target(self, repository: Path) -> None:
         done = self.make(repository)
         assert done.returncode == 0

@@ -186,5 +186,5 @@ class TestMistakes:
 
     def test_one_command_has_one_launcher(self) -> None:
         trials = plan(["launcher=joblib,sequential"], sweep=True).trials
-        with pytest.raises(ConfigError, match="joblib and sequential"):
+        with pytest.raises(ConfigError, match="one command has one launcher"):
             launcher_of(trials)

@@ -42,7 +42,6 @@ class TestMode:
         [
             (None, "", None),
             (None, "online", "online"),
-            (None, "dryrun", "offline"),
             ("offline", "disabled", "offline"),  # the command line has the last word
         ],
     )
@@ -96,14 +95,6 @@ class TestMode:
         assert command.startswith("wandb sync ")
         listed = subprocess.run(["sh", "-c", command.replace("wandb sync", "echo")], capture_output=True, text=True)
         assert listed.stdout.strip() == str(run)
-
-    @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(1)])
-    @pytest.mark.parametrize("chained", [False, True])
-    def test_exit_codes(self, error: BaseException, chained: bool) -> None:
-        if chained:
-            error.__context__ = KeyboardInterrupt()  # as Lightning answers Ctrl-C
-        interrupted = chained or isinstance(error, KeyboardInterrupt)
-        assert tracking.exit_code(error) == (255 if interrupted else 1)
 
 
 class TestFacts:

@@ -68,7 +68,7 @@ class TestSweep:
 class TestWorkspace:
     def shown(self) -> list[str]:
         sections = workspace.layout(workspace.classes_of("car"))
-        return [key for panels in sections.values() for panel in panels for key in panel.keys]
+        return [key for panels in sections.values() for _, _, keys in panels for key in keys]
 
     def test_it_asks_for_what_is_logged(self) -> None:
         known = {value for name, value in vars(media).items() if name.isupper()}
