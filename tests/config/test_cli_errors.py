@@ -207,24 +207,6 @@ class TestBadCommandLines:
 
 
 class TestFailingTrials:
-    def test_the_same_reason_is_told_once_in_the_summary(self, bench: Bench) -> None:
-        def behave(cfg: TrialConfig) -> None:
-            raise DataError("no folder", path="data/x")
-
-        bench.behave = behave
-        code, text = bench("--multirun", "seed=0,1,2")
-        assert text.count("where: data/x") == 2 and text.count("(as above)") == 2
-        summary = text[text.index("0 of 3 trials finished, 3 failed") :]
-        assert code == 1 and summary.count("no folder") == 1 and "seed=2" in summary
-
-    def test_fail_fast_leaves_the_rest_out(self, bench: Bench) -> None:
-        def behave(cfg: TrialConfig) -> None:
-            raise DataError("no folder")
-
-        bench.behave = behave
-        code, text = bench("--multirun", "seed=0,1,2", "launcher=fail_fast")
-        assert code == 1 and len(bench.ran) == 1 and "2 left out" in text
-
     def test_an_unexpected_error_is_exit_code_1_and_outweighs(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,44 +286,6 @@ def test_a_fit_that_was_over_is_not_repeated(live: Callable[..., Life], tmp_path
     assert outcome(again, tmp_path) == expected
     # A line that the test phase logs stands where it would stand without the interruption.
     assert again.trainer.fit_loop.epoch_loop._batches_that_stepped == 12
-
-
-def test_a_fit_that_stopped_early_stays_stopped(live: Callable[..., Life], tmp_path: Path) -> None:
-    def stops(trainer: Any) -> None:
-        trainer.callbacks.append(Stopper())
-
-    first = live(Fit(epochs=8), tmp_path, adjust=stops)
-    assert first.trainer.global_step == 6
-    again = live(Fit(epochs=8), tmp_path)
-    assert again.method.seen == {} and again.steps == 6
-
-
-class Stopper(lightning.Callback):
-    """Ends the fit after its first epoch."""
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        trainer.should_stop = True
-
-
-def test_a_checkpoint_that_was_torn_while_it_was_written_leaves_the_one_before(
-    live: Callable[..., Life], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fit = Fit(epochs=2)
-    _, expected = undisturbed(live, fit, tmp_path / "calm")
-    live(fit, tmp_path / "stormy", dies=4)
-    before = (tmp_path / "stormy" / checkpoint.FILE).read_bytes()
-    replace = os.replace
-
-    def dies(source: Any, target: Any) -> None:
-        if Path(target).name == checkpoint.FILE:
-            raise Killed
-        replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", dies)
-        assert live(fit, tmp_path / "stormy").killed
-    assert (tmp_path / "stormy" / checkpoint.FILE).read_bytes() == before
-    assert outcome(live(fit, tmp_path / "stormy"), tmp_path / "stormy") == expected
 
 
 @pytest.mark.parametrize("error", [StorageError("no space", path="c"), TypeError("cannot pickle it")])
