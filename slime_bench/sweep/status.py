@@ -25,7 +25,7 @@ from slime_bench.results.result import RESULT_FILE, read_result
 from slime_bench.results.status import STATES, TrialStatus
 from slime_bench.trial.device import pick_device
 from slime_bench.trial.failure import ERROR_FILE
-from slime_bench.trial.spec import identify, is_misplaced, nameless_folder
+from slime_bench.trial.spec import identify, nameless_folder
 
 _DEVICES: Final = ("cpu", "cuda")
 
@@ -125,7 +125,7 @@ def of_folder(folder: Path, blank: TrialStatus) -> TrialStatus:
             result = read_result(folder / RESULT_FILE)
         except ResultError as error:
             return replace(here, state=states.UNREADABLE, detail=_line(error))
-        if is_misplaced(result, folder):
+        if not folder.name.endswith(result.signature):
             return replace(here, state=states.UNREADABLE, detail="the result of another trial")
         average = result.average
         return replace(here, state=states.DONE, detail="" if average is None else f"mIoU {100 * average:.1f}")

@@ -30,7 +30,6 @@ from slime_bench.trial.spec import (
     TrialSpec,
     check,
     identify,
-    is_misplaced,
     nameless_folder,
     on_device,
     other_code,
@@ -93,9 +92,6 @@ def _finished(spec: TrialSpec) -> TrialEnd | None:
     """The trial's valid result, if it has one."""
     found = result.find_finished(spec.folder, spec.signature)
     if found is None:
-        return None
-    if is_misplaced(found, spec.folder):
-        _log.warning("This trial runs again: the result in %s belongs to another folder.", spec.folder)
         return None
     stated = found.under(spec.cfg.metric.convention, spec.cfg.metric.background)
     _log.info("%s  already finished: mIoU %s  %s", spec.title, _percent(stated.average), spec.folder)

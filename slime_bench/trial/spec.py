@@ -12,7 +12,7 @@ from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import ConfigError
 from slime_bench.results import identity
 from slime_bench.results.environment import git_state, read_environment, version
-from slime_bench.results.result import RESULT_FILE, TrialResult
+from slime_bench.results.result import RESULT_FILE
 from slime_bench.trial.device import check_precision, pick_device
 
 
@@ -125,12 +125,6 @@ def stamp(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
-
-
-def is_misplaced(result: TrialResult, folder: Path) -> bool:
-    """Whether a result names other data, method, shots, seed or signature than the folder that it lies in."""
-    place = identity.parse_trial_folder(folder)
-    return place is None or any(value != getattr(result, name) for name, value in place.items())
 
 
 def other_code(folder: Path) -> str | None:

@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
 from tests.fixtures.plain_make import run_make
 
@@ -163,42 +162,47 @@ class TestMakefile:
         file.parent.mkdir(parents=True)
         file.touch()
 
-    def test_reproduce_runs_the_sweep_and_then_the_report(self, fake: Path) -> None:
-        done = self.make(fake, "reproduce-horse", "PRESET=paper", "ARGS=seed=0 method.lr=1")
+    @pytest.mark.parametrize(
+        ("arguments", "calls"),
+        [
+            (
+                ["reproduce-horse", "PRESET=paper", "ARGS=seed=0 method.lr=1"],
+                [
+                    "--multirun experiment=paper_horse seed=0 method.lr=1",
+                    "--multirun experiment=paper_horse_infoscore seed=0 method.lr=1",
+                    "report --subject horse",
+                ],
+            ),
+            (["reproduce-car", "METHODS=slime"], ["--multirun experiment=mini_car", "report --subject car"]),
+            (
+                ["reproduce-car", "METHODS=infoscore", "VLM=mini_blip"],
+                ["--multirun experiment=mini_car_infoscore backbone=mini_blip", "report --subject car"],
+            ),
+            (
+                ["ranking", "SUBJECT=face", "PRESET=paper", "VLM=albef", "ARGS=seed=0"],
+                [
+                    f"{command} experiment=infoscore_ranking preset=paper_infoscore data=celebamask_hq backbone=albef "
+                    "seed=0"
+                    for command in ("--multirun", "report --ranking")
+                ],
+            ),
+            (
+                ["ablation-lr", "BACKBONE=sd15"],
+                [
+                    "--multirun experiment=mini_car ablation=lr backbone=sd15",
+                    "report --ablation lr experiment=mini_car backbone=sd15",
+                ],
+            ),
+        ],
+    )
+    def test_what_a_target_runs(self, fake: Path, arguments: list[str], calls: list[str]) -> None:
+        done = self.make(fake, *arguments)
         assert done.returncode == 0, done.stderr
-        assert (fake / "calls").read_text().splitlines() == [
-            "--multirun experiment=paper_horse seed=0 method.lr=1",
-            "--multirun experiment=paper_horse_infoscore seed=0 method.lr=1",
-            "report --subject horse",
-        ]
+        assert (fake / "calls").read_text().splitlines() == calls
 
-    def test_methods_can_be_chosen(self, fake: Path) -> None:
-        for methods in ("slime", "infoscore"):
-            assert self.make(fake, "reproduce-car", f"METHODS={methods}").returncode == 0
+    def test_a_method_that_is_none(self, fake: Path) -> None:
         wrong = self.make(fake, "reproduce-car", "METHODS=slim")
         assert wrong.returncode != 0 and "METHODS" in wrong.stderr and "slime infoscore" in wrong.stderr
-        assert (fake / "calls").read_text().splitlines() == [
-            "--multirun experiment=mini_car",
-            "report --subject car",
-            "--multirun experiment=mini_car_infoscore",
-            "report --subject car",
-        ]
-
-    def test_ranking(self, fake: Path) -> None:
-        assert self.make(fake, "ranking", "SUBJECT=face", "PRESET=paper", "VLM=albef", "ARGS=seed=0").returncode == 0
-        chosen = "experiment=infoscore_ranking preset=paper_infoscore data=celebamask_hq backbone=albef seed=0"
-        assert (fake / "calls").read_text().splitlines() == [f"--multirun {chosen}", f"report --ranking {chosen}"]
-
-    def test_another_backbone_goes_to_the_trials(self, fake: Path) -> None:
-        assert self.make(fake, "reproduce-car", "PRESET=paper", "BACKBONE=mini_sd", "VLM=mini_blip").returncode == 0
-        assert self.make(fake, "ablation-lr", "BACKBONE=sd15").returncode == 0
-        assert (fake / "calls").read_text().splitlines() == [
-            "--multirun experiment=paper_car backbone=mini_sd",
-            "--multirun experiment=paper_car_infoscore backbone=mini_blip",
-            "report --subject car",
-            "--multirun experiment=mini_car ablation=lr backbone=sd15",
-            "report --ablation lr experiment=mini_car backbone=sd15",
-        ]
 
     def test_prepare_passes_on_what_is_given(self, fake: Path) -> None:
         """Also places with spaces; the defaults lie in data/raw."""
@@ -266,12 +270,9 @@ class TestFiles:
         assert "make test" in (repository / "README.md").read_text()
 
 
-class TestConfigDir:
-    def test_a_wheel_carries_it_inside_the_package(self, tmp_path: Path) -> None:
-        inside, beside = tmp_path / "slime_bench" / "conf", tmp_path / "conf"
-        with pytest.raises(ConfigError, match=r"config\.yaml"):
-            config_dir(tmp_path / "slime_bench")
-        for folder in (beside, inside):
-            folder.mkdir(parents=True)
-            (folder / "config.yaml").touch()
-            assert config_dir(tmp_path / "slime_bench") == folder
+def test_a_wheel_carries_the_configuration_inside_the_package(repository: Path, tmp_path: Path) -> None:
+    assert config_dir() == repository / "conf"
+    inside = tmp_path / "slime_bench" / "conf"
+    assert config_dir(inside.parent) == tmp_path / "conf"
+    inside.mkdir(parents=True)
+    assert config_dir(inside.parent) == inside

@@ -40,9 +40,8 @@ class TestSweep:
         wanted = plan(["experiment=mini_car", f"ablation={name}", "seed=0"], sweep=True).trials
         assert made == {canonical_json(deciding(trial)) for trial in wanted}
 
-    @pytest.mark.parametrize("name", ["lr", "layers"])
-    def test_an_agent_can_run_them(self, name: str) -> None:
-        sweep = workspace.sweep(name, "paper_horse")
+    def test_an_agent_can_run_them(self) -> None:
+        sweep = workspace.sweep("lr", "paper_horse")
         assert sweep["program"] == "slime-bench" and sweep["method"] == "grid"
         assert sweep["command"] == [
             "${env}",
@@ -58,7 +57,7 @@ class TestSweep:
         for parameter in sweep["parameters"].values():
             assert set(parameter) in ({"value"}, {"values"})
             count *= len(parameter.get("values", [0]))
-        assert count == len(plan(["experiment=paper_horse", f"ablation={name}"], sweep=True).trials)
+        assert count == len(plan(["experiment=paper_horse", "ablation=lr"], sweep=True).trials)
 
     def test_an_unknown_ablation(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert workspace.main(["--ablation", "speed", "--print-sweep"]) == 2
