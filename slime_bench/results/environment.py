@@ -6,6 +6,7 @@ machines disagree all the same (`slime-bench compare`). No name of a host or use
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
@@ -29,9 +30,6 @@ _PACKAGES: Final = (
 """What computes, reads and writes; of those that the libraries use without the bench asking for them, what is there."""
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG")
 
-_whole_process = True
-"""Whether the peak of the CPU's memory is that of the whole process, and not of the trial alone: see `reset_peaks`."""
-
 
 def environment(device: str, seconds: Mapping[str, float], fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """The facts of a trial that has just been tested, in this process.
@@ -44,8 +42,7 @@ def environment(device: str, seconds: Mapping[str, float], fingerprints: Mapping
 
     Returns:
         Plain JSON values. Memory is in bytes; None where the system does not say. `peak_rss_bytes` is this process's
-        own (a loader's workers are processes of their own) and, where `peak_rss_of` says `process`, that of earlier
-        trials of the same process as well.
+        own (a loader's workers are processes of their own), since `reset_peaks` where the system allows that.
     """
     import torch
 
@@ -72,7 +69,6 @@ def environment(device: str, seconds: Mapping[str, float], fingerprints: Mapping
         "fingerprints": dict(fingerprints),
         "seconds": dict(seconds),
         "peak_rss_bytes": peak_rss(),
-        "peak_rss_of": "process" if _whole_process else "trial",
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if cuda else None,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -80,21 +76,14 @@ def environment(device: str, seconds: Mapping[str, float], fingerprints: Mapping
 
 
 def reset_peaks(device: str) -> None:
-    """Let the peaks of memory count from now on: trials of a sweep share a process.
-
-    Linux lets a process reset its own; elsewhere the peak stays that of the process, and the facts say so.
-    """
-    global _whole_process
+    """Let the peaks of memory count from now on, as trials of a sweep share a process; Linux alone lets it reset its
+    own."""
     if device == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        _whole_process = True
-    else:
-        _whole_process = False
 
 
 def peak_rss() -> int | None:
