@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from slime_bench.console import FULL_ERROR, environment, exit_code, is_interrupt, quieten, show, typed
+from slime_bench.errors import ConfigError
 
 if TYPE_CHECKING:
     from slime_bench.sweep.launcher import Command
@@ -83,7 +84,7 @@ def _dispatch(arguments: list[str]) -> int:
     if first in SUBCOMMANDS:
         command = importlib.import_module(SUBCOMMANDS[first])
         if first == "report":  # which reads files only: what becomes of trials without a result is told to it
-            from slime_bench.sweep.planned import planned_trials
+            from slime_bench.sweep.status import planned_trials
 
             return int(command.main(arguments[1:], planned_trials) or 0)
         return int(command.main(arguments[1:]) or 0)
@@ -95,8 +96,15 @@ def _trials(arguments: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
     from slime_bench.config import compose
+    from slime_bench.config.read import nearest
     from slime_bench.sweep import launcher
 
+    if arguments and arguments[0].isalpha():
+        close = nearest(arguments[0], [*SUBCOMMANDS, "help"], count=1)
+        raise ConfigError(
+            "there is no such command", found=arguments[0], expected=f"key=value, or one of {', '.join(SUBCOMMANDS)}",
+            remedy=f"did you mean `slime-bench {close[0]}`?" if close else "`slime-bench help` lists what there is",
+        )  # fmt: skip
     compose.refuse_secrets(arguments)
     args = get_args_parser().parse_args(arguments)
     compose.new_stamp()

@@ -70,13 +70,7 @@ def typed(error: Exception) -> Exception:
     """A StorageError for what the system says about a disk or a permission; any other error as it is."""
     if not (isinstance(error, OSError) and error.errno in STORAGE):
         return error
-    wrapped = StorageError(
-        "a file cannot be written or read",
-        path=error.filename,
-        found=error.strerror,
-        expected="a folder with the right permissions, on a disk with free space",
-        remedy="free some space or mend the permissions, or choose another folder with output_root=<folder>",
-    )
+    wrapped = StorageError.of(error)
     wrapped.__cause__ = error
     return wrapped
 
@@ -101,6 +95,6 @@ def assign(values: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def is_interrupt(error: SystemExit) -> bool:
+def is_interrupt(error: BaseException) -> bool:
     """Lightning answers Ctrl-C during `fit` with `sys.exit(1)` inside its handler."""
     return isinstance(error.__context__, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)

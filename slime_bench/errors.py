@@ -82,3 +82,15 @@ class ResultError(SlimeBenchError):
 
 class StorageError(SlimeBenchError):
     """A file that could not be written: full disk, no permission, a locked folder."""
+
+    @classmethod
+    def of(cls, error: OSError, path: str | Path | None = None) -> StorageError:
+        """What the system says about a file, with a remedy."""
+        return cls(
+            "a file cannot be written or read",
+            path=path or error.filename,
+            found=error.strerror or error,
+            expected="a folder with the right permissions, on a disk with free space",
+            remedy="free space or mend the permissions, or choose another folder with output_root=<folder>; finished "
+            "trials stay valid",
+        )

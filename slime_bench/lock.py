@@ -2,8 +2,8 @@
 
 The system itself lets go of the lock when its process ends, however it ends: none is ever left behind, and no clock has
 a say in it. The lock is on `.<name>.lock` beside the folder, which stays there; its text only names the holder. Where
-the file system has no such lock (some network drives) a marker file with the holder's process takes its place; it is
-stale once that process is gone, which only a process of the same machine can tell.
+the file system has no such lock (some network drives) filelock's marker file beside it takes its place; it is stale
+once its process is gone, which only a process of the same machine can tell.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from slime_bench.errors import SlimeBenchError
 
@@ -74,8 +74,19 @@ def held(folder: Path, wait: Callable[[Holder | None], None] | None = None) -> I
         BusyError: another process holds it, and `wait` is None.
         OSError: the lock's file cannot be made; callers know what the user can do about their folder.
     """
+    from filelock import FileLock, SoftFileLock
+
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = _acquired(folder, wait)
+    lock: BaseFileLock = FileLock(_file(folder), fallback_to_soft=False, on_acquired=_sign, poll_interval=_POLL)
+    try:
+        _acquire(lock, folder, wait)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        lock = SoftFileLock(_soft_file(folder), poll_interval=_POLL)
+        _acquire(lock, folder, wait)
+        with open(_file(folder), "ab") as file:
+            _sign(file.fileno())
     try:
         yield
     finally:
@@ -86,9 +97,8 @@ def held(folder: Path, wait: Callable[[Holder | None], None] | None = None) -> I
 
 def holder(folder: Path) -> Holder | None:
     """Who holds `folder` now, or None; nothing is written. A holder that cannot be read is `Holder(0, "?", "?")`."""
-    if _soft_file(folder).exists():
-        return _soft_holder(folder) or Holder(0, "?", "?")
-    return (_read(folder) or Holder(0, "?", "?")) if _is_locked(folder) else None
+    taken = _soft_file(folder).exists() or _is_locked(folder)
+    return (_read(folder) or Holder(0, "?", "?")) if taken else None
 
 
 def left_by(folder: Path) -> Holder | None:
@@ -96,35 +106,15 @@ def left_by(folder: Path) -> Holder | None:
     return None if holder(folder) else _read(folder)
 
 
-def _acquired(folder: Path, wait: Callable[[Holder | None], None] | None) -> BaseFileLock:
-    from filelock import FileLock, SoftFileLock
-
-    lock: Any = FileLock(_file(folder), fallback_to_soft=False, on_acquired=_sign, poll_interval=_POLL)
-    try:
-        _acquire(lock, folder, _read, wait)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise
-        lock = SoftFileLock(_soft_file(folder), poll_interval=_POLL)
-        _acquire(lock, folder, _soft_holder, wait)
-    return lock
-
-
-def _acquire(
-    lock: BaseFileLock,
-    folder: Path,
-    read: Callable[[Path], Holder | None],
-    wait: Callable[[Holder | None], None] | None,
-) -> None:
-    """Take a lock of either kind, whose holder `read` tells."""
+def _acquire(lock: BaseFileLock, folder: Path, wait: Callable[[Holder | None], None] | None) -> None:
     from filelock import Timeout
 
     try:
         lock.acquire(blocking=False)
     except Timeout:
         if wait is None:
-            raise BusyError(folder, read(folder)) from None
-        wait(read(folder))
+            raise BusyError(folder, _read(folder)) from None
+        wait(_read(folder))
         lock.acquire()
 
 
@@ -148,21 +138,8 @@ def _sign(descriptor: int) -> None:
 
 def _read(folder: Path) -> Holder | None:
     try:
-        match json.loads(_file(folder).read_text(encoding="utf-8")):
-            case {"pid": int(pid), "host": str(host), "since": str(since)}:
-                return Holder(pid, host, since)
-    except (OSError, ValueError):
-        pass
-    return None
-
-
-def _soft_holder(folder: Path) -> Holder | None:
-    """From filelock's marker: process, machine and, in some versions, more, each on a line."""
-    try:
-        pid, host = _soft_file(folder).read_text(encoding="utf-8").splitlines()[:2]
-        began = datetime.datetime.fromtimestamp(_soft_file(folder).stat().st_mtime).astimezone()
-        return Holder(int(pid), host, began.isoformat(timespec="seconds"))
-    except (OSError, ValueError):
+        return Holder(**json.loads(_file(folder).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # none, or empty: nobody holds it
         return None
 
 

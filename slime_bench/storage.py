@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import secrets
@@ -11,20 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from slime_bench.errors import StorageError
 from slime_bench.lock import Holder, held
-
-_STORAGE_REMEDIES: Final = {
-    errno.ENOSPC: "Free space on the disk, or choose another `output_root`; finished trials stay valid.",
-    errno.EDQUOT: "Free space within your quota, or choose another `output_root`; finished trials stay valid.",
-    errno.EACCES: "Make the folder writable, or choose another `output_root`.",
-    errno.EPERM: "Make the folder writable, or choose another `output_root`.",
-    errno.EROFS: "The file system is read-only: choose another `output_root`.",
-    errno.ENOTDIR: "A file stands where a folder is needed: move it away, or choose another `output_root`.",
-    errno.EEXIST: "A file stands where a folder is needed: move it away, or choose another `output_root`.",
-}
 
 
 def write_atomic(path: str | Path, content: bytes) -> None:
@@ -41,25 +29,16 @@ def write_atomic(path: str | Path, content: bytes) -> None:
     temporary = path.with_name(f".{named}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise StorageError(
-                "The file could not be written.",
-                path=path,
-                found=error.strerror or str(error),
-                remedy=_STORAGE_REMEDIES.get(error.errno or 0, "Check the folder, or choose another `output_root`."),
-            ) from error
+            raise StorageError.of(error, path) from error
         raise
     _sync_folder(path.parent)
 

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import functools
 import json
-import types
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
@@ -25,15 +25,7 @@ MISSING = "???"
 """OmegaConf's word for a value that has to be given."""
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-_WORDS = {
-    # pydantic's type of an error: what was expected, in a user's words
-    "bool_type": "true or false", "int_type": "whole number", "int_from_float": "whole number", "float_type": "number",
-    "finite_number": "number", "string_type": "text", "path_type": "path", "list_type": "list", "tuple_type": "list",
-    "dict_type": "mapping", "none_required": "null",
-}  # fmt: skip
-_NAMES = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", type(None): "null"}
 T = TypeVar("T")
-Error = Mapping[str, Any]
 
 
 def join(path: str, key: object) -> str:
@@ -77,12 +69,19 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 
 def _make_strict(hint: Any) -> None:
     """Let every dataclass within `hint` refuse keys that it does not have."""
-    if dataclasses.is_dataclass(hint) and not hasattr(hint, "__pydantic_config__"):
-        hint.__pydantic_config__ = _STRICT  # type: ignore[union-attr]
-        for each in typing.get_type_hints(hint).values():
-            _make_strict(each)
-    for each in typing.get_args(hint):
-        _make_strict(each)
+    for each in _dataclasses(hint):
+        if not hasattr(each, "__pydantic_config__"):
+            each.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+            for inner in typing.get_type_hints(each).values():
+                _make_strict(inner)
+
+
+def _dataclasses(hint: Any) -> Iterator[type]:
+    """The dataclasses of a type such as `list[Inner] | None`."""
+    if dataclasses.is_dataclass(hint):
+        yield typing.cast(type, hint)
+    for part in typing.get_args(hint):
+        yield from _dataclasses(part)
 
 
 def _without_missing(value: Any) -> Any:
@@ -92,18 +91,17 @@ def _without_missing(value: Any) -> Any:
 
 
 def _translated(
-    errors: Sequence[Error], cls: type, values: Any, path: str, elsewhere: Iterable[str]
+    errors: Sequence[Mapping[str, Any]], cls: type, values: Any, path: str, elsewhere: Iterable[str]
 ) -> SlimeBenchError:
     # An unknown key first: it may be why another one is missing.
     first = next((each for each in errors if each["type"] in _UNKNOWN), errors[0])
     keys = list(_keys(first, values))
     here = functools.reduce(join, keys, path)
     if first["type"] in _UNKNOWN:
-        return unknown_key(here, [join(here.rpartition(".")[0], name) for name in _names(cls, keys[:-1])], elsewhere)
-    hint = _hint(cls, keys)
+        return unknown_key(here, [join(here.rpartition(".")[0], name) for name in _fields(cls, keys[:-1])], elsewhere)
     if first["type"] == "missing" and not isinstance(first["loc"][-1], int):  # with a number: a list that is too short
         return ConfigError(
-            f"`{here}` is missing", path=here, found="no value", expected=describe(hint),
+            f"`{here}` is missing", path=here, found="no value",
             remedy=f"give it in the YAML file or on the command line: {here}=<value>",
         )  # fmt: skip
     cause = first.get("ctx", {}).get("error")
@@ -114,12 +112,10 @@ def _translated(
             f"`{here or cls.__name__}` holds values that do not go together", path=here or None, found=cause,
             remedy="correct the values named above",
         )  # fmt: skip
-    same = [each for each in errors if list(_keys(each, values)) == keys]
-    expected = " or ".join(dict.fromkeys(_expected(each, hint) for each in same))
-    return _ill_typed(here, first["input"], expected, hint)
+    return _ill_typed(here, first["input"], [each for each in errors if list(_keys(each, values)) == keys])
 
 
-def _keys(error: Error, values: Any) -> Iterator[str | int]:
+def _keys(error: Mapping[str, Any], values: Any) -> Iterator[str | int]:
     """The path of an error's value; pydantic's own has names of types in it, where there is a choice of them."""
     for key in error["loc"]:
         if isinstance(values, Mapping) and (key in values or error["type"] == "missing"):
@@ -129,6 +125,15 @@ def _keys(error: Error, values: Any) -> Iterator[str | int]:
         else:
             continue
         yield key
+
+
+def _fields(cls: type, keys: Sequence[str | int]) -> list[str]:
+    """Names of the fields of the dataclass at `keys` within `cls`."""
+    found = [cls]
+    for key in keys:  # a place in a list, or a key of a mapping, leads to no other dataclass
+        hints = [typing.get_type_hints(each).get(str(key)) for each in found]
+        found = [inner for hint in hints for inner in _dataclasses(hint)] or found
+    return [each.name for one in found for each in dataclasses.fields(one) if each.init]
 
 
 def unknown_key(path: str, valid: Sequence[str], elsewhere: Iterable[str] = ()) -> ConfigError:
@@ -144,100 +149,19 @@ def unknown_key(path: str, valid: Sequence[str], elsewhere: Iterable[str] = ()) 
     )
 
 
-def _hint(hint: Any, keys: Sequence[str | int]) -> Any:
-    """The type of the value at `keys` below a value of the type `hint`; Any where that cannot be told."""
-    for key in keys:
-        options = [each for each in (typing.get_args(hint) if _is_union(hint) else [hint]) if each is not type(None)]
-        for option in options:
-            if dataclasses.is_dataclass(option) and key in (hints := typing.get_type_hints(option)):
-                hint = hints[str(key)]
-                break
-            parts = [each for each in typing.get_args(option) if each is not Ellipsis]
-            if parts and typing.get_origin(option) is not typing.Literal:
-                fixed = typing.get_origin(option) is tuple and isinstance(key, int) and key < len(parts)
-                hint = parts[key] if fixed else parts[-1]  # type: ignore[index]
-                break
-        else:
-            return Any
-    return hint
-
-
-def _names(cls: type, keys: Sequence[str | int]) -> list[str]:
-    hint = _hint(cls, keys)
-    options = typing.get_args(hint) if _is_union(hint) else [hint]
-    found = next((each for each in options if dataclasses.is_dataclass(each)), None)
-    return [] if found is None else [each.name for each in dataclasses.fields(found) if each.init]
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def _expected(error: Error, hint: Any) -> str:
-    kind, facts = error["type"], error.get("ctx", {})
-    match kind:
-        case "string_type" if hint is Path:
-            return "path"
-        case "literal_error" | "enum":
-            return f"one of {', '.join(map(str, _options(hint)))}"
-        case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
-            name, bound = next(iter(facts.items()))
-            return f"{_NAMES.get(type(bound), 'number')}, {_BOUNDS[name]} {bound}"
-        case "too_short" | "too_long":
-            count = facts.get("min_length", facts.get("max_length"))
-            return f"list of {count} × {describe(hint).rpartition(' × ')[2].removeprefix('list of ')}"
-        case "missing" | "dataclass_type" | "list_type" | "tuple_type":
-            return describe(hint)
-    return _WORDS.get(kind) or error["msg"].removeprefix("Input should be ")
-
-
-_BOUNDS = {"ge": "at least", "le": "at most", "gt": "above", "lt": "below"}
-
-
-def _ill_typed(path: str, value: Any, expected: str, hint: Any) -> ConfigError:
-    remedy, options = f"correct `{path}`", [str(each) for each in _options(hint)]
+def _ill_typed(path: str, value: Any, errors: Sequence[Mapping[str, Any]]) -> ConfigError:
+    """The error for a value of which pydantic says what it should be, in a sentence for each type that it may have."""
+    expected = " or ".join(dict.fromkeys(each["msg"].removeprefix("Input should be ") for each in errors))
+    remedy = f"correct `{path}`"
     # Short words are soon alike: `gpu` is not to become `cpu`.
-    close = nearest(value, options, cutoff=0.7) if isinstance(value, str) else []
-    if close:
+    if isinstance(value, str) and (close := nearest(value, re.findall(r"'([^']*)'", expected), cutoff=0.7)):
         remedy = f"did you mean {path}={close[0]}?"
-    elif expected == "text" and isinstance(value, bool | int | float):
-        remedy = f"put it in quotes to have it read as text: '{path}=\"{value}\"'"
-        if path.endswith("]"):
-            key = path.partition("[")[0]
-            remedy = (
-                f"put each item in quotes, and the whole in others: '{key}=[\"...\"]'; digits joined by _ are a number"
-            )
-    kind = "null" if value is None else f"{value!r} ({type(value).__name__})"
+    elif any(each["type"] == "string_type" for each in errors):
+        remedy = "put the text in quotes of its own inside the shell's: 'key=\"text\"'; digits joined by _ are a number"
+    kind = "null" if value is None else f"{value!r} ({'text' if isinstance(value, str) else type(value).__name__})"
     return ConfigError(
-        f"`{path}` has a value that it cannot have", path=path, expected=expected, remedy=remedy,
-        found=repr(value) + " (text)" if isinstance(value, str) else kind,
-    )  # fmt: skip
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    if _is_union(hint):
-        return tuple(each for part in typing.get_args(hint) for each in _options(part))
-    if typing.get_origin(hint) is typing.Literal:
-        return typing.get_args(hint)
-    return tuple(member.value for member in hint) if isinstance(hint, type) and issubclass(hint, Enum) else ()
-
-
-def describe(hint: Any) -> str:
-    """A type in a user's words: `list of 2 × whole number`."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return describe(parts[0])
-    if _is_union(hint):
-        return " or ".join(describe(part) for part in parts)
-    if _options(hint):
-        return f"one of {', '.join(map(str, _options(hint)))}"
-    if origin in (list, tuple) or hint in (list, tuple):
-        kinds = dict.fromkeys(describe(part) for part in parts if part is not Ellipsis)
-        count = f"{len(parts)} × " if origin is tuple and Ellipsis not in parts else ""
-        return f"list of {count}{' and '.join(kinds) or 'anything'}"
-    if dataclasses.is_dataclass(hint):
-        return f"mapping with the keys {', '.join(each.name for each in dataclasses.fields(hint))}"
-    return "mapping" if origin is dict else _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+        f"`{path}` has a value that it cannot have", path=path, found=kind, expected=expected, remedy=remedy
+    )
 
 
 def plain(instance: Any) -> Any:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
-import pkgutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -165,9 +164,9 @@ class TrialConfig(RootConfig):
         settings themselves where they are the part.
 
         Raises:
-            ConfigError: the class cannot be loaded; further arguments for a dataclass.
+            ConfigError: the class cannot be loaded.
         """
-        return build_part(self.parts[group], getattr(self, group), group, **arguments)
+        return build_part(self.parts[group], getattr(self, group), **arguments)
 
     def replace(self, **values: Any) -> TrialConfig:
         """The same with other values. A group's value may be a mapping of its keys that change."""
@@ -241,12 +240,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         path = str(error.full_key or error.key or "")
         raise ConfigError(
-            f"the value of `{path}` cannot be looked up",
-            path=path,
-            found=str(error).split("\n", 1)[0],
+            f"the value of `{path}` cannot be looked up", path=path, found=str(error).split("\n", 1)[0],
             expected="an interpolation of existing keys, or a variable that is set",
             remedy=f"give the value itself: {path}=<value>",
-        ) from error
+        ) from error  # fmt: skip
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
@@ -268,8 +265,7 @@ def read_part(values: Any, path: str, everything: Any = None) -> tuple[type[Any]
     here, name = join(path, TARGET), values.get(TARGET, MISSING)
     if not isinstance(name, str) or name == MISSING:
         raise ConfigError(
-            f"`{here}` is missing", path=here, found=f"the keys {', '.join(values) or '(none)'}",
-            expected="package.module.Class",
+            f"`{here}` is missing", path=here, found=name, expected="package.module.Class",
             remedy=f"name the class that `{path}` stands for in its YAML file",
         )  # fmt: skip
     target = load_target(name, here)
@@ -277,119 +273,57 @@ def read_part(values: Any, path: str, everything: Any = None) -> tuple[type[Any]
     return target, read(config_class(target, here), rest, path, _dotted(everything))
 
 
-def load_target(target: str, path: str = TARGET) -> type[Any]:
-    """The class at the dotted name `target`.
+def load_target(target: str, path: str = TARGET) -> Any:
+    """What has the dotted name `target`, mostly a class.
 
     Raises:
         ConfigError: no such module or class, or an error while the module was imported.
     """
-    module_name, _, class_name = target.rpartition(".")
-    if not all(part.isidentifier() for part in target.split(".")) or not module_name:
-        raise ConfigError(
-            f"`{path}` is not the name of a class",
-            path=path,
-            found=repr(target),
-            expected="package.module.Class",
-            remedy="write the full dotted name",
-        )
+    module, _, name = target.rpartition(".")
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise _broken_import(error, module_name, path) from error
-        close = nearest(module_name, _sibling_modules(module_name))
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # a foreign module may raise any
+        close = nearest(name, vars(sys.modules[module])) if module in sys.modules else []
         raise ConfigError(
-            f"`{path}` names a module that is not there",
+            f"`{path}` names a class that cannot be imported",
             path=path,
-            found=repr(target),
-            expected=f"an importable module; `{error.name}` is none",
-            remedy=f"did you mean `{close[0]}`?" if close else "install the package, or correct the name",
+            found=f"{target!r}: {type(error).__name__}: {error}",
+            expected="package.module.Class",
+            remedy=f"did you mean `{module}.{close[0]}`?"
+            if close
+            else "correct the name, or install what the module needs; HYDRA_FULL_ERROR=1 shows where it stops",
         ) from error
-    except Exception as error:
-        raise _broken_import(error, module_name, path) from error
-    found = getattr(module, class_name, None)
-    if isinstance(found, type):
-        return found
-    classes = [name for name, value in vars(module).items() if isinstance(value, type)]
-    close = nearest(class_name, classes)
-    raise ConfigError(
-        f"`{path}` names a class that is not there",
-        path=path,
-        found=repr(target),
-        expected=f"a class of the module {module_name}",
-        remedy=f"did you mean `{module_name}.{close[0]}`?" if close else "correct the name",
-    )
 
 
-def build_part(part: type[Any], config: Any, path: str, /, **arguments: Any) -> Any:
-    """The object that a part stands for, of its class and its settings; `path` names it in errors.
-
-    Raises:
-        ConfigError: see `TrialConfig.build`.
-    """
-    if part is not type(config):
-        return implementation_of(part)(config=config, **arguments)
-    if arguments:
-        raise ConfigError(
-            f"`{path}` takes no further arguments", path=path, found=", ".join(arguments), expected="values in the YAML"
-        )
-    return config
+def build_part(part: type[Any], config: Any, /, **arguments: Any) -> Any:
+    """The object that a part stands for, of its class and its settings; see `TrialConfig.build`."""
+    return config if part is type(config) else implementation_of(part)(config=config, **arguments)
 
 
 def implementation_of(target: type[Any]) -> type[Any]:
     """The class that computes what the class `target` of a `_target_` stands for; see `slime_bench.config.parts`."""
     name: str | None = getattr(target, "implementation", None)
-    return target if name is None else load_target(name)
+    found: type[Any] = target if name is None else load_target(name)
+    return found
 
 
-def config_class(target: type, path: str = TARGET) -> type:
+def config_class(target: Any, path: str = TARGET) -> type:
     """The dataclass that describes `target`: its attribute `Config`, or the class itself.
 
     Raises:
         ConfigError: there is neither, or it lacks the text field `name` that tables and folders are named after.
     """
     described = getattr(target, "Config", target)
-    if not (isinstance(described, type) and dataclasses.is_dataclass(described)):
+    names = [each.name for each in dataclasses.fields(described)] if dataclasses.is_dataclass(described) else []
+    if not isinstance(described, type) or "name" not in names:
         raise ConfigError(
             f"`{path}` names a class without a schema",
             path=path,
-            found=f"{target.__module__}.{target.__qualname__}",
-            expected="a dataclass, or a class with a dataclass as its attribute `Config`",
+            found=repr(described),
+            expected="a dataclass with a field `name: str`, or a class with such a one as its attribute `Config`",
             remedy="declare the class's settings in a dataclass: they are what its YAML file is checked against",
         )
-    if "name" not in {each.name for each in dataclasses.fields(described)}:
-        raise ConfigError(
-            f"`{path}` names a class whose schema has no `name`",
-            path=path,
-            found=f"{described.__module__}.{described.__qualname__}",
-            expected="a field `name: str`",
-            remedy="add the field: tables and result folders are named after it",
-        )
     return described
-
-
-def _broken_import(error: Exception, module: str, path: str) -> ConfigError:
-    return ConfigError(
-        f"`{path}` names a module that cannot be imported",
-        path=path,
-        found=f"{type(error).__name__}: {error}",
-        expected=f"`import {module}` to work",
-        remedy="mend the module, or install what it needs; HYDRA_FULL_ERROR=1 shows where it stops",
-    )
-
-
-def _sibling_modules(module: str) -> list[str]:
-    """Modules of the nearest parent package that exists."""
-    parts = module.split(".")
-    for count in range(len(parts) - 1, 0, -1):
-        parent = ".".join(parts[:count])
-        try:
-            spec = importlib.util.find_spec(parent)
-        except (ImportError, ValueError):
-            continue
-        if spec is not None and spec.submodule_search_locations is not None:
-            return [f"{parent}.{each.name}" for each in pkgutil.iter_modules(spec.submodule_search_locations)]
-    return []
 
 
 def _dotted(values: Any, path: str = "") -> Iterator[str]:

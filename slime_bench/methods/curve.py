@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from slime_bench.results.curves import AXES, Point
+from slime_bench.results.artifacts import AXES, Point
 
 WAITING: Final = 1024
 """Tensors that wait before they are turned into numbers; each may take half a KiB of a GPU's memory."""

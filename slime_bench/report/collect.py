@@ -40,6 +40,7 @@ class FailedTrial:
     shots: int
     seed: int
     summary: str
+    own_report: str | None = None
 
     def __str__(self) -> str:
         return f"{self.method} on {self.data}, {self.shots}-shot, seed {self.seed}"
@@ -64,7 +65,8 @@ class Collected:
     @property
     def own_reports(self) -> dict[str, str]:
         """Method -> name of the report that its trials have instead of rows in the main tables."""
-        return {one.method: name for one in self.results if (name := one.facts.get("own_report"))}
+        failed = {one.method: one.own_report for one in self.failed if one.own_report}
+        return failed | {one.method: name for one in self.results if (name := one.facts.get("own_report"))}
 
     def of_report(self, name: str | None) -> Collected:
         """The trials of the methods that have the report `name`; of the main tables for None."""
@@ -102,18 +104,25 @@ def collect(root: Path) -> Collected:
         where = parse_trial_folder(path.parent)
         if where is not None and path.parent not in valid:
             del where["signature"]
-            failed.append(FailedTrial(path.parent, summary=failure(path.parent), **where))
+            own = (_error(path.parent).get("facts") or {}).get("own_report")
+            failed.append(FailedTrial(path.parent, summary=failure(path.parent), own_report=own, **where))
     return Collected(ordered, folders, invalid, failed)
 
 
 def failure(folder: Path) -> str:
     """One line of the error that a trial left in its folder."""
-    try:
-        fields = json.loads((folder / "error.json").read_text(encoding="utf-8"))
-        texts = [str(fields[name]) for name in ("type", "summary", "message") if fields.get(name)]
-    except (OSError, ValueError, AttributeError):
-        texts = []
+    fields = _error(folder)
+    texts = [str(fields[name]) for name in ("type", "summary", "message") if fields.get(name)]
     return ": ".join(texts[:2]).splitlines()[0] if texts else "error.json does not say why"
+
+
+def _error(folder: Path) -> dict[str, Any]:
+    """What error.json says; nothing where it cannot be read."""
+    try:
+        content = json.loads((folder / "error.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_optional(path: Path, read: Callable[[Path], T]) -> T | None:

@@ -40,7 +40,7 @@ from slime_bench.report.ranking_table import place, ranking_grids, report_lines,
 from slime_bench.report.statistics import ImageBootstrap
 from slime_bench.report.subject import SubjectReport, section_grid, sections, subject_report, write_tables
 from slime_bench.report.table import numbers, print_grid, say
-from slime_bench.results.qualitative import QUALITATIVE_FILE, read_qualitative
+from slime_bench.results.artifacts import QUALITATIVE_FILE, read_qualitative
 from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:

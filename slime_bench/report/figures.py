@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from slime_bench.report.published import Stat
 from slime_bench.report.ranking import Group
-from slime_bench.results.qualitative import GridItem
+from slime_bench.results.artifacts import GridItem
 from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:

@@ -33,8 +33,7 @@ from slime_bench.report.published import Published
 from slime_bench.report.rows import column_order
 from slime_bench.report.subject import SubjectReport, sections
 from slime_bench.report.table import listed, metric_line
-from slime_bench.results.confusion import CONFUSION_FILE
-from slime_bench.results.curves import CURVES_FILE
+from slime_bench.results.artifacts import CONFUSION_FILE, CURVES_FILE
 from slime_bench.results.environment import read_environment
 from slime_bench.results.result import TrialResult
 

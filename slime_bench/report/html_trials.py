@@ -12,8 +12,7 @@ from slime_bench.report.charts import Series, line_chart, mean_curve, thinned
 from slime_bench.report.collect import commit_of, read_optional
 from slime_bench.report.html_tables import STATES, Cell
 from slime_bench.report.table import DASH, listed
-from slime_bench.results.confusion import CONFUSION_FILE, read_confusion
-from slime_bench.results.curves import CURVES_FILE, read_curves
+from slime_bench.results.artifacts import CONFUSION_FILE, CURVES_FILE, read_confusion, read_curves
 from slime_bench.results.identity import flatten
 from slime_bench.results.result import TrialResult
 

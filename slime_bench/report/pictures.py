@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from slime_bench.report.collect import read_optional
 from slime_bench.report.figures import Pixels, class_colours, paint
-from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, read_qualitative
+from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.results.result import TrialResult
 
 SIDE = 144

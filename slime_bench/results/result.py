@@ -95,10 +95,10 @@ class TrialResult:
     conventions: dict[str, Table]
     undefined_classes: list[str]
     num_test_images: Annotated[int, Field(ge=1)]
-    support_ids: list[str]
-    validation: dict[str, Any]
     config: dict[str, Any]
     fingerprints: dict[str, str]
+    support_ids: list[str] = dataclasses.field(default_factory=list)
+    validation: dict[str, Any] = dataclasses.field(default_factory=dict)
     prepared: dict[str, str] = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -131,31 +131,21 @@ def from_counts(
     *,
     config: Mapping[str, Any],
     fingerprints: Mapping[str, str],
-    method: str,
-    backbone: str,
-    data: str,
-    subject: str,
-    shots: int,
-    seed: int,
-    preset: str,
-    protocol: str,
     classes: Sequence[str],
     convention: str = "slime",
     background: bool = True,
-    support_ids: Sequence[str] = (),
-    validation: Mapping[str, Any] | None = None,
-    prepared: Mapping[str, str] | None = None,
-    facts: Mapping[str, Any] | None = None,
     signature: str | None = None,
     series: str | None = None,
+    **facts: Any,
 ) -> TrialResult:
     """A result from the counts [N,K] of the test images, under all conventions.
 
     Args:
         config: see `identity.recorded`. signature, series: by default those of `config` and `fingerprints`.
+        facts: the other fields of `TrialResult`.
 
     Raises:
-        ResultError: counts of another number of classes, or a field that may not stand in a result file.
+        ResultError: counts of another number of classes.
         ConfigError: see `identity.signature`, or an unknown convention.
     """
     from slime_bench.metrics.iou import CONVENTIONS, reduction
@@ -173,21 +163,13 @@ def from_counts(
         values = [None if math.isnan(value) else value for value in reduce(counts).tolist()]
         per_class = dict(zip(names, values, strict=True))
         tables[name] = {"per_class": per_class, "average": average_of(per_class, names, background)}
-    chosen: dict[str, float | None] = tables[convention]["per_class"]
+    chosen = tables[convention]["per_class"]
     decided = {key: value for key, value in config.items() if key != "metric"}
     unseeded = {key: value for key, value in decided.items() if key != "seed"}
     return TrialResult(
         schema_version=SCHEMA_VERSION,
         signature=signature or identity.signature_of(decided, fingerprints),
         series=series or identity.signature_of(unseeded, fingerprints),
-        method=method,
-        backbone=backbone,
-        data=data,
-        subject=subject,
-        shots=shots,
-        seed=seed,
-        preset=preset,
-        protocol=protocol,
         convention=convention,
         background_in_average=background,
         classes=names,
@@ -196,12 +178,9 @@ def from_counts(
         conventions=tables,
         undefined_classes=[name for name in names if chosen[name] is None],
         num_test_images=counts.num_images,
-        support_ids=list(support_ids),
-        validation=dict(validation or {}),
         config=dict(config),
         fingerprints=dict(fingerprints),
-        prepared=dict(prepared or {}),
-        facts=dict(facts or {}),
+        **facts,
     )
 
 
@@ -212,31 +191,15 @@ def average_of(per_class: Mapping[str, float | None], classes: Sequence[str], ba
     return math.fsum(values) / len(values) if values else None
 
 
-def to_bytes(result: TrialResult) -> bytes:
-    """The file's bytes: sorted keys, floats as their shortest exact text, no NaN.
-
-    Raises:
-        ResultError: a value that JSON cannot hold.
-    """
-    try:
-        text = json.dumps(dataclasses.asdict(result), sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
-        return f"{text}\n".encode()
-    except (TypeError, ValueError) as error:
-        raise ResultError(
-            "The result cannot be written as JSON.",
-            found=str(error),
-            expected="finite numbers, text, lists and mappings; None where a class is undefined",
-        ) from error
-
-
 def write_result(folder: str | Path, result: TrialResult) -> Path:
-    """Writes `result.json` into the trial's folder; call it last.
+    """Writes `result.json` into the trial's folder; call it last. Keys are sorted, floats their shortest exact text.
 
     Raises:
         StorageError: see `write_atomic`.
     """
     path = Path(folder) / RESULT_FILE
-    write_atomic(path, to_bytes(result))
+    text = json.dumps(dataclasses.asdict(result), sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomic(path, f"{text}\n".encode())
     return path
 
 
@@ -244,16 +207,28 @@ def read_result(path: str | Path) -> TrialResult:
     """The result in the file `path`.
 
     Raises:
-        ResultError: the file cannot be read or does not hold what it declares.
+        ResultError: unreadable, not JSON, another version's file, or an unknown, missing or ill-typed field.
     """
-    path = Path(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = Path(path).read_bytes()
+        version = dict(json.loads(content)).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ResultError(
+                "The result file was written by another version of slime-bench.",
+                path=path,
+                found=f"schema_version {version!r}",
+                expected=f"schema_version {SCHEMA_VERSION}",
+                remedy="Run the trial again with this version, or read the file with the version that wrote it.",
+            )
+        return _adapter().validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
         raise ResultError(
-            "The result file cannot be read.", path=path, found=error.strerror or str(error), remedy=_RERUN
-        ) from error
-    return parse_result(content, path)
+            f"The result file does not hold what it declares, in `{'.'.join(map(str, first['loc']))}`.",
+            path=path, found=first["input"], expected=first["msg"], remedy=_RERUN,
+        ) from error  # fmt: skip
+    except (OSError, ValueError, TypeError) as error:
+        raise ResultError("The result file cannot be read.", path=path, found=str(error), remedy=_RERUN) from error
 
 
 def find_finished(folder: str | Path, signature: str) -> TrialResult | None:
@@ -300,11 +275,7 @@ def write_per_image(path: str | Path, ids: Sequence[str], classes: Sequence[str]
 
 
 def read_per_image(path: str | Path) -> tuple[list[str], list[str], IouCounts]:
-    """Ids (N), classes (K) and counts [N,K] of a per-image table.
-
-    Raises:
-        ResultError: see `read_per_image_arrays`.
-    """
+    """Ids (N), classes (K) and counts [N,K] of a per-image table. Raises as `read_per_image_arrays`."""
     import torch
 
     from slime_bench.metrics.iou import IouCounts
@@ -336,34 +307,6 @@ def read_per_image_arrays(
     except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
         raise ResultError("The per-image table cannot be read.", path=path, found=str(error), remedy=_RERUN) from error
     return ids, classes, intersection, union, present
-
-
-def parse_result(content: bytes, path: str | Path) -> TrialResult:
-    """The result in `content`; `path` only names it in errors.
-
-    Raises:
-        ResultError: not JSON, another version's file, or an unknown, missing or ill-typed field.
-    """
-    try:
-        fields = json.loads(content)
-        version = fields["schema_version"] if isinstance(fields, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ResultError(
-                "The result file was written by another version of slime-bench.",
-                path=path,
-                found=f"schema_version {version!r}",
-                expected=f"schema_version {SCHEMA_VERSION}",
-                remedy="Run the trial again with this version, or read the file with the version that wrote it.",
-            )
-        return _adapter().validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ResultError(
-            f"The result file does not hold what it declares, in `{'.'.join(map(str, first['loc']))}`.",
-            path=path, found=first["input"], expected=first["msg"], remedy=_RERUN,
-        ) from error  # fmt: skip
-    except (ValueError, KeyError, RecursionError) as error:
-        raise ResultError("The result file is not valid JSON.", path=path, found=str(error), remedy=_RERUN) from error
 
 
 @functools.cache

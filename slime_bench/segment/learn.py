@@ -243,8 +243,8 @@ def load_method(made: Recipe, tensors: Mapping[str, torch.Tensor], device: str) 
 
 def _build(parts: Mapping[str, tuple[type[Any], Any]], classes: Sequence[str], seed: int, device: str) -> Any:
     note("backbone", f"{parts['backbone'][1].name} on {device}")
-    given = {name: build_part(*parts[name], name) for name in ("protocol", "backbone")}
-    return build_part(*parts["method"], "method", **given, classes=tuple(classes), seed=seed)
+    given = {name: build_part(*parts[name]) for name in ("protocol", "backbone")}
+    return build_part(*parts["method"], **given, classes=tuple(classes), seed=seed)
 
 
 def _refuse_dependent(method: Any, name: str) -> None:

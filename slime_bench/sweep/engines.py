@@ -14,13 +14,6 @@ from slime_bench.sweep.job import Job, Task
 from slime_bench.sweep.job_result import JobResult, died, forget_records, read_records
 
 SEQUENTIAL: Final = "sequential"
-_NEEDS: Final = {
-    # launcher: library, extra of this package
-    "joblib": ("joblib", "launchers"),
-    "submitit_local": ("submitit", "launchers"),
-    "submitit_slurm": ("submitit", "launchers"),
-    "ray": ("ray", "ray"),
-}
 
 
 class Engine(Protocol):
@@ -101,16 +94,11 @@ def _end_workers() -> None:
 
 
 def launcher_of(trials: Sequence[TrialConfig]) -> LauncherConfig:
-    """The launcher's settings of a command.
-
-    Raises:
-        ConfigError: its trials name several launchers.
-    """
+    """The launcher's settings of a command; a ConfigError where its trials name several."""
     first = trials[0].launcher
-    other = next((each.launcher for each in trials if each.launcher != first), None)
-    if other is not None:
+    if any(each.launcher != first for each in trials):
         raise ConfigError(
-            "one command has one launcher", path="launcher", found=f"{first.name} and {other.name}", expected="one",
+            "one command has one launcher", path="launcher", found="several", expected="one",
             remedy="give `launcher` and its keys one value each",
         )  # fmt: skip
     return first
@@ -124,7 +112,7 @@ def engine(launcher: LauncherConfig, job: Job) -> Engine:
     """
     if launcher.name == SEQUENTIAL:
         return InProcess(job)
-    _check_library(launcher.name)
+    _check_library(launcher.name.partition("_")[0])
     if launcher.name == "joblib":
         return Joblib(job, launcher.jobs, launcher.options)
     from slime_bench.sweep.pools import RayPool, SubmititPool
@@ -134,15 +122,15 @@ def engine(launcher: LauncherConfig, job: Job) -> Engine:
     return SubmititPool(job, launcher.name.removeprefix("submitit_"), launcher.jobs, launcher.options)
 
 
-def _check_library(name: str) -> None:
-    library, extra = _NEEDS[name]
+def _check_library(library: str) -> None:
     try:
         importlib.import_module(library)
     except ModuleNotFoundError as error:
         if error.name != library:
             raise
+        extra = "ray" if library == "ray" else "launchers"
         raise ConfigError(
-            f"the launcher `{name}` needs a library that is not installed", path="launcher", found=f"no {library}",
+            f"the launcher `{library}` needs a library that is not installed", path="launcher", found=f"no {library}",
             expected=f"the extra `{extra}` of slime-bench",
             remedy=f"pip install 'slime-bench[{extra}]', or in a checkout: pip install --editable '.[{extra}]'",
         ) from error  # fmt: skip

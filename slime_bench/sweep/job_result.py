@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +81,10 @@ def write_record(folder: Path, result: JobResult) -> None:
 
 
 def read_records(folder: Path) -> dict[int, JobResult]:
-    """The results that have been written below `folder`, by index; what is no record is passed over."""
-    return {each.index: each for each in _records(folder)}
+    """The results that have been written below `folder`, by index."""
+    paths = (folder / _RECORDS).glob("[0-9]*.json")
+    found = [JobResult(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    return {each.index: each for each in found}
 
 
 def forget_records(folder: Path, indices: Sequence[int]) -> None:
@@ -94,8 +96,3 @@ def forget_records(folder: Path, indices: Sequence[int]) -> None:
 
 def _record(folder: Path, index: int) -> Path:
     return folder / _RECORDS / f"{index:04d}.json"
-
-
-def _records(folder: Path) -> Iterator[JobResult]:
-    for path in sorted((folder / _RECORDS).glob("[0-9]*.json")):
-        yield JobResult(**json.loads(path.read_text(encoding="utf-8")))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from slime_bench.errors import ConfigError
@@ -96,25 +93,6 @@ class Pool(ABC):
         return left
 
 
-@contextmanager
-def _output_to(path: Path) -> Iterator[None]:
-    """Let processes that are started meanwhile write to a file instead of this process's output."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = {stream: os.dup(stream) for stream in (1, 2)}
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        for stream in saved:
-            os.dup2(file, stream)
-        yield
-    finally:
-        os.close(file)
-        for stream, copy in saved.items():
-            os.dup2(copy, stream)
-            os.close(copy)
-
-
 @dataclass
 class Submitted:
     """What submitit pickles: one trial. A job that SLURM stops for its time or for another's sake comes again, and goes
@@ -171,15 +149,13 @@ class SubmititPool(Pool):
             ) from error  # fmt: skip
 
     def start(self, tasks: Sequence[Task]) -> list[Any]:
-        # submitit's own process for each local job would show a traceback here when it is interrupted.
-        log = self.job.folder / "submitit" / "controllers.txt"
         try:
-            with _output_to(log), self._executor.batch():
+            with self._executor.batch():
                 return [self._executor.submit(Submitted(self.job, task)) for task in tasks]
         except (RuntimeError, subprocess.CalledProcessError) as error:
             raise ConfigError(
                 "the cluster did not take the jobs", path="launcher.options", found=str(error).strip(),
-                expected="options that `sbatch` takes here", remedy=f"correct launcher.options; {log} may say more",
+                expected="options that `sbatch` takes here", remedy="correct launcher.options",
             ) from error  # fmt: skip
 
     def ended(self, handle: Any) -> bool:

@@ -25,7 +25,7 @@ from slime_bench.results.result import RESULT_FILE, read_result
 from slime_bench.results.status import STATES, TrialStatus
 from slime_bench.trial.device import pick_device
 from slime_bench.trial.failure import ERROR_FILE
-from slime_bench.trial.spec import identify, is_misplaced, nameless_folder
+from slime_bench.trial.spec import identify, nameless_folder
 
 _DEVICES: Final = ("cpu", "cuda")
 
@@ -51,6 +51,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print("\n".join(table(found)))
     return 0
+
+
+def planned_trials(
+    overrides: Sequence[str], outputs: Path | None, extra_dir: str | None
+) -> list[tuple[dict[str, Any], TrialStatus]]:
+    """What reports are told of a sweep's trials: of each the configuration as plain values, under `decided` what of it
+    decides the numbers, and its status.
+
+    Args:
+        overrides: as they were given to the sweep.
+        outputs: folder with runs/; that of the configuration by default.
+        extra_dir: a further folder of configuration files.
+
+    Raises:
+        ConfigError: see `compose.plan`.
+    """
+    found, sweep, trials = plan(overrides, sweep=True, extra_dir=extra_dir), Sweep(), []
+    for cfg, name in zip(found.trials, found.names, strict=True):
+        there = cfg if outputs is None else cfg.replace(output_root=str(outputs))
+        trials.append(({**there.plain, "decided": identity.deciding(there)}, sweep.status(there, name)))
+    return trials
 
 
 class Sweep:
@@ -104,7 +125,7 @@ def of_folder(folder: Path, blank: TrialStatus) -> TrialStatus:
             result = read_result(folder / RESULT_FILE)
         except ResultError as error:
             return replace(here, state=states.UNREADABLE, detail=_line(error))
-        if is_misplaced(result, folder):
+        if not folder.name.endswith(result.signature):
             return replace(here, state=states.UNREADABLE, detail="the result of another trial")
         average = result.average
         return replace(here, state=states.DONE, detail="" if average is None else f"mIoU {100 * average:.1f}")

@@ -111,17 +111,11 @@ def _is_sound(spec: TrialSpec) -> bool:
     return True
 
 
-def may_differ(cfg: TrialConfig) -> tuple[str, ...] | None:
-    """The method's `may_differ`; None too where the configuration alone says that the trial has to be fitted alone."""
-    allowed: tuple[str, ...] | None = cfg.parts["method"].may_differ
-    # Half precision scales the loss, by a factor that would be one for all.
-    return None if cfg.trainer.precision == "fp16" else allowed
-
-
 def kind(spec: TrialSpec) -> str | None:
     """What trials of one batch have in common, as a hash; None for a trial that has to be fitted alone."""
-    allowed = may_differ(spec.cfg)
-    if allowed is None:
+    allowed = spec.cfg.parts["method"].may_differ
+    # Half precision scales the loss, by a factor that would be one for all.
+    if allowed is None or spec.cfg.trainer.precision == "fp16":
         return None
     config = {key: value for key, value in spec.cfg.plain.items() if key not in _OWN}
     config["method"] = {key: value for key, value in config["method"].items() if key not in allowed}

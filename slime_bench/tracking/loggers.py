@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_bench.config.schema import TrialConfig
-from slime_bench.results.curves import CURVES_FILE, read_curves, rows
+from slime_bench.results.artifacts import CURVES_FILE, read_curves, rows
 from slime_bench.tracking import COMPLETE, FOLDER, in_sweep
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slime_bench.paths import config_dir
+from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.results.environment import read_environment
-from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, read_per_image
 
 STEP: Final = "trainer/global_step"
@@ -64,13 +64,8 @@ def summary(folder: Path, result: TrialResult) -> dict[str, float | int | str]:
         found |= {iou(name, convention): _percent(value) for name, value in table["per_class"].items()}
     found["val/best_miou"] = _percent(result.validation.get("score"))
     found["val/best_epoch"] = result.validation.get("epoch")
-    found |= {f"seconds/{name}": value for name, value in environment(folder).get("seconds", {}).items()}
+    found |= {f"seconds/{name}": value for name, value in (read_environment(folder) or {}).get("seconds", {}).items()}
     return {key: value for key, value in found.items() if value is not None}
-
-
-def environment(folder: Path) -> dict[str, Any]:
-    """What the trial was computed with: packages, device, commit, memory, seconds."""
-    return read_environment(folder) or {}
 
 
 def pictures(folder: Path) -> dict[str, Any]:
@@ -108,7 +103,8 @@ def tables(folder: Path, result: TrialResult) -> dict[str, Any]:
 def class_rows(result: TrialResult) -> list[list[Any]]:
     """Each class and the average: the trial's IoU, then mean and standard deviation as the paper has them for the same
     method and shots, in percent; None where it has none."""
-    rows = published(result.subject).get("rows", [])
+    path = config_dir() / "paper" / f"{result.subject}.yaml"
+    rows = yaml.safe_load(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     same = [row for row in rows if (row["key"], row["shots"]) == (result.method, result.shots)]
     stated = {**same[0]["per_class"], "average": same[0]["average"]} if same else {}
     own = {**result.per_class, "average": result.average}
@@ -116,12 +112,6 @@ def class_rows(result: TrialResult) -> list[list[Any]]:
         [name, _percent(value), *(stated.get(name, {}).get(key) for key in ("mean", "std"))]
         for name, value in own.items()
     ]
-
-
-def published(subject: str) -> dict[str, Any]:
-    """The content of conf/paper for the subject; empty where the papers have none."""
-    path = config_dir() / "paper" / f"{subject}.yaml"
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def image_rows(folder: Path, items: Sequence[GridItem]) -> list[list[float | None]]:

@@ -20,7 +20,9 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from slime_bench.config.schema import LoggerConfig, TrialConfig
+from slime_bench.console import is_interrupt
 from slime_bench.errors import ConfigError
+from slime_bench.results.environment import read_environment
 from slime_bench.results.identity import recorded, series, signature
 from slime_bench.tracking import COMPLETE, FOLDER, in_sweep
 
@@ -33,7 +35,7 @@ INTERRUPTED: Final = 255
 ONLINE: Final = "online"
 OFFLINE: Final = "offline"
 DISABLED: Final = "disabled"
-_SPELLINGS: Final = {ONLINE: ONLINE, "run": ONLINE, OFFLINE: OFFLINE, "dryrun": OFFLINE, DISABLED: DISABLED}
+_MODES: Final = (ONLINE, OFFLINE, DISABLED)
 _LONGEST_TAG: Final = 64
 _LONGEST_NAME: Final = 128
 
@@ -74,7 +76,8 @@ def trial_run(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -
     try:
         yield run
     except BaseException as error:
-        code = exit_code(error)
+        interrupted = isinstance(error, KeyboardInterrupt) or is_interrupt(error)
+        code = INTERRUPTED if interrupted else 1
         raise
     finally:
         if run is not None:
@@ -103,25 +106,19 @@ def run_facts(cfg: TrialConfig, fingerprints: Mapping[str, str]) -> dict[str, An
     }
 
 
-def exit_code(error: BaseException) -> int:
-    """What W&B is told of a trial that ends with `error`."""
-    causes = (error, error.__cause__, error.__context__)  # Lightning turns Ctrl-C into SystemExit
-    return INTERRUPTED if any(isinstance(each, KeyboardInterrupt) for each in causes) else 1
-
-
 def mode_asked_for(configured: str | None) -> str | None:
     """The mode of `logger.mode`, else of WANDB_MODE; None where neither says anything.
 
     Raises:
         ConfigError: WANDB_MODE holds something else.
     """
-    text = configured or os.environ.get("WANDB_MODE")
-    if text and text not in _SPELLINGS:
+    text = configured or os.environ.get("WANDB_MODE") or None
+    if text not in (*_MODES, None):
         raise ConfigError(
             "WANDB_MODE does not name a mode that a trial can be logged in", path="WANDB_MODE", found=repr(text),
             expected=f"{ONLINE}, {OFFLINE} or {DISABLED}", remedy="unset it, or say logger.mode=offline",
         )  # fmt: skip
-    return _SPELLINGS[text] if text else None
+    return text
 
 
 class TrialRun(WandbLogger):
@@ -157,7 +154,7 @@ class TrialRun(WandbLogger):
 
         run = self.experiment
         self._try(lambda: run.summary.update(media.summary(folder, result)))
-        self._try(lambda: run.config.update({"environment": media.environment(folder)}))
+        self._try(lambda: run.config.update({"environment": read_environment(folder)}))
         self._try(lambda: run.log(media.pictures(folder), commit=False))
         if not _tells_who(os.path.relpath(folder)):
             with _environment(folder), self._relative_paths():
@@ -251,7 +248,7 @@ def _opened(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -> 
 def _mode_of_account(folder: Path) -> str:
     """The mode where nobody asked for one: that of `wandb offline` or `wandb disabled`; else it depends on the key."""
     try:
-        mode = _SPELLINGS.get(wandb.setup(settings=wandb.Settings(silent=True)).settings.mode, ONLINE)
+        mode = str(wandb.setup(settings=wandb.Settings(silent=True)).settings.mode)
         if mode != ONLINE or in_sweep() or wandb.login(prompt=False, verify=False):
             return mode
     except Exception:  # e.g. a malformed key: the start of the run will meet it again, and say so

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,69 +24,48 @@ from slime_bench.paths import config_dir
 from slime_bench.results.identity import flatten, recorded
 from slime_bench.tracking import media
 
-EXTRA: Final = "pip install 'slime-bench[workspaces]'"
 
+def layout(classes: Sequence[str]) -> dict[str, list[tuple[str, str, tuple[str, ...]]]]:
+    """Sections of panels, from what a reader asks first to what only some methods have.
 
-class Panel(NamedTuple):
-    """A panel over all runs that are shown.
-
-    Attributes:
-        kind: `curves` over the training steps, and `bars`, are means over runs of one group (the seeds), with their
-            spread; `media` are pictures and `table` is a table, of single runs.
-        keys: what was logged, see `slime_bench.tracking.media`.
-    """
-
-    kind: str
-    title: str
-    keys: tuple[str, ...]
-
-
-def layout(classes: Sequence[str]) -> dict[str, list[Panel]]:
-    """Sections: result, pictures, optimisation, layers; from what a reader asks first to what only some methods have.
+    A panel is its kind, its title, and the keys that it shows (`slime_bench.tracking.media`). `curves` over the steps,
+    and `bars`, are means over runs of one group (the seeds), with their spread; `media` are pictures and `table` is a
+    table, of single runs.
 
     Args:
         classes: K names, `background` first.
     """
+    conventions = tuple(media.iou("miou", name) for name in CONVENTION_RULES)
     return {
         "Result": [
-            Panel("bars", "mIoU (%)", (media.MIOU,)),
-            Panel("bars", "IoU per class (%)", tuple(media.iou(name) for name in classes)),
-            Panel(
-                "bars", "mIoU under each convention (%)", tuple(media.iou("miou", name) for name in CONVENTION_RULES)
-            ),
-            Panel("table", "Classes, beside the published numbers", (media.CLASSES,)),
+            ("bars", "mIoU (%)", (media.MIOU,)),
+            ("bars", "IoU per class (%)", tuple(media.iou(name) for name in classes)),
+            ("bars", "mIoU under each convention (%)", conventions),
+            ("table", "Classes, beside the published numbers", (media.CLASSES,)),
         ],
         "Test images": [
-            Panel("media", "Prediction and ground truth", (media.EXAMPLES,)),
-            Panel("table", "Test images", (media.IMAGES,)),
-            *(Panel("media", f"Score map: {name}", (media.score_map(name),)) for name in classes),
+            ("media", "Prediction and ground truth", (media.EXAMPLES,)),
+            ("table", "Test images", (media.IMAGES,)),
+            *(("media", f"Score map: {name}", (media.score_map(name),)) for name in classes),
         ],
         "Optimisation": [
-            Panel("curves", "Validation mIoU (%)", (media.VALIDATION,)),
-            Panel("curves", "Loss", (media.LOSS,)),
-            Panel("curves", "Terms of the loss", ("train/cross_entropy", "train/was", "train/diffusion")),
-            Panel("curves", "Learning rate", ("train/lr",)),
-            Panel("curves", "Timestep t", ("train/t",)),
+            ("curves", "Validation mIoU (%)", (media.VALIDATION,)),
+            ("curves", "Loss", (media.LOSS,)),
+            ("curves", "Terms of the loss", ("train/cross_entropy", "train/was", "train/diffusion")),
+            ("curves", "Learning rate", ("train/lr",)),
+            ("curves", "Timestep t", ("train/t",)),
         ],
-        "Layers": [Panel("table", "InfoScore of the layers", (media.LAYERS,))],
+        "Layers": [("table", "InfoScore of the layers", (media.LAYERS,))],
     }
 
 
 def classes_of(subject: str) -> list[str]:
-    """Class names of a subject of the papers, background first.
-
-    Raises:
-        ConfigError: no such subject.
-    """
+    """Class names of a subject of the papers, background first."""
     return sorted(_read("paper", subject, "--subject")["columns"], key=lambda name: bool(name != "background"))
 
 
 def grid(ablation: str) -> dict[str, list[str]]:
-    """Key -> its values, swept or fixed, of a file of conf/ablation, as they stand on a command line.
-
-    Raises:
-        ConfigError: no such ablation.
-    """
+    """Key -> its values, swept or fixed, of a file of conf/ablation, as they stand on a command line."""
     file = _read("ablation", ablation, "--ablation")
     found: dict[str, list[str]] = {}
     for key, text in file.pop("hydra")["sweeper"]["params"].items():
@@ -96,11 +75,7 @@ def grid(ablation: str) -> dict[str, list[str]]:
 
 
 def sweep(ablation: str, experiment: str) -> dict[str, Any]:
-    """The ablation's grid as `wandb sweep` reads it; its agents run the trials one after the other.
-
-    Raises:
-        ConfigError: no such ablation.
-    """
+    """The ablation's grid as `wandb sweep` reads it; its agents run the trials one after the other."""
     parameters = {
         key: {"value": values[0]} if len(values) == 1 else {"values": values} for key, values in grid(ablation).items()
     }
@@ -117,9 +92,6 @@ def runs_of(ablation: str, experiment: str) -> tuple[dict[str, Any], list[str]]:
     """How an ablation's runs are found: key -> value of what they have in common, and the keys in which they differ.
 
     In common are the preset, the shots, and what other ablations vary, where that is a number or a word.
-
-    Raises:
-        ConfigError: no such ablation or experiment.
     """
     varied = [key for key, values in grid(ablation).items() if len(values) > 1 and key != "seed"]
     trial = plan([f"experiment={experiment}", f"ablation={ablation}"], sweep=True).trials[0]
@@ -139,8 +111,14 @@ def workspace(subject: str, entity: str, project: str, ablation: str | None = No
     Raises:
         ConfigError: no such subject, ablation or experiment, or wandb-workspaces is not installed.
     """
-    sections = layout(classes_of(subject))
-    reports, workspaces = _library()
+    try:
+        import wandb_workspaces.reports.v2 as reports
+        import wandb_workspaces.workspaces as workspaces
+    except ImportError as error:
+        raise ConfigError(
+            "wandb-workspaces is not installed", path="slime_bench.tracking.workspace", found=str(error),
+            expected="the extra `workspaces`", remedy="pip install 'slime-bench[workspaces]'",
+        ) from error  # fmt: skip
     filters, varied = [f"Tags in ['{subject}']"], list[str]()
     if ablation is not None:
         common, varied = runs_of(ablation, experiment)
@@ -150,8 +128,10 @@ def workspace(subject: str, entity: str, project: str, ablation: str | None = No
         project=project,
         name=f"slime-bench: {subject}" + (f", {ablation}" if ablation else ""),
         sections=[
-            workspaces.Section(name=title, panels=[_panel(reports, each) for each in panels], is_open=title == "Result")
-            for title, panels in sections.items()
+            workspaces.Section(
+                name=title, panels=[_panel(reports, *each) for each in panels], is_open=title == "Result"
+            )
+            for title, panels in layout(classes_of(subject)).items()
         ],
         settings=workspaces.WorkspaceSettings(x_axis=media.STEP),
         runset_settings=workspaces.RunsetSettings(
@@ -219,28 +199,15 @@ def _read(group: str, name: str, option: str) -> dict[str, Any]:
     return dict(yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
-def _panel(reports: Any, panel: Panel) -> Any:
-    keys = list(panel.keys)
+def _panel(reports: Any, kind: str, title: str, keys: Sequence[str]) -> Any:
     spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
-    if panel.kind == "curves":
-        return reports.LinePlot(title=panel.title, x=media.STEP, y=keys, **spread)
-    if panel.kind == "bars":
-        return reports.BarPlot(title=panel.title, metrics=keys, **spread)
-    if panel.kind == "media":
-        return reports.MediaBrowser(title=panel.title, media_keys=keys)
+    if kind == "curves":
+        return reports.LinePlot(title=title, x=media.STEP, y=list(keys), **spread)
+    if kind == "bars":
+        return reports.BarPlot(title=title, metrics=list(keys), **spread)
+    if kind == "media":
+        return reports.MediaBrowser(title=title, media_keys=list(keys))
     return reports.WeavePanelSummaryTable(table_name=keys[0])
-
-
-def _library() -> tuple[Any, Any]:
-    try:
-        import wandb_workspaces.reports.v2 as reports
-        import wandb_workspaces.workspaces as workspaces
-    except ImportError as error:
-        raise ConfigError(
-            "wandb-workspaces is not installed", path="slime_bench.tracking.workspace", found=str(error),
-            expected="the extra `workspaces`", remedy=EXTRA,
-        ) from error  # fmt: skip
-    return reports, workspaces
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,7 +21,7 @@ from slime_bench.results.result import find_finished
 from slime_bench.trial import checkpoint
 from slime_bench.trial.fitting import backbone_of, lightning_trainer, method_of, origin_of, steps_of, threads
 from slime_bench.trial.progress import ProgressLine
-from slime_bench.trial.resume import Checkpoints, finished_state
+from slime_bench.trial.resume import Checkpoints, fit_state
 from slime_bench.trial.spec import TrialSpec
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def fit_batch(candidates: Sequence[TrialSpec], limit: int | None, begun: bool = 
             thinks is of use on the device. begun: see `is_pending`.
 
     Returns:
-        By signature the state of each trial that was fitted, see `resume.finished_state`. Empty where one trial at a
+        By signature the state of each trial that was fitted, see `resume.fit_state`. Empty where one trial at a
         time is best, or other processes compute them.
     """
     with ExitStack() as stack:
@@ -135,20 +135,15 @@ def _handed_over(
     batch: Sequence[TrialSpec], methods: Sequence[Any], trainer: Any, seconds: float, signatures: list[str]
 ) -> dict[str, dict[str, Any]]:
     """The state of each trial, also as a checkpoint of its own: after an interruption the fit is not repeated."""
-    states: dict[str, dict[str, Any]] = {}
-    for spec, method in zip(batch, methods, strict=True):
-        states[spec.signature] = finished_state(trainer, method, seconds, signatures)
+    states = {
+        spec.signature: fit_state(trainer, method, seconds, signatures, finished=True)
+        for spec, method in zip(batch, methods, strict=True)
+    }
     if _keeps_checkpoints(batch[0].cfg):
-        _write(batch, states)
+        try:
+            for spec in batch:
+                checkpoint.write(spec.folder / checkpoint.FILE, states[spec.signature], origin_of(spec))
+        except StorageError as error:  # the states are in memory as well: the trials may yet finish
+            _log.warning("No checkpoint could be written; the trials go on.\n%s", error)
     (batch[0].folder / checkpoint.BATCH_FILE).unlink(missing_ok=True)
     return states
-
-
-def _write(batch: Sequence[TrialSpec], states: Mapping[str, dict[str, Any]]) -> None:
-    for spec in batch:
-        try:
-            spec.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write(spec.folder / checkpoint.FILE, states[spec.signature], origin_of(spec))
-        except (StorageError, OSError) as error:  # the states are in memory as well: the trials may yet finish
-            _log.warning("No checkpoint could be written; the trials go on.\n%s", error)
-            return

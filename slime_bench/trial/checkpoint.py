@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from slime_bench.paths import PACKAGE
 from slime_bench.results.environment import version
@@ -60,14 +61,17 @@ def write(path: Path, state: Any, origin: Mapping[str, str]) -> None:
     """Write `state` to `path`, in place of what is there.
 
     Args:
-        state: tensors, None, bool, int, float and str in any nesting of dictionaries, lists and tuples.
+        state: tensors, None, bool, int, float and str in any nesting of dictionaries, lists and tuples; `torch.load`
+            reads nothing else again.
         origin: see `origin`.
 
     Raises:
-        StorageError: see `write_atomic`. TypeError: a value of another type.
+        StorageError: see `write_atomic`.
     """
+    # Copies, because of a view torch would write the whole.
+    plain = tree_map_only(torch.Tensor, lambda value: value.detach().cpu().clone(), state)
     buffer = io.BytesIO()
-    torch.save({"origin": dict(origin), "state": _plain(state, "state")}, buffer)
+    torch.save({"origin": dict(origin), "state": plain}, buffer)
     content = buffer.getvalue()
     write_atomic(path, zlib.crc32(content).to_bytes(4, "big") + content)
 
@@ -84,16 +88,16 @@ def read(path: Path, origin: Mapping[str, str]) -> Any:
         found = _load(path)
     except Exception as error:  # whatever torch.load makes of bytes that are no checkpoint
         return _ignored(path, "it is damaged", f"{type(error).__name__}: {error}")
-    differences = _differences(found["origin"], origin)
+    differences = [name for name in {**origin, **found["origin"]} if found["origin"].get(name) != origin.get(name)]
     if differences:
-        return _ignored(path, "it was written by another trial, code or library", differences)
+        return _ignored(path, "it was written by another trial, code or library", f"other {', '.join(differences)}")
     return found["state"]
 
 
 def is_of(path: Path, origin: Mapping[str, str]) -> bool:
     """Whether the file `path` is there, whole, and of the same `origin`."""
     try:
-        return not _differences(_load(path)["origin"], origin)
+        return bool(_load(path)["origin"] == dict(origin))
     except Exception:  # see `read`
         return False
 
@@ -104,15 +108,6 @@ def discard(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def size(state: Any) -> int:
-    """Bytes of the tensors in `state`."""
-    if isinstance(state, torch.Tensor):
-        return state.nbytes
-    if isinstance(state, Mapping):
-        return sum(map(size, state.values()))
-    return sum(map(size, state)) if isinstance(state, list | tuple) else 0
-
-
 def _load(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     if zlib.crc32(content[4:]) != int.from_bytes(content[:4], "big"):
@@ -121,38 +116,11 @@ def _load(path: Path) -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any, where: str) -> Any:
-    """`value` with its tensors on the CPU.
-
-    Raises:
-        TypeError: a value that `torch.load` would not read again.
-    """
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().clone()  # of a view, torch would write the whole
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if type(value) in (list, tuple):
-        return type(value)(_plain(each, f"{where}[{index}]") for index, each in enumerate(value))
-    if isinstance(value, Mapping) and all(type(key) in (int, str) for key in value):
-        return {key: _plain(each, f"{where}[{key!r}]") for key, each in value.items()}
-    raise TypeError(f"a checkpoint cannot hold {where}, a {type(value).__name__}")
-
-
 def _source(part: type) -> Path | None:
     try:
         return Path(inspect.getfile(part)).resolve()
     except (OSError, TypeError):  # built in, or typed into a console
         return None
-
-
-def _differences(found: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    names = [name for name in {**here, **found} if found.get(name) != here.get(name)]
-    return ", ".join(f"{name} {_short(found.get(name))} (here {_short(here.get(name))})" for name in names)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 20 else f"{text[:12]}..."
 
 
 def _ignored(path: Path, reason: str, found: str) -> None:

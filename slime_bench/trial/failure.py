@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import GpuMemoryError, SlimeBenchError
 from slime_bench.results.environment import without_home
 from slime_bench.storage import write_atomic
@@ -27,11 +28,12 @@ def forget_failure(nameless: Path) -> None:
 
 
 @contextmanager
-def recorded_failure(folder: Path, but: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+def recorded_failure(cfg: TrialConfig, folder: Path, but: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Leave `error.json` in the folder when the block fails, and pass the error on with the file as its `recorded_in`.
 
     Args:
-        but: errors that are passed on as they are.
+        cfg: of the trial; what tables need of its method is in the file, as in a result. but: errors that are passed on
+            as they are.
     """
     try:
         yield
@@ -39,12 +41,15 @@ def recorded_failure(folder: Path, but: tuple[type[BaseException], ...] = ()) ->
         raise
     except (Exception, KeyboardInterrupt) as error:
         typed = typed_error(error)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        status = "oom" if isinstance(typed, GpuMemoryError) else "interrupted" if interrupted else "failed"
         facts = {
             "type": type(typed).__name__,
-            "status": _status(typed),
+            "status": status,
             "message": str(typed),
             "summary": getattr(typed, "summary", str(typed)),
             "traceback": "".join(traceback.format_exception(error)),
+            "facts": cfg.parts["method"].facts(cfg.method, cfg.shots),
         }
         try:
             text = json.dumps(without_home(facts), indent=1, sort_keys=True)
@@ -58,13 +63,6 @@ def recorded_failure(folder: Path, but: tuple[type[BaseException], ...] = ()) ->
         if typed is error:
             raise
         raise typed from error
-
-
-def _status(error: BaseException) -> str:
-    """`failed`, `oom` or `interrupted`."""
-    if isinstance(error, GpuMemoryError):
-        return "oom"
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
 
 def typed_error(error: BaseException) -> BaseException:

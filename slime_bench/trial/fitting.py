@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slime_bench.config.schema import PARTS, TrialConfig, implementation_of
+from slime_bench.results.identity import canonical_json
 from slime_bench.trial import checkpoint
-from slime_bench.trial.backbone_cache import cached_backbone
 from slime_bench.trial.spec import TrialSpec
 
+_cached: tuple[str, Any] | None = None
+"""The backbone cache: the last trial's backbone, for the next trial of the same process that has the same one."""
 # The backbone's weights have the precision themselves (`backbone.dtype`); maps, losses and embeddings are float32 in
 # any case. Only fp16 needs more: without the scaling of the loss, which comes with it here, small gradients become 0.
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "32-true", "fp16": "16-mixed"}
 
 
-def backbone_of(spec: TrialSpec) -> AbstractContextManager[Any]:
-    """The trial's backbone, which may be the one of the trial before."""
-    return cached_backbone(spec.cfg, spec.fingerprints["backbone"])
+@contextmanager
+def backbone_of(spec: TrialSpec) -> Iterator[Any]:
+    """The backbone of a trial: the one cached from the last trial, if it is the same, or a new one.
+
+    It is cached for the next trial when the block succeeds, and dropped when it fails, as it may then be in any state.
+    At most one is cached; its memory is free before another is loaded.
+    """
+    global _cached
+    cfg = spec.cfg
+    key = canonical_json([cfg.plain["backbone"], spec.fingerprints["backbone"], cfg.trainer.device])
+    if _cached is None or _cached[0] != key:
+        drop_backbone()  # also where none is cached: a failed trial's may still lie about
+    backbone = _cached[1] if _cached is not None else cfg.build("backbone")
+    _cached = None  # it belongs to the block until that has succeeded
+    yield backbone
+    _cached = (key, backbone)
+
+
+def drop_backbone() -> None:
+    """Free the memory of the cached backbone."""
+    global _cached
+    _cached = None
+    gc.collect()  # a trainer and its module hold each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def method_of(spec: TrialSpec, backbone: Any, keep_maps: int = 0) -> Any:

@@ -1,31 +1,27 @@
 """Going on with an interrupted optimisation where it stopped, to the same bit.
 
 A checkpoint is the state between two steps. Lightning's own way, `fit(ckpt_path=...)`, needs pickle and holds the whole
-frozen backbone; here a callback keeps what training changes, and puts it back before the first step.
+frozen backbone; here a callback keeps what training changes, and puts it back before the first step. All randomness is
+keyed (`slime_bench.seeding`), so no generator's state is part of it.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 
-from slime_bench.errors import StorageError
-from slime_bench.results.curves import CURVES_FILE, write_curves
+from slime_bench.results.artifacts import CURVES_FILE, write_curves
 from slime_bench.results.result import RESULT_FILE
 from slime_bench.trial import checkpoint
 
 SHARE = 0.02
 """Part of the time that checkpoints may take, apart from the one at the end of the optimisation."""
-_BYTES_PER_SECOND, _LEAST_SECONDS = 2e8, 0.01  # what a checkpoint is expected to take before one was written
 _log = logging.getLogger(__name__)
 
 
@@ -54,9 +50,8 @@ class Checkpoints(Callback):
         self.batch: list[str] = []
         self._began = began
         self._found: dict[str, Any] | None = None
-        self._generators: dict[str, Any] | None = None
         self._last_step, self._last_time = 0, began
-        self._cost: float | None = None  # of writing a checkpoint, in seconds
+        self._cost = 0.0  # of writing the last checkpoint, in seconds
         self._warned = False
 
     def find(self, method: Any) -> int | None:
@@ -64,7 +59,7 @@ class Checkpoints(Callback):
         return self.take(checkpoint.read(self.path, self.origin), method)
 
     def take(self, found: dict[str, Any] | None, method: Any) -> int | None:
-        """Go on from a state that `finished_state` or a checkpoint gives; see `find`."""
+        """Go on from a state of `fit_state`; see `find`."""
         if found is None:
             return None
         shapes, expected = (
@@ -77,7 +72,7 @@ class Checkpoints(Callback):
                 "The trial starts anew: the checkpoint %s holds other tensors than the method learns.", self.path
             )
             return None
-        self._found, self.seconds, self.batch = found, float(found["seconds"]), list(found.get("batch", []))
+        self._found, self.seconds, self.batch = found, found["seconds"], found["batch"]
         return int(found["step"])
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -96,32 +91,24 @@ class Checkpoints(Callback):
         trainer.datamodule.first_batch = loop["epoch_loop.batch_progress"]["current"]["completed"]  # type: ignore[attr-defined]
         for part, state in zip(_stateful(trainer), found["optimisation"], strict=True):
             part.load_state_dict(state)
-        self._generators = found["generators"]
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Between two steps: validation, logging and schedules of the step before are over."""
-        if self._generators is not None:
-            set_generators(self._generators)
-            self._generators = None
         if trainer.global_step - self._last_step < self.every:
             return
-        if self._cost is None:
-            self._cost = _LEAST_SECONDS + checkpoint.size(self._state(trainer, pl_module)) / _BYTES_PER_SECOND
         if time.monotonic() - self._last_time >= self._cost / SHARE:
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self._write(trainer, pl_module, finished=True)
 
-    def _state(self, trainer: lightning.Trainer, method: Any, finished: bool = False) -> dict[str, Any]:
-        return _fit_state(trainer, method, self.seconds + time.monotonic() - self._began, self.batch, finished)
-
     def _write(self, trainer: lightning.Trainer, method: Any, finished: bool = False) -> None:
         began = time.monotonic()
+        spent = self.seconds + began - self._began
         try:
-            checkpoint.write(self.path, self._state(trainer, method, finished), self.origin)
+            checkpoint.write(self.path, fit_state(trainer, method, spent, self.batch, finished), self.origin)
             self._write_curves(method)
-        except (StorageError, TypeError) as error:  # a full disk, or somebody else's state: the trial may yet finish
+        except Exception as error:  # a full disk, or somebody else's state: the trial may yet finish
             if not self._warned:
                 _log.warning("No checkpoint could be written; the trial goes on.\n%s", error)
             self._warned = True
@@ -134,19 +121,15 @@ class Checkpoints(Callback):
             write_curves(self.path.with_name(CURVES_FILE), method.curve.points())
 
 
-def finished_state(trainer: lightning.Trainer, method: Any, seconds: float, batch: list[str]) -> dict[str, Any]:
-    """The state of a trial whose fit has ended in a batch with others, for `Checkpoints.take` of its own run.
-
-    Args:
-        trainer: of the batch. method: the trial's own. seconds: its part of the time. batch: signatures of all.
-    """
-    return _fit_state(trainer, method, seconds, batch, finished=True)
-
-
-def _fit_state(
+def fit_state(
     trainer: lightning.Trainer, method: Any, seconds: float, batch: list[str], finished: bool
 ) -> dict[str, Any]:
-    """What a checkpoint holds; after the last step nothing is needed of what leads from one step to the next."""
+    """What a checkpoint holds; after the last step nothing is needed of what leads from one step to the next.
+
+    Args:
+        trainer: which fits the method, maybe in a batch with others. seconds: that the fit has taken. batch: signatures
+            of the trials that are fitted in one batch with it.
+    """
     return {
         "finished": finished,
         "step": trainer.global_step,
@@ -155,29 +138,7 @@ def _fit_state(
         "method": method.training_state(),
         "loop": trainer.fit_loop.state_dict(),
         "optimisation": [] if finished else [part.state_dict() for part in _stateful(trainer)],
-        "generators": {} if finished else generators(),
     }
-
-
-def generators() -> dict[str, Any]:
-    """States of the global random generators. The bench draws from none of them; a method of somebody else's may."""
-    name, numbers, *rest = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (name, torch.from_numpy(np.asarray(numbers, dtype=np.int64)), *rest),
-        "python": random.getstate(),
-    }
-
-
-def set_generators(states: Mapping[str, Any]) -> None:
-    """Take over states of `generators`; those of CUDA only where there are as many devices."""
-    torch.set_rng_state(states["torch"])
-    if len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    name, numbers, *rest = states["numpy"]
-    np.random.set_state((name, numbers.numpy().astype(np.uint32), *rest))
-    random.setstate(states["python"])
 
 
 def _stateful(trainer: lightning.Trainer) -> list[Any]:

@@ -17,7 +17,7 @@ import yaml
 
 from slime_bench.config.schema import TrialConfig
 from slime_bench.config.secrets import redact
-from slime_bench.errors import ConfigError, StorageError
+from slime_bench.errors import ConfigError
 from slime_bench.lock import held
 from slime_bench.results import identity, result
 from slime_bench.results.environment import ENVIRONMENT_FILE, environment, reset_peaks, without_home
@@ -30,7 +30,6 @@ from slime_bench.trial.spec import (
     TrialSpec,
     check,
     identify,
-    is_misplaced,
     nameless_folder,
     on_device,
     other_code,
@@ -63,7 +62,7 @@ def spec_of(cfg: TrialConfig) -> TrialSpec:
         SlimeBenchError: any mistake that the user can mend. One of data or weights is left in the folder.
     """
     cfg = on_device(cfg)
-    with recorded_failure(nameless_folder(cfg), but=(ConfigError, KeyboardInterrupt)):
+    with recorded_failure(cfg, nameless_folder(cfg), but=(ConfigError, KeyboardInterrupt)):
         spec = identify(cfg, prepared_data(cfg))
     forget_failure(nameless_folder(cfg))
     return spec
@@ -94,9 +93,6 @@ def _finished(spec: TrialSpec) -> TrialEnd | None:
     found = result.find_finished(spec.folder, spec.signature)
     if found is None:
         return None
-    if is_misplaced(found, spec.folder):
-        _log.warning("This trial runs again: the result in %s belongs to another folder.", spec.folder)
-        return None
     stated = found.under(spec.cfg.metric.convention, spec.cfg.metric.background)
     _log.info("%s  already finished: mIoU %s  %s", spec.title, _percent(stated.average), spec.folder)
     mirror_finished(spec.cfg, spec.folder, spec.fingerprints, stated)
@@ -106,7 +102,7 @@ def _finished(spec: TrialSpec) -> TrialEnd | None:
 def _computed(spec: TrialSpec, fitted: dict[str, Any] | None) -> TrialResult:
     cfg, folder = spec.cfg, spec.folder
     _prepare(folder, cfg)
-    with trial_logger(cfg, folder, spec.fingerprints) as logger, recorded_failure(folder):
+    with trial_logger(cfg, folder, spec.fingerprints) as logger, recorded_failure(cfg, folder):
         return _compute(spec, fitted, logger)
 
 
@@ -130,8 +126,7 @@ def _compute(spec: TrialSpec, fitted: dict[str, Any] | None, logger: Any) -> Tri
 def _fit_and_test(
     spec: TrialSpec, batches: Any, fitted: dict[str, Any] | None, logger: Any, method: Any, began: float
 ) -> TrialResult:
-    from slime_bench.results.confusion import CONFUSION_FILE, write_confusion
-    from slime_bench.results.curves import CURVES_FILE, write_curves
+    from slime_bench.results.artifacts import CONFUSION_FILE, CURVES_FILE, write_confusion, write_curves
     from slime_bench.trial import checkpoint
 
     cfg, data, folder = spec.cfg, spec.data, spec.folder
@@ -219,13 +214,6 @@ def make_trainer(
 
 def _prepare(folder: Path, cfg: TrialConfig) -> None:
     """Make the trial's folder, which this process holds, fit for a new run."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            "the trial's folder cannot be made", path=folder, found=error.strerror, expected="a writable folder",
-            remedy="choose another with output_root=<folder>, or free some space",
-        ) from error  # fmt: skip
     remove_temporary(folder)
     (folder / ERROR_FILE).unlink(missing_ok=True)
     if not cfg.force:  # it is there and not valid; a valid one is only ever replaced, should the new run fail
@@ -237,7 +225,7 @@ def _prepare(folder: Path, cfg: TrialConfig) -> None:
 def _write_qualitative(folder: Path, method: Any) -> None:
     if not method.examples:
         return
-    from slime_bench.results.qualitative import QUALITATIVE_FILE, GridItem, write_qualitative
+    from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, write_qualitative
 
     items = [
         GridItem(

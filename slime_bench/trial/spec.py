@@ -12,7 +12,7 @@ from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import ConfigError
 from slime_bench.results import identity
 from slime_bench.results.environment import git_state, read_environment, version
-from slime_bench.results.result import RESULT_FILE, TrialResult
+from slime_bench.results.result import RESULT_FILE
 from slime_bench.trial.device import check_precision, pick_device
 
 
@@ -50,11 +50,7 @@ def on_device(cfg: TrialConfig) -> TrialConfig:
 
 
 def prepared_data(cfg: TrialConfig) -> Any:
-    """The data set of a trial, made where it can be, and checked.
-
-    Raises:
-        DataError: data that are not there, or cannot be used.
-    """
+    """The data set of a trial, made where it can be, and checked. Raises DataError."""
     data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
     data.prepare_data()
     return data
@@ -92,11 +88,7 @@ def _folder(cfg: TrialConfig, signature: str) -> Path:
 
 
 def check_parts(cfg: TrialConfig) -> None:
-    """Refuse parts that do not go together: a method reads one kind of backbone under one kind of protocol.
-
-    Raises:
-        ConfigError: a backbone or protocol of another method's, or fewer shots than the method needs.
-    """
+    """Refuse a backbone or protocol of another method's, and fewer shots than the method needs, as a ConfigError."""
     method = cfg.parts["method"]
     for group, expected in (("backbone", method.Backbone), ("protocol", method.Protocol)):
         found = cfg.parts[group]
@@ -115,21 +107,13 @@ def check_parts(cfg: TrialConfig) -> None:
 
 
 def check(spec: TrialSpec) -> None:
-    """Refuse what is bound to go wrong, before any weights are loaded.
-
-    Raises:
-        SlimeBenchError: see `SegmentationMethod.check`; what the backbone's class tells of it before it is loaded.
-    """
+    """Refuse what is bound to go wrong, before any weights are loaded; see `SegmentationMethod.check`."""
     cfg = spec.cfg
     cfg.parts["method"].check(cfg.method, backbone_facts(cfg), spec.data.classes, cfg.data.image_size, cfg.shots)
 
 
 def backbone_facts(cfg: TrialConfig) -> Any:
-    """What the class of the backbone tells of it before it is loaded; None where it has no `describe`.
-
-    Raises:
-        BackboneError: what it names is missing or cannot work.
-    """
+    """What the class of the backbone tells of it before it is loaded; None where it has no `describe`."""
     describe = getattr(cfg.parts["backbone"], "describe", None)
     return None if describe is None else describe(cfg.backbone)
 
@@ -143,18 +127,11 @@ def stamp(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def is_misplaced(result: TrialResult, folder: Path) -> bool:
-    """Whether a result names other data, method, shots, seed or signature than the folder that it lies in."""
-    place = identity.parse_trial_folder(folder)
-    return place is None or any(value != getattr(result, name) for name, value in place.items())
-
-
 def other_code(folder: Path) -> str | None:
     """Which code made the finished trial in `folder`, where that is known and is not the code that runs now."""
     facts, here = read_environment(folder) or {}, git_state() or {}
-    git = facts.get("git")
-    commit = git.get("commit") if isinstance(git, dict) else None
+    commit = (facts.get("git") or {}).get("commit")
     if commit and here.get("commit"):
-        return None if commit == here["commit"] else f"commit {str(commit)[:12]}"
+        return None if commit == here["commit"] else f"commit {commit[:12]}"
     installed = facts.get("slime_bench")
     return f"version {installed}" if installed and installed != version("slime-bench") else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -66,10 +65,7 @@ class TestRuns:
         assert (code, text) == (0, "")
         (cfg,) = bench.ran
         assert (cfg.shots, cfg.seed, cfg.method.unlisted, cfg.method.schedule.warmup) == (10, 0, 9, 0.0)
-
-    def test_a_single_trial_leaves_no_folder_of_hydra(self, bench: Bench, tmp_path: Path) -> None:
-        bench()
-        assert not (tmp_path / "outputs" / "hydra").exists()
+        assert not Path("outputs/hydra").exists(), "a single trial leaves no folder of Hydra"
 
     def test_a_sweep(self, bench: Bench, tmp_path: Path) -> None:
         code, text = bench("--multirun", "seed=0,1,2", "shots=1,10")
@@ -144,15 +140,12 @@ class TestRuns:
         code, text = bench("--multirun", "hydra/sweeper=toy_halving", "shots=10")
         assert code == 0 and bench.pairs == [(10, 0), (10, 1)] and returned == [0.25, 0.25], text
 
-    def test_the_working_folder_and_the_process_are_left_as_they_were(self, bench: Bench, tmp_path: Path) -> None:
-        before = list(sys.argv)
-        bench("seed=1")
-        assert sys.argv == before and Path.cwd() == tmp_path and "HYDRA_FULL_ERROR" not in os.environ
-
     def test_the_trial_sees_the_users_own_environment(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[str | None] = []
         bench.behave = lambda cfg: seen.append(os.environ.get("HYDRA_FULL_ERROR"))
+        before = list(sys.argv)
         bench()
+        assert sys.argv == before and "HYDRA_FULL_ERROR" not in os.environ
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         bench()
         assert seen == [None, "1"]
@@ -163,28 +156,18 @@ class TestBadCommandLines:
         ("arguments", "words"),
         [
             (["methd=slime"], ["methd", "did you mean `method`"]),
-            (["method.lrr=1"], ["method.lrr", "did you mean `method.lr`"]),
-            (["method.lr=fast"], ["method.lr", "'fast'", "number"]),
             (["data=mini_cat"], ["data=mini_cat", "did you mean data=mini_car", "mini_face"]),
-            (["data="], ["data", "mini_car"]),
-            (["experiment=mini_cart"], ["did you mean experiment=mini_car"]),
-            (["ablation=croos"], ["did you mean ablation=cross"]),
             (["method.lr=[1"], ["method.lr=[1", "quotes"]),
-            (["shots"], ["shots", "key=value"]),
             (["reprot"], ["slime-bench report"]),
             (["seed=0,1"], ["seed", "--multirun"]),
             (["+seed=1"], ["seed", "`+`"]),
-            (["+experiment=mini_car"], ["experiment", "`+`"]),
-            (["~seeed"], ["seeed"]),
-            (["method=null"], ["Config group override"]),
             (["data=broken"], ["broken.yaml, line 2", "YAML"]),
-            (["hydra.jobb=1"], ["hydra.jobb"]),
-            (["hydra/launcher=cluster"], ["hydra/launcher", "basic"]),
             (["hydra/launcher=submitit_slurm"], ["did you mean launcher=submitit_slurm"]),
             (["--multirun", "seed=0,x"], ["seed", "'x'"]),
             (["--multirun", "method.lrr=1,2"], ["method.lrr", "`method.lr`"]),
             (["--multirun", "data=mini_car,mini_cat"], ["data=mini_cat"]),
-            (["output_root=${oc.env:SLIME_BENCH_NOT_SET}"], ["output_root", "SLIME_BENCH_NOT_SET"]),
+            (["output_root=${oc.env:SLIME_BENCH_NOT_SET}"], ["SLIME_BENCH_NOT_SET", "has to be set"]),
+            (["--mutlirun", "seed=1"], ["--mutlirun"]),
         ],
     )
     def test_message_without_traceback_before_any_trial(
@@ -192,7 +175,7 @@ class TestBadCommandLines:
     ) -> None:
         code, text = bench(*arguments)
         assert code == 2
-        assert text.startswith("error: ") and "Traceback" not in text
+        assert "error: " in text and "Traceback" not in text
         assert [word for word in words if word not in text] == [], text
         assert bench.ran == []
 
@@ -202,18 +185,15 @@ class TestBadCommandLines:
         assert code == 2 and "Traceback" in text and "methd" in text
 
     @pytest.mark.parametrize(
-        "key",
+        ("key", "flags"),
         [
-            "+logger.api_key",
-            "+WANDB_API_KEY",
-            "+logger.apikey",
-            "+hf_token",
-            "++method.secret",
-            "+a.PASSWORD",
-            "+token",
+            ("+logger.api_key", []),
+            ("+WANDB_API_KEY", ["--multirun"]),
+            ("++method.secret", ["--cfg", "job"]),
+            ("+a.PASSWORD", ["--help"]),
+            ("+hf_token", []),
         ],
     )
-    @pytest.mark.parametrize("flags", [[], ["--multirun"], ["--cfg", "job"], ["--help"]])
     def test_secrets_are_refused_and_not_repeated(
         self, bench: Bench, tmp_path: Path, key: str, flags: list[str]
     ) -> None:
@@ -225,41 +205,8 @@ class TestBadCommandLines:
         code, text = bench("+method.token_gate=0.2")
         assert code == 2 and "secret" not in text and "unknown key" in text
 
-    def test_unknown_flags(self, bench: Bench) -> None:
-        code, text = bench("--mutlirun", "seed=1")
-        assert code == 2 and "--mutlirun" in text and bench.ran == []
-
 
 class TestFailingTrials:
-    def test_one_failed_trial_does_not_stop_the_others(self, bench: Bench) -> None:
-        def behave(cfg: TrialConfig) -> None:
-            if cfg.seed == 1:
-                raise DataError("no mask", path="a/b.png", remedy="add it")
-
-        bench.behave = behave
-        code, text = bench("--multirun", "seed=0,1,2")
-        assert code == 1 and len(bench.ran) == 3 and "Traceback" not in text
-        summary = text[text.index("2 of 3 trials finished, 1 failed") :]
-        assert "seed=1" in summary and "add it" in summary and "done      seed=0" in summary
-
-    def test_the_same_reason_is_told_once_in_the_summary(self, bench: Bench) -> None:
-        def behave(cfg: TrialConfig) -> None:
-            raise DataError("no folder", path="data/x")
-
-        bench.behave = behave
-        code, text = bench("--multirun", "seed=0,1,2")
-        assert text.count("where: data/x") == 2 and text.count("(as above)") == 2
-        summary = text[text.index("0 of 3 trials finished, 3 failed") :]
-        assert code == 1 and summary.count("no folder") == 1 and "seed=2" in summary
-
-    def test_fail_fast_leaves_the_rest_out(self, bench: Bench) -> None:
-        def behave(cfg: TrialConfig) -> None:
-            raise DataError("no folder")
-
-        bench.behave = behave
-        code, text = bench("--multirun", "seed=0,1,2", "launcher=fail_fast")
-        assert code == 1 and len(bench.ran) == 1 and "2 left out" in text
-
     def test_an_unexpected_error_is_exit_code_1_and_outweighs(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -277,26 +224,17 @@ class TestFailingTrials:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         assert "Traceback" in bench("seed=1")[1]
 
-    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-    def test_a_full_disk_or_a_locked_folder_is_the_users_to_mend(self, bench: Bench, number: int) -> None:
+    @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 2), (errno.EROFS, 2), (errno.ENOENT, 1)])
+    def test_a_full_disk_is_the_users_to_mend_and_a_missing_file_is_a_bug(
+        self, bench: Bench, number: int, code: int
+    ) -> None:
         def behave(cfg: TrialConfig) -> None:
             raise OSError(number, os.strerror(number), "outputs/result.json")
 
         bench.behave = behave
-        code, text = bench()
-        assert code == 2 and "outputs/result.json" in text and os.strerror(number) in text and "output_root" in text
-
-    def test_an_output_folder_that_is_a_file(self, bench: Bench, tmp_path: Path) -> None:
-        (tmp_path / "taken").write_text("")
-        code, text = bench("--multirun", "seed=0,1", "output_root=taken")
-        assert code == 2 and "taken" in text and "Traceback" not in text and bench.ran == []
-
-    def test_a_missing_file_is_a_bug_and_not_a_full_disk(self, bench: Bench) -> None:
-        def behave(cfg: TrialConfig) -> None:
-            open("not-there").close()
-
-        bench.behave = behave
-        assert bench()[0] == 1
+        found, text = bench()
+        assert found == code and "outputs/result.json" in text and os.strerror(number) in text
+        assert ("output_root" in text) is (code == 2)
 
     @pytest.mark.parametrize("as_lightning", [False, True])
     def test_interruption(self, bench: Bench, as_lightning: bool) -> None:
@@ -321,9 +259,6 @@ class TestOtherCommands:
         assert code == 0 and "slime-bench report" in text
         code, text = bench("--help")
         assert code == 0 and "mini_face" in text
-        assert bench.ran == []
-
-    def test_the_configuration_can_be_shown_without_running(self, bench: Bench) -> None:
         code, text = bench("--cfg", "job", "seed=3")
         assert code == 0 and "seed: 3" in text and bench.ran == []
 
@@ -343,11 +278,3 @@ class TestOtherCommands:
         assert bench("report", "--subject", "car")[0] == 0
         code, text = bench("report", "--bad")
         assert (code, seen) == (2, [["--subject", "car"], ["--bad"]]) and "make some" in text
-
-    @pytest.mark.slow
-    def test_the_installed_command_as_a_process(self, repository: Path) -> None:
-        """Through a real process, with the bench's own configuration."""
-        command = [sys.executable, "-m", "slime_bench.cli", "data=mini_cat"]
-        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 2
-        assert "did you mean data=mini_car" in done.stderr and "Traceback" not in done.stderr

@@ -145,12 +145,6 @@ def test_no_published_number_is_left_out(shared: Path) -> None:
     assert len(printed) > 150 and printed <= numbers(files)
 
 
-@pytest.mark.parametrize("name", [name for name in options("experiment") if name.startswith("table")])
-def test_a_table_says_how_to_run_it(name: str) -> None:
-    for preset in EXPERIMENTS[name].data:
-        assert f"slime-bench --multirun experiment={name} preset={preset} " in comment("experiment", name)
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_sweep_is_the_papers(name: str) -> None:
     assert content(name)["hydra"]["sweeper"]["params"] == EXPERIMENTS[name].params
@@ -174,12 +168,6 @@ def test_slimes_tables_are_slimes() -> None:
     with pytest.raises(ConfigError, match="is one of the method slime") as caught:
         plan(["experiment=table4", "preset=mini_infoscore"])
     assert "experiment=mini_car" in str(caught.value.remedy) and "--multirun method." in str(caught.value.remedy)
-
-
-def test_the_old_name_of_table_1_leads_to_the_new_one() -> None:
-    with pytest.raises(ConfigError, match="unknown experiment") as caught:
-        plan(["experiment=table1_was"])
-    assert "experiment=table1?" in str(caught.value.remedy)
 
 
 def test_a_preset_of_ones_own_has_to_name_its_data(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pickle
 import signal
@@ -14,8 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from slime_bench import lock, storage
 
@@ -74,22 +71,14 @@ class TestHeld:
         assert lock.holder(folder) is None and lock.left_by(folder) is None
         assert not folder.exists(), "the folder itself is the business of who holds it"
 
-    def test_it_is_free_after_an_exception(self, tmp_path: Path) -> None:
-        with pytest.raises(ZeroDivisionError), lock.held(tmp_path / "trial"):
-            raise ZeroDivisionError
-        assert lock.holder(tmp_path / "trial") is None
-
-    def test_another_process(self, tmp_path: Path, other: Callable[[Path], subprocess.Popen[str]]) -> None:
+    def test_a_killed_process_leaves_its_name_and_no_lock(
+        self, tmp_path: Path, other: Callable[[Path], subprocess.Popen[str]]
+    ) -> None:
         process = other(tmp_path / "trial")
         found = lock.holder(tmp_path / "trial")
         assert found is not None and found.pid == process.pid
         with pytest.raises(lock.BusyError), lock.held(tmp_path / "trial"):
             pass
-
-    def test_a_killed_process_leaves_its_name_and_no_lock(
-        self, tmp_path: Path, other: Callable[[Path], subprocess.Popen[str]]
-    ) -> None:
-        process = other(tmp_path / "trial")
         process.send_signal(signal.SIGKILL)
         process.wait()
         left = lock.left_by(tmp_path / "trial")
@@ -108,27 +97,6 @@ class TestHeld:
 
         with lock.held(tmp_path / "trial", waits):
             assert [each.pid for each in seen if each] == [process.pid] and process.returncode == 0
-
-    @pytest.mark.parametrize("years", [-30, 30])
-    def test_a_clock_that_jumps_frees_nothing(
-        self,
-        tmp_path: Path,
-        other: Callable[[Path], subprocess.Popen[str]],
-        monkeypatch: pytest.MonkeyPatch,
-        years: int,
-    ) -> None:
-        other(tmp_path / "trial")
-        now = time.time() + years * 365 * 86400
-        monkeypatch.setattr(time, "time", lambda: now)
-        os.utime(tmp_path / ".trial.lock", (now, now))
-        assert lock.holder(tmp_path / "trial") is not None
-        with pytest.raises(lock.BusyError), lock.held(tmp_path / "trial"):
-            pass
-
-    def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        with pytest.raises(OSError, match="file"), lock.held(tmp_path / "file" / "trial"):
-            pass
 
     def test_a_full_disk_takes_the_name_and_not_the_lock(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         real = os.write
@@ -179,22 +147,11 @@ class TestWithoutLocksOfTheSystem:
         assert found is None
 
 
-class TestHolder:
-    @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x", "host": "h", "since": "s"}', "\x00\xff"])
-    def test_a_text_that_names_nobody(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / ".trial.lock").write_text(text)
-        assert lock.holder(tmp_path / "trial") is None and lock.left_by(tmp_path / "trial") is None
-
-    @given(st.integers(1, 2**22), st.text(), st.text())
-    def test_any_name_is_read_as_it_was_written(
-        self, tmp_path_factory: pytest.TempPathFactory, pid: int, host: str, since: str
-    ) -> None:
-        folder = tmp_path_factory.getbasetemp() / "named"
-        folder.with_name(".named.lock").write_text(json.dumps({"pid": pid, "host": host, "since": since}))
-        assert lock.left_by(folder) == lock.Holder(pid, host, since)
-
-    def test_looking_writes_nothing(self, tmp_path: Path) -> None:
-        assert lock.holder(tmp_path / "trial") is None and list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_text_that_names_nobody_and_looking_writes_nothing(tmp_path: Path, text: str) -> None:
+    assert lock.holder(tmp_path / "trial") is None and list(tmp_path.iterdir()) == []
+    (tmp_path / ".trial.lock").write_text(text)
+    assert lock.holder(tmp_path / "trial") is None and lock.left_by(tmp_path / "trial") is None
 
 
 def test_alone_says_whom_it_waits_for(

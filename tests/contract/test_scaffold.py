@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
 from tests.fixtures.plain_make import run_make
 
@@ -88,11 +87,6 @@ class TestVersions:
                 if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
                     waiting.append((need.name, need.extras))
 
-    def test_no_local_versions_and_nothing_fetched_by_address(self, repository: Path) -> None:
-        text = (repository / "constraints.txt").read_text()
-        rows = [line for line in text.splitlines() if not line.startswith("#")]
-        assert text.startswith("#") and not [row for row in rows if "+" in row or "@" in row or "/" in row]
-
     def test_malicious_lightning_is_excluded_twice(
         self, requirements: list[Requirement], constraints: dict[str, Version]
     ) -> None:
@@ -100,13 +94,6 @@ class TestVersions:
         for bad in ("2.6.2", "2.6.3"):
             assert not lightning.specifier.contains(bad)
             assert f"!={bad}" in str(lightning.specifier)  # the bound may move one day, the exclusion stays
-
-    def test_nothing_that_the_design_leaves_out(self, constraints: dict[str, Version]) -> None:
-        assert {"torchvision", "albumentations", "pydensecrf"} & set(constraints) == set()
-
-    def test_python_and_the_libraries_with_known_upper_bounds(self, project: dict[str, Any]) -> None:
-        assert project["requires-python"] == ">=3.11,<3.14"
-        assert {"hydra-core>=1.3.8,<1.4"} <= set(project["dependencies"])
 
     def test_every_imported_library_is_declared(self, repository: Path, project: dict[str, Any]) -> None:
         """What is only there because another library needs it goes away with that library."""
@@ -129,16 +116,6 @@ class TestVersions:
 class TestMakefile:
     make = staticmethod(run_make)
 
-    def test_nothing_of_an_outer_make_reaches_one_that_a_test_starts(
-        self, repository: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """As under `make test ARGS=... SUBJECT=...`, which exports both, and once more within MAKEFLAGS."""
-        usual = self.make(repository, "--dry-run", "report").stdout
-        monkeypatch.setenv("MAKEFLAGS", " -k -- ARGS=--subject\\ horse OUTPUTS=elsewhere")
-        monkeypatch.setenv("ARGS", "--subject horse")
-        monkeypatch.setenv("PYTHON", "no-such-python")
-        assert "slime-bench report" in usual and self.make(repository, "--dry-run", "report").stdout == usual
-
     def test_help_is_the_default_and_lists_every_target(self, repository: Path) -> None:
         done = self.make(repository)
         assert done.returncode == 0
@@ -146,21 +123,19 @@ class TestMakefile:
         text = (repository / "Makefile").read_text()
         written = set(re.findall(r"^([a-z][a-z_-]*):(?![=])", text, flags=re.MULTILINE))
         assert written <= listed and listed >= TARGETS
-
-    def test_every_target_is_phony(self, repository: Path) -> None:
-        """A file called `test` or `report` must not make the target done."""
+        # A file called `test` or `report` must not make the target done.
         done = self.make(repository, "--print-data-base", "--question", "help")
         phony = re.search(r"^\.PHONY: (.*)$", done.stdout, flags=re.MULTILINE)
         assert phony and set(phony[1].split()) >= TARGETS
 
-    @pytest.mark.parametrize("target", sorted(TARGETS - {"help", "clean", "reproduce-all", "ablation-all"}))
-    def test_each_target_works_as_the_first_command(self, repository: Path, tmp_path: Path, target: str) -> None:
+    def test_each_target_works_as_the_first_command(self, repository: Path, tmp_path: Path) -> None:
         """In a checkout without .venv, the environment is made first."""
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
             (tmp_path / name).write_bytes((repository / name).read_bytes())
-        done = self.make(tmp_path, "--dry-run", target, f"PYTHON={sys.executable}")
-        assert done.returncode == 0, done.stderr
-        assert "pip install" in done.stdout and "constraints.txt" in done.stdout
+        for target in sorted(TARGETS - {"help", "clean", "reproduce-all", "ablation-all"}):
+            done = self.make(tmp_path, "--dry-run", target, f"PYTHON={sys.executable}")
+            assert done.returncode == 0, done.stderr
+            assert "pip install" in done.stdout and "constraints.txt" in done.stdout, target
 
     def test_without_a_python_that_fits_it_says_what_to_install(self, repository: Path, tmp_path: Path) -> None:
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
@@ -187,42 +162,47 @@ class TestMakefile:
         file.parent.mkdir(parents=True)
         file.touch()
 
-    def test_reproduce_runs_the_sweep_and_then_the_report(self, fake: Path) -> None:
-        done = self.make(fake, "reproduce-horse", "PRESET=paper", "ARGS=seed=0 method.lr=1")
+    @pytest.mark.parametrize(
+        ("arguments", "calls"),
+        [
+            (
+                ["reproduce-horse", "PRESET=paper", "ARGS=seed=0 method.lr=1"],
+                [
+                    "--multirun experiment=paper_horse seed=0 method.lr=1",
+                    "--multirun experiment=paper_horse_infoscore seed=0 method.lr=1",
+                    "report --subject horse",
+                ],
+            ),
+            (["reproduce-car", "METHODS=slime"], ["--multirun experiment=mini_car", "report --subject car"]),
+            (
+                ["reproduce-car", "METHODS=infoscore", "VLM=mini_blip"],
+                ["--multirun experiment=mini_car_infoscore backbone=mini_blip", "report --subject car"],
+            ),
+            (
+                ["ranking", "SUBJECT=face", "PRESET=paper", "VLM=albef", "ARGS=seed=0"],
+                [
+                    f"{command} experiment=infoscore_ranking preset=paper_infoscore data=celebamask_hq backbone=albef "
+                    "seed=0"
+                    for command in ("--multirun", "report --ranking")
+                ],
+            ),
+            (
+                ["ablation-lr", "BACKBONE=sd15"],
+                [
+                    "--multirun experiment=mini_car ablation=lr backbone=sd15",
+                    "report --ablation lr experiment=mini_car backbone=sd15",
+                ],
+            ),
+        ],
+    )
+    def test_what_a_target_runs(self, fake: Path, arguments: list[str], calls: list[str]) -> None:
+        done = self.make(fake, *arguments)
         assert done.returncode == 0, done.stderr
-        assert (fake / "calls").read_text().splitlines() == [
-            "--multirun experiment=paper_horse seed=0 method.lr=1",
-            "--multirun experiment=paper_horse_infoscore seed=0 method.lr=1",
-            "report --subject horse",
-        ]
+        assert (fake / "calls").read_text().splitlines() == calls
 
-    def test_methods_can_be_chosen(self, fake: Path) -> None:
-        for methods in ("slime", "infoscore"):
-            assert self.make(fake, "reproduce-car", f"METHODS={methods}").returncode == 0
+    def test_a_method_that_is_none(self, fake: Path) -> None:
         wrong = self.make(fake, "reproduce-car", "METHODS=slim")
         assert wrong.returncode != 0 and "METHODS" in wrong.stderr and "slime infoscore" in wrong.stderr
-        assert (fake / "calls").read_text().splitlines() == [
-            "--multirun experiment=mini_car",
-            "report --subject car",
-            "--multirun experiment=mini_car_infoscore",
-            "report --subject car",
-        ]
-
-    def test_ranking(self, fake: Path) -> None:
-        assert self.make(fake, "ranking", "SUBJECT=face", "PRESET=paper", "VLM=albef", "ARGS=seed=0").returncode == 0
-        chosen = "experiment=infoscore_ranking preset=paper_infoscore data=celebamask_hq backbone=albef seed=0"
-        assert (fake / "calls").read_text().splitlines() == [f"--multirun {chosen}", f"report --ranking {chosen}"]
-
-    def test_another_backbone_goes_to_the_trials(self, fake: Path) -> None:
-        assert self.make(fake, "reproduce-car", "PRESET=paper", "BACKBONE=mini_sd", "VLM=mini_blip").returncode == 0
-        assert self.make(fake, "ablation-lr", "BACKBONE=sd15").returncode == 0
-        assert (fake / "calls").read_text().splitlines() == [
-            "--multirun experiment=paper_car backbone=mini_sd",
-            "--multirun experiment=paper_car_infoscore backbone=mini_blip",
-            "report --subject car",
-            "--multirun experiment=mini_car ablation=lr backbone=sd15",
-            "report --ablation lr experiment=mini_car backbone=sd15",
-        ]
 
     def test_prepare_passes_on_what_is_given(self, fake: Path) -> None:
         """Also places with spaces; the defaults lie in data/raw."""
@@ -250,7 +230,6 @@ class TestMakefile:
         ("trials", "report", "has_result", "reported", "passes"),
         [
             (2, 0, True, True, False),
-            (1, 0, True, True, False),
             (2, 0, False, False, False),
             (130, 0, True, False, False),
             (0, 2, True, True, False),
@@ -265,12 +244,6 @@ class TestMakefile:
         done = self.make(fake, "reproduce-car", TRIALS=str(trials), REPORT=str(report))
         assert (done.returncode == 0) is passes
         assert ("report" in (fake / "calls").read_text()) is reported
-
-    def test_reproduce_all_goes_on_after_a_failure(self, fake: Path) -> None:
-        done = self.make(fake, "reproduce-all", TRIALS="2")
-        assert done.returncode != 0
-        calls = (fake / "calls").read_text()
-        assert [f"experiment=mini_{subject}" in calls for subject in ("car", "horse", "face")] == [True] * 3
 
 
 class TestFiles:
@@ -288,12 +261,6 @@ class TestFiles:
                     wrong.append(f"{file.relative_to(repository)}:{number}: {line.strip()[:100]}")
         assert wrong == []
 
-    def test_generated_files_are_not_tracked(self, repository: Path) -> None:
-        names = [str(file.relative_to(repository)) for file in tracked_files(repository)]
-        pattern = re.compile(r"^(data|wandb|\.venv)/|^outputs/(?!README\.md$)|__pycache__|\.py[co]$")
-        assert [name for name in names if pattern.search(name)] == []
-        assert "outputs/README.md" in names
-
     def test_ci_runs_what_the_readme_names(self, repository: Path) -> None:
         script = repository / ".ci" / "run"
         text = script.read_text()
@@ -302,21 +269,10 @@ class TestFiles:
         assert order == sorted(order)
         assert "make test" in (repository / "README.md").read_text()
 
-    def test_the_licence_is_the_whole_text(self, repository: Path, project: dict[str, Any]) -> None:
-        text = (repository / "LICENSE").read_text()
-        assert project["license"] == "Apache-2.0" and "Version 2.0, January 2004" in text
-        assert "9. Accepting Warranty or Additional Liability." in text
 
-
-class TestConfigDir:
-    def test_the_checkouts_own(self, repository: Path) -> None:
-        assert config_dir() == repository / "conf"
-
-    def test_a_wheel_carries_it_inside_the_package(self, tmp_path: Path) -> None:
-        inside, beside = tmp_path / "slime_bench" / "conf", tmp_path / "conf"
-        with pytest.raises(ConfigError, match=r"config\.yaml"):
-            config_dir(tmp_path / "slime_bench")
-        for folder in (beside, inside):
-            folder.mkdir(parents=True)
-            (folder / "config.yaml").touch()
-            assert config_dir(tmp_path / "slime_bench") == folder
+def test_a_wheel_carries_the_configuration_inside_the_package(repository: Path, tmp_path: Path) -> None:
+    assert config_dir() == repository / "conf"
+    inside = tmp_path / "slime_bench" / "conf"
+    assert config_dir(inside.parent) == tmp_path / "conf"
+    inside.mkdir(parents=True)
+    assert config_dir(inside.parent) == inside

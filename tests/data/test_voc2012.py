@@ -34,7 +34,7 @@ def composed() -> DictConfig:
 def voc(root: Path, *overrides: str, shots: int = 1, seed: int = 0) -> Any:
     changes = [f"root={root}", "min_pixels=400", *(each.removeprefix("data.") for each in overrides)]
     node = OmegaConf.to_container(OmegaConf.merge(composed(), OmegaConf.from_dotlist(changes)))
-    return build_part(*read_part(node, "data"), "data", shots=shots, seed=seed)
+    return build_part(*read_part(node, "data"), shots=shots, seed=seed)
 
 
 @pytest.fixture(scope="module")

@@ -96,16 +96,6 @@ def car_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mini_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`data_root` with the mini world's real car data set."""
-    from slime_bench.data.mini_world.render import write_dataset
-
-    root = tmp_path_factory.mktemp("data")
-    write_dataset(root / "mini" / "car", "car")
-    return root
-
-
-@pytest.fixture(scope="session")
 def swept(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Outcome]:
     """A sweep of four trials of which one fails, and how it ended; each was fitted by itself, so that its bytes can be
     compared with another process's. Read only: see `finished` for a copy."""

@@ -1,4 +1,4 @@
-"""What the pages of docs/ say is so: every command is understood, every name exists, the worked example runs.
+"""What README and docs/ say is so: every command is understood, every name exists, the worked example runs.
 
 `make docs` builds the pages and takes every warning for an error; links within them are checked there.
 """
@@ -13,9 +13,11 @@ import importlib.util
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,11 @@ from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
 from slime_bench.report import command as report_command
 from slime_bench.results.result import read_result
-from tests.e2e.conftest import Bench, command
+from tests.e2e.conftest import Bench, Outcome, command
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = {page.stem: page.read_text() for page in sorted(DOCS.glob("*.md"))}
-KINDS = {"make", "slime-bench", "python", "wandb", "pip"}
+PAGES = {page.stem: page.read_text() for page in [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]}
+KINDS = {"make", "slime-bench", "python", "wandb", "pip", "."}
 EXAMPLE = "extending"
 
 
@@ -62,8 +64,7 @@ def commands(page: str) -> Iterator[list[str]]:
             yield words
 
 
-README = [words for words in commands((DOCS.parent / "README.md").read_text())]  # test_readme.py looks after these
-ALL = [(name, words) for name, page in PAGES.items() for words in commands(page) if words not in README]
+ALL = [(name, words) for name, page in PAGES.items() for words in commands(page)]
 OURS = [(name, words[1:]) for name, words in ALL if words[0] == "slime-bench"]
 
 
@@ -89,10 +90,11 @@ def first_value(override: Override) -> str:
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the worked example where their first lines say."""
+    """The files of the worked example, and of README's, where their first lines say."""
     root = tmp_path_factory.mktemp("example")
-    page = PAGES[EXAMPLE]
-    for text in (*blocks(page, "python"), *blocks(page, "yaml")):
+    for text in (
+        text for page in (EXAMPLE, "README") for kind in ("python", "yaml") for text in blocks(PAGES[page], kind)
+    ):
         name = re.search(r"^# (\S+\.(?:py|yaml))$", text, re.MULTILINE)
         assert name and name.start() < 30, text
         path = root / name[1]
@@ -106,7 +108,7 @@ def in_example(example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.chdir(example)
     monkeypatch.syspath_prepend(str(example))
     yield example
-    for name in [name for name in sys.modules if name.split(".")[0] == "my_parts"]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("my_parts", "nearest_colour")]:
         del sys.modules[name]
 
 
@@ -179,9 +181,9 @@ def test_what_other_commands_name_is_there(repository: Path, example: Path) -> N
 
 
 def test_links_lead_to_files() -> None:
-    for page in PAGES.values():
+    for name, page in PAGES.items():
         for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page):
-            assert (DOCS / link).exists(), link
+            assert ((DOCS.parent if name == "README" else DOCS) / link).exists(), link
 
 
 def test_names_of_the_code_exist() -> None:
@@ -269,6 +271,14 @@ def test_the_worked_example_runs_as_the_page_says(in_example: Path) -> None:
     assert tables and "linear_probe" in tables[0].read_text()
 
 
+def test_the_readmes_example_runs(in_example: Path, tiny_sd: Path) -> None:
+    (words,) = [words for words in OURS if words[0] == "README" and "--config-dir" in words[1]]
+    outcome = command(*words[1], f"backbone.weights={tiny_sd}", "trainer=cpu", "trainer.progress=false")
+    assert outcome.code == 0, outcome.err
+    (path,) = in_example.glob("outputs/runs/mini_car/nearest_colour/1-shot/seed0-*/result.json")
+    assert 0.08 < (read_result(path).average or 0) < 0.4  # colours alone tell something, and not much
+
+
 def test_the_worked_example_refuses_what_does_not_go_with_it(in_example: Path) -> None:
     with pytest.raises(ConfigError, match="channel"):
         composed("backbone=random_filters", "backbone.channel=3", extra_dir="my_conf")
@@ -284,3 +294,47 @@ def test_the_figure_of_slime_is_drawn_from_a_trial(
     figures["main"](["slime", "--out", str(tmp_path), *bench.settings])
     with Image.open(tmp_path / "slime.png") as picture:
         assert picture.size[0] > 800 and len(set(picture.convert("L").getdata())) > 50
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README"].split()) <= 900
+
+
+def test_segment_does_as_told(swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, page = swept[0], PAGES["segment"]
+    told = [words for words in commands(page) if words[:2] == ["slime-bench", "segment"] and "--out" in words]
+    learn, reuse, of_trial = told
+    assert learn in list(commands(PAGES["README"]))
+    monkeypatch.chdir(tmp_path)
+    state = Path(of_trial[of_trial.index("--state") + 1])
+    state.parent.mkdir(parents=True)
+    state.write_bytes((bench.folder() / "state.safetensors").read_bytes())
+    Path("photos").symlink_to(bench.data / "val" / "images")
+    with Image.open(bench.data / "support" / "images" / "car-support-0.png") as picture:
+        picture.save("car.jpg")
+    shutil.copy(bench.data / "support" / "labels" / "car-support-0.png", "car.png")
+    sizes = ["data.image_size=64", "backbone.image_size=64", "method.train_map_size=16", "method.epochs=2"]
+    for words, more in ((learn, ["--weights", str(bench.sd), *sizes]), (reuse, []), (of_trial, [])):
+        outcome = command(*words[1:], *more)
+        assert outcome.code == 0, outcome.err
+        out = Path(words[words.index("--out") + 1])
+        assert (out / "labels" / "car-val-0.png").is_file() and (out / "overlays" / "car-val-0.jpg").is_file()
+    for name in re.findall(r"`([a-z]+\.[a-z]+)`", page.split("| in `masks/`", 1)[1].split("\n\n", 1)[0]):
+        assert (Path("masks") / name).is_file(), name
+
+
+def test_embeddings_travel_as_told(
+    swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the mini backbone's own width: 5 embeddings, as the mini car has five parts."""
+    export, back, use = [words[1:] for words in commands(PAGES["segment"]) if "car_embeddings" in " ".join(words)]
+    monkeypatch.chdir(tmp_path)
+    state = Path(export[export.index("--state") + 1])
+    state.parent.mkdir(parents=True)
+    state.write_bytes((swept[0].folder() / "state.safetensors").read_bytes())
+    outcome = command(*export)
+    assert outcome.code == 0 and len(list(Path("car_embeddings").iterdir())) == 5, outcome.err
+    outcome = command(*back, f"backbone.weights={swept[0].sd}")
+    assert outcome.code == 0 and Path("car.safetensors").is_file(), outcome.err
+    outcome = command(*use, *replace(swept[0], outputs=tmp_path / "outputs").settings)
+    assert outcome.code == 0, outcome.err

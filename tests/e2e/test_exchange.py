@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from slime_bench.results.qualitative import read_qualitative
+from slime_bench.results.artifacts import read_qualitative
 from tests.e2e.conftest import Bench, Outcome, command
 
 

@@ -28,8 +28,8 @@ FILES = ("result.json", "state.safetensors", "per_image.parquet", "curves.csv", 
 ONE_SHOT = "slime, 1 shot"
 
 
-class Killed(Exception):
-    """Stands in for the end of the process."""
+class Killed(BaseException):
+    """Stands in for the end of the process: nothing in the bench catches it."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def no_thrift(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "SHARE", float("inf"))
 
 
-@pytest.mark.parametrize(("name", "every"), [(ONE_SHOT, 2), ("slime, 3 shots", 3), ("vlm, 3 shots", 2)])
+@pytest.mark.parametrize(("name", "every"), [("slime, 3 shots", 3), ("vlm, 3 shots", 2)])
 def test_a_trial_may_be_killed_at_any_step(
     trials: dict[str, Trial], undisturbed: Callable[[str], Path], tmp_path: Path, name: str, every: int
 ) -> None:
@@ -205,31 +205,15 @@ def test_force_begins_anew(trials: dict[str, Trial], remains: Path) -> None:
     assert not (folder(remains) / checkpoint.FILE).exists()
 
 
-def of_another_version(path: Path, patch: pytest.MonkeyPatch) -> None:
-    real = checkpoint.version
-    patch.setattr(checkpoint, "version", lambda name: "9.9" if name == "torch" else real(name))
-
-
 def of_another_code(path: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(checkpoint, "code_hash", lambda files: "0" * 64)
-
-
-def of_another_trial(path: Path, patch: pytest.MonkeyPatch) -> None:
-    real = checkpoint.origin
-    patch.setattr(checkpoint, "origin", lambda signature, *parts: real(signature[::-1], *parts))
 
 
 def truncated(path: Path, patch: pytest.MonkeyPatch) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (of_another_version, "(here 9.9)"), (of_another_code, "code"), (of_another_trial, "signature"),
-        (truncated, "damaged"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("spoil", "says"), [(of_another_code, "code"), (truncated, "damaged")])
 def test_a_checkpoint_of_no_use_is_ignored_with_a_warning(
     trials: dict[str, Trial], remains: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     spoil: Callable[[Path, pytest.MonkeyPatch], None], says: str,

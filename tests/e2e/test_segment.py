@@ -16,7 +16,7 @@ from PIL import Image
 from slime_bench.data.label_maps import palette
 from slime_bench.errors import StorageError
 from slime_bench.methods.slime.method import Slime
-from slime_bench.results.qualitative import read_qualitative
+from slime_bench.results.artifacts import read_qualitative
 from slime_bench.results.state import read_state
 from slime_bench.segment import learn as learning
 from slime_bench.segment import run as segmenting

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
-from slime_bench.trial import backbone_cache
 from slime_bench.trial import runner as trial
+from slime_bench.trial.fitting import drop_backbone
 from tests.e2e.conftest import FAILING, Bench, Outcome, command, contents
 from tests.e2e.quick import Quick
 from tests.e2e.quick import quick as quick
@@ -24,10 +24,6 @@ def products(bench: Bench) -> dict[str, bytes]:
     found = contents(bench.outputs / "runs")
     kinds = ("result.json", ".parquet", ".safetensors", ".npz")
     return {name: found[name] for name in found if name.endswith(kinds)}
-
-
-def report(bench: Bench, *arguments: str) -> Outcome:
-    return command("report", "--outputs", str(bench.outputs), "--subject", "car", *arguments)
 
 
 class TestSweep:
@@ -45,6 +41,7 @@ class TestSweep:
         facts = json.loads((folder / "error.json").read_text())
         assert facts["type"] == "DataError" and facts["summary"] == "a file went missing"
         assert "some/image.png" in facts["message"] and "Traceback" in facts["traceback"]
+        assert facts["facts"] == swept[0].result().facts
         assert (folder / "config.yaml").is_file() and not (folder / "result.json").exists()
 
     def test_the_same_command_runs_only_what_is_missing(self, finished: Bench, quick: Quick) -> None:
@@ -91,12 +88,11 @@ class TestProcesses:
             real(self, config)
 
         monkeypatch.setattr(StableDiffusionBackbone, "__init__", counted)
-        backbone_cache.drop()
+        drop_backbone()
         assert bench("--multirun", "seed=1,0", "launcher.trials_per_batch=1").code == 0 and loaded == ["mini_sd"]
         # In the other order: the first trial of each sweep had a fresh backbone, the second had not.
         assert products(bench) == {name: content for name, content in products(swept[0]).items() if "/1-shot/" in name}
 
-    @pytest.mark.slow
     @pytest.mark.release
     def test_the_workers_of_joblib_give_the_same_bytes(
         self, swept: tuple[Bench, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -112,49 +108,27 @@ class TestProcesses:
         assert again.code == 0 and "2 of 2 trials finished (2 before)" in again.err
 
 
-class TestReport:
-    def test_the_rows_of_the_table(self, finished: Bench) -> None:
-        outcome = report(finished, "--shots", "1,2", "--seeds", "0,1")
-        assert outcome.code == 0, outcome.err
-        rows = json.loads((finished.outputs / "reports/car/table.json").read_text())
-        names = {"method", "backbone", "data", "shots", "preset", "protocol", "convention", "seeds", "n", "per_class"}
-        assert all(names | {"average", "published"} <= set(row) for row in rows)
-        ours = {row["shots"]: row for row in rows if not row["published"]}
-        assert {key: (row["n"], row["seeds"]) for key, row in ours.items()} == {1: (2, [0, 1]), 2: (1, [0])}
-        assert (ours[1]["method"], ours[1]["backbone"], ours[1]["data"]) == ("slime", "mini_sd", "tiny_car")
-        assert (ours[1]["preset"], ours[1]["protocol"], ours[1]["convention"]) == ("mini", "slime_mini", "slime")
-        averages = [100 * finished.result(1, seed).average for seed in (0, 1)]  # type: ignore[operator]
-        assert ours[1]["average"] == pytest.approx(
-            {"mean": statistics.mean(averages), "std": statistics.stdev(averages)}, abs=1e-9
-        )
-        assert ours[2]["average"]["std"] is None
-        assert set(ours[1]["per_class"]) == {"background", "body", "light", "plate", "wheel", "window"}
-        assert any(row["published"] and row["method"] == "SLiMe" for row in rows)
-
-    def test_missing_and_failed_trials_are_named(self, finished: Bench) -> None:
-        outcome = report(finished, "--shots", "1,2", "--seeds", "0,1")
-        text = (finished.outputs / "reports/car/table.md").read_text()
-        for page in (text, outcome.out):
-            plain = re.sub(r"\\(.)", r"\1", page)
-            (line,) = [each for each in plain.splitlines() if "MISSING TRIALS" in each]
-            assert "2-shot seed 1" in line and "1-shot seed" not in line
-            assert "a file went missing" in plain and "OTHER DATA" in plain
-
-    def test_pictures_and_every_format(self, finished: Bench) -> None:
-        assert report(finished).code == 0
-        folder = finished.outputs / "reports/car"
-        assert {"table.md", "table.csv", "table.json", "trials.json"} <= {path.name for path in folder.iterdir()}
-        pictures = sorted(folder.glob("qualitative-*.png"))
-        assert len(pictures) == 2  # one for each number of shots
-        with Image.open(pictures[0]) as picture:
-            assert picture.width > picture.height > 100
-        assert all(path.name in (folder / "table.md").read_text() for path in pictures)
-
-    def test_a_report_reads_and_changes_no_trial(self, finished: Bench) -> None:
-        before = contents(finished.outputs / "runs")
-        assert report(finished).code == 0
-        assert contents(finished.outputs / "runs") == before
-
-    def test_another_subject_has_nothing_to_report(self, finished: Bench) -> None:
-        outcome = command("report", "--outputs", str(finished.outputs), "--subject", "horse")
-        assert outcome.code == 2 and "make reproduce-horse" in outcome.err
+def test_the_report_of_what_is_there(finished: Bench) -> None:
+    before = contents(finished.outputs / "runs")
+    arguments = ["--outputs", str(finished.outputs), "--subject", "car", "--shots", "1,2", "--seeds", "0,1"]
+    outcome = command("report", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert contents(finished.outputs / "runs") == before, "a report changes no trial"
+    folder = finished.outputs / "reports/car"
+    ours = {row["shots"]: row for row in json.loads((folder / "table.json").read_text()) if not row["published"]}
+    assert {key: (row["n"], row["seeds"]) for key, row in ours.items()} == {1: (2, [0, 1]), 2: (1, [0])}
+    names = ("method", "backbone", "data", "preset", "protocol", "convention")
+    assert [ours[1][name] for name in names] == ["slime", "mini_sd", "tiny_car", "mini", "slime_mini", "slime"]
+    averages = [100 * finished.result(1, seed).average for seed in (0, 1)]  # type: ignore[operator]
+    expected = {"mean": statistics.mean(averages), "std": statistics.stdev(averages)}
+    assert ours[1]["average"] == pytest.approx(expected, abs=1e-9) and ours[2]["average"]["std"] is None
+    text = (folder / "table.md").read_text()
+    for page in (text, outcome.out):
+        plain = re.sub(r"\\(.)", r"\1", page)
+        (line,) = [each for each in plain.splitlines() if "MISSING TRIALS" in each]
+        assert "2-shot seed 1" in line and "1-shot seed" not in line
+        assert "a file went missing" in plain and "OTHER DATA" in plain
+    pictures = sorted(folder.glob("qualitative-*.png"))
+    assert len(pictures) == 2 and all(path.name in text for path in pictures)  # one for each number of shots
+    with Image.open(pictures[0]) as picture:
+        assert picture.width > picture.height > 100

@@ -21,7 +21,7 @@ from slime_bench.report.collect import collect, variants
 from slime_bench.report.figures import IGNORED, class_colours, grid_size, paint, qualitative_grid
 from slime_bench.report.published import load_published
 from slime_bench.report.rows import aggregate, comparison, difference, missing, published_rows
-from slime_bench.results.qualitative import read_qualitative, write_qualitative
+from slime_bench.results.artifacts import read_qualitative, write_qualitative
 from slime_bench.results.result import TrialResult, write_result
 from tests.fixtures.toy_results import CAR, FINGERPRINTS, cells, pictures, report_command, store, trial
 
@@ -350,9 +350,9 @@ def test_full_disk_while_reporting(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def full(*arguments: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.write", full)
+    monkeypatch.setattr("os.fsync", full)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(StorageError, match="Free space"):
+    with pytest.raises(StorageError, match="free space"):
         report_command(tmp_path)
 
 

@@ -19,7 +19,7 @@ from slime_bench.report.command import Asked, run_planned
 from slime_bench.report.pictures import gallery, outline
 from slime_bench.report.planned import Planned, ablation_among
 from slime_bench.results.status import TrialStatus
-from slime_bench.sweep.planned import planned_trials
+from slime_bench.sweep.status import planned_trials
 from tests.fixtures.toy_results import make
 
 # ----------------------------------------------------------------------------------------------------- a sweep's trials

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -84,10 +83,6 @@ class TestTable:
         summarise({0: done[0]}, ["the default trial"])
         assert capsys.readouterr().err == ""
 
-    def test_trials_without_a_result_were_left_out(self, capsys: pytest.CaptureFixture[str]) -> None:
-        summarise({0: JobResult(0, "seed=0", states.DONE)}, ["seed=0", "seed=1"])
-        assert "1 of 2 trials finished, 1 left out" in capsys.readouterr().err
-
     def test_results_of_other_code_are_warned_of_once(self, capsys: pytest.CaptureFixture[str]) -> None:
         found = [JobResult(n, f"seed={n}", states.SKIPPED, code=by) for n, by in enumerate(["a", "b", "a", None])]
         summarise({each.index: each for each in found}, [each.name for each in found])
@@ -113,8 +108,3 @@ class TestTell:
         assert "unexpected error: ZeroDivisionError" in (text := capsys.readouterr().err) and "HYDRA_FULL_ERROR" in text
         tell(JobResult(0, "a", states.FAILED, message="m", exit_code=1, traceback="Traceback: here"), [])
         assert capsys.readouterr().err == "Traceback: here\n"
-
-    def test_a_record_is_json_that_a_person_can_read(self, tmp_path: Path) -> None:
-        write_record(tmp_path, results()[2])
-        facts = json.loads((tmp_path / "jobs" / "0002.json").read_text())
-        assert facts["status"] == "failed" and facts["log"] == "runs/a/error.json"

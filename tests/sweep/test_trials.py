@@ -54,13 +54,6 @@ def candidates(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 class TestFittedAlone:
-    @pytest.mark.parametrize("overrides", [ANOTHER, HALF])
-    def test_trials_that_share_no_pass(
-        self, identified: list[int], candidates: list[list[str]], overrides: tuple[str, ...]
-    ) -> None:
-        trials = Trials([trial(seed, *overrides) for seed in range(2)], None)
-        assert [trials.fitted(index) for index in range(2)] == [None, None] and candidates == []
-
     def test_among_others(self, identified: list[int], candidates: list[list[str]]) -> None:
         trials = Trials([trial(0), trial(1, *ANOTHER), trial(2, *HALF), trial(3)], None)
         assert [trials.fitted(index) for index in range(4)] == [{"of": "0"}, None, None, {"of": "3"}]
@@ -85,11 +78,6 @@ class TestFittedAlone:
 
 
 class TestCandidates:
-    def test_each_trial_once_and_in_order(self, identified: list[int], candidates: list[list[str]]) -> None:
-        trials = Trials([trial(seed) for seed in (2, 1, 2, 0, 1)], None)
-        assert trials.fitted(0) == {"of": "2"} and candidates == [["2", "1", "0"]]
-        assert trials.fitted(3) == {"of": "0"} and trials.fitted(1) == {"of": "1"}
-
     def test_each_is_identified_once(self, identified: list[int], candidates: list[list[str]]) -> None:
         sizes = (16, 8, 16, 8)
         trials = Trials([trial(seed, f"method.train_map_size={size}") for seed, size in enumerate(sizes)], None)

@@ -1,4 +1,4 @@
-"""The backbone cache: the same one or a new one, never two, and none after a failure."""
+"""What a fit is made of: of the backbone cache the same one or a new one, never two, and none after a failure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
 from slime_bench.config.schema import MetricConfig, TrainerConfig, TrialConfig
-from slime_bench.trial import backbone_cache
+from slime_bench.trial.fitting import backbone_of, drop_backbone
 
 
 @dataclass
@@ -33,23 +34,24 @@ class Backbone:
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    backbone_cache.drop()
+    drop_backbone()
     Backbone.made = []
     yield
-    backbone_cache.drop()
+    drop_backbone()
 
 
 def use(size: int = 1, content: str = "abc", device: str = "cpu") -> Backbone:
-    with backbone_cache.cached_backbone(trial(size, device), content) as backbone:
+    with backbone_of(spec(size, device, content)) as backbone:
         return backbone
 
 
-def trial(size: int = 1, device: str = "cpu") -> TrialConfig:
+def spec(size: int = 1, device: str = "cpu", content: str = "abc") -> Any:
     parts = {"backbone": Backbone, "method": Settings, "data": Settings, "protocol": Settings}
     rest = {name: Settings(name) for name in ("method", "data", "protocol")}
-    return TrialConfig(
+    cfg = TrialConfig(
         "mini", MetricConfig("slime"), TrainerConfig(device), backbone=Settings("toy", size), parts=parts, **rest
     )
+    return SimpleNamespace(cfg=cfg, fingerprints={"backbone": content})
 
 
 def test_the_same_one_again() -> None:
@@ -66,12 +68,6 @@ def test_another_one_where_anything_differs_and_the_first_is_gone_by_then(other:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_none_is_cached_from_a_trial_that_failed(error: type[BaseException]) -> None:
-    with pytest.raises(error), backbone_cache.cached_backbone(trial(), "abc"):
+    with pytest.raises(error), backbone_of(spec()):
         raise error
     assert use().alive_before == 0 and len(Backbone.made) == 2
-
-
-def test_drop_frees_it() -> None:
-    use()
-    backbone_cache.drop()
-    assert Backbone.made[0]() is None
