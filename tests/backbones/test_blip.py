@@ -264,3 +264,15 @@ class TestTuning:
             # Some are 0 but for rounding: a softmax does not see what a key's bias adds to all of its scores.
             same(value.grad, plain[name].grad, **TOY, magnitude=largest)
         assert all(value.grad is None for name, value in fresh.named_parameters() if name not in tuned)
+
+    def test_after_inference_mode_gradients_still_flow(self, fresh: BlipBackbone) -> None:
+        with torch.inference_mode():
+            prompts, states = fresh.tokenize(PROMPTS), fresh.encode_images(pictures())
+            before = fresh.read(states, prompts, lambda scores: scores.sum()).match
+        tuned = fresh.tuned(["layer.0"])
+        for value in tuned.values():
+            value.requires_grad_()
+        found = fresh.read(states, prompts, lambda scores: scores.sum())
+        same(found.match.detach(), before.clone(), **TOY, magnitude=EXPONENT)
+        found.maps["layer.0"].backward()
+        assert all(value.grad is not None for name, value in tuned.items() if ".self.query" in name)

@@ -245,6 +245,12 @@ class TestMakefile:
         assert (done.returncode == 0) is passes
         assert ("report" in (fake / "calls").read_text()) is reported
 
+    def test_reproduce_all_goes_on_after_a_failure(self, fake: Path) -> None:
+        done = self.make(fake, "reproduce-all", TRIALS="2")
+        assert done.returncode != 0
+        calls = (fake / "calls").read_text()
+        assert [f"experiment=mini_{subject}" in calls for subject in ("car", "horse", "face")] == [True] * 3
+
 
 class TestFiles:
     def test_no_path_of_one_machine_and_no_registry(self, repository: Path) -> None:

@@ -218,8 +218,9 @@ class TestKilled:
 
         return once
 
+    @pytest.mark.parametrize("damaged", [False, True])
     def test_in_the_fit(
-        self, empty: Bench, batched: Bench, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, empty: Bench, batched: Bench, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, damaged: bool
     ) -> None:
         real, began = TrialBatch.training_step, []
 
@@ -236,9 +237,12 @@ class TestKilled:
             patch.setattr(TrialBatch, "training_step", dies)
             with pytest.raises(Killed):
                 run()
+        if damaged:
+            (found,) = empty.outputs.glob(f"runs/*/*/*/*/{checkpoint.BATCH_FILE}")
+            found.write_bytes(found.read_bytes()[:1000])
         monkeypatch.setattr(TrialBatch, "training_step", goes_on)
         run()
-        assert began == [2, 3, 4, 5]
+        assert began == ([0, 1, 2, 3, 4, 5] if damaged else [2, 3, 4, 5])
         assert contents(empty) == contents(batched)
 
     def test_while_the_batch_hands_over(
