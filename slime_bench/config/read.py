@@ -101,7 +101,7 @@ def _translated(
         return unknown_key(here, [join(here.rpartition(".")[0], name) for name in _fields(cls, keys[:-1])], elsewhere)
     if first["type"] == "missing" and not isinstance(first["loc"][-1], int):  # with a number: a list that is too short
         return ConfigError(
-            f"`{here}` is missing", path=here, found="no value",
+            f"`{here}` is missing", path=here, found="no value", expected="one: it has no default",
             remedy=f"give it in the YAML file or on the command line: {here}=<value>",
         )  # fmt: skip
     cause = first.get("ctx", {}).get("error")
@@ -151,7 +151,8 @@ def unknown_key(path: str, valid: Sequence[str], elsewhere: Iterable[str] = ()) 
 
 def _ill_typed(path: str, value: Any, errors: Sequence[Mapping[str, Any]]) -> ConfigError:
     """The error for a value of which pydantic says what it should be, in a sentence for each type that it may have."""
-    expected = " or ".join(dict.fromkeys(each["msg"].removeprefix("Input should be ") for each in errors))
+    said = (each["msg"].removeprefix("Input should be ").replace("array", "list") for each in errors)
+    expected = " or ".join(dict.fromkeys(said))
     remedy = f"correct `{path}`"
     # Short words are soon alike: `gpu` is not to become `cpu`.
     if isinstance(value, str) and (close := nearest(value, re.findall(r"'([^']*)'", expected), cutoff=0.7)):

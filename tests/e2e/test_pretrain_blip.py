@@ -38,6 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
         torch.set_num_threads(threads)  # a command may keep what it sets; this process goes on
 
 
+@pytest.mark.release
 def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from slime_bench.backbones.blip import BlipBackbone
     from slime_bench.backbones.weights import check_hashes
