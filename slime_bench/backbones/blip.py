@@ -84,7 +84,8 @@ class BlipBackbone(Blip, VlmBackbone):
             if length > self.facts.num_tokens or not own:
                 raise wrong_length(text, length, self.facts.num_tokens)
         device = self.itm_head.weight.device
-        return Prompts(texts, found["input_ids"].to(device), mask.to(device), special.to(device))
+        with torch.inference_mode(False):  # plain tensors: a later pass with gradients may meet them
+            return Prompts(texts, *(each.clone().to(device) for each in (found["input_ids"], mask, special)))
 
     def encode_images(self, images: Tensor) -> Tensor:
         self.grid((images.shape[-2], images.shape[-1]))
