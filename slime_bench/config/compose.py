@@ -6,6 +6,8 @@ given all of them at once; a command that only asks which trials there are (`sta
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 import time
 import uuid
@@ -21,7 +23,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -124,8 +126,44 @@ def _plan(overrides: list[str], sweep: bool, search: list[str]) -> Plan:
     # Hydra, too, leaves the swept keys out where it looks for the sweep's own settings.
     fixed = [text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()]
     jobs = _jobs(overrides, _composed([*fixed, *search], with_hydra=True).hydra)
-    trials = [with_additions(job, lambda texts: validate(_composed([*texts, *search]))) for job in jobs]
-    return Plan(trials, names(jobs))
+    shared = _Shared(search)
+    return Plan([validate(with_additions(job, shared.composed)) for job in jobs], names(jobs))
+
+
+class _Shared:
+    """Compositions of one sweep, whose jobs often differ in single values alone, such as the seed: those are composed
+    once, and get their values as Hydra would give them, by `OmegaConf.update` after everything else."""
+
+    def __init__(self, search: list[str]) -> None:
+        self._search = search
+        self._known: dict[tuple[str, ...], tuple[list[Override], DictConfig]] = {}
+
+    def composed(self, overrides: list[str]) -> DictConfig:
+        """The configuration of a job."""
+        job = _parse(overrides)
+        keys = [each.key_or_group for each in job]
+        if len(set(keys)) < len(keys) or not all(map(_gives_a_value, job)):  # their order may count
+            return _composed([*overrides, *self._search])
+        kind = tuple(str(each.input_line) if self._is_group(each.key_or_group) else each.key_or_group for each in job)
+        if kind not in self._known:
+            self._known[kind] = job, _composed([*overrides, *self._search])
+        first, base = self._known[kind]
+        cfg = copy.deepcopy(base)
+        with translated():
+            for each, before in zip(job, first, strict=True):
+                if each.input_line != before.input_line:
+                    OmegaConf.update(cfg, each.key_or_group, each.value())
+        return cfg
+
+    @functools.cache  # noqa: B019  # as long-lived as the sweep's plan
+    def _is_group(self, key: str) -> bool:
+        options = GlobalHydra.instance().config_loader().get_group_options
+        return bool(options(key, config_name=CONFIG_NAME, overrides=self._search))
+
+
+def _gives_a_value(override: Override) -> bool:
+    """Whether it is `key=value` or `group=option`, and not an addition, a deletion, a list or a mapping."""
+    return override.type is OverrideType.CHANGE and isinstance(override.value(), bool | int | float | str | None)
 
 
 def with_additions(overrides: Sequence[str], attempt: Callable[[list[str]], T]) -> T:

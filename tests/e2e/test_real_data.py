@@ -64,6 +64,7 @@ def manifest(folder: Path) -> dict:  # type: ignore[type-arg]
     return json.loads((folder / "manifest.json").read_text())
 
 
+@pytest.mark.release
 def test_car_from_folders_to_the_table(make, place: Path) -> None:  # type: ignore[no-untyped-def]
     missing = make("reproduce-car", "PRESET=paper", "BACKBONE=mini_sd", "METHODS=slime", "ARGS=trainer=cpu")
     assert missing.returncode != 0 and "make prepare-car" in missing.stderr
