@@ -15,9 +15,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from tqdm import tqdm
-
-from slime_bench.data.verify import processors
+from slime_bench.data.verify import processors, progress_bar
 from slime_bench.errors import DataError
 
 SHOWN: Final = 20
@@ -49,19 +47,6 @@ def stamp(path: Path) -> Stamp:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
-
-
-def progress_bar(title: str, total: int, done: int = 0, *, hidden: bool = False) -> tqdm[Any]:
-    """How many of `total` images are done, on stderr: redrawn on a terminal, every ten seconds in a file.
-
-    Args:
-        done: how many of them were ready before; they do not count for the speed.
-    """
-    every, delay = (0.25, 1.0) if sys.stderr.isatty() else (10.0, 10.0)
-    return tqdm(
-        total=total, initial=done, desc=title, unit=" images", mininterval=every, delay=delay, disable=hidden,
-        dynamic_ncols=True,
-    )  # fmt: skip
 
 
 Result = TypeVar("Result")

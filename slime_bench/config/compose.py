@@ -7,7 +7,6 @@ given all of them at once; a command that only asks which trials there are (`sta
 from __future__ import annotations
 
 import copy
-import functools
 import re
 import time
 import uuid
@@ -137,6 +136,7 @@ class _Shared:
     def __init__(self, search: list[str]) -> None:
         self._search = search
         self._known: dict[tuple[str, ...], tuple[list[Override], DictConfig]] = {}
+        self._groups: dict[str, bool] = {}  # key -> whether it is a group
 
     def composed(self, overrides: list[str]) -> DictConfig:
         """The configuration of a job."""
@@ -155,10 +155,11 @@ class _Shared:
                     OmegaConf.update(cfg, each.key_or_group, each.value())
         return cfg
 
-    @functools.cache  # noqa: B019  # as long-lived as the sweep's plan
     def _is_group(self, key: str) -> bool:
-        options = GlobalHydra.instance().config_loader().get_group_options
-        return bool(options(key, config_name=CONFIG_NAME, overrides=self._search))
+        if key not in self._groups:
+            options = GlobalHydra.instance().config_loader().get_group_options
+            self._groups[key] = bool(options(key, config_name=CONFIG_NAME, overrides=self._search))
+        return self._groups[key]
 
 
 def _gives_a_value(override: Override) -> bool:

@@ -118,15 +118,11 @@ def verify_splits(splits: Mapping[str, FolderDataset], root: Path, *, progress: 
     # In arrays: kept one by one among the images that are decoded meanwhile, they would hold the memory of these.
     bits, thumbs = np.zeros(total, np.uint64), np.zeros((total, SIDE, SIDE, 3), np.uint8)
     hashes: dict[str, str] = {}
-    often, delay = (0.25, 1.0) if sys.stderr.isatty() else (10.0, 10.0)
     # Decoding and hashing let go of Python's lock, so that threads use all processors.
     with (
-        tqdm(
-            total=total, desc=f"verify {root.name}", unit=" images", mininterval=often, delay=delay,
-            disable=not progress, dynamic_ncols=True,
-        ) as line,
+        progress_bar(f"verify {root.name}", total, hidden=not progress) as line,
         ThreadPoolExecutor(processors()) as pool,
-    ):  # fmt: skip
+    ):
         for name, dataset in splits.items():
             counts = np.zeros((2, len(dataset.classes)), np.int64)
             ignored, sizes = 0, Counter[str]()
@@ -200,6 +196,19 @@ def verified(splits: Mapping[str, FolderDataset], root: Path, *, fresh: bool = F
     if report.usable and _state(root, splits) == state:
         _remember(root, state, report)
     return report
+
+
+def progress_bar(title: str, total: int, done: int = 0, *, hidden: bool = False) -> tqdm[Any]:
+    """How many of `total` images are done, on stderr: redrawn on a terminal, every ten seconds in a file.
+
+    Args:
+        done: how many of them were ready before; they do not count for the speed.
+    """
+    every, delay = (0.25, 1.0) if sys.stderr.isatty() else (10.0, 10.0)
+    return tqdm(
+        total=total, initial=done, desc=title, unit=" images", mininterval=every, delay=delay, disable=hidden,
+        dynamic_ncols=True,
+    )  # fmt: skip
 
 
 def processors() -> int:
