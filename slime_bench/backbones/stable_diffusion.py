@@ -26,6 +26,7 @@ from slime_bench.backbones.diffusion import (
     source,
 )
 from slime_bench.backbones.encoder_cache import EncoderCache, Posterior
+from slime_bench.backbones.features import joined, module_outputs
 from slime_bench.backbones.load import DTYPES, load_parts
 from slime_bench.backbones.memory import images_within, keep_freed_memory, training_images
 from slime_bench.backbones.weights import check_hashes
@@ -245,6 +246,50 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
         elif propagate is not None and self_:
             propagated = was(self_, propagate(cross, grids[0], grids[1][0]))
         return DiffusionAttention(cross, grids[0], self_, grids[1], noise, propagated)
+
+    @torch.no_grad()
+    def features(
+        self,
+        images: torch.Tensor,
+        timesteps: torch.Tensor,
+        draws: torch.Tensor,
+        layers: Sequence[str],
+        text: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Hidden states of the U-Net for noised images, x_t = sqrt(a_t) E[z|x] + sqrt(1 - a_t) e, in calls that fit
+        `memory_gb`; each pass ends after the last named module.
+
+        Args:
+            images: float [B,3,H,W] in [0,1]; their latents are the mean of the encoder's distribution.
+            timesteps: int64 [B]. draws: e, standard normal [B,4,h,w].
+            layers: names of modules, such as `up_blocks.1.attentions.0`. text: float [1,T,D].
+
+        Returns:
+            Name -> float32 [B,C,h_l,w_l], the module's output on its own grid.
+        """
+        made = []
+        for here in self._calls(images):
+            noisy = self.add_noise(self.encode(images[here], None, keep=True), draws[here], timesteps[here])
+            steps = timesteps[here]
+            made.append(module_outputs(self.unet, layers, lambda x=noisy, t=steps: self.predict_noise(x, t, text)))
+        return joined(made)
+
+    @torch.no_grad()
+    def encoder_features(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Hidden states of the autoencoder's encoder: images float [B,3,H,W] in [0,1] and names of its modules, such as
+        `mid_block.resnets.1` -> name -> float32 [B,C,h_l,w_l]."""
+        encoder = self.vae.encoder
+        return joined(
+            [
+                module_outputs(encoder, layers, lambda x=images[here]: encoder((x * 2 - 1).to(self.vae.dtype)))
+                for here in self._calls(images)
+            ]
+        )
+
+    def _calls(self, images: torch.Tensor) -> list[slice]:
+        """The parts of a batch that one call each may hold."""
+        count = self.images_per_call((int(images.shape[-2]), int(images.shape[-1])))
+        return [slice(start, start + count) for start in range(0, len(images), count)]
 
     def _maps(self, recording: Recording, latent: Size, maps: MapsOf) -> torch.Tensor | None:
         """The maps to propagate, float [B,h*w,K], at the first self-attention layer; None if a cross-attention layer

@@ -84,6 +84,10 @@ class SegmentationDataModule(lightning.LightningDataModule):
         batches = SupportBatches(len(support), self.config.train_batch_size, passes, seed, self.first_batch)
         return self._loader(SupportDataset(support, self.config, seed), batch_sampler=batches)
 
+    def support_dataloader(self) -> DataLoader[Any]:
+        """The support images as they are, in the order of the draw."""
+        return self._queries(self.data.support)
+
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Unaugmented batches of the support images or of the validation split; an empty list for `none`."""
         if self.data.validation == "none":

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from slime_bench.config.parts import Part
+
+
+@dataclass(frozen=True)
+class NoSwitches:
+    """The protocol of a method that has no switches: conf/protocol/none.yaml."""
+
+    name: str
 
 
 class MethodDescription(Part):

@@ -1,0 +1,1 @@
+"""Hypercolumn probe: ridge regression and dense retrieval on the hidden states of a frozen diffusion model."""
