@@ -254,7 +254,7 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
         timesteps: torch.Tensor,
         draws: torch.Tensor,
         layers: Sequence[str],
-        text: torch.Tensor,
+        text: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Hidden states of the U-Net for noised images, x_t = sqrt(a_t) E[z|x] + sqrt(1 - a_t) e, in calls that fit
         `memory_gb`; each pass ends after the last named module.
@@ -262,12 +262,12 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
         Args:
             images: float [B,3,H,W] in [0,1]; their latents are the mean of the encoder's distribution.
             timesteps: int64 [B]. draws: e, standard normal [B,4,h,w].
-            layers: names of modules, such as `up_blocks.1.attentions.0`. text: float [1,T,D].
+            layers: names of modules, such as `up_blocks.1.attentions.0`. text: float [1,T,D]; None for the empty prompt.
 
         Returns:
             Name -> float32 [B,C,h_l,w_l], the module's output on its own grid.
         """
-        made = []
+        text, made = self.embed("") if text is None else text, []
         for here in self._calls(images):
             noisy = self.add_noise(self.encode(images[here], None, keep=True), draws[here], timesteps[here])
             steps = timesteps[here]
