@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -262,7 +263,8 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
         Args:
             images: float [B,3,H,W] in [0,1]; their latents are the mean of the encoder's distribution.
             timesteps: int64 [B]. draws: e, standard normal [B,4,h,w].
-            layers: names of modules, such as `up_blocks.1.attentions.0`. text: float [1,T,D]; None for the empty prompt.
+            layers: names of modules, such as `up_blocks.1.attentions.0`.
+            text: float [1,T,D]; None for the empty prompt.
 
         Returns:
             Name -> float32 [B,C,h_l,w_l], the module's output on its own grid.
@@ -270,21 +272,18 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
         text, made = self.embed("") if text is None else text, []
         for here in self._calls(images):
             noisy = self.add_noise(self.encode(images[here], None, keep=True), draws[here], timesteps[here])
-            steps = timesteps[here]
-            made.append(module_outputs(self.unet, layers, lambda x=noisy, t=steps: self.predict_noise(x, t, text)))
+            made.append(module_outputs(self.unet, layers, partial(self.predict_noise, noisy, timesteps[here], text)))
         return joined(made)
 
     @torch.no_grad()
     def encoder_features(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         """Hidden states of the autoencoder's encoder: images float [B,3,H,W] in [0,1] and names of its modules, such as
         `mid_block.resnets.1` -> name -> float32 [B,C,h_l,w_l]."""
-        encoder = self.vae.encoder
-        return joined(
-            [
-                module_outputs(encoder, layers, lambda x=images[here]: encoder((x * 2 - 1).to(self.vae.dtype)))
-                for here in self._calls(images)
-            ]
-        )
+        encoder, made = self.vae.encoder, []
+        for here in self._calls(images):
+            pixels = (images[here] * 2 - 1).to(self.vae.dtype)
+            made.append(module_outputs(encoder, layers, partial(encoder, pixels)))
+        return joined(made)
 
     def _calls(self, images: torch.Tensor) -> list[slice]:
         """The parts of a batch that one call each may hold."""

@@ -41,14 +41,12 @@ def oracle(data: Rows, strength: float) -> tuple[np.ndarray, np.ndarray]:
 @settings(max_examples=25)
 @given(SEEDS, st.integers(12, 60), st.integers(2, 10), st.sampled_from([0.01, 0.1, 1.0]), st.integers(1, 3))
 def test_ridge_is_scikit_learns(seed: int, count: int, width: int, strength: float, images: int) -> None:
-    """By the sums of any number of images, by their eigendecomposition, and by the dual system."""
+    """By the sums of any number of images, and by the dual system."""
     data = rows(seed, count, width)
     weight, bias = oracle(data, strength)
     parts = [Rows(*each) for each in zip(*(value.tensor_split(images) for value in data), strict=True)]
-    sums = ridge.total([Moments.of(each) for each in parts])
-    for model in (
-        ridge.ridge(sums, strength), ridge.ridge_path(sums, [7.0, strength])[1], ridge.ridge_dual(data, strength),
-    ):  # fmt: skip
+    sums = Moments.total([Moments.of(each) for each in parts])
+    for model in (ridge.ridge(sums, strength), ridge.ridge_dual(data, strength)):
         found = data.features.numpy() @ model.weight.double().numpy() + model.bias.double().numpy()
         # Both solve in float64; what is kept is float32, of products of features up to some hundreds.
         assert found == pytest.approx(data.features.numpy() @ weight + bias, abs=2e-4)
@@ -57,8 +55,8 @@ def test_ridge_is_scikit_learns(seed: int, count: int, width: int, strength: flo
 def test_an_image_can_be_taken_out_of_the_sums() -> None:
     parts = [rows(seed, 20, 5) for seed in range(3)]
     sums = [Moments.of(each) for each in parts]
-    without = ridge.total(sums).plus(sums[1], -1)
-    want = ridge.total([sums[0], sums[2]])
+    without = Moments.total(sums).without(sums[1])
+    want = Moments.total([sums[0], sums[2]])
     for one, other in zip(without, want, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from slime_bench.backbones.diffusion import BackboneFacts, StableDiffusion
+from slime_bench.config.parts import NO_NUMBERS
 from slime_bench.config.schema import Natural, Positive
 from slime_bench.errors import BackboneError, ConfigError
 from slime_bench.methods.description import MethodDescription, NoSwitches
@@ -68,13 +69,14 @@ class FeatureProbeConfig:
 
     Args:
         name: in tables and folder names.
-        parts: `both`: (1 - w) A + w B with w = (k - 1) / (k + 3) for k support images, so that one image is A alone;
-            or one part by itself.
+        parts: `both`: (1 - w) A + w B with w = (k - 1) / (k + 3) for k support images, so that one image is A alone; or
+            one part by itself.
         a, b: the parts.
-        choose_strength: `fixed`: the lambda of the parts; `leave_one_out`: of `strengths` the one with the best mean IoU
-            on each support image in turn, fitted on the others; with one support image `fixed`.
+        choose_strength: `fixed`: the lambda of the parts; `leave_one_out`: of `strengths` the one with the best mean
+            IoU on each support image in turn, fitted on the others; with one support image `fixed`.
         strengths: to choose from.
         draws, test_draws: noises of a support image and of a test image at each timestep.
+        memory_gb: what the fit may take beside the backbone, in 10^9 bytes.
     """
 
     name: str = "feature_probe"
@@ -87,6 +89,7 @@ class FeatureProbeConfig:
     )
     draws: Positive = 4
     test_draws: Positive = 2
+    memory_gb: Strength = field(default=12.0, metadata=NO_NUMBERS)
 
 
 class FeatureProbeDescription(MethodDescription):
@@ -118,7 +121,7 @@ class FeatureProbeDescription(MethodDescription):
             if max(steps) >= backbone.num_timesteps:
                 raise ConfigError(
                     "a timestep is outside the schedule", path=key, found=max(steps),
-                    expected=f"0 to {backbone.num_timesteps - 1}", remedy=f"e.g. {key}={min(450, backbone.num_timesteps - 1)}",
+                    expected=f"0 to {backbone.num_timesteps - 1}", remedy="t counts the steps of the noise schedule",
                 )  # fmt: skip
         for key, blocks in (
             ("method.a.layers", config.a.layers),

@@ -1,15 +1,15 @@
-"""The hypercolumn probe: which part a cell belongs to, read linearly and by retrieval from the hidden states of a frozen
-diffusion model. Nothing is optimised: the fit is a linear system.
+"""The hypercolumn probe: which part a cell belongs to, read linearly and by retrieval from the hidden states of a
+frozen diffusion model. Nothing is optimised: the fit is a linear system.
 
-The name is Hariharan et al.'s (CVPR 2015) for one vector of all layers at a pixel. That such states hold parts is known
-from DatasetDDPM (Baranchuk et al., ICLR 2022), whose layers and MLPs need far more labels.
+The name is Hariharan et al.'s (CVPR 2015) for the vector of all layers at a pixel. That such states hold parts is known
+from DatasetDDPM (Baranchuk et al., ICLR 2022), whose layers and networks need more labels; see docs/probe.md.
 
 Shapes: B images, K classes, D features of a cell, k support images; grid h is the latent's, 2h twice as fine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -27,14 +27,28 @@ from slime_bench.seeding import generator
 ABSENT: Final = -1e3
 """Score of a class that no support image has."""
 Grid = tuple[int, int]
+Maps = list[Tensor]
+"""Features of a batch, layer by layer: float32 [B,C_l,h_l,w_l]."""
 
 
-class Support(NamedTuple):
-    """The annotated images: image float32 [k,3,S,S], label int64 [k,S,S], their ids."""
+class Annotated(NamedTuple):
+    """Annotated images: image float32 [B,3,S,S], label int64 [B,S,S], their ids."""
 
     images: Tensor
     labels: Tensor
     ids: list[str]
+
+    def part(self, here: slice) -> Annotated:
+        """Some of them."""
+        return Annotated(self.images[here], self.labels[here], self.ids[here])
+
+    def with_mirrored(self) -> Annotated:
+        """Also the mirrored ones, behind the others."""
+        return Annotated(
+            torch.cat([self.images, self.images.flip(-1)]),
+            torch.cat([self.labels, self.labels.flip(-1)]),
+            [*self.ids, *(f"{name} mirrored" for name in self.ids)],
+        )
 
 
 class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
@@ -43,6 +57,9 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
     Args:
         config: see `FeatureProbeConfig`. protocol: without switches. backbone: frozen.
         classes: K names, `background` first. seed: of the trial.
+
+    Raises:
+        BackboneError: a layer that the backbone does not have.
     """
 
     implementation = None  # a subclass computes by itself
@@ -63,6 +80,7 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
         layers = type(backbone).describe(backbone.config).layers
         self._a = transformers(layers, config.a.layers, "method.a.layers")
         self._near = transformers(layers, config.a.retrieval_layers, "method.a.retrieval_layers")
+        self._all_a = list(dict.fromkeys([*self._a, *self._near]))
         self._b = transformers(layers, config.b.layers, "method.b.layers")
         encoder = backbone.vae.encoder
         self._encoder = [module_name(encoder, name, "method.b.encoder_layers") for name in config.b.encoder_layers]
@@ -70,23 +88,24 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
 
     # Fit
 
-    @torch.no_grad()
     def prepare(self, data: Any, device: str) -> None:
         """Fit both parts on the support images.
 
         Raises:
-            DataError: a support without any part.
+            DataError: a support without any part. ConfigError: the fit needs more than `memory_gb`.
         """
         self.to(device)
         batches = list(data.support_dataloader())
-        support = Support(
-            torch.cat([each["image"] for each in batches]).to(self.device),
-            torch.cat([each["label"] for each in batches]).to(self.device),
-            [name for each in batches for name in each["id"]],
+        self.fit(
+            Annotated(
+                torch.cat([each["image"] for each in batches]).to(self.device),
+                torch.cat([each["label"] for each in batches]).to(self.device),
+                [name for each in batches for name in each["id"]],
+            )
         )
-        self.fit(support)
 
-    def fit(self, support: Support) -> None:
+    @torch.no_grad()
+    def fit(self, support: Annotated) -> None:
         """Learn from the support images; see `prepare`."""
         present = torch.stack([(support.labels == k).any() for k in range(len(self.classes))])
         if not bool(present[1:].any()):
@@ -97,6 +116,7 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
             )  # fmt: skip
         count = len(support.ids)
         share = {"a": 0.0, "b": 1.0, "both": (count - 1) / (count + 3)}[self.config.parts]
+        self._check_memory(support, share)
         learned = {"present": present, "share_b": torch.tensor(share)}
         if share < 1:
             learned |= self._fit_semantic(support)
@@ -104,82 +124,141 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
             learned |= self._fit_detail(support)
         self._learned = {name: value.to(self.device) for name, value in learned.items()}
 
-    def _fit_semantic(self, support: Support) -> dict[str, Tensor]:
-        config, count = self.config.a, len(support.ids)
+    def _fit_semantic(self, support: Annotated) -> dict[str, Tensor]:
+        """Part A. Every draw of the noise gives rows of its own."""
+        config, draws, count = self.config.a, self.config.draws, len(support.ids)
+        seen = support.with_mirrored() if config.flip else support
         grid = self._latent(support.images)
-        images, labels, ids = support
-        if config.flip:
-            images, labels = torch.cat([images, images.flip(-1)]), torch.cat([labels, labels.flip(-1)])
-            ids = [*ids, *(f"{name} mirrored" for name in ids)]
-        targets, weights, shares = self._targets(labels, grid, config.gamma)
-        names = list(dict.fromkeys([*self._a, *self._near]))
-        per_image: list[list[Rows]] = [[] for _ in range(count)]
-        near: list[Tensor] = []
-        for draw in range(self.config.draws):
-            maps = self._unet(images, ids, config.t, "fit", draw, names)
-            cells = self._cells([maps[name] for name in self._a], grid)
-            for place in range(len(ids)):
-                per_image[place % count].append(Rows(cells[place], targets[place], weights[place]))
-            if config.retrieval > 0:
-                near.append(ridge.descriptors([maps[name] for name in self._near], grid))
-        stacked = [Rows(*(torch.cat(parts) for parts in zip(*rows, strict=True))) for rows in per_image]
-        model = self._ridge(stacked, config.strength, labels[:count], grid)
+        cells, total = grid[0] * grid[1], len(seen.ids) * grid[0] * grid[1]
+        targets, weights = self._targets(seen.labels, grid, config.gamma)
+        keyed = generator(self.seed, "probe bank")
+        kept = torch.randperm(draws * total, generator=keyed)[: config.bank]  # of all rows, draw by draw
+        bank: dict[int, Tensor] = {}
+        held: list[Maps] = []
+
+        def rows() -> Iterator[tuple[int, Rows]]:
+            for here in self._calls(seen):
+                some, mean = seen.part(here), None
+                for draw in range(draws):
+                    maps = self._unet(some, config.t, "fit", draw, self._all_a)
+                    own = [maps[name] for name in self._a]
+                    mean = own if mean is None else [one + two for one, two in zip(mean, own, strict=True)]
+                    for row, columns in enumerate(self._columns(own, grid)):
+                        place = here.start + row
+                        yield place % count, Rows(columns, targets[place], weights[place])
+                    if config.retrieval > 0:
+                        near = ridge.descriptors([maps[name] for name in self._near], grid).flatten(0, 1)
+                        first = draw * total + here.start * cells
+                        for each in kept[(kept >= first) & (kept < first + len(near))].tolist():
+                            bank[each] = near[each - first]
+                originals = range(min(len(some.ids), max(0, count - here.start)))
+                held.extend([each[row : row + 1] / draws for each in mean or []] for row in originals)
+
+        model = self._regress(rows(), draws * total, config.strength, support, grid, held)
         learned = {"a.weight": model.weight, "a.bias": model.bias}
         if config.retrieval > 0:
-            bank = torch.stack(near).flatten(0, 2)
-            kept = torch.randperm(len(bank), generator=generator(self.seed, "probe bank"))[: config.bank].to(
-                bank.device
-            )
-            every = targets.expand(self.config.draws, *targets.shape).flatten(0, 2)
-            learned |= {"a.bank": bank[kept], "a.bank_targets": every[kept].float()}
+            learned["a.bank"] = torch.stack([bank[each] for each in kept.tolist()])
+            learned["a.bank_targets"] = targets.flatten(0, 1)[kept.to(targets.device) % total].float()
         return learned
 
-    def _fit_detail(self, support: Support) -> dict[str, Tensor]:
+    def _fit_detail(self, support: Annotated) -> dict[str, Tensor]:
+        """Part B. Features are means over the draws."""
         config, count = self.config.b, len(support.ids)
         grid = self._fine(support.images)
-        targets, weights, _ = self._targets(support.labels, grid, config.gamma)
-        cells = self._cells(self._detail(support.images, support.ids, "fit", self.config.draws), grid)
-        rows = [Rows(*each) for each in zip(cells, targets, weights, strict=True)]
+        targets, weights = self._targets(support.labels, grid, config.gamma)
+        held: list[Maps] = []
+
+        def rows() -> Iterator[tuple[int, Rows]]:
+            for here in self._calls(support):
+                some = support.part(here)
+                maps = self._detail(some, "fit", self.config.draws)
+                held.extend([each[row : row + 1] for each in maps] for row in range(len(some.ids)))
+                for row, columns in enumerate(self._columns(maps, grid)):
+                    place = here.start + row
+                    yield place, Rows(columns, targets[place], weights[place])
+
         strength = config.strength if count >= config.few else config.strength_few
-        model = self._ridge(rows, strength, support.labels, grid)
+        model = self._regress(rows(), count * grid[0] * grid[1], strength, support, grid, held)
         return {"b.weight": model.weight, "b.bias": model.bias}
 
-    def _targets(self, labels: Tensor, grid: Grid, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Tilted labels of all cells, float64 [B,h*w,K]; weights of the rows, mean 1, [B,h*w]; the plain shares."""
+    def _targets(self, labels: Tensor, grid: Grid, gamma: float) -> tuple[Tensor, Tensor]:
+        """Tilted labels of all cells, float64 [B,h*w,K], and weights of the rows, mean 1, [B,h*w]."""
         shares, labelled = ridge.cell_labels(labels, len(self.classes), grid)
-        flat = shares.flatten(2).transpose(1, 2)  # [B,N,K]
-        inside = labelled.flatten(1)
-        plain = (flat * inside[..., None]).sum((0, 1))
-        lifted = ridge.tilted(flat.flatten(0, 1), plain, gamma).unflatten(0, flat.shape[:2])
-        totals = (lifted * inside[..., None]).sum((0, 1))
-        weights = ridge.row_weights(lifted.flatten(0, 1), totals, inside.flatten()).unflatten(0, flat.shape[:2])
-        return lifted, weights / weights.mean(), flat
+        flat, inside = shares.flatten(2).transpose(1, 2).flatten(0, 1), labelled.flatten()  # [N,K], [N]
+        targets = ridge.tilted(flat, inside @ flat, gamma)
+        weights = ridge.row_weights(targets, inside @ targets, inside)
+        size = (len(labels), grid[0] * grid[1])
+        return targets.unflatten(0, size), (weights / weights.mean()).unflatten(0, size)
 
-    def _ridge(self, images: Sequence[Rows], strength: float, labels: Tensor, grid: Grid) -> Linear:
-        """Of the rows of all support images, with the configured lambda or the one that leaving one out prefers."""
-        rows, width = sum(len(each.features) for each in images), images[0].features.shape[1]
-        if self.config.choose_strength == "fixed" or len(images) == 1:
-            if rows < width:
-                return ridge.ridge_dual(Rows(*(torch.cat(parts) for parts in zip(*images, strict=True))), strength)
-            return ridge.ridge(ridge.total([Moments.of(each) for each in images]), strength)
-        sums = [Moments.of(each) for each in images]
-        whole, scores = ridge.total(sums), torch.zeros(len(self.config.strengths))
-        for left, own in enumerate(sums):
-            for place, model in enumerate(ridge.ridge_path(whole.plus(own, -1), self.config.strengths)):
-                scores[place] += self._left_out(model, images[left], labels[left], grid)
-        return ridge.ridge(whole, self.config.strengths[int(scores.argmax())])
+    def _regress(
+        self,
+        rows: Iterable[tuple[int, Rows]],
+        total: int,
+        strength: float,
+        support: Annotated,
+        grid: Grid,
+        held: Sequence[Maps],
+    ) -> Linear:
+        """The regression of all rows, with the given lambda or the one that leaving one image out prefers.
 
-    def _left_out(self, model: Linear, rows: Rows, label: Tensor, grid: Grid) -> float:
-        """Mean IoU, over the classes that a support image shows, of its own cells' labels."""
-        cells = grid[0] * grid[1]
-        scores = (rows.features.float() @ model.weight + model.bias).unflatten(0, (-1, cells)).mean(0)  # over the draws
+        Args:
+            rows: with the place of the support image that they are of. total: number of all of them.
+            held: features of each support image, filled while `rows` are made.
+        """
+        count, parts, sums = len(support.ids), list[Rows](), dict[int, Moments]()
+        fixed = self.config.choose_strength == "fixed" or count == 1
+        for place, each in rows:
+            if fixed and total < each.features.shape[1]:
+                parts.append(each)
+                continue
+            own = place if not fixed else 0
+            sums[own] = Moments.total([sums[own], Moments.of(each)]) if own in sums else Moments.of(each)
+        if parts:
+            return ridge.ridge_dual(Rows(*(torch.cat(each) for each in zip(*parts, strict=True))), strength)
+        every = [sums[place] for place in sorted(sums)]
+        if not fixed:
+
+            def judge(left: int, model: Linear) -> float:
+                return self._left_out(model, held[left], support.labels[left], grid)
+
+            strength = ridge.leave_one_out(every, self.config.strengths, judge)
+        return ridge.ridge(Moments.total(every), strength)
+
+    def _left_out(self, model: Linear, maps: Maps, label: Tensor, grid: Grid) -> float:
+        """Mean IoU over the classes that a support image shows, cell by cell."""
         shares, labelled = ridge.cell_labels(label[None], len(self.classes), grid)
-        truth, inside = shares[0].flatten(1).argmax(0), labelled.flatten() > 0
-        guess, found = scores.argmax(1), []
+        truth, inside = shares[0].argmax(0), labelled[0] > 0
+        guess, found = ridge.apply(model, maps, grid)[0].argmax(0), []
         for k in truth[inside].unique():
             one, two = (guess == k) & inside, (truth == k) & inside
             found.append(float((one & two).sum() / (one | two).sum()))
         return sum(found) / len(found) if found else 0.0
+
+    def _check_memory(self, support: Annotated, share: float) -> None:
+        """Refuse a fit that needs more than `memory_gb`, told from the sizes of one small image's features."""
+        small = torch.zeros(1, 3, *(8 * self.backbone.downscale,) * 2, device=self.device)
+        one = Annotated(small, small[:, 0].long(), ["size"])
+        chosen = 1 if self.config.choose_strength == "fixed" else len(support.ids)
+        needed = 0.0
+        for used, maps, grid in (
+            (share < 1, lambda: [*self._unet(one, self.config.a.t, "size", 0, self._a).values()], self._latent),
+            (share > 0, lambda: self._detail(one, "size", 1), self._fine),
+        ):
+            if not used:
+                continue
+            found = maps()
+            width, larger = sum(each.shape[1] for each in found), support.images[0, 0].numel() / small[0, 0].numel()
+            cells = grid(support.images)[0] * grid(support.images)[1]
+            # Sums of each image and three systems, in float64; a pass's rows, twice in float64; held features.
+            here = 8 * (chosen + 3) * width**2 + 20 * cells * width
+            needed = max(needed, here + 4 * len(support.ids) * larger * sum(each.numel() for each in found))
+        if needed > self.config.memory_gb * 1e9:
+            raise ConfigError(
+                "the fit of the probe needs more memory than it may take", path="method.memory_gb",
+                found=f"about {needed / 1e9:.1f} GB for {len(support.ids)} support images",
+                expected=f"at most {self.config.memory_gb:g} GB",
+                remedy="raise method.memory_gb, name fewer layers, or method.choose_strength=fixed",
+            )  # fmt: skip
 
     # Features
 
@@ -191,79 +270,82 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
         height, width = self._latent(images)
         return 2 * height, 2 * width
 
-    def _unet(
-        self, images: Tensor, ids: Sequence[str], t: int, purpose: str, draw: int, names: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """Features of the U-Net of one draw, keyed by the image: name -> float32 [B,C,h_l,w_l]."""
-        shape = self.backbone.latent_shape((int(images.shape[-2]), int(images.shape[-1])))
-        noise = torch.stack(
-            [torch.randn(shape, generator=generator(self.seed, f"probe {purpose}", name, t, draw)) for name in ids]
-        )
-        steps = torch.full((len(ids),), t, device=images.device)
-        return self.backbone.features(images, steps, noise.to(images), names, self.empty)
+    def _calls(self, seen: Annotated) -> list[slice]:
+        """The images of one call of the backbone each: what comes of more at once may be too much."""
+        count = self.backbone.images_per_call((int(seen.images.shape[-2]), int(seen.images.shape[-1])))
+        return [slice(start, min(start + count, len(seen.ids))) for start in range(0, len(seen.ids), count)]
 
-    def _mean_unet(
-        self, images: Tensor, ids: Sequence[str], t: int, purpose: str, draws: int, names: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def _unet(self, seen: Annotated, t: int, purpose: str, draw: int, names: Sequence[str]) -> dict[str, Tensor]:
+        """Features of the U-Net of one draw, keyed by the image: name -> float32 [B,C,h_l,w_l]."""
+        shape = self.backbone.latent_shape((int(seen.images.shape[-2]), int(seen.images.shape[-1])))
+        noise = torch.stack(
+            [torch.randn(shape, generator=generator(self.seed, f"probe {purpose}", name, t, draw)) for name in seen.ids]
+        )
+        steps = torch.full((len(seen.ids),), t, device=seen.images.device)
+        return self.backbone.features(seen.images, steps, noise.to(seen.images), names, self.empty)
+
+    def _mean_unet(self, seen: Annotated, t: int, purpose: str, draws: int, names: Sequence[str]) -> dict[str, Tensor]:
         """The mean over several draws."""
-        every = [self._unet(images, ids, t, purpose, draw, names) for draw in range(draws)]
+        every = [self._unet(seen, t, purpose, draw, names) for draw in range(draws)]
         return {name: torch.stack([each[name] for each in every]).mean(0) for name in names}
 
-    def _detail(self, images: Tensor, ids: Sequence[str], purpose: str, draws: int) -> list[Tensor]:
-        """All maps of part B, float32 [B,C,h_l,w_l] each: timestep by timestep, then the encoder's."""
-        found = [
-            value
-            for t in self.config.b.t
-            for value in self._mean_unet(images, ids, t, purpose, draws, self._b).values()
-        ]
+    def _detail(self, seen: Annotated, purpose: str, draws: int) -> Maps:
+        """All maps of part B: timestep by timestep, then the encoder's."""
+        found: Maps = []
+        for t in self.config.b.t:
+            found += self._mean_unet(seen, t, purpose, draws, self._b).values()
         if self._encoder:
-            found += self.backbone.encoder_features(images, self._encoder).values()
+            found += self.backbone.encoder_features(seen.images, self._encoder).values()
         return found
 
     @staticmethod
-    def _cells(maps: Sequence[Tensor], grid: Grid) -> Tensor:
-        """Hypercolumns of a grid, float32 [B,h*w,D]."""
-        return torch.cat([ridge.resized(each, grid) for each in maps], dim=1).flatten(2).transpose(1, 2)
+    def _columns(maps: Maps, grid: Grid) -> Iterator[Tensor]:
+        """Hypercolumns of each image, float32 [h*w,D]."""
+        for row in range(len(maps[0])):
+            columns = torch.cat([ridge.resized(each[row : row + 1], grid)[0] for each in maps])
+            yield columns.flatten(1).T
 
     # Test
 
     @torch.no_grad()
     def scores(self, images: Tensor, ids: Sequence[str]) -> Tensor:
-        """(1 - w) A + w B at the images' size, float32 [B,K,H,W]: shares of the classes, up to the error of a linear fit; a
-        class that no support image has is at `ABSENT`."""
+        """(1 - w) A + w B at the images' size, float32 [B,K,H,W]: shares of the classes, up to the error of a linear
+        fit; a class that no support image has is at `ABSENT`."""
         share, size = float(self._learned["share_b"]), (int(images.shape[-2]), int(images.shape[-1]))
+        seen = Annotated(images, images[:, 0].long(), list(ids))
         found = images.new_zeros(len(images), len(self.classes), *size)
         if share < 1:
-            found = found + (1 - share) * ridge.resized(self._semantic_scores(images, ids), size)
+            found = found + (1 - share) * ridge.resized(self._semantic_scores(seen), size)
         if share > 0:
-            found = found + share * ridge.resized(self._detail_scores(images, ids), size)
+            found = found + share * ridge.resized(self._detail_scores(seen), size)
         return found.masked_fill(~self._learned["present"][None, :, None, None], ABSENT)
 
-    def _semantic_scores(self, images: Tensor, ids: Sequence[str]) -> Tensor:
+    def _semantic_scores(self, seen: Annotated) -> Tensor:
         """Part A on the latent's grid, float32 [B,K,h,w]."""
-        config, grid = self.config.a, self._latent(images)
-        names = list(dict.fromkeys([*self._a, *self._near]))
-        maps = self._mean_unet(images, ids, config.t, "test", self.config.test_draws, names)
+        config, grid = self.config.a, self._latent(seen.images)
+        maps = self._mean_unet(seen, config.t, "test", self.config.test_draws, self._all_a)
         linear = Linear(self._learned["a.weight"], self._learned["a.bias"])
         found = ridge.apply(linear, [maps[name] for name in self._a], grid)
         if config.retrieval == 0:
             return found
-        queries = ridge.descriptors([maps[name] for name in self._near], grid)
         bank, targets = self._learned["a.bank"], self._learned["a.bank_targets"]
         near = torch.stack(
-            [ridge.retrieve(each, bank, targets, config.neighbours, config.temperature) for each in queries]
+            [
+                ridge.retrieve(each, bank, targets, config.neighbours, config.temperature)
+                for each in ridge.descriptors([maps[name] for name in self._near], grid)
+            ]
         )
-        near = near.transpose(1, 2).unflatten(2, grid)
-        return (1 - config.retrieval) * found + config.retrieval * near
+        return (1 - config.retrieval) * found + config.retrieval * near.transpose(1, 2).unflatten(2, grid)
 
-    def _detail_scores(self, images: Tensor, ids: Sequence[str]) -> Tensor:
+    def _detail_scores(self, seen: Annotated) -> Tensor:
         """Part B on a grid twice as fine, float32 [B,K,2h,2w]."""
         linear = Linear(self._learned["b.weight"], self._learned["b.bias"])
-        return ridge.apply(linear, self._detail(images, ids, "test", self.config.test_draws), self._fine(images))
+        return ridge.apply(linear, self._detail(seen, "test", self.config.test_draws), self._fine(seen.images))
 
     # State
 
     def learned_state(self) -> dict[str, Tensor]:
+        """Both linear maps, the bank, which classes the support has, and the weight of part B."""
         return dict(self._learned)
 
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,8 @@ Shapes: N rows (cells of support images), D features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -70,8 +71,8 @@ def row_weights(targets: Tensor, totals: Tensor, labelled: Tensor) -> Tensor:
 
 
 class Moments(NamedTuple):
-    """Weighted sums over rows, from which a ridge regression follows: sum d, sum d x [D], sum d y [K], sum d x x^T [D,D],
-    sum d x y^T [D,K]; float64."""
+    """Weighted sums over rows, from which a ridge regression follows, float64: sum d, sum d x [D], sum d y [K],
+    sum d x x^T [D,D], sum d x y^T [D,K]."""
 
     weight: Tensor
     x: Tensor
@@ -86,22 +87,19 @@ class Moments(NamedTuple):
         weighted = x * d[:, None]
         return cls(d.sum(), weighted.sum(0), d @ y, weighted.T @ x, weighted.T @ y)
 
-    def plus(self, other: Moments, sign: int = 1) -> Moments:
-        """The sums of both, or of these without the other's."""
-        return Moments(*(one + sign * two for one, two in zip(self, other, strict=True)))
+    @classmethod
+    def total(cls, parts: Sequence[Moments]) -> Moments:
+        """The sums over all images."""
+        return cls(*(reduce(torch.add, each) for each in zip(*parts, strict=True)))
 
-
-def total(parts: Sequence[Moments]) -> Moments:
-    """The sums over all images."""
-    whole = parts[0]
-    for each in parts[1:]:
-        whole = whole.plus(each)
-    return whole
+    def without(self, other: Moments) -> Moments:
+        """The sums over the other images."""
+        return Moments(*(one - two for one, two in zip(self, other, strict=True)))
 
 
 def ridge(sums: Moments, strength: float) -> Linear:
-    """argmin_W sum d |y - m_y - z W|^2 / sum d + lambda |W|^2 by Cholesky, z the features standardised by their weighted
-    mean and deviation; as one linear map of the features themselves.
+    """argmin_W sum d |y - m_y - z W|^2 / sum d + lambda |W|^2 by Cholesky, z the features standardised by their
+    weighted mean and deviation; as one linear map of the features themselves.
 
     Args:
         strength: lambda > 0.
@@ -112,15 +110,22 @@ def ridge(sums: Moments, strength: float) -> Linear:
     return Linear(weight.float(), (mean_y - mean_x @ weight).float())
 
 
-def ridge_path(sums: Moments, strengths: Sequence[float]) -> list[Linear]:
-    """`ridge` at several strengths, from one eigendecomposition."""
-    mean_x, mean_y, deviation, gram, cross = _standardised(sums)
-    values, vectors = torch.linalg.eigh(gram)
-    turned, found = vectors.T @ cross, []
-    for strength in strengths:
-        weight = vectors @ (turned / (values.clamp(min=0) + strength)[:, None]) / deviation[:, None]
-        found.append(Linear(weight.float(), (mean_y - mean_x @ weight).float()))
-    return found
+def leave_one_out(
+    images: Sequence[Moments], strengths: Sequence[float], judge: Callable[[int, Linear], float]
+) -> float:
+    """The strength whose regressions on all images but one do best on the one left out, summed over the images.
+
+    Args:
+        judge: how well a regression does on the image of that place; more is better.
+    """
+    whole, scores = Moments.total(images), [0.0] * len(strengths)
+    for left, own in enumerate(images):
+        rest = whole.without(own)
+        if float(rest.weight) < 1e-6 * float(whole.weight):  # no other image has a label
+            continue
+        for place, strength in enumerate(strengths):
+            scores[place] += judge(left, ridge(rest, strength))
+    return strengths[scores.index(max(scores))]
 
 
 def ridge_dual(rows: Rows, strength: float) -> Linear:
@@ -154,8 +159,8 @@ def _deviation(variance: Tensor) -> Tensor:
 
 
 def apply(model: Linear, maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-    """Scores of features that stay on their own grids, each as a 1x1 convolution, float [B,K,*grid]: equal to the features
-    resized to `grid`, as resizing is linear.
+    """Scores of features that stay on their own grids, each as a 1x1 convolution, float [B,K,*grid]: equal to those of
+    the features resized to `grid`, as resizing is linear.
 
     Args:
         maps: float [B,C_l,h_l,w_l], whose C_l sum to D.
@@ -174,8 +179,11 @@ def resized(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def descriptors(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-    """Unit vectors to compare cells of different images by, float [B,h*w,D]: per image and layer the spatial mean is taken
-    off (what a whole image has in common says nothing of parts), each layer to unit length, then all together."""
+    """Unit vectors to compare cells of different images by, float [B,h*w,D].
+
+    Per image and layer the spatial mean is taken off (what a whole image has in common says nothing of parts), each
+    layer is brought to unit length, then all together.
+    """
     parts = []
     for each in maps:
         centred = resized(each, grid) - each.mean((2, 3), keepdim=True)
@@ -184,7 +192,13 @@ def descriptors(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
 
 
 def retrieve(queries: Tensor, bank: Tensor, targets: Tensor, neighbours: int, temperature: float) -> Tensor:
-    """s_c(q) = sum over the nearest rows of softmax(q . x / temperature) T'_c: queries float [Q,D], bank float [M,D], targets
-    float [M,K] -> [Q,K]."""
+    """s_c(q) = sum over the nearest rows of softmax(q . x / temperature) T'_c.
+
+    Args:
+        queries: float [Q,D]. bank: float [M,D]. targets: T', float [M,K].
+
+    Returns:
+        float [Q,K].
+    """
     near = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
     return torch.einsum("qn,qnk->qk", (near.values / temperature).softmax(1), targets[near.indices])
