@@ -4,16 +4,18 @@ PRESET   ?= mini
 SUBJECT  ?= car
 BACKBONE ?=
 VLM      ?=
-METHODS  ?= slime infoscore
+METHODS  ?= slime feature_probe infoscore
 RULE     ?= paper
 MERGE    ?= slime
 ARGS     ?=
 BENCH_OUT ?=
 
-$(if $(strip $(filter-out slime infoscore,$(METHODS)) $(if $(strip $(METHODS)),,none)),$(error METHODS is "$(METHODS)"; choose among: slime infoscore))
+EVERY    := slime feature_probe feature_knn infoscore
+$(if $(strip $(filter-out $(EVERY),$(METHODS)) $(if $(strip $(METHODS)),,none)),$(error METHODS is "$(METHODS)"; choose among: $(EVERY)))
 
 SUBJECTS  := car horse face
 ABLATIONS := was prompt losses t_opt t_test lr layers start
+PROBED    := probe_t probe_layers probe_parts
 VENV     := .venv
 STAMP    := $(VENV)/.stamp
 BIN      := $(VENV)/bin
@@ -32,11 +34,11 @@ CAR_TEST   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-release docs lint format mini-data report ranking bench reproduce-all ablation-all clean \
-        $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%)
+        $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%) $(PROBED:%=ablation-%)
 
 help:  ## list the targets
 	@echo "usage: make <target> [PRESET=mini|paper] [SUBJECT=car|horse|face] [ARGS='key=value ...'] [PYTHON=python3.12]"
-	@echo "       make reproduce-car [METHODS='slime infoscore'] [BACKBONE=mini_sd] [VLM=mini_blip]"
+	@echo "       make reproduce-car [METHODS='$(EVERY)'] [BACKBONE=mini_sd] [VLM=mini_blip]"
 	@echo "       make prepare-car [VOC=folder|archive] [PARTS=folder|archive] [RULE=paper|slime_lab|lagm] [CAR_TEST=folder]"
 	@echo "       make prepare-face [CELEBA=folder|archive] [MERGE=slime|regan|celeba_authors]"
 	@echo
@@ -95,7 +97,7 @@ prepare-face:
 	@$(BIN)/python -m data_prep.celebamask_hq --root "$(CELEBA)" --merge $(MERGE) \
 	  --out "$(DATA)/celebamask_hq" --work "$(RAW)" $(ARGS)
 
-reproduce-car: $(STAMP)  ## the car table: SLiMe with 1 and 10 shots, InfoScore with 0, 1 and 10, three seeds, beside the published numbers
+reproduce-car: $(STAMP)  ## the car table: each of METHODS with 1 and 10 shots (InfoScore also 0), three seeds, beside the published numbers
 reproduce-horse: $(STAMP)  ## the horse table
 reproduce-face: $(STAMP)  ## the face table
 
@@ -123,7 +125,7 @@ endef
 
 $(SUBJECTS:%=reproduce-%): reproduce-%:
 	@status=0; \
-	$(if $(filter slime,$(METHODS)),$(call sweep,experiment=$(PRESET)_$* $(OTHER_BACKBONE) $(ARGS))) \
+	$(foreach method,$(filter-out infoscore,$(METHODS)),$(call sweep,experiment=$(PRESET)_$* $(if $(filter-out slime,$(method)),method=$(method)) $(OTHER_BACKBONE) $(ARGS))) \
 	$(if $(filter infoscore,$(METHODS)),$(call sweep,experiment=$(PRESET)_$*_infoscore $(OTHER_VLM) $(ARGS))) \
 	$(call report_after,--subject $*)
 
@@ -140,14 +142,20 @@ ablation-t_test: $(STAMP)  ## Table 8: timestep at test time
 ablation-lr: $(STAMP)      ## Table 9: learning rate
 ablation-layers: $(STAMP)  ## Table 10: cross-attention layers
 ablation-start: $(STAMP)   ## embeddings that are never optimised (not in the paper)
+ablation-probe_t: $(STAMP)       ## the feature probe: timestep of part A, 1 shot
+ablation-probe_layers: $(STAMP)  ## the feature probe: layers of part A, 1 shot
+ablation-probe_parts: $(STAMP)   ## the feature probe: its parts A and B
 
 # ARGS goes to both commands: the report composes the same trials to know what it should find.
 $(ABLATIONS:%=ablation-%): ablation-%:
 	$(call sweep_and_report,experiment=$(PRESET)_$(SUBJECT) ablation=$* $(OTHER_BACKBONE) $(ARGS),--ablation $* experiment=$(PRESET)_$(SUBJECT) $(OTHER_BACKBONE) $(ARGS))
 
+$(PROBED:%=ablation-%): ablation-%:
+	$(call sweep_and_report,experiment=$(PRESET)_$(SUBJECT) method=feature_probe ablation=$* $(OTHER_BACKBONE) $(ARGS),--ablation $* experiment=$(PRESET)_$(SUBJECT) method=feature_probe $(OTHER_BACKBONE) $(ARGS))
+
 ablation-all: $(STAMP)  ## all of them
 	@status=0; \
-	for name in $(ABLATIONS); do $(MAKE) --no-print-directory ablation-$$name || status=$$?; done; \
+	for name in $(ABLATIONS) $(PROBED); do $(MAKE) --no-print-directory ablation-$$name || status=$$?; done; \
 	exit $$status
 
 ranking: $(STAMP)  ## InfoScore's order of the layers beside that of their mIoU, for SUBJECT (the paper's data: PRESET=paper ARGS='data=voc2012 metric=dataset')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
@@ -24,7 +24,7 @@ from slime_bench.backbones.weights import (
     vocabulary_files,
 )
 from slime_bench.config.parts import NO_NUMBERS, Part, located
-from slime_bench.errors import BackboneError
+from slime_bench.errors import BackboneError, ConfigError
 
 PREDICTIONS: Final = ("epsilon", "v_prediction")
 _LATER: Final = ".transformer_blocks.0"
@@ -230,6 +230,41 @@ def check_layers(layers: dict[str, int], cross: Sequence[str], self_: Sequence[s
             expected="layers of one size: their maps are averaged before anything else (Eq. 5)",
             remedy="name layers of one block, e.g. those of the last",
         )
+
+
+def transformers(layers: Mapping[str, Any], blocks: Sequence[str], key: str) -> list[str]:
+    """Every transformer of these blocks, in running order; a transformer by its own name too.
+
+    Args:
+        layers: of `BackboneFacts`. key: of the configuration, for the message.
+
+    Raises:
+        BackboneError: a name that no transformer has or lies in.
+    """
+    found: list[str] = []
+    for block in blocks:
+        inside = [name for name in layers if name == block or name.startswith(f"{block}.")]
+        if not inside:
+            raise BackboneError(
+                "the backbone has no such layer", path=key, found=block, expected=", ".join(layers),
+                remedy="name one of these, or a block of them such as up_blocks.2",
+            )  # fmt: skip
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def check_timesteps(count: int, steps: Mapping[str, Sequence[int]]) -> None:
+    """Refuse timesteps outside a schedule of `count` steps; `steps` is a configuration's key -> its timesteps.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for key, values in steps.items():
+        if max(values) >= count:
+            raise ConfigError(
+                "a timestep is outside the noise schedule", path=key, found=max(values),
+                expected=f"0 to {count - 1}", remedy=f"e.g. {key}={'[100]' if len(values) > 1 else 100}",
+            )  # fmt: skip
 
 
 def check_prediction(kind: str) -> None:

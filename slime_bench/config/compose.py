@@ -66,12 +66,12 @@ def new_stamp() -> str:
     return _stamp
 
 
-def pick(key: str, options: Mapping[str, Any]) -> Any:
-    """What an experiment chooses by the preset or the method: the option called `key`, or `???`, for which Hydra asks.
+def pick(key: str, options: Mapping[str, Any], otherwise: Any = "???") -> Any:
+    """What a file chooses by the preset or the method: the option called `key`, else `otherwise`; Hydra asks for `???`.
 
     In a file: `${slime_bench.pick:${preset},{mini:mini_horse,paper:pascal_part_horse}}`.
     """
-    return options.get(key, "???")
+    return options.get(key, otherwise)
 
 
 OmegaConf.register_new_resolver("slime_bench.stamp", lambda: _stamp or new_stamp(), replace=True)

@@ -166,7 +166,7 @@ def signature(cfg: TrialConfig, support: Support) -> str:
 
 
 def fit(cfg: TrialConfig, support: Support, folder: Path, state: Path, fit_signature: str) -> Any:
-    """The method with optimised embeddings, on the CPU; they are written to `state`.
+    """The method after its fit, on the CPU; what it has learned is written to `state`.
 
     Args:
         folder: where a logger that the configuration names writes to.
@@ -182,12 +182,14 @@ def fit(cfg: TrialConfig, support: Support, folder: Path, state: Path, fit_signa
         parts = {name: (cfg.parts[name], getattr(cfg, name)) for name in _PARTS}
         method = _build(parts, classes, cfg.seed, cfg.trainer.device)
         with fitting.threads(cfg.trainer.threads, cfg.trainer.deterministic):
+            method.prepare(data, cfg.trainer.device)
             if method.epochs > 0:
                 steps = fitting.steps_of(cfg, data, method)
                 callbacks = [_Bar(steps), None if logger is None else curve_callback(logger)]
                 trainer = fitting.lightning_trainer(cfg, method, steps, folder, callbacks)
                 trainer.fit(method, data)
                 method.use_best_state()
+            method.cpu()
     colours = support.classes.colours
     write_state(state, method.learned_state(), cfg.plain, classes, colours=colours, fit=fit_signature)
     return method

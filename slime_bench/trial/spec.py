@@ -96,8 +96,7 @@ def check_parts(cfg: TrialConfig) -> None:
             raise ConfigError(
                 f"the method {cfg.method.name} cannot use this {group}", path=group,
                 found=f"{getattr(cfg, group).name} ({found.__name__})", expected=f"a {expected.__name__}",
-                remedy="choose a preset, which goes with its method: preset=mini (SLiMe), preset=mini_infoscore "
-                "(attention of a vision-language model), or paper, paper_infoscore",
+                remedy=f"leave `{group}` out: the presets mini and paper choose what goes with the method",
             )  # fmt: skip
     if cfg.shots < method.least_shots:
         raise ConfigError(

@@ -286,19 +286,23 @@ def test_the_smoke_test_tries_every_kind_of_method(tmp_path: Path, monkeypatch: 
 
 #: settings of each ablation beside the preset's own, which the paper's grids hold as well where they can
 SETTINGS = {"was": 2, "prompt": 3, "losses": 5, "t_opt": 4, "t_test": 4, "lr": 4, "layers": 3, "start": 2}
+#: the same of the feature probe, with the shots of each
+PROBED = {"probe_t": (7, "1"), "probe_layers": (5, "1"), "probe_parts": (3, "1,10")}
 BASES = [name for name, expected in EXPERIMENTS.items() if "slime" in {PRESETS[preset][2] for preset in expected.data}]
 
 
 def test_every_ablation_is_counted_here() -> None:
-    assert uncovered(options("ablation"), SETTINGS) == {"without contract": [], "no longer there": []}
+    assert uncovered(options("ablation"), {**SETTINGS, **PROBED}) == {"without contract": [], "no longer there": []}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, *PROBED])
 def test_every_ablation_changes_something_and_nothing_else(name: str) -> None:
+    count, shots = PROBED.get(name, (SETTINGS.get(name), "10"))
     params = yaml.safe_load((config_dir() / "ablation" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    assert params.pop("shots") == "10" and params.pop("seed") == "0,1,2" and len(params) == 1
-    trials = plan(["experiment=mini_car", f"ablation={name}", "seed=0"], sweep=True).trials
-    assert len(trials) == SETTINGS[name]
+    assert params.pop("shots") == shots and params.pop("seed") == "0,1,2" and len(params) == 1
+    method = ["method=feature_probe"] if name in PROBED else []
+    trials = plan(["experiment=mini_car", *method, f"ablation={name}", "seed=0", "shots=10"], sweep=True).trials
+    assert len(trials) == count
     flat = [dict(flatten(deciding(cfg))) for cfg in trials]
     (key,) = params
     changed = {each for each in flat[0] if len({canonical_json(one[each]) for one in flat}) > 1}

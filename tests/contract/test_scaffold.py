@@ -25,7 +25,7 @@ TARGETS = {
     "help", "setup", "test", "docs", "lint", "format", "mini-data", "report", "ranking", "bench", "clean",
     "reproduce-car", "reproduce-horse", "reproduce-face", "reproduce-all", "ablation-all",
     "ablation-was", "ablation-prompt", "ablation-losses", "ablation-t_opt", "ablation-t_test", "ablation-lr",
-    "ablation-layers", "ablation-start", "prepare-car", "prepare-horse", "prepare-face",
+    "ablation-layers", "ablation-start", "ablation-probe_t", "ablation-probe_layers", "ablation-probe_parts", "prepare-car", "prepare-horse", "prepare-face",
 }  # fmt: skip
 
 
@@ -166,10 +166,11 @@ class TestMakefile:
         ("arguments", "calls"),
         [
             (
-                ["reproduce-horse", "PRESET=paper", "ARGS=seed=0 method.lr=1"],
+                ["reproduce-horse", "PRESET=paper", "ARGS=seed=0 data.batch_size=1"],
                 [
-                    "--multirun experiment=paper_horse seed=0 method.lr=1",
-                    "--multirun experiment=paper_horse_infoscore seed=0 method.lr=1",
+                    "--multirun experiment=paper_horse seed=0 data.batch_size=1",
+                    "--multirun experiment=paper_horse method=feature_probe seed=0 data.batch_size=1",
+                    "--multirun experiment=paper_horse_infoscore seed=0 data.batch_size=1",
                     "report --subject horse",
                 ],
             ),
@@ -184,6 +185,13 @@ class TestMakefile:
                     f"{command} experiment=infoscore_ranking preset=paper_infoscore data=celebamask_hq backbone=albef "
                     "seed=0"
                     for command in ("--multirun", "report --ranking")
+                ],
+            ),
+            (
+                ["ablation-probe_t", "SUBJECT=horse"],
+                [
+                    "--multirun experiment=mini_horse method=feature_probe ablation=probe_t",
+                    "report --ablation probe_t experiment=mini_horse method=feature_probe",
                 ],
             ),
             (
@@ -202,7 +210,7 @@ class TestMakefile:
 
     def test_a_method_that_is_none(self, fake: Path) -> None:
         wrong = self.make(fake, "reproduce-car", "METHODS=slim")
-        assert wrong.returncode != 0 and "METHODS" in wrong.stderr and "slime infoscore" in wrong.stderr
+        assert wrong.returncode != 0 and "METHODS" in wrong.stderr and "slime feature_probe" in wrong.stderr
 
     def test_prepare_passes_on_what_is_given(self, fake: Path) -> None:
         """Also places with spaces; the defaults lie in data/raw."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from slime_bench.backbones.diffusion import BackboneFacts, StableDiffusion
+from slime_bench.backbones.diffusion import BackboneFacts, StableDiffusion, check_timesteps, transformers
 from slime_bench.config.parts import NO_NUMBERS
 from slime_bench.config.schema import Natural, Positive
-from slime_bench.errors import BackboneError, ConfigError
 from slime_bench.methods.description import MethodDescription, NoSwitches
 
 Strength = Annotated[float, Field(gt=0)]
@@ -117,12 +116,7 @@ class FeatureProbeDescription(MethodDescription):
         """
         if backbone is None:
             return
-        for key, steps in (("method.a.t", [config.a.t]), ("method.b.t", config.b.t)):
-            if max(steps) >= backbone.num_timesteps:
-                raise ConfigError(
-                    "a timestep is outside the schedule", path=key, found=max(steps),
-                    expected=f"0 to {backbone.num_timesteps - 1}", remedy="t counts the steps of the noise schedule",
-                )  # fmt: skip
+        check_timesteps(backbone.num_timesteps, {"method.a.t": [config.a.t], "method.b.t": config.b.t})
         for key, blocks in (
             ("method.a.layers", config.a.layers),
             ("method.a.retrieval_layers", config.a.retrieval_layers),
@@ -131,27 +125,11 @@ class FeatureProbeDescription(MethodDescription):
             transformers(backbone.layers, blocks, key)
 
     @classmethod
+    def label(cls, config: FeatureProbeConfig, shots: int) -> str:
+        """`feature probe`; the name where a file of one's own gives another."""
+        return "feature probe" if config.name == "feature_probe" else config.name
+
+    @classmethod
     def stated(cls, config: FeatureProbeConfig) -> dict[str, str]:
         """`probe`: its parts, where not both."""
         return {} if config.parts == "both" else {"probe": f"part {config.parts.upper()} alone"}
-
-
-def transformers(layers: Mapping[str, Any], blocks: Sequence[str], key: str) -> list[str]:
-    """Every transformer of these blocks, in running order; a transformer by its own name too.
-
-    Args:
-        layers: of `BackboneFacts`. key: of the configuration, for the message.
-
-    Raises:
-        BackboneError: a name that no transformer has or lies in.
-    """
-    found: list[str] = []
-    for block in blocks:
-        inside = [name for name in layers if name == block or name.startswith(f"{block}.")]
-        if not inside:
-            raise BackboneError(
-                "the backbone has no such layer", path=key, found=block, expected=", ".join(layers),
-                remedy="name one of these, or a block of them such as up_blocks.2",
-            )  # fmt: skip
-        found += inside
-    return list(dict.fromkeys(found))

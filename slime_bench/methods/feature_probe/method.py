@@ -9,49 +9,27 @@ Shapes: B images, K classes, D features of a cell, k support images; grid h is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from slime_bench.backbones.diffusion import transformers
 from slime_bench.backbones.features import module_name
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
-from slime_bench.errors import ConfigError, DataError
-from slime_bench.methods.base import SegmentationMethod
+from slime_bench.errors import ConfigError
 from slime_bench.methods.feature_probe import ridge
-from slime_bench.methods.feature_probe.config import FeatureProbeConfig, FeatureProbeDescription, transformers
+from slime_bench.methods.feature_probe.config import FeatureProbeConfig, FeatureProbeDescription
 from slime_bench.methods.feature_probe.ridge import Linear, Moments, Rows
+from slime_bench.methods.features import Annotated, FeatureMethod, Size
 from slime_bench.seeding import generator
 
-ABSENT: Final = -1e3
-"""Score of a class that no support image has."""
-Grid = tuple[int, int]
 Maps = list[Tensor]
 """Features of a batch, layer by layer: float32 [B,C_l,h_l,w_l]."""
 
 
-class Annotated(NamedTuple):
-    """Annotated images: image float32 [B,3,S,S], label int64 [B,S,S], their ids."""
-
-    images: Tensor
-    labels: Tensor
-    ids: list[str]
-
-    def part(self, here: slice) -> Annotated:
-        """Some of them."""
-        return Annotated(self.images[here], self.labels[here], self.ids[here])
-
-    def with_mirrored(self) -> Annotated:
-        """Also the mirrored ones, behind the others."""
-        return Annotated(
-            torch.cat([self.images, self.images.flip(-1)]),
-            torch.cat([self.labels, self.labels.flip(-1)]),
-            [*self.ids, *(f"{name} mirrored" for name in self.ids)],
-        )
-
-
-class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
+class FeatureProbe(FeatureProbeDescription, FeatureMethod):
     """The method as a Lightning module.
 
     Args:
@@ -63,7 +41,6 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
     """
 
     implementation = None  # a subclass computes by itself
-    empty: Tensor
 
     def __init__(
         self,
@@ -74,9 +51,8 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
         seed: int,
         keep_maps: int = 0,
     ) -> None:
-        super().__init__(classes, keep_maps)
-        self.config, self.backbone, self.seed = config, backbone, seed
-        self.register_buffer("empty", backbone.embed(""), persistent=False)  # [1,T,D]
+        super().__init__(backbone, classes, seed, keep_maps)
+        self.config = config
         layers = type(backbone).describe(backbone.config).layers
         self._a = transformers(layers, config.a.layers, "method.a.layers")
         self._near = transformers(layers, config.a.retrieval_layers, "method.a.retrieval_layers")
@@ -84,51 +60,30 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
         self._b = transformers(layers, config.b.layers, "method.b.layers")
         encoder = backbone.vae.encoder
         self._encoder = [module_name(encoder, name, "method.b.encoder_layers") for name in config.b.encoder_layers]
-        self._learned: dict[str, Tensor] = {}
 
     # Fit
 
-    def prepare(self, data: Any, device: str) -> None:
-        """Fit both parts on the support images.
+    def fit(self, support: Annotated) -> dict[str, Tensor]:
+        """The linear maps of both parts, the rows to retrieve from, and the weight of part B.
 
         Raises:
-            DataError: a support without any part. ConfigError: the fit needs more than `memory_gb`.
+            ConfigError: the fit needs more than `memory_gb`.
         """
-        self.to(device)
-        batches = list(data.support_dataloader())
-        self.fit(
-            Annotated(
-                torch.cat([each["image"] for each in batches]).to(self.device),
-                torch.cat([each["label"] for each in batches]).to(self.device),
-                [name for each in batches for name in each["id"]],
-            )
-        )
-
-    @torch.no_grad()
-    def fit(self, support: Annotated) -> None:
-        """Learn from the support images; see `prepare`."""
-        present = torch.stack([(support.labels == k).any() for k in range(len(self.classes))])
-        if not bool(present[1:].any()):
-            raise DataError(
-                "the support images show none of the parts", path=", ".join(support.ids[:5]),
-                found="background or unlabelled pixels alone", expected=f"pixels of {', '.join(self.classes[1:])}",
-                remedy="choose other support images: data.support_ids=[...]",
-            )  # fmt: skip
         count = len(support.ids)
         share = {"a": 0.0, "b": 1.0, "both": (count - 1) / (count + 3)}[self.config.parts]
         self._check_memory(support, share)
-        learned = {"present": present, "share_b": torch.tensor(share)}
+        learned = {"share_b": torch.tensor(share)}
         if share < 1:
             learned |= self._fit_semantic(support)
         if share > 0:
             learned |= self._fit_detail(support)
-        self._learned = {name: value.to(self.device) for name, value in learned.items()}
+        return learned
 
     def _fit_semantic(self, support: Annotated) -> dict[str, Tensor]:
         """Part A. Every draw of the noise gives rows of its own."""
         config, draws, count = self.config.a, self.config.draws, len(support.ids)
         seen = support.with_mirrored() if config.flip else support
-        grid = self._latent(support.images)
+        grid = self.latent(support.images)
         cells, total = grid[0] * grid[1], len(seen.ids) * grid[0] * grid[1]
         targets, weights = self._targets(seen.labels, grid, config.gamma)
         keyed = generator(self.seed, "probe bank")
@@ -137,10 +92,10 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
         held: list[Maps] = []
 
         def rows() -> Iterator[tuple[int, Rows]]:
-            for here in self._calls(seen):
+            for here in self.calls(seen):
                 some, mean = seen.part(here), None
                 for draw in range(draws):
-                    maps = self._unet(some, config.t, "fit", draw, self._all_a)
+                    maps = self.hidden(some, config.t, "fit", draw, self._all_a)
                     own = [maps[name] for name in self._a]
                     mean = own if mean is None else [one + two for one, two in zip(mean, own, strict=True)]
                     for row, columns in enumerate(self._columns(own, grid)):
@@ -150,7 +105,7 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
                         near = ridge.descriptors([maps[name] for name in self._near], grid).flatten(0, 1)
                         first = draw * total + here.start * cells
                         for each in kept[(kept >= first) & (kept < first + len(near))].tolist():
-                            bank[each] = near[each - first]
+                            bank[each] = near[each - first].clone()
                 originals = range(min(len(some.ids), max(0, count - here.start)))
                 held.extend([each[row : row + 1] / draws for each in mean or []] for row in originals)
 
@@ -169,7 +124,7 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
         held: list[Maps] = []
 
         def rows() -> Iterator[tuple[int, Rows]]:
-            for here in self._calls(support):
+            for here in self.calls(support):
                 some = support.part(here)
                 maps = self._detail(some, "fit", self.config.draws)
                 held.extend([each[row : row + 1] for each in maps] for row in range(len(some.ids)))
@@ -181,7 +136,7 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
         model = self._regress(rows(), count * grid[0] * grid[1], strength, support, grid, held)
         return {"b.weight": model.weight, "b.bias": model.bias}
 
-    def _targets(self, labels: Tensor, grid: Grid, gamma: float) -> tuple[Tensor, Tensor]:
+    def _targets(self, labels: Tensor, grid: Size, gamma: float) -> tuple[Tensor, Tensor]:
         """Tilted labels of all cells, float64 [B,h*w,K], and weights of the rows, mean 1, [B,h*w]."""
         shares, labelled = ridge.cell_labels(labels, len(self.classes), grid)
         flat, inside = shares.flatten(2).transpose(1, 2).flatten(0, 1), labelled.flatten()  # [N,K], [N]
@@ -196,7 +151,7 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
         total: int,
         strength: float,
         support: Annotated,
-        grid: Grid,
+        grid: Size,
         held: Sequence[Maps],
     ) -> Linear:
         """The regression of all rows, with the given lambda or the one that leaving one image out prefers.
@@ -224,7 +179,7 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
             strength = ridge.leave_one_out(every, self.config.strengths, judge)
         return ridge.ridge(Moments.total(every), strength)
 
-    def _left_out(self, model: Linear, maps: Maps, label: Tensor, grid: Grid) -> float:
+    def _left_out(self, model: Linear, maps: Maps, label: Tensor, grid: Size) -> float:
         """Mean IoU over the classes that a support image shows, cell by cell."""
         shares, labelled = ridge.cell_labels(label[None], len(self.classes), grid)
         truth, inside = shares[0].argmax(0), labelled[0] > 0
@@ -241,7 +196,7 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
         chosen = 1 if self.config.choose_strength == "fixed" else len(support.ids)
         needed = 0.0
         for used, maps, grid in (
-            (share < 1, lambda: [*self._unet(one, self.config.a.t, "size", 0, self._a).values()], self._latent),
+            (share < 1, lambda: [*self.hidden(one, self.config.a.t, "size", 0, self._a).values()], self.latent),
             (share > 0, lambda: self._detail(one, "size", 1), self._fine),
         ):
             if not used:
@@ -262,44 +217,21 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
 
     # Features
 
-    def _latent(self, images: Tensor) -> Grid:
-        height, width = self.backbone.latent_shape((int(images.shape[-2]), int(images.shape[-1])))[1:]
-        return height, width
-
-    def _fine(self, images: Tensor) -> Grid:
-        height, width = self._latent(images)
+    def _fine(self, images: Tensor) -> Size:
+        height, width = self.latent(images)
         return 2 * height, 2 * width
-
-    def _calls(self, seen: Annotated) -> list[slice]:
-        """The images of one call of the backbone each: what comes of more at once may be too much."""
-        count = self.backbone.images_per_call((int(seen.images.shape[-2]), int(seen.images.shape[-1])))
-        return [slice(start, min(start + count, len(seen.ids))) for start in range(0, len(seen.ids), count)]
-
-    def _unet(self, seen: Annotated, t: int, purpose: str, draw: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """Features of the U-Net of one draw, keyed by the image: name -> float32 [B,C,h_l,w_l]."""
-        shape = self.backbone.latent_shape((int(seen.images.shape[-2]), int(seen.images.shape[-1])))
-        noise = torch.stack(
-            [torch.randn(shape, generator=generator(self.seed, f"probe {purpose}", name, t, draw)) for name in seen.ids]
-        )
-        steps = torch.full((len(seen.ids),), t, device=seen.images.device)
-        return self.backbone.features(seen.images, steps, noise.to(seen.images), names, self.empty)
-
-    def _mean_unet(self, seen: Annotated, t: int, purpose: str, draws: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """The mean over several draws."""
-        every = [self._unet(seen, t, purpose, draw, names) for draw in range(draws)]
-        return {name: torch.stack([each[name] for each in every]).mean(0) for name in names}
 
     def _detail(self, seen: Annotated, purpose: str, draws: int) -> Maps:
         """All maps of part B: timestep by timestep, then the encoder's."""
         found: Maps = []
         for t in self.config.b.t:
-            found += self._mean_unet(seen, t, purpose, draws, self._b).values()
+            found += self.mean_hidden(seen, t, purpose, draws, self._b).values()
         if self._encoder:
             found += self.backbone.encoder_features(seen.images, self._encoder).values()
         return found
 
     @staticmethod
-    def _columns(maps: Maps, grid: Grid) -> Iterator[Tensor]:
+    def _columns(maps: Maps, grid: Size) -> Iterator[Tensor]:
         """Hypercolumns of each image, float32 [h*w,D]."""
         for row in range(len(maps[0])):
             columns = torch.cat([ridge.resized(each[row : row + 1], grid)[0] for each in maps])
@@ -318,12 +250,12 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
             found = found + (1 - share) * ridge.resized(self._semantic_scores(seen), size)
         if share > 0:
             found = found + share * ridge.resized(self._detail_scores(seen), size)
-        return found.masked_fill(~self._learned["present"][None, :, None, None], ABSENT)
+        return self.without_absent(found)
 
     def _semantic_scores(self, seen: Annotated) -> Tensor:
         """Part A on the latent's grid, float32 [B,K,h,w]."""
-        config, grid = self.config.a, self._latent(seen.images)
-        maps = self._mean_unet(seen, config.t, "test", self.config.test_draws, self._all_a)
+        config, grid = self.config.a, self.latent(seen.images)
+        maps = self.mean_hidden(seen, config.t, "test", self.config.test_draws, self._all_a)
         linear = Linear(self._learned["a.weight"], self._learned["a.bias"])
         found = ridge.apply(linear, [maps[name] for name in self._a], grid)
         if config.retrieval == 0:
@@ -341,23 +273,3 @@ class FeatureProbe(FeatureProbeDescription, SegmentationMethod):
         """Part B on a grid twice as fine, float32 [B,K,2h,2w]."""
         linear = Linear(self._learned["b.weight"], self._learned["b.bias"])
         return ridge.apply(linear, self._detail(seen, "test", self.config.test_draws), self._fine(seen.images))
-
-    # State
-
-    def learned_state(self) -> dict[str, Tensor]:
-        """Both linear maps, the bank, which classes the support has, and the weight of part B."""
-        return dict(self._learned)
-
-    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state of `learned_state`.
-
-        Raises:
-            ConfigError: it is of other classes.
-        """
-        if "present" not in state or len(state["present"]) != len(self.classes):
-            raise ConfigError(
-                "the learned state is of another method or class list", path="state.safetensors",
-                found=", ".join(sorted(state)) or "nothing", expected=f"a probe of {len(self.classes)} classes",
-                remedy="use the classes, the method and the backbone that it was made with",
-            )  # fmt: skip
-        self._learned = {name: value.to(self.device) for name, value in state.items()}

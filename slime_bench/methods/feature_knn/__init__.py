@@ -1,0 +1,1 @@
+"""Training-free label propagation by dense nearest neighbours, as OIParts describes it."""
