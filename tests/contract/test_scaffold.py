@@ -25,7 +25,8 @@ TARGETS = {
     "help", "setup", "test", "docs", "lint", "format", "mini-data", "report", "ranking", "bench", "clean",
     "reproduce-car", "reproduce-horse", "reproduce-face", "reproduce-all", "ablation-all",
     "ablation-was", "ablation-prompt", "ablation-losses", "ablation-t_opt", "ablation-t_test", "ablation-lr",
-    "ablation-layers", "ablation-start", "ablation-probe_t", "ablation-probe_layers", "ablation-probe_parts", "prepare-car", "prepare-horse", "prepare-face",
+    "ablation-layers", "ablation-start", "ablation-probe_t", "ablation-probe_layers",
+    "ablation-probe_parts", "prepare-car", "prepare-horse", "prepare-face",
 }  # fmt: skip
 
 
