@@ -278,7 +278,8 @@ def _labels(members: Sequence[TrialResult], default: Mapping[str, str]) -> dict[
         | {f"fingerprint.{name}": value[:12] for name, value in one.fingerprints.items()}
         for one in members
     }
-    keys = sorted({key for values in every.values() for key in values})
+    every_key = {key for values in every.values() for key in values}
+    keys = sorted(every_key, key=lambda key: (not key.endswith(".name"), key))  # what was chosen, then how it is set
     shown: dict[str, list[str]] = {series: [] for series in every}
     for key in keys:
         name = f"{key.partition('.')[0]}.name"

@@ -82,7 +82,7 @@ def test_rows_of_other_settings_say_theirs(tmp_path: Path) -> None:
     page = table(tmp_path, "--variants")
     (line,) = [line for line in page.splitlines() if "TEST IMAGES" in line]
     assert line.startswith("- InfoScore zero-shot (") and "rank_on=test" in line and "refine=none" in line
-    assert f"refinement none; layers {layers}; prompts mini_car, single" in line
+    assert f"layers {layers}; prompts mini_car, single (one word for each class); refinement none" in line
     (other,) = [line for line in page.splitlines() if "training side" in line]
     assert "refinement CRF, 20 iterations" in other and "single" in other
 
