@@ -96,7 +96,7 @@ def infoscore_rows(method: Any, images: torch.Tensor, ids: Sequence[str], part: 
         classes = layer_classes({name: maps}, shown.spans, protocol)
         layers[name] = probabilities(classes, grid, frame, protocol)[:, index].numpy()
     both = method.combined(found.only(method.layers), frame)
-    refined = method.refined(both, images).argmax(1).numpy()
+    refined = method.refine(both, images).argmax(1).numpy()
     return [
         [
             *((f"{name}: {scores[name]:.1f}", maps[row]) for name, maps in layers.items()),

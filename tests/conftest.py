@@ -228,7 +228,7 @@ def toy_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from slime_bench.paths import config_dir
 
     conf = tmp_path / "conf"
-    for group in ("metric", "trainer", "logger", "launcher"):
+    for group in ("metric", "trainer", "logger", "launcher", "refine"):
         shutil.copytree(config_dir() / group, conf / group)
     shutil.copy(config_dir() / "config.yaml", conf / "config.yaml")
     module = tmp_path / "site" / "toy_bench_targets.py"

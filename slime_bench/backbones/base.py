@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from slime_bench.backbones.weights import unusable
 from slime_bench.config.parts import Part
 from slime_bench.errors import BackboneError
+from slime_bench.imagenet import IMAGENET as IMAGENET
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """What frozen weights may be read into."""
@@ -21,9 +22,6 @@ Size = tuple[int, int]
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of the three channels of pixels in [0,1]."""
-
-IMAGENET: Final[Statistics] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""What the second paper's code normalises with."""
 
 CLIP: Final[Statistics] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 """CLIP's statistics, which BLIP and ALBEF were trained with."""

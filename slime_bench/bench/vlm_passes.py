@@ -63,8 +63,7 @@ def compare(cfg: TrialConfig) -> dict[str, Any]:
     images = sum(len(batch["id"]) for batch in batches)
 
     def make(**settings: Any) -> InfoScore:
-        crf = replace(cfg.method.crf, enabled=False)  # the same work in both ways
-        config = replace(cfg.method, crf=crf, rank_on="test", **settings)
+        config = replace(cfg.method, rank_on="test", **settings)
         return InfoScore(config, cfg.build("protocol"), backbone, data.classes, cfg.seed)
 
     results: dict[str, tuple[list[torch.Tensor], int]] = {}

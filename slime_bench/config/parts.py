@@ -1,4 +1,4 @@
-"""What is known of a part of a trial (method, backbone, data set, protocol) before anything heavy is imported.
+"""What is known of a part of a trial (method, backbone, data set, protocol, refinement) before the heavy imports.
 
 A configuration names the class of each part in its key `_target_`. Where that class computes, importing it takes
 seconds; `slime-bench status` must not wait for that. So a part may come in two classes: a light one, which `_target_`

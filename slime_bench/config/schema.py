@@ -1,9 +1,9 @@
 """The schema of the whole configuration: what keys there are, of what type, and what object a group becomes.
 
 The groups `metric`, `trainer`, `logger` and `launcher` have their dataclasses here. A group with a `_target_` (method,
-backbone, data, protocol) is checked against the dataclass of the class it names: its attribute `Config`, or the class
-itself where that is a dataclass. So a new method is one Python file and one YAML file, and a typing error in either
-is found before anything runs.
+backbone, data, protocol, refine) is checked against the dataclass of the class it names: its attribute `Config`, or the
+class itself where that is a dataclass. So a new method is one Python file and one YAML file, and a typing error in
+either is found before anything runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from slime_bench.errors import ConfigError
 DEFAULT_TRIAL: Final = "the default trial"
 """Name of a command's only trial that has no overrides."""
 TARGET: Final = "_target_"
-PARTS: Final = ("method", "backbone", "data", "protocol")
+PARTS: Final = ("method", "backbone", "data", "protocol", "refine")
 """The groups with a `_target_`: the parts that a trial is made of."""
 Convention = Literal["slime", "dataset", "present_or_predicted"]
 CONVENTIONS: Final[tuple[str, ...]] = get_args(Convention)
@@ -118,7 +118,7 @@ class RootConfig:
 
     Args:
         preset: name of the preset, set by the preset's own file.
-        per_preset: values that method files refer to because they differ between presets: method name -> key -> value.
+        per_preset: values that files of parts refer to because they differ between presets: name -> key -> value.
         data_root: folder of the data sets.
         output_root: folder of runs and reports.
         shots: annotated support images, k; 0 for a method that needs none.
@@ -149,7 +149,7 @@ class TrialConfig(RootConfig):
     """The configuration of one trial, checked and complete.
 
     Attributes:
-        method, backbone, data, protocol: the settings of the parts, each of the part's own dataclass.
+        method, backbone, data, protocol, refine: the settings of the parts, each of the part's own dataclass.
         parts: by group, the class that its `_target_` names; a light one, see `slime_bench.config.parts`.
     """
 
@@ -157,6 +157,7 @@ class TrialConfig(RootConfig):
     backbone: Any = None
     data: Any = None
     protocol: Any = None
+    refine: Any = None
     parts: Mapping[str, type[Any]] = field(default_factory=dict, repr=False, metadata=NO_NUMBERS)
 
     def build(self, group: str, **arguments: Any) -> Any:

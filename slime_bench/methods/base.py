@@ -15,6 +15,7 @@ import torch
 from slime_bench.methods.curve import Curve
 from slime_bench.methods.description import MethodDescription
 from slime_bench.metrics.iou import IouMetric, image_score
+from slime_bench.refine.config import NoRefinement, Refinement
 
 
 def label_maps(scores: torch.Tensor) -> torch.Tensor:
@@ -45,6 +46,8 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
     def __init__(self, classes: Sequence[str], keep_maps: int = 0) -> None:
         super().__init__()
         self.classes = tuple(classes)
+        #: of the score maps, before the argmax; the trial sets its own
+        self.refine: Refinement = NoRefinement()
         self.keep_maps = keep_maps
         self.best_score = -1.0
         self.best_epoch: int | None = None
@@ -71,7 +74,8 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
 
     @abstractmethod
     def scores(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
-        """Score maps of unseen images, float [B,K,H,W] at the images' size; the prediction is the argmax over K.
+        """Score maps of unseen images, float [B,K,H,W] at the images' size; the prediction is the argmax over K,
+        after the trial's refinement.
 
         Args:
             images: float32 [B,3,H,W] RGB in [0,1]. ids: B names, from which any random draw of an image is keyed.
@@ -103,9 +107,13 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
         self.curve.load_state(state["curve"])
 
+    def refined_scores(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
+        """`scores` after the trial's refinement, float [B,K,H,W]."""
+        return self.refine(self.scores(images, ids), images)
+
     def predict(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
         """Label maps int64 [B,H,W] of images float32 [B,3,H,W]."""
-        return label_maps(self.scores(images, ids))
+        return label_maps(self.refined_scores(images, ids))
 
     def use_best_state(self) -> None:
         """Go back to the state with the best validation score; without a validation the last state stays."""
@@ -165,7 +173,7 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
         return score
 
     def test_step(self, batch: Mapping[str, Any], _: int) -> None:
-        scores = self.scores(batch["image"], batch["id"])
+        scores = self.refined_scores(batch["image"], batch["id"])
         prediction = label_maps(scores)
         self.test_metric.update(prediction.cpu(), batch["label"].cpu())
         self.test_ids += batch["id"]

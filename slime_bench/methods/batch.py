@@ -109,7 +109,7 @@ class TrialBatch(lightning.LightningModule):
         images, ids = ([own[name] for own in batch] for name in ("image", "id"))
         found = self.trials[0].score_maps(self.trials, images, ids)
         for trial, scores, own in zip(self.trials, found, batch, strict=True):
-            trial.observe(label_maps(scores), own["label"])
+            trial.observe(label_maps(trial.refine(scores, own["image"])), own["label"])
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:

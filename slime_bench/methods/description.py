@@ -66,7 +66,7 @@ class MethodDescription(Part):
 
     @classmethod
     def stated(cls, config: Any) -> dict[str, str]:
-        """What a table's caption has to say of the settings, by a heading, e.g. {"crf": "off"}."""
+        """What a table's caption has to say of the settings, by a heading, e.g. {"prompts": "car, single"}."""
         return {}
 
     @classmethod

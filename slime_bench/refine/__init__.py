@@ -1,1 +1,1 @@
-"""Refinement of class maps by the image's own edges. Knows neither backbones nor methods."""
+"""Refinement of score maps by the image's own edges. Knows neither backbones nor methods."""

@@ -261,7 +261,7 @@ def _check(unary: Tensor, kernel: CrfKernel, config: CrfConfig) -> None:
         )
     if kernel.settings != _settings(config):
         raise ConfigError(
-            "the CRF's kernel was made with other settings", path="method.crf",
+            "the CRF's kernel was made with other settings", path="refine",
             found=dict(zip(_KERNEL_SETTINGS, kernel.settings, strict=True)),
             expected=dict(zip(_KERNEL_SETTINGS, _settings(config), strict=True)), remedy="make the kernel again",
         )  # fmt: skip

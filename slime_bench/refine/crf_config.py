@@ -18,7 +18,6 @@ class CrfConfig:
     """Settings of the mean field.
 
     Args:
-        enabled: whether a method refines its maps at all; for the method to ask, the functions here do not.
         window: side of the square of cells that a cell hears from, itself included; odd.
         blur: pixels per side of a cell, on whose grid messages are exchanged; 1 for every pixel.
         iterations: rounds of messages; 0 leaves the log-softmax of the input.
@@ -34,7 +33,6 @@ class CrfConfig:
         ConfigError: an even window.
     """
 
-    enabled: bool = True
     window: Annotated[int, Field(ge=1)] = 15
     blur: Annotated[int, Field(ge=1)] = 4
     iterations: Annotated[int, Field(ge=0)] = 20
@@ -49,7 +47,7 @@ class CrfConfig:
     def __post_init__(self) -> None:
         if self.window % 2 == 0:
             raise ConfigError(
-                "`method.crf.window` has a value that it cannot have", path="method.crf.window", found=self.window,
+                "`refine.window` has a value that it cannot have", path="refine.window", found=self.window,
                 expected="an odd number: as many cells on either side of the centre",
-                remedy="e.g. method.crf.window=15, as InfoScore's code has it",
+                remedy="e.g. refine.window=15, as InfoScore's code has it",
             )  # fmt: skip

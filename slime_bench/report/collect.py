@@ -259,7 +259,8 @@ def variants(trials: Sequence[TrialResult], defaults: Defaults | None = None) ->
 
     Among the series of one method, backbone, data, preset, protocol and number of shots, a label lists the settings in
     which a series departs from the default, or where that is not known from the most common value. Where no value is
-    the most common, every series states its own.
+    the most common, every series states its own. A part that has another name than the default's (`refine=guided`) is
+    told by it, and its settings are compared with those of its namesakes alone.
     """
     families: dict[tuple[Any, ...], list[TrialResult]] = defaultdict(list)
     for trial in trials:
@@ -277,15 +278,22 @@ def _labels(members: Sequence[TrialResult], default: Mapping[str, str]) -> dict[
         | {f"fingerprint.{name}": value[:12] for name, value in one.fingerprints.items()}
         for one in members
     }
-    keys = sorted({key for values in every.values() for key in values})
+    every_key = {key for values in every.values() for key in values}
+    keys = sorted(every_key, key=lambda key: (not key.endswith(".name"), key))  # what was chosen, then how it is set
     shown: dict[str, list[str]] = {series: [] for series in every}
     for key in keys:
-        texts = {series: values.get(key, "-") for series, values in every.items()}
-        common = [*Counter(texts.values()).most_common(2), ("", 0)]
-        usual = common[0][0] if common[0][1] > common[1][1] else None
-        for series, text in texts.items():
-            if text != default.get(key, usual):
-                shown[series].append(f"{shortened(key, keys)}={text}")
+        name = f"{key.partition('.')[0]}.name"
+        namesakes: dict[str, dict[str, str]] = defaultdict(dict)
+        for series, values in every.items():
+            namesakes["" if key == name else values.get(name, "")][series] = values.get(key, "-")
+        for kind, texts in namesakes.items():
+            common = [*Counter(texts.values()).most_common(2), ("", 0)]
+            usual = common[0][0] if common[0][1] > common[1][1] else None
+            if key == name or kind == default.get(name, ""):
+                usual = default.get(key, usual)
+            for series, text in texts.items():
+                if text != usual:
+                    shown[series].append(f"{shortened(key, keys).removesuffix('.name')}={text}")
     labels = {series: ", ".join(parts) for series, parts in shown.items()}
     # Redacted values can be all that sets two series apart: then only the hash can tell them apart.
     twice = Counter(labels.values())

@@ -236,7 +236,7 @@ def _stated_lines(rows: Sequence[Row]) -> list[str]:
         return row.label + (f" ({about})" if about else "")
 
     def said(row: Row) -> str:
-        return "; ".join(f"{'CRF' if key == 'crf' else key} {text}" for key, text in row.stated.items())
+        return "; ".join(f"{key} {text}" for key, text in row.stated.items())
 
     return [f"{listed(names)}: {text}" for text, names in grouped((said(row), name(row)) for row in named).items()]
 

@@ -12,21 +12,28 @@ from slime_bench.config.secrets import redact
 from slime_bench.errors import ResultError
 from slime_bench.storage import ordered, write_atomic
 
-NODES: Final = ("method", "protocol", "backbone", "data")
+NODES: Final = ("method", "protocol", "backbone", "data", "refine")
 """Groups of the configuration that the file holds."""
+_BEFORE_REFINE: Final = {"refine": {"_target_": "slime_bench.refine.config.NoRefinement", "name": "none"}}
+"""What a file says that was written before there was a choice of refinement."""
 
 
 def write_state(
     path: Path, learned: Mapping[str, Any], config: Mapping[str, Any], classes: Sequence[str], **more: Any
 ) -> None:
-    """`learned` tensors as safetensors; classes, seed, `NODES` of `config` and `more` as JSON in its metadata.
+    """`learned` tensors as safetensors; classes, seed, preset, `NODES` of `config` and `more` as JSON in its metadata.
 
     Raises:
         StorageError: it cannot be written.
     """
     from safetensors.torch import save
 
-    facts = {"classes": list(classes), "seed": config["seed"], **{name: redact(config[name]) for name in NODES}, **more}
+    facts = {
+        "classes": list(classes),
+        **{name: config[name] for name in ("seed", "preset")},
+        **{name: redact(config[name]) for name in NODES},
+        **more,
+    }
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
     write_atomic(path, ordered(save(tensors, metadata=metadata)))
@@ -42,7 +49,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     try:
         with safe_open(path, "pt") as file:
-            facts = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            facts = _BEFORE_REFINE | {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         missing = {"classes", "seed", *NODES} - set(facts)
         if missing:

@@ -41,7 +41,7 @@ _LENT = (
 )  # fmt: skip
 _SETTLED = ("shots", "data.root", "data.name", "data.classes", "data.support_ids")
 _READING = ("batch_size", "image_size", "fit", "resize")  # the first changes no label
-_PARTS = ("method", "protocol", "backbone")
+_PARTS = ("method", "protocol", "backbone", "refine")
 _DATA = {
     "_target_": f"{FolderData.__module__}.{FolderData.__qualname__}",
     "name": "segment",
@@ -55,8 +55,8 @@ class Recipe:
     """All that decides a label map besides the image and the learnt tensors.
 
     Attributes:
-        parts: class and settings of method, protocol and backbone. data: how images are read. classes: K names.
-        colours: K. seed: of the noise.
+        parts: class and settings of method, protocol, backbone and refinement. data: how images are read.
+        classes: K names. colours: K. seed: of the noise.
     """
 
     parts: dict[str, tuple[type[Any], Any]]
@@ -202,16 +202,22 @@ def recipe(facts: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: an override of something else, or a value that cannot be.
     """
     keys = [f"data.{name}" for name in _READING]
+    chosen, overrides = [[each for each in overrides if each.startswith("refine=") is own] for own in (True, False)]
     for each in overrides:
         key, sign, _ = each.partition("=")
         if not sign or not (key.startswith(tuple(f"{name}." for name in _PARTS)) or key in keys):
             raise ConfigError(
                 "this cannot be changed where embeddings are reused", path=key, found=each,
-                expected=f"keys of method, protocol or backbone, {', '.join(keys)}",
+                expected=f"refine, keys of method, protocol, backbone or refine, {', '.join(keys)}",
                 remedy="leave it out, or learn new embeddings with --image and --mask",
             )  # fmt: skip
-    nodes: Any = OmegaConf.create({name: facts[name] for name in NODES})
-    nodes = OmegaConf.to_container(OmegaConf.merge(nodes, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+    nodes: Any = {name: facts[name] for name in NODES}
+    if chosen:
+        preset = [f"preset={facts['preset']}"] if "preset" in facts else []  # of an older file it is not known
+        nodes["refine"] = plan([*preset, *chosen]).trials[0].plain["refine"]
+    nodes = OmegaConf.to_container(
+        OmegaConf.merge(OmegaConf.create(nodes), OmegaConf.from_dotlist(list(overrides))), resolve=True
+    )
     start = nodes["method"].get("start")
     if isinstance(start, dict) and start.get("kind") == "file":  # the same prompt; the embeddings are in the state
         start.update(kind="words", path=None)
@@ -246,7 +252,9 @@ def load_method(made: Recipe, tensors: Mapping[str, torch.Tensor], device: str) 
 def _build(parts: Mapping[str, tuple[type[Any], Any]], classes: Sequence[str], seed: int, device: str) -> Any:
     note("backbone", f"{parts['backbone'][1].name} on {device}")
     given = {name: build_part(*parts[name]) for name in ("protocol", "backbone")}
-    return build_part(*parts["method"], **given, classes=tuple(classes), seed=seed)
+    method = build_part(*parts["method"], **given, classes=tuple(classes), seed=seed)
+    _, method.refine = parts["refine"]
+    return method
 
 
 def _refuse_dependent(method: Any, name: str) -> None:

@@ -256,7 +256,7 @@ def _scores(method: Any, loaded: Sequence[_Loaded]) -> list[torch.Tensor]:
     """Score maps float32 [K,S,S] of each image, on the CPU."""
     with torch.inference_mode():
         images = torch.stack([each.image for each in loaded]).to(method.device)
-        return list(method.scores(images, [each.name for each in loaded]).float().cpu())
+        return list(method.refined_scores(images, [each.name for each in loaded]).float().cpu())
 
 
 def label_of(scores: torch.Tensor, size: tuple[int, int], fit: str) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from slime_bench.results.result import find_finished
 from slime_bench.trial.runner import spec_of
 from slime_bench.trial.spec import TrialSpec, check
 
-_OWN: Final = ("seed", "logger", "launcher", "save_maps", "force", "per_preset", "ablates")
+_OWN: Final = ("seed", "refine", "logger", "launcher", "save_maps", "force", "per_preset", "ablates")
 """Keys that do not keep trials from one batch, whatever the method."""
 _log = logging.getLogger(__name__)
 

@@ -52,9 +52,9 @@ def drop_backbone() -> None:
 
 
 def method_of(spec: TrialSpec, backbone: Any, keep_maps: int = 0) -> Any:
-    """The trial's method, with its protocol, on a loaded backbone."""
+    """The trial's method, with its protocol and refinement, on a loaded backbone."""
     cfg = spec.cfg
-    return cfg.build(
+    method = cfg.build(
         "method",
         protocol=cfg.build("protocol"),
         backbone=backbone,
@@ -62,6 +62,8 @@ def method_of(spec: TrialSpec, backbone: Any, keep_maps: int = 0) -> Any:
         seed=cfg.seed,
         keep_maps=keep_maps,
     )
+    method.refine = cfg.refine
+    return method
 
 
 def origin_of(spec: TrialSpec) -> dict[str, str]:

@@ -35,6 +35,7 @@ from slime_bench.trial.spec import (
     other_code,
     prepared_data,
     stamp,
+    table_facts,
 )
 
 _log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def _fit_and_test(
         support_ids=data.support_ids,
         prepared=data.prepared(),
         validation={"score": method.best_score, "epoch": method.best_epoch} if method.best_epoch is not None else {},
-        facts=method.facts(cfg.method, cfg.shots),
+        facts=table_facts(cfg),
     )
     write_state(folder / "state.safetensors", method.learned_state(), cfg.plain, data.classes)
     result.write_per_image(folder / "per_image.parquet", method.test_ids, data.classes, counts)

@@ -10,6 +10,7 @@ from typing import Any
 
 from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import ConfigError
+from slime_bench.refine.config import Refinement
 from slime_bench.results import identity
 from slime_bench.results.environment import git_state, read_environment, version
 from slime_bench.results.result import RESULT_FILE
@@ -88,7 +89,11 @@ def _folder(cfg: TrialConfig, signature: str) -> Path:
 
 
 def check_parts(cfg: TrialConfig) -> None:
-    """Refuse a backbone or protocol of another method's, and fewer shots than the method needs, as a ConfigError."""
+    """Refuse a backbone or protocol of another method's, what is no refinement, and fewer shots than the method needs.
+
+    Raises:
+        ConfigError: one of these.
+    """
     method = cfg.parts["method"]
     for group, expected in (("backbone", method.Backbone), ("protocol", method.Protocol)):
         found = cfg.parts[group]
@@ -98,6 +103,12 @@ def check_parts(cfg: TrialConfig) -> None:
                 found=f"{getattr(cfg, group).name} ({found.__name__})", expected=f"a {expected.__name__}",
                 remedy=f"leave `{group}` out: the presets mini and paper choose what goes with the method",
             )  # fmt: skip
+    if not issubclass(cfg.parts["refine"], Refinement):
+        raise ConfigError(
+            f"`{cfg.refine.name}` is no refinement", path="refine._target_", found=cfg.parts["refine"].__qualname__,
+            expected=f"a dataclass that inherits {Refinement.__module__}.{Refinement.__qualname__}",
+            remedy="refine=none, refine=guided or refine=crf, or see docs/extending.md",
+        )  # fmt: skip
     if cfg.shots < method.least_shots:
         raise ConfigError(
             f"the method {cfg.method.name} needs a support image", path="shots", found=cfg.shots,
@@ -115,6 +126,12 @@ def backbone_facts(cfg: TrialConfig) -> Any:
     """What the class of the backbone tells of it before it is loaded; None where it has no `describe`."""
     describe = getattr(cfg.parts["backbone"], "describe", None)
     return None if describe is None else describe(cfg.backbone)
+
+
+def table_facts(cfg: TrialConfig) -> dict[str, Any]:
+    """What tables need of a trial, see `MethodDescription.facts`; its refinement is stated too."""
+    found = cfg.parts["method"].facts(cfg.method, cfg.shots)
+    return {**found, "stated": {"refinement": cfg.refine.stated(cfg.data.image_size), **found["stated"]}}
 
 
 def stamp(folder: Path) -> tuple[int, int] | None:

@@ -65,6 +65,7 @@ COVERED: dict[str, set[str]] = {
     "data": {"mini_car", "mini_horse", "mini_face", "pascal_part_car", "pascal_part_horse", "celebamask_hq"}
     | {"pascal_part_car_regan", "slime_release_car", "slime_release_horse", "slime_release_face", "folder"}
     | {"voc2012", "coco_object"},
+    "refine": {"none", "guided", "crf"},
     "preset": {"mini", "paper", "mini_infoscore", "paper_infoscore"},
     "metric": {"slime", "dataset", "present_or_predicted"},
     "trainer": {"auto", "cpu", "cuda"},
@@ -403,6 +404,27 @@ def test_every_switch_stands_in_the_documentation(kind: str, repository: Path) -
     comments = (config_dir() / "protocol" / f"{BUNDLES[kind][0]}.yaml").read_text().splitlines()
     said = {line.split(":")[0] for line in comments if f"silent: as {kind}_code" in line}
     assert said == silent_switches, "the file says where the paper is silent"
+
+
+# -- refinements -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", options("method"))
+@pytest.mark.parametrize("name", options("refine"))
+def test_refinement(name: str, method: str, make: Callable[..., SegmentationMethod]) -> None:
+    """Every refinement, as its file sets it, on the score maps of every method."""
+    made, cfg = make(method), trial(f"refine={name}")
+    spec.check_parts(cfg)
+    plain, images, ids = check_scores(made), batch()["image"], batch()["id"]
+    made.refine = cfg.refine
+    found = made.refined_scores(images, ids)
+    assert found.shape == plain.shape and found.dtype == torch.float32 and found.isfinite().all()
+    assert torch.equal(found, plain) == (name == "none"), "it does something"
+    assert torch.equal(found, cfg.build("refine")(plain, images))
+    assert torch.equal(made.predict(images, ids), found.argmax(1))
+    absent = cfg.refine(torch.cat([plain, plain.new_full((2, 1, SIZE, SIZE), -1e3)], dim=1), images)
+    assert int(absent.argmax(1).max()) < len(CLASSES), "a class far below the others stays unpredicted"
+    assert cfg.refine.stated(SIZE) == spec.table_facts(cfg.replace(data={"image_size": SIZE}))["stated"]["refinement"]
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

@@ -91,6 +91,10 @@ EXPERIMENTS: dict[str, Expected] = {
         {"mini_infoscore": "mini_car", "paper_infoscore": "voc2012"},
         method="infoscore_ranking",
     ),
+    "refine": Expected(
+        {"preset": "mini,mini_probe,mini_infoscore", "refine": "none,guided,crf", **SLIME},
+        {"mini": "mini_car", "mini_infoscore": "mini_car"},
+    ),
     "paper_voc2012_infoscore": Expected(RUNS, {"paper_infoscore": "voc2012"}, metric="dataset"),
     "paper_coco_object_infoscore": Expected(RUNS, {"paper_infoscore": "coco_object"}, metric="dataset"),
 }
@@ -161,7 +165,7 @@ def test_the_faces_patches_belong_to_the_paper(
 
 def test_the_ranking_is_without_the_crf(compose_config: Callable[..., Any]) -> None:
     for preset in EXPERIMENTS["infoscore_ranking"].data:
-        assert not compose_config("experiment=infoscore_ranking", f"preset={preset}").method.crf.enabled
+        assert compose_config("experiment=infoscore_ranking", f"preset={preset}").refine.name == "none"
 
 
 def test_slimes_tables_are_slimes() -> None:
@@ -201,7 +205,8 @@ class World:
             expected = EXPERIMENTS[name]
             listed = expected.params["shots"]
             shots = {"0": "0", "10": "2"}.get(listed, "1")  # the small pools hold four pictures
-            own = [] if preset == next(iter(expected.data)) else [f"preset={preset}"]
+            default = preset == next(iter(expected.data)) and "preset" not in expected.params
+            own = [] if default else [f"preset={preset}"]
             overrides = [f"experiment={name}", *own, *self.small(name, preset), "seed=0", f"shots={shots}"]
             self.known[name, preset] = [
                 trial.run(trial.spec_of(cfg)).result for cfg in plan(overrides, sweep=True).trials
@@ -219,7 +224,7 @@ class World:
             sizes += ["method.patch_size=48"] if data == "celebamask_hq" else []  # of 64 pixels instead of 512
         else:
             sizes += ["method.max_steps=1"] if method == "infoscore" else ["method.resamples=2", "method.pairs=1"]
-            sizes += ["method.rank_images=2", "method.crf.enabled=false"]
+            sizes += ["method.rank_images=2"]
         places = [f"data_root={self.data}", f"output_root={self.outputs}"]
         return [*sizes, *places, "trainer=cpu", "trainer.progress=false"]
 
@@ -248,7 +253,13 @@ def test_every_experiment_runs_with_every_preset_that_it_fits(name: str, preset:
     expected, (backbone, protocol, method) = EXPERIMENTS[name], PRESETS[preset]
     found = world.tried(name, preset)
     maps = [result.config["method"].get("maps") for result in found]
-    assert maps == (["was", "cross"] if name == "table1" else ["was"] if method == "slime" else [None])
+    assert list(dict.fromkeys(maps)) == (
+        ["was", "cross"] if name == "table1" else ["was" if method == "slime" else None]
+    )
+    refined = [result.config["refine"]["name"] for result in found]
+    own = "crf" if (expected.method or method) == "infoscore" else "none"
+    assert refined == (["none", "guided", "crf"] if name == "refine" else [own] * len(maps))
+    assert len({result.signature for result in found}) == len(found)
     for result in found:
         names = (result.data, result.backbone, result.protocol, result.method)
         assert names == (expected.data[preset], backbone, protocol, expected.method or method)

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("slime_bench", "data_prep")
-GROUND = {"errors", "seeding", "paths", "storage", "lock", "console"}
+GROUND = {"errors", "seeding", "paths", "storage", "lock", "console", "imagenet"}
 TRIALS = {"config", "metrics", "attention", "refine", "data", "backbones", "methods", "results", "tracking"}
 ROOMS: dict[str, set[str]] = {
     # room: the other rooms it may import, from the ground up
     "errors": set(),
     "seeding": set(),
+    "imagenet": set(),
     "lock": {"errors"},
     "console": {"errors"},
     "paths": {"errors"},
@@ -55,6 +56,7 @@ LIGHT: dict[str, set[str]] = {
     "slime_bench.data.datasets": HEAVY,
     "slime_bench.methods.slime.config": HEAVY,
     "slime_bench.methods.infoscore.config": HEAVY,
+    "slime_bench.refine.config": HEAVY,
     "slime_bench.report": HEAVY - {"matplotlib", "pandas"},
 }
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from PIL import Image
@@ -33,6 +34,7 @@ from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir
 from slime_bench.report import command as report_command
 from slime_bench.results.result import read_result
+from slime_bench.trial.spec import check_parts
 from tests.e2e.conftest import Bench, Outcome, command
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -200,7 +202,10 @@ def test_names_of_the_code_exist() -> None:
 def test_keys_and_choices_of_the_configuration_exist() -> None:
     """Of every `group.key`, `group.key=value` and `group=choice` in the running text."""
     groups = {folder.name for folder in config_dir().iterdir() if folder.is_dir()}
-    known = [composed(each) for each in ("preset=mini", "preset=mini_infoscore", "data=voc2012", "data=coco_object")]
+    known = [
+        composed(each)
+        for each in ("preset=mini", "preset=mini_infoscore", "refine=guided", "data=voc2012", "data=coco_object")
+    ]
     folder = ("data=folder", "data.root=x", "data.classes=[background,leaf]")
     known += [composed(*folder), composed("launcher=submitit_slurm"), composed("launcher=ray")]
     seen = 0
@@ -269,6 +274,14 @@ def test_the_worked_example_runs_as_the_page_says(in_example: Path) -> None:
     assert "linear_probe" in ends[-1].out
     tables = list(in_example.glob("outputs/reports/flags/table.md"))
     assert tables and "linear_probe" in tables[0].read_text()
+
+
+def test_the_refinement_of_the_example_refines(in_example: Path) -> None:
+    (cfg,) = composed("refine=smooth", extra_dir="my_conf")
+    check_parts(cfg)
+    scores = torch.rand(2, 3, 16, 16)
+    found = cfg.refine(scores, torch.rand(2, 3, 16, 16))
+    assert found.shape == scores.shape and found.std() < scores.std() and cfg.refine.stated(16) == "smooth"
 
 
 def test_the_readmes_example_runs(in_example: Path, tiny_sd: Path) -> None:

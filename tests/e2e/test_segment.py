@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from slime_bench.data.label_maps import palette
 from slime_bench.errors import StorageError
@@ -112,6 +113,38 @@ class TestFromAnnotatedImages:
         # Other noise gives other maps, so that equality says something.
         other = reuse(saved, photos, tmp_path / "three", "method.t_test=900")
         assert other.code == 0 and contents(tmp_path / "three/labels") != contents(tmp_path / "one/labels")
+
+    def test_a_refinement(self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path) -> None:
+        """Chosen while learning or for embeddings that are there; another one is another result."""
+        assert learn("refine=guided", out="one").code == 0 and learn(out="two").code == 0
+        one, two = (tmp_path / out / "embeddings.safetensors" for out in ("one", "two"))
+        facts = read_state(one)[1]
+        assert facts["refine"]["name"] == "guided" and read_state(two)[1]["refine"]["name"] == "none"
+        assert contents(tmp_path / "one/labels") != contents(tmp_path / "two/labels")
+        assert reuse(one, photos, tmp_path / "again").code == 0
+        assert contents(tmp_path / "again/labels") == contents(tmp_path / "one/labels")
+        assert reuse(two, photos, tmp_path / "later", "refine=guided").code == 0
+        assert contents(tmp_path / "later/labels") == contents(tmp_path / "one/labels")
+        assert reuse(one, photos, tmp_path / "wide", "refine.radius=12").code == 0
+        assert contents(tmp_path / "wide/labels") != contents(tmp_path / "one/labels")
+        assert reuse(two, photos, tmp_path / "crf", "refine=crf", "refine.iterations=1").code == 0
+        refused = reuse(two, photos, tmp_path / "two", "refine=guided")
+        assert refused.code == 2 and "other embeddings or settings" in refused.err
+        refused = reuse(two, photos, tmp_path / "none", "refine=guide")
+        assert refused.code == 2 and "refine=guided" in refused.err
+
+    def test_a_state_from_before_there_was_a_choice(
+        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path
+    ) -> None:
+        assert learn(out="one").code == 0
+        tensors, facts = read_state(tmp_path / "one/embeddings.safetensors")
+        metadata = {key: json.dumps(value) for key, value in facts.items() if key not in ("refine", "preset")}
+        save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
+        assert read_state(tmp_path / "old.safetensors")[1]["refine"] == facts["refine"]
+        assert reuse(tmp_path / "old.safetensors", photos, tmp_path / "two").code == 0
+        assert contents(tmp_path / "two/labels") == contents(tmp_path / "one/labels")
+        assert reuse(tmp_path / "old.safetensors", photos, tmp_path / "three", "refine=guided").code == 0
+        assert contents(tmp_path / "three/labels") != contents(tmp_path / "one/labels")
 
     def test_the_same_command_gives_the_same_embeddings(self, learn: Callable[..., Outcome], tmp_path: Path) -> None:
         assert learn(out="one").code == learn(out="two").code == learn("--seed", "1", out="three").code == 0

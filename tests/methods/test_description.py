@@ -27,7 +27,6 @@ from slime_bench.methods.infoscore.method import InfoScore
 from slime_bench.methods.infoscore.ranking import InfoScoreRanking
 from slime_bench.methods.slime.config import SlimeConfig, SlimeDescription
 from slime_bench.methods.slime.method import Slime
-from slime_bench.refine.crf_config import CrfConfig
 
 SHIPPED: dict[type[MethodDescription], type[SegmentationMethod]] = {
     SlimeDescription: Slime,
@@ -65,7 +64,6 @@ def test_facts_of_infoscore() -> None:
     assert InfoScoreDescription.label(InfoScoreConfig(name="mine"), 0) == "mine"
     assert {each["least_shots"] for each in found} == {0} and {each["own_report"] for each in found} == {None}
     assert found[0]["stated"] == {
-        "crf": "on, 20 iterations",
         "layers": "the best 2 by InfoScore, ranked on up to 100 unlabelled images of the training side",
         "prompts": "mini_car, single (one word for each class)",
     }
@@ -76,7 +74,6 @@ def test_facts_of_infoscore() -> None:
 @pytest.mark.parametrize(
     ("settings", "heading", "words"),
     [
-        ({"crf": CrfConfig(enabled=False)}, "crf", "off"),
         ({"layers": ["layer.7", "layer.6"]}, "layers", "named: layer.7, layer.6"),
         ({"rank_on": "test", "top": 3}, "layers", "the best 3 by InfoScore, ranked on TEST IMAGES (transductive)"),
         (

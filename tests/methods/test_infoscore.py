@@ -19,7 +19,7 @@ from slime_bench.methods.infoscore.method import InfoScore
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
 from slime_bench.methods.infoscore.ranking import STUDY_FILE, InfoScoreRanking, InfoScoreRankingConfig
 from slime_bench.metrics.iou import intersection_union, mean_iou, reduce_slime
-from slime_bench.refine.crf import CrfConfig
+from slime_bench.refine.config import Crf
 from tests.fixtures.blip_toys import save_blip
 
 SIDE = 32
@@ -54,7 +54,7 @@ def words(tmp_path: Path) -> str:
 def make(weights: Path, words: str, monkeypatch: pytest.MonkeyPatch) -> Make:
     def made(data: Data | None = None, protocol: dict[str, Any] | None = None, **settings: Any) -> InfoScore:
         backbone = BlipBackbone(BlipBackbone.Config(weights=str(weights), image_size=SIDE))
-        settings = {"prompts": words, "crf": CrfConfig(enabled=False), **settings}
+        settings = {"prompts": words, **settings}
         kind, config = (
             (InfoScore, InfoScoreConfig) if "pairs" not in settings else (InfoScoreRanking, InfoScoreRankingConfig)
         )
@@ -291,9 +291,12 @@ class TestTuning:
 
 def test_crf(make: Make) -> None:
     data = Data()
-    off, on = make(data), make(data, crf=CrfConfig(final_softmax=True))
+    method = make(data)
     images, ids = data.test["image"], data.test["id"]
-    plain, smooth = off.scores(images, ids), on.scores(images, ids)
+    plain = method.refined_scores(images, ids)
+    assert torch.equal(plain, method.scores(images, ids))
+    method.refine = Crf(final_softmax=True)
+    smooth = method.refined_scores(images, ids)
     assert not torch.equal(plain, smooth)
     torch.testing.assert_close(smooth.sum(1), torch.ones(5, SIDE, SIDE))
 

@@ -60,7 +60,6 @@ def tuner(golden: Golden, facts: dict[str, Any]) -> InfoScore:
     config = InfoScoreConfig(
         prompts="car", multi_prompt=facts["multi"], layers=[f"layer.{index}" for index in facts["layers"]],
         epochs=facts["iterations"], lr=facts["lr"], weight_decay=facts["weight_decay"], group=facts["accumulation"],
-        crf=CrfConfig(enabled=False),
     )  # fmt: skip
     prompts = PromptList(tuple(golden.prompts(mode)), tuple(golden.spans(mode)))
     method = InfoScore(config, CODE, golden_blip(golden), golden.classes(mode), seed=0, prompts=(prompts, prompts))

@@ -26,7 +26,7 @@ from slime_bench.methods.infoscore.method import InfoScore
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
 from slime_bench.metrics.iou import IGNORE, intersection_union, reduce_dataset
 from slime_bench.paths import config_dir
-from slime_bench.refine.crf_config import CrfConfig
+from slime_bench.refine.config import Crf, NoRefinement
 from tests.parity.table import Checks
 
 SMALL = Path(__file__).parent / "data" / "infoscore_small"
@@ -94,11 +94,12 @@ def test_infoscore(expected: dict[str, Any], data: Data, record_property: Callab
 def test_iou(
     mode: str, crf: bool, expected: dict[str, Any], data: Data, record_property: Callable[[str, object], None]
 ) -> None:
-    made = method(expected, data, multi_prompt=mode == "multi", layers=expected["layers"], crf=CrfConfig(enabled=crf))
+    made = method(expected, data, multi_prompt=mode == "multi", layers=expected["layers"])
+    made.refine = Crf() if crf else NoRefinement()
     classes = len(expected["classes"])
     counts = intersection_union(made.predict(data.images, data.ids), data.labels, classes)
     want = expected["iou"][mode]["crf" if crf else "nocrf"]
-    best = made.scores(data.images, data.ids).topk(2, dim=1)
+    best = made.refined_scores(data.images, data.ids).topk(2, dim=1)
     doubtful = (best.values[:, 0] - best.values[:, 1] < NEAR_TIE) & (data.labels != IGNORE)
     tied = best.indices.movedim(1, -1)[doubtful].flatten().bincount(minlength=classes)
     assert doubtful.float().mean() < 1e-3, "ties are few"

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slime_bench.config.read import read
 from slime_bench.errors import ConfigError, DataError
 from slime_bench.refine import crf
+from slime_bench.refine.config import Crf
 from slime_bench.refine.crf import CrfConfig, crf_kernel, mean_field
 
 Array = np.ndarray
@@ -387,7 +388,7 @@ BAD_SETTINGS = [
     ("window", 14), ("window", 0), ("window", -3), ("window", 7.5), ("window", True), ("blur", 0), ("blur", 2.5),
     ("iterations", -1), ("iterations", 1.5), ("unary_weight", -0.1), ("message_weight", float("nan")),
     ("message_weight", "a lot"), ("position_scale", 0.0), ("position_scale", -1.0), ("position_weight", -3.0),
-    ("colour_scale", 0.0), ("colour_weight", float("inf")), ("final_softmax", 1), ("enabled", None),
+    ("colour_scale", 0.0), ("colour_weight", float("inf")), ("final_softmax", 1), ("final_softmax", None),
     ("window", "15"),
 ]  # fmt: skip
 
@@ -396,16 +397,14 @@ class TestMistakes:
     @pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=str)
     def test_bad_settings(self, name: str, value: object) -> None:
         with pytest.raises(ConfigError) as caught:
-            read(CrfConfig, {name: value}, "method.crf")
+            read(Crf, {name: value}, "refine")
         error = caught.value
         shown = "null" if value is None else str(value).lower()
-        assert (
-            error.path == f"method.crf.{name}" and shown in str(error.found).lower() and error.expected and error.remedy
-        )
+        assert error.path == f"refine.{name}" and shown in str(error.found).lower() and error.expected and error.remedy
 
     def test_settings_from_a_file(self) -> None:
-        found = read(CrfConfig, {"enabled": False, "iterations": 0, "colour_scale": 1}, "method.crf")
-        assert found == CrfConfig(enabled=False, iterations=0, colour_scale=1.0)
+        found = read(Crf, {"name": "own", "iterations": 0, "colour_scale": 1}, "refine")
+        assert found == Crf(name="own", iterations=0, colour_scale=1.0)
 
     @pytest.mark.parametrize(
         "image",

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from slime_bench.errors import ConfigError, ResultError, StorageError
 from slime_bench.report import command
-from slime_bench.report.collect import collect, variants
+from slime_bench.report.collect import collect, family, is_default, settings, variants
 from slime_bench.report.figures import IGNORED, class_colours, grid_size, paint, qualitative_grid
 from slime_bench.report.published import load_published
 from slime_bench.report.rows import aggregate, comparison, difference, missing, published_rows
@@ -133,6 +133,30 @@ def test_variant_labels() -> None:
     # What results record of their configuration is the same where only a secret sets them apart.
     secrets = [dataclasses.replace(was, series=digit * 16) for digit in "ab"]
     assert variants(secrets) == {"a" * 16: "series=aaaaaaaa", "b" * 16: "series=bbbbbbbb"}
+
+
+def test_a_refinement_is_told_by_its_name() -> None:
+    """And its settings, which nothing else has, only beside another one of its kind."""
+
+    def refined(name: str, **keys: Any) -> TrialResult:
+        kind = {"_target_": f"bench.{name}", "name": name, **keys}
+        return trial([50] * 6, config={"refine": kind, "method.maps": "was"})
+
+    none, guided = refined("none"), refined("guided", radius=None, eps=1e-4)
+    wide, crf = refined("guided", radius=8, eps=1e-4), refined("crf", blur=2)
+    default = {family(none): settings(none.config)}
+    found = variants([none, guided, crf], default)
+    assert found == {none.series: "", guided.series: "refine=guided", crf.series: "refine=crf"}
+    assert [is_default(each, default) for each in (none, guided, crf)] == [True, False, False]
+    found = variants([none, guided, wide], default)
+    assert found[guided.series] == "refine=guided, radius=null" and found[wide.series] == "refine=guided, radius=8"
+    # Of a default that has settings, as InfoScore's, those that differ are told.
+    strong = refined("crf", blur=4)
+    found = variants([none, crf, strong], {family(crf): settings(crf.config)})
+    assert found == {none.series: "refine=none", crf.series: "", strong.series: "blur=4"}
+    # Results from before there was a choice.
+    old = trial([50] * 6, config={"method.maps": "was"})
+    assert variants([old, none], default) == {old.series: "refine=-", none.series: ""}
 
 
 def test_two_results_of_one_seed_are_an_error() -> None:

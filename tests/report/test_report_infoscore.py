@@ -9,21 +9,24 @@ from typing import Any
 from tests.fixtures.toy_results import facts_of, report_command, store, trial
 
 STATED = {
-    "crf": "on, 20 iterations",
+    "refinement": "CRF, 20 iterations",
     "layers": "the best 2 by InfoScore, ranked on up to 100 unlabelled images of the training side",
     "prompts": "mini_car, single (one word for each class)",
 }
 VLM = {"name": "infoscore", "prompts": "mini_car", "multi_prompt": False, "layers": None, "top": 2}
-VLM |= {"rank_on": "train", "rank_images": 100, "crf": {"enabled": True, "iterations": 20}}
+VLM |= {"rank_on": "train", "rank_images": 100}
 
 
 def add(root: Path, percent: int, seed: int, shots: int, **method: Any) -> None:
     """A finished trial of SLiMe, or of the other method where its settings are given."""
-    said = method.pop("stated", {})
+    said, refine = method.pop("stated", {}), method.pop("refine", {"name": "crf", "iterations": 20})
     names, facts = {}, facts_of("slime", shots)
     if method:
         names = {"method": "infoscore", "backbone": "mini_blip", "protocol": "infoscore_mini"}
-        facts, names["config"] = facts_of("infoscore", shots, stated=STATED | said), {"method": VLM | method}
+        facts, names["config"] = (
+            facts_of("infoscore", shots, stated=STATED | said),
+            {"method": VLM | method, "refine": refine},
+        )
     store(root, trial([percent] * 6, seed, shots, facts=facts, **names))
 
 
@@ -73,14 +76,15 @@ def test_zero_shot_is_missed_of_the_method_that_can_do_it(tmp_path: Path) -> Non
 
 def test_rows_of_other_settings_say_theirs(tmp_path: Path) -> None:
     add(tmp_path, 40, 0, 0, name="infoscore")
-    said = {"crf": "off", "layers": "the best 2 by InfoScore of single prompts, ranked on TEST IMAGES (transductive)"}
-    add(tmp_path, 45, 0, 0, rank_on="test", crf={"enabled": False, "iterations": 20}, stated=said)
+    layers = "the best 2 by InfoScore of single prompts, ranked on TEST IMAGES (transductive)"
+    said = {"refinement": "none", "layers": layers}
+    add(tmp_path, 45, 0, 0, rank_on="test", refine={"name": "none"}, stated=said)
     page = table(tmp_path, "--variants")
     (line,) = [line for line in page.splitlines() if "TEST IMAGES" in line]
-    assert line.startswith("- InfoScore zero-shot (") and "rank_on=test" in line
-    assert f"CRF off; layers {said['layers']}; prompts mini_car, single" in line
+    assert line.startswith("- InfoScore zero-shot (") and "rank_on=test" in line and "refine=none" in line
+    assert f"layers {layers}; prompts mini_car, single (one word for each class); refinement none" in line
     (other,) = [line for line in page.splitlines() if "training side" in line]
-    assert "CRF on, 20 iterations" in other and "single" in other
+    assert "refinement CRF, 20 iterations" in other and "single" in other
 
 
 def test_a_method_that_nobody_knows_says_itself_what_tables_need(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def config_of(seed: int = 0, **method: Any) -> dict[str, Any]:
         "seed": seed,
         "shots": 0,
         "method": {"name": "infoscore_ranking", "prompts": "mini_car", "multi_prompt": False, "layers": None, "top": 2}
-        | {"rank_on": "train", "rank_images": 20, "pairs": 3, "crf": {"enabled": False, "iterations": 5}}
+        | {"rank_on": "train", "rank_images": 20, "pairs": 3}
         | method,
         "backbone": {"name": "mini_blip"},
         "data": {"name": "mini_car"},

@@ -46,8 +46,8 @@ def use(size: int = 1, content: str = "abc", device: str = "cpu") -> Backbone:
 
 
 def spec(size: int = 1, device: str = "cpu", content: str = "abc") -> Any:
-    parts = {"backbone": Backbone, "method": Settings, "data": Settings, "protocol": Settings}
-    rest = {name: Settings(name) for name in ("method", "data", "protocol")}
+    parts = {"backbone": Backbone, "method": Settings, "data": Settings, "protocol": Settings, "refine": Settings}
+    rest = {name: Settings(name) for name in ("method", "data", "protocol", "refine")}
     cfg = TrialConfig(
         "mini", MetricConfig("slime"), TrainerConfig(device), backbone=Settings("toy", size), parts=parts, **rest
     )

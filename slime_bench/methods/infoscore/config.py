@@ -16,7 +16,6 @@ from slime_bench.errors import ConfigError
 from slime_bench.methods.description import MethodDescription
 from slime_bench.methods.infoscore.prompts import read_prompts
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
-from slime_bench.refine.crf_config import CrfConfig
 
 TEST = "test"
 ZERO_SHOT, ONE_SHOT = "zero_shot", "one_shot"
@@ -41,7 +40,6 @@ class InfoScoreConfig:
         lr, weight_decay: of AdamW; the decay acts on every tuned parameter, biases included.
         group: support images per step, in the order of the draw.
         background_weight: weight of the background's pixels in the loss, beside the other classes' 1.
-        crf: refinement of the class maps.
         keep_gb: memory for maps that are kept between ranking and test when the images are the same, in 10^9 bytes.
     """
 
@@ -59,7 +57,6 @@ class InfoScoreConfig:
     weight_decay: NotNegative = 0.05
     group: Positive = 2
     background_weight: NotNegative = 0.5
-    crf: CrfConfig = field(default_factory=CrfConfig)
     keep_gb: NotNegative = field(default=2.0, metadata=NO_NUMBERS)
 
 
@@ -129,7 +126,7 @@ class InfoScoreDescription(MethodDescription):
 
     @classmethod
     def stated(cls, config: InfoScoreConfig) -> dict[str, str]:
-        """`crf`, `layers` and `prompts`."""
+        """`layers` and `prompts`."""
         layers = f"named: {', '.join(dict.fromkeys(config.layers or ()))}"
         if config.layers is None:
             number = "all" if config.rank_images is None else f"up to {config.rank_images}"
@@ -137,7 +134,6 @@ class InfoScoreDescription(MethodDescription):
             layers = f"the best {config.top} by {by}, ranked on {ranked_on(config.rank_on, number)}"
         words = "multi (with related words)" if config.multi_prompt else "single (one word for each class)"
         return {
-            "crf": f"on, {config.crf.iterations} iterations" if config.crf.enabled else "off",
             "layers": layers,
             "prompts": f"{PurePath(config.prompts).name}, {words}",  # a table says nothing of folders
         }

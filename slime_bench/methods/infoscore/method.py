@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slime_bench.backbones.base import IMAGENET
 from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.errors import ConfigError
 from slime_bench.methods.base import SegmentationMethod
@@ -27,7 +26,6 @@ from slime_bench.methods.infoscore.prompts import PromptList, read_prompts
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
 from slime_bench.methods.infoscore.score import InfoScoreMetric, Ranking
 from slime_bench.metrics.iou import IGNORE
-from slime_bench.refine.crf import crf_kernel, mean_field
 
 _log = logging.getLogger(__name__)
 _FLOOR = 1e-12  # least probability whose logarithm is taken
@@ -153,23 +151,14 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
 
     @torch.no_grad()
     def scores(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
-        """Class probabilities of unseen images, float32 [B,K,H,W], after the CRF where it is switched on."""
-        found = self.combined(self.readings(images, ids, self.layers), self._frame(images))
-        return self.refined(found, images)
+        """Class probabilities of unseen images, float32 [B,K,H,W]."""
+        return self.combined(self.readings(images, ids, self.layers), self._frame(images))
 
     def combined(self, found: Reading, frame: tuple[int, int]) -> torch.Tensor:
         """Class probabilities float32 [B,K,H,W] of a reading, all its layers together."""
         shown = self._views["chosen"]
         classes = layer_classes(shown.layer_maps(found, self.protocol), shown.spans, self.protocol)
         return probabilities(classes, self.backbone.grid(frame), frame, self.protocol)
-
-    def refined(self, found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """The probabilities after the CRF; as they are where it is switched off."""
-        if not self.config.crf.enabled:
-            return found
-        # Whatever the backbone normalises with: the CRF's scales are those of the authors' network input.
-        mean, std = (found.new_tensor(each)[:, None, None] for each in IMAGENET)
-        return mean_field(found, crf_kernel((images - mean) / std, self.config.crf), self.config.crf)
 
     # Tuning
 

@@ -22,7 +22,7 @@ STUDY_FILE = "layer_study.json"
 
 class InfoScoreRanking(InfoScoreRankingDescription, InfoScore):
     """Zero-shot, with a record of what every choice of layers would have given. Its own result is that of the `top`
-    layers. The study is without the CRF, which would smooth over the differences between layers."""
+    layers. The study is without refinement, which would smooth over the differences between layers."""
 
     implementation = None
     config: InfoScoreRankingConfig
@@ -47,7 +47,7 @@ class InfoScoreRanking(InfoScoreRankingDescription, InfoScore):
         shown = self._views["chosen"]
         maps = shown.layer_maps(found, self.protocol)
         self._classes = dict(zip(maps, layer_classes(maps, shown.spans, self.protocol), strict=True))
-        return self.refined(self.combined(found.only(self.layers), self._frame(images)), images)
+        return self.combined(found.only(self.layers), self._frame(images))
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
         super().test_step(batch, index)
