@@ -64,7 +64,8 @@ COVERED: dict[str, set[str]] = {
     | {"none"},
     "data": {"mini_car", "mini_horse", "mini_face", "pascal_part_car", "pascal_part_horse", "celebamask_hq"}
     | {"pascal_part_car_regan", "slime_release_car", "slime_release_horse", "slime_release_face", "folder"}
-    | {"voc2012", "coco_object"},
+    | {"voc2012", "coco_object"}
+    | {"mini_car_fresh", "mini_horse_fresh", "mini_face_fresh"},
     "refine": {"none", "guided", "crf"},
     "preset": {"mini", "paper", "mini_infoscore", "paper_infoscore"},
     "metric": {"slime", "dataset", "present_or_predicted"},

@@ -92,7 +92,7 @@ EXPERIMENTS: dict[str, Expected] = {
         method="infoscore_ranking",
     ),
     "refine": Expected(
-        {"preset": "mini,mini_probe,mini_infoscore", "refine": "none,guided,crf", **SLIME},
+        {"method": "slime,feature_probe,infoscore", "refine": "none,guided,crf", **SLIME},
         {"mini": "mini_car", "mini_infoscore": "mini_car"},
     ),
     "paper_voc2012_infoscore": Expected(RUNS, {"paper_infoscore": "voc2012"}, metric="dataset"),
@@ -205,8 +205,8 @@ class World:
             expected = EXPERIMENTS[name]
             listed = expected.params["shots"]
             shots = {"0": "0", "10": "2"}.get(listed, "1")  # the small pools hold four pictures
-            default = preset == next(iter(expected.data)) and "preset" not in expected.params
-            own = [] if default else [f"preset={preset}"]
+            own = [] if preset == next(iter(expected.data)) else [f"preset={preset}"]
+            own += [f"method={PRESETS[preset][2]}"] if "method" in expected.params else []
             overrides = [f"experiment={name}", *own, *self.small(name, preset), "seed=0", f"shots={shots}"]
             self.known[name, preset] = [
                 trial.run(trial.spec_of(cfg)).result for cfg in plan(overrides, sweep=True).trials
@@ -299,7 +299,11 @@ def test_the_smoke_test_tries_every_kind_of_method(tmp_path: Path, monkeypatch: 
 SETTINGS = {"was": 2, "prompt": 3, "losses": 5, "t_opt": 4, "t_test": 4, "lr": 4, "layers": 3, "start": 2}
 #: the same of the feature probe, with the shots of each
 PROBED = {"probe_t": (7, "1"), "probe_layers": (5, "1"), "probe_parts": (3, "1,10")}
-BASES = [name for name, expected in EXPERIMENTS.items() if "slime" in {PRESETS[preset][2] for preset in expected.data}]
+BASES = [
+    name
+    for name, expected in EXPERIMENTS.items()
+    if "slime" in {PRESETS[preset][2] for preset in expected.data} and "method" not in expected.params
+]
 
 
 def test_every_ablation_is_counted_here() -> None:

@@ -117,6 +117,17 @@ class TestDataSet:
             assert manifest["files"][name] == hashlib.sha256(array.tobytes()).hexdigest()
         assert manifest["captions"]["horse-val-0001"] == picture.caption
 
+    def test_other_test_pictures_share_none_with_the_first(self, tmp_path: Path) -> None:
+        for first in (0, 3):
+            write_dataset(tmp_path / str(first), "car", first)
+        ours, fresh = (json.loads((tmp_path / str(first) / "manifest.json").read_text()) for first in (0, 3))
+        assert fresh["first_test"] == 3 and "first_test" not in ours
+        tests = [{value for name, value in one["files"].items() if name.startswith("test/")} for one in (ours, fresh)]
+        assert all(len(each) == 6 for each in tests) and not tests[0] & tests[1]
+        assert "test/images/car-test-0003.png" in fresh["files"] and "test/images/car-test-0000.png" in ours["files"]
+        same = [{n: v for n, v in one["files"].items() if not n.startswith("test/")} for one in (ours, fresh)]
+        assert same[0] == same[1]
+
     def test_a_failure_leaves_nothing_half_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         root = tmp_path / "car"
         write_dataset(root, "car")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass, field
 
-from slime_bench.data.config import SPLITS
+from slime_bench.config.parts import NO_NUMBERS
+from slime_bench.data.config import SPLITS, DataConfig, Natural
 from slime_bench.data.folder import FolderData
 from slime_bench.data.manifest import MANIFEST, read_manifest
 from slime_bench.data.mini_world import render as mini_world
@@ -14,9 +16,22 @@ from slime_bench.errors import DataError, StorageError
 from slime_bench.storage import alone
 
 
+@dataclass
+class MiniConfig(DataConfig):
+    """Settings of a mini data set: those of `DataConfig`, and
+
+    Args:
+        first_test: index of the first test picture; others than 0 are test sets on which nothing was chosen.
+    """
+
+    first_test: Natural = field(default=0, metadata=NO_NUMBERS)  # the fingerprint of the pictures decides
+
+
 class MiniData(FolderData):
     """One subject (car, horse or face) of the procedural world: support pool 30, validation 10, test 100 images."""
 
+    Config = MiniConfig
+    config: MiniConfig
     commands = dict.fromkeys(mini_world.SUBJECTS, "make mini-data")
 
     def prepare_data(self) -> None:
@@ -56,10 +71,11 @@ class MiniData(FolderData):
             )  # fmt: skip
         manifest = read_manifest(self.root)
         same = manifest["subject"] == self.config.subject  # what is another subject's is not replaced
-        return same and str(manifest["version"]) != str(mini_world.WORLD_VERSION)
+        made = (str(manifest["version"]), int(manifest.get("first_test", 0)))
+        return same and made != (str(mini_world.WORLD_VERSION), self.config.first_test)
 
     def _render(self) -> None:
         started, title = time.perf_counter(), f"mini {self.config.subject}"
         print(f"{title}: rendering the data set into {self.root} ...", file=sys.stderr, flush=True)
-        mini_world.write_dataset(self.root, self.config.subject)
+        mini_world.write_dataset(self.root, self.config.subject, self.config.first_test)
         print(f"{title}: ready after {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)

@@ -81,10 +81,13 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
-def write_dataset(root: Path, subject: str) -> None:
+def write_dataset(root: Path, subject: str, first_test: int = 0) -> None:
     """Write `<root>/{support,val,test}/{images,labels}/<id>.png` and `<root>/manifest.json`.
 
     The manifest holds the sha256 of each file's pixels, the classes and the captions.
+
+    Args:
+        first_test: index of the first test picture; in the manifest where it is not 0.
 
     The folder is built beside its place and moved there when complete, so a half-written data set is never seen.
 
@@ -97,7 +100,12 @@ def write_dataset(root: Path, subject: str) -> None:
         shutil.rmtree(building, ignore_errors=True)
         files: dict[str, str] = {}
         captions: dict[str, str] = {}
-        for split, index in ((split, index) for split, size in SPLIT_SIZES.items() for index in range(size)):
+        first = {"test": first_test}
+        for split, index in (
+            (split, index)
+            for split, size in SPLIT_SIZES.items()
+            for index in range(first.get(split, 0), first.get(split, 0) + size)
+        ):
             picture, name = render(subject, split, index), f"{subject}-{split}-{index:04d}"
             captions[name] = picture.caption
             for kind, array in (("images", picture.image), ("labels", picture.label)):
@@ -107,7 +115,7 @@ def write_dataset(root: Path, subject: str) -> None:
                 files[f"{split}/{kind}/{name}.png"] = hashlib.sha256(array.tobytes()).hexdigest()
         manifest = {
             "version": WORLD_VERSION, "subject": subject, "classes": CLASSES[subject], "files": files,
-            "captions": captions,
+            "captions": captions, **({"first_test": first_test} if first_test else {}),
         }  # fmt: skip
         (building / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         shutil.rmtree(root, ignore_errors=True)
