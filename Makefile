@@ -161,9 +161,10 @@ ablation-all: $(STAMP)  ## all of them
 ranking: $(STAMP)  ## InfoScore's order of the layers beside that of their mIoU, for SUBJECT (the paper's data: PRESET=paper ARGS='data=voc2012 metric=dataset')
 	$(call sweep_and_report,experiment=infoscore_ranking preset=$(PRESET)_infoscore $(RANKED) $(OTHER_VLM) $(ARGS),--ranking experiment=infoscore_ranking preset=$(PRESET)_infoscore $(RANKED) $(OTHER_VLM) $(ARGS))
 
-bench: $(STAMP)  ## speed and memory, as ratios within one run: SLiMe against the authors' way of computing, one pass of a VLM against the plain way (BENCH_OUT=docs/results/bench keeps the tables)
+bench: $(STAMP)  ## speed and memory, as ratios within one run: SLiMe against the authors' way of computing, one pass of a VLM against the plain way, whole trials of several methods (BENCH_OUT=docs/results/bench keeps the tables)
 	$(BIN)/python -m slime_bench.bench.slime $(BENCH_OUT:%=--out "%") $(ARGS)
 	$(BIN)/python -m slime_bench.bench.vlm_passes $(BENCH_OUT:%=--out "%")
+	$(BIN)/python -m slime_bench.bench.methods $(BENCH_OUT:%=--out "%")
 
 report: $(STAMP)  ## tables and figures from the results that are there (ARGS='--subject car')
 	$(BIN)/slime-bench report $(ARGS)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from slime_bench.bench import attention, memory, reference_slime, scaling, slime, timing
+from slime_bench.bench import attention, memory, methods, reference_slime, scaling, slime, timing
 from slime_bench.bench.architecture import build_width
 from slime_bench.bench.case import Case, Pictures, make_method
 from slime_bench.bench.memory import Peak
@@ -287,3 +287,16 @@ class TestCommands:
     )  # fmt: skip
     def test_bad_curves_end_with_2(self, words: list[str]) -> None:
         assert scaling.main(["--device", "cpu", "--width", "golden", "--no-memory", *words]) == 2
+
+
+class TestMethods:
+    def test_ratios_are_to_the_first_of_the_same_shots(self) -> None:
+        def row(method: str, shots: int, fit: float, test: float, average: float | None = 50.0) -> dict[str, Any]:
+            facts = {"method": method, "shots": shots, "fit": fit, "test": test, "images": 10}
+            return {**facts, "peak": 2_000_000_000, "mIoU": average}
+
+        text = methods.tables([row("slime", 1, 60.0, 4.0), row("mine", 1, 3.0, 8.0), row("slime", 10, 70.0, 4.0, None)])
+        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+        assert lines[0] == ["slime", "1", "60", "", "0.4", "", "2.00", "50"]
+        assert lines[1] == ["mine", "1", "3", "20.0", "0.8", "0.5", "2.00", "50"]
+        assert lines[2][:4] == ["slime", "10", "70", ""] and lines[2][-1] == ""

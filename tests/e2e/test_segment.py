@@ -437,3 +437,29 @@ class TestFromATrial:
         outcome = reuse(path, images, out)
         assert outcome.code == 2 and words[kind] in outcome.err, outcome.err
         assert "what to do" in outcome.err and "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("method", ["feature_probe", "feature_knn"])
+def test_a_method_without_steps_learns_and_is_reused(
+    method: str, tiny_sd: Path, car_pictures: Path, photos: Path, tmp_path: Path
+) -> None:
+    """From one annotated image, and again from what was learnt: the same label maps, and no embeddings to export."""
+    pair = [f"{car_pictures}/support/{kind}/car-support-0.png" for kind in ("images", "labels")]
+    small = [f"data.image_size={SIDE}", f"backbone.image_size={SIDE}", f"method={method}", "data.batch_size=2"]
+    places = ["--images", str(photos), "--device", "cpu"]
+    done = command(
+        "segment", "--image", pair[0], "--mask", pair[1], *places, "--out", str(tmp_path / "first"),
+        "--weights", str(tiny_sd), *small,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (state,) = (tmp_path / "first").rglob("*.safetensors")
+    tensors, facts = read_state(state)
+    assert facts["method"]["name"] == method and "present" in tensors
+    again = reuse(state, photos, tmp_path / "second")
+    assert again.code == 0, again.err
+    first, second = (
+        {k: v for k, v in contents(tmp_path / name).items() if k.startswith("labels/")} for name in ("first", "second")
+    )
+    assert first and first == second
+    refused = command("embeddings", "export", "--state", str(state), "--out", str(tmp_path / "theirs"))
+    assert refused.code == 2 and "embeddings" in refused.err and "Traceback" not in refused.err

@@ -142,3 +142,18 @@ class TestReuse:
         label.write_bytes((finished.data / "test" / "labels" / "car-test-1.png").read_bytes())
         assert finished().code == 0 and quick.computed == [(1, 0)]
         assert len(list((finished.outputs / "runs/tiny_car/slime/1-shot").glob("seed0-*"))) == 2
+
+
+def test_the_bench_of_methods_measures_trials_in_processes_of_their_own(
+    tiny_sd: Path, car_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from slime_bench.bench import methods
+
+    pictures = ["data=pascal_part_car", "data.name=tiny_car", f"data.root={car_pictures}", f"data.image_size={SIDE}"]
+    small = [*pictures, f"backbone.weights={tiny_sd}", f"backbone.image_size={SIDE}", "trainer=cpu"]
+    chosen = ["--methods", "feature_knn", "--shots", "1", "--threads", "1"]
+    assert methods.main([*small, *chosen, "--out", str(tmp_path)]) == 0
+    assert "| feature_knn | 1" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "methods_cpu.json").read_text())["rows"]
+    assert row["images"] == SPLITS["test"] and row["fit"] > 0 and row["test"] > 0 and row["peak"] > 10**8
+    assert methods.main([*small, "--methods", "feature_nn", "--shots", "1"]) == 2
