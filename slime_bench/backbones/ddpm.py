@@ -1,5 +1,5 @@
-"""What is known of a pixel-space diffusion model before its weights are loaded: the ADM of Dhariwal and Nichol (2021) in
-the checkpoints that SegDDPM reads (Baranchuk et al., ICLR 2022)."""
+"""What is known of a pixel-space diffusion model before its weights are loaded: the ADM of Dhariwal and Nichol (2021),
+in checkpoints such as SegDDPM reads (Baranchuk et al., ICLR 2022)."""
 
 from __future__ import annotations
 
@@ -100,10 +100,11 @@ def checkpoint(config: Ddpm.Config) -> Path:
     if path.is_file() and path.suffix in SUFFIXES:
         return path.resolve()
     name = Path(config.weights).name or "<file>"
+    absent, found = not path.exists(), "a folder" if path.is_dir() else f"the suffix {path.suffix or '(none)'}"
     raise BackboneError(
-        "the checkpoint of the diffusion model is not here" if not path.exists() else "this is no checkpoint",
-        path=config.weights or "backbone.weights", found="a folder" if path.is_dir() else f"{path.suffix or 'no'} suffix"
-        if path.exists() else None, expected=f"a file {' or '.join(SUFFIXES)}",
+        "the checkpoint of the diffusion model is not here" if absent else "this is no checkpoint",
+        path=config.weights or "backbone.weights", found=None if absent else found,
+        expected=f"a file {' or '.join(SUFFIXES)}",
         remedy=(f"download {config.download} (about 2.2 GB)" if config.download else "download it")
         + f" and set backbone.weights=<folder>/{name}",
     )  # fmt: skip

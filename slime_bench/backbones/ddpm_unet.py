@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slime_bench.backbones.base import Size
 from slime_bench.backbones.ddpm import Ddpm, checkpoint
@@ -71,21 +73,22 @@ class DdpmBackbone(Ddpm, nn.Module):
     def prepared(self, images: Tensor) -> Tensor:
         """2 x - 1 of the images at the network's size: float [B,3,H,W] in [0,1] -> float32 [B,3,S,S] in [-1,1].
 
-        Resized as Pillow does it, bilinear with antialias and rounded to 8 bits, which is how the authors read images.
+        Resized by Pillow, bilinear with antialias and rounded to 8 bits, which is how the authors read images.
         """
         side = self.config.image_size
         if tuple(images.shape[-2:]) != (side, side):
-            coarse = (images * 255).round().byte().cpu()  # torch has the integer arithmetic on CPUs alone
-            coarse = F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
-            images = coarse.to(images.device).float() / 255
+            # torch's own antialias differs from Pillow's by 1 of 255, which is seen in the features' second digit.
+            pixels = map(Image.fromarray, (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+            resized = np.stack([each.resize((side, side), Image.Resampling.BILINEAR) for each in pixels])
+            images = torch.from_numpy(resized).permute(0, 3, 1, 2).to(images.device) / 255
         return images.float() * 2 - 1
 
     @torch.no_grad()
     def features(
         self, images: Tensor, timesteps: Tensor, draws: Tensor, layers: Sequence[str], text: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Hidden states of the U-Net for noised images, x_t = sqrt(abar_t) (2 x - 1) + sqrt(1 - abar_t) e, in calls that
-        fit `memory_gb`; each pass ends after the last named module.
+        """Hidden states of the U-Net for noised images, x_t = sqrt(abar_t) (2 x - 1) + sqrt(1 - abar_t) e, in calls
+        that fit `memory_gb`; each pass ends after the last named module.
 
         Args:
             images: float [B,3,H,W] in [0,1]. timesteps: int64 [B]. draws: e, standard normal [B,3,S,S].
@@ -98,7 +101,7 @@ class DdpmBackbone(Ddpm, nn.Module):
         for start in range(0, len(images), count):
             here = slice(start, start + count)
             noisy, steps = self.noised(self.prepared(images[here]), timesteps[here], draws[here]), timesteps[here]
-            made.append(module_outputs(self.unet, layers, lambda x=noisy, t=steps: self.unet(x.to(self.unet.dtype), t)))
+            made.append(module_outputs(self.unet, layers, partial(self.unet, noisy.to(self.unet.dtype), steps)))
         return joined(made)
 
     def noised(self, prepared: Tensor, timesteps: Tensor, draws: Tensor) -> Tensor:
@@ -244,8 +247,8 @@ def _check(
             "the checkpoint is of another architecture", path=path,
             found=f"{len(found)} tensors; "
             + "; ".join(f"{len(names)} {what}, such as {names[0]}" for what, names in wrong.items() if names),
-            expected=f"an unconditional ADM: width {config.width}, multipliers {config.multipliers}, {config.blocks} blocks"
-            f" a level, attention on the levels {config.attention_levels}",
+            expected=f"an unconditional ADM: width {config.width}, multipliers {config.multipliers}, "
+            f"{config.blocks} blocks a level, attention on the levels {config.attention_levels}",
             remedy="choose the backbone file that goes with the checkpoint, or state its architecture: backbone.width, "
             "backbone.multipliers, backbone.blocks, backbone.attention_levels",
         )  # fmt: skip

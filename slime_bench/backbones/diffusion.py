@@ -95,7 +95,7 @@ class StableDiffusion(DiffusionModel):
             single_file_config: what a single file holds: a folder of `assets/sd_configs`, another folder, or a hub id.
             image_size: side that the model was trained at, pixels.
             dtype: precision of the frozen weights.
-            layer_groups: lists of layers by name, to choose `cross_layers` from, and what methods read hidden states of.
+            layer_groups: lists of layers by name, to choose `cross_layers` and methods' layers from.
             cross_layers: modules whose `attn2` gives the cross maps. self_layers: modules whose `attn1` gives the self
                 maps, all on one grid.
             memory_gb: what one inference call may take beside the weights, in 10^9 bytes.

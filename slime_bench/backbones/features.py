@@ -96,8 +96,8 @@ def output_shapes(network: Any, names: Sequence[str], *inputs: tuple[int, ...]) 
 
 
 def linear_alphas_cumprod() -> torch.Tensor:
-    """abar_t = prod_{s <= t} (1 - b_s), b the 1000 numbers from 1e-4 to 2e-2 in equal steps: the linear schedule of Ho et
-    al. 2020, which the pixel-space models were trained with; float64 [1000]."""
+    """abar_t = prod_{s <= t} (1 - b_s), b the 1000 numbers from 1e-4 to 2e-2 in equal steps: the linear schedule of Ho
+    et al. 2020, which the pixel-space models were trained with; float64 [1000]."""
     return (1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)).cumprod(0)
 
 

@@ -1,7 +1,7 @@
 """SegDDPM's pixel classifiers: M small networks in stacked tensors, their training and their vote. Pure functions.
 
-Each network is Linear, ReLU, BatchNorm, Linear, ReLU, BatchNorm, Linear (Baranchuk et al., ICLR 2022, section 4; the order
-of the three is that of the authors' code). As the networks never meet, M of them are one product of batched matrices.
+Each network is Linear, ReLU, BatchNorm, Linear, ReLU, BatchNorm, Linear (Baranchuk et al., ICLR 2022, section 4; the
+order of the three is that of the authors' code). As the networks never meet, M of them are one batched product.
 
 Shapes: M networks, D features of a pixel, C classes, P pixels, N labelled pixels of the support.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Networks = dict[str, Tensor]
-"""`<l>.weight` [M,out,in] and `<l>.bias` [M,out] of the linear layers l = 0, 1, 2; `<l>.gain`, `<l>.shift`, `<l>.mean` and
-`<l>.variance` [M,out] of the batch normalisation after the first two. All float32."""
+"""`<l>.weight` [M,out,in] and `<l>.bias` [M,out] of the linear layers l = 0, 1, 2; `<l>.gain`, `<l>.shift`, `<l>.mean`
+and `<l>.variance` [M,out] of the batch normalisation after the first two. All float32."""
 
 IGNORE: Final = 255
 BATCH: Final = 64
@@ -44,8 +44,8 @@ def widths(features: int, classes: int) -> tuple[int, ...]:
 def drawn(sizes: Sequence[int], streams: Sequence[torch.Generator]) -> Networks:
     """One network of widths `sizes` for each stream, on the CPU: weights normal(0, 0.02), biases 0.
 
-    The numbers are those that torch.nn.Linear and the authors' start draw from a stream one after the other; Linear's own
-    start is overwritten.
+    The numbers are those that torch.nn.Linear and the authors' start draw from a stream one after the other; Linear's
+    own start is overwritten.
     """
     found: Networks = {}
     pairs = list(itertools.pairwise(sizes))
@@ -64,7 +64,7 @@ def drawn(sizes: Sequence[int], streams: Sequence[torch.Generator]) -> Networks:
 
 
 def order(count: int, stream: torch.Generator) -> Iterator[Tensor]:
-    """A new order of `count` pixels for each epoch, int64 [count], as a shuffling DataLoader draws it from its stream."""
+    """A new order of `count` pixels for each epoch, int64 [count], as a shuffling DataLoader draws it."""
     while True:
         torch.empty((), dtype=torch.int64).random_(generator=stream)  # the seed for a loader's worker processes
         seed = torch.empty((), dtype=torch.int64).random_(generator=stream)
@@ -96,7 +96,7 @@ def after_first(networks: Networks, hidden: Tensor, training: bool = False) -> T
 def first_of_maps(networks: Networks, maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
     """The first linear layer on hypercolumns that are never made: float32 [M,h,P], the P pixels of `grid` row by row.
 
-    Resizing is linear and acts on each channel, so that W [r(x_1); r(x_2); ...] + b = r(W_1 x_1) + r(W_2 x_2) + ... + b:
+    Resizing is linear and acts on each channel: W [r(x_1); r(x_2); ...] + b = r(W_1 x_1) + r(W_2 x_2) + ... + b. So
     maps are multiplied on their own grid, all of one grid together, and M h channels are resized for each grid.
 
     Args:
@@ -114,8 +114,8 @@ def first_of_maps(networks: Networks, maps: Sequence[Tensor], grid: tuple[int, i
 
 
 def votes(found: Tensor) -> Tensor:
-    """Share of the networks for each class: logits float [M,C,P] -> float32 [C,P]. Its argmax, the first of equal ones, is
-    the majority, on a tie the smallest label."""
+    """Share of the networks for each class: logits float [M,C,P] -> float32 [C,P]. Its argmax, the first of equal ones,
+    is the majority, on a tie the smallest label."""
     labels = found.max(dim=1).indices
     return torch.stack([(labels == each).float().mean(0) for each in range(found.shape[1])])
 
@@ -143,8 +143,8 @@ def fit(
     """Train M networks side by side, each on its own order of the pixels and until its own stop.
 
     Cross-entropy on batches of 64 pixels, the last incomplete one left out; Adam. From the fifth epoch on the loss of a
-    batch either is below the best one seen since, or a failure; a network stops at the 51st failure in a row, or after 100
-    epochs.
+    batch either is below the best one seen since, or a failure; a network stops at the 51st failure in a row, or after
+    100 epochs.
 
     Args:
         start: untrained; unchanged. features: rows int64 [R] -> float32 [R,D]. labels: int64 [N], N >= 64.

@@ -22,14 +22,14 @@ class SegDdpmConfig:
     Args:
         name: in tables and folder names.
         timesteps: of the noised images whose hidden states are read, on the linear schedule of 1000 steps.
-        noise_level: `as_is` takes these timesteps on the backbone's own schedule, `matched` those whose abar_t is nearest
-            to the linear schedule's at them.
+        noise_level: `as_is` takes these timesteps on the backbone's own schedule, `matched` those whose abar_t is
+            nearest to the linear schedule's at them.
         layers: modules of the U-Net whose outputs are read.
         size: side in pixels of the grid that is trained and predicted on; null for that of the images. Label maps are
             resized to it and predictions from it by the nearest pixel.
         networks: members of the ensemble.
-        training: `in_turn` trains them one after another on one random stream, as the authors do; `joint` trains them at
-            once, each on its own stream. The two differ in their random numbers alone.
+        training: `in_turn` trains them one after another on one random stream, as the authors do; `joint` trains them
+            at once, each on its own stream. The two differ in their random numbers alone.
         memory_gb: what the activations of the support images may take, in 10^9 bytes.
     """
 

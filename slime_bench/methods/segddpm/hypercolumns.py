@@ -71,7 +71,7 @@ class Hypercolumns:
 
 
 def _axis(cells: int, pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The two cells along an axis that each pixel's centre lies between, int64 [pixels,2], and their shares, float32."""
+    """The two cells of an axis that each pixel's centre lies between, int64 [pixels,2], and their shares, float32."""
     centre = ((torch.arange(pixels, dtype=torch.float64) + 0.5) * cells / pixels - 0.5).clamp(min=0)
     low = centre.long()
     share = centre - low

@@ -101,11 +101,11 @@ class SegDdpm(SegDdpmDescription, SegmentationMethod):
             self._networks = self._trained(columns, pixels, known)
 
     def _check_labels(self, known: Tensor, ids: Sequence[str]) -> None:
-        if not bool((known > 0).any()) or len(known) < classifier.BATCH:
+        few, parts = len(known) < classifier.BATCH, int((known > 0).sum())
+        if few or not parts:
             raise DataError(
-                "the support images show none of the parts" if len(known) >= classifier.BATCH
-                else "the support images have too few labelled pixels",
-                path=", ".join(ids[:5]), found=f"{len(known)} labelled pixels, {int((known > 0).sum())} of them of parts",
+                f"the support images {'have too few labelled pixels' if few else 'show none of the parts'}",
+                path=", ".join(ids[:5]), found=f"{len(known)} labelled pixels, {parts} of them of parts",
                 expected=f"at least {classifier.BATCH}, and {classifier.LEAST_PIXELS} in an image of one of "
                 f"{', '.join(self.classes[1:])}",
                 remedy="choose other support images: data.support_ids=[...], or a finer grid: method.size=null",
@@ -121,7 +121,7 @@ class SegDdpm(SegDdpmDescription, SegmentationMethod):
             raise ConfigError(
                 "the activations of the support images do not fit the memory that they may take",
                 path="method.memory_gb", found=f"{allowed} GB", expected=f"{needed:.2f} GB for {len(images)} images",
-                remedy=f"method.memory_gb={needed + 0.1:.1f} where the machine has so much free, or fewer shots or layers",
+                remedy=f"method.memory_gb={needed + 0.1:.1f} where the machine has so much, or fewer shots or layers",
             )  # fmt: skip
         # One draw for all images and timesteps (the authors' share_noise).
         noise = torch.randn(self.backbone.latent_shape(size), generator=generator(self.seed, "segddpm noise"))
@@ -169,8 +169,8 @@ class SegDdpm(SegDdpmDescription, SegmentationMethod):
 
     @torch.no_grad()
     def scores(self, images: Tensor, ids: Sequence[str]) -> Tensor:
-        """Share of the networks that vote for each class, float32 [B,K,H,W] in [0,1]; the argmax, the first of equal ones,
-        is the authors' majority. Made on the grid, resized to the images by the nearest pixel.
+        """Share of the networks that vote for each class, float32 [B,K,H,W] in [0,1]; the argmax, the first of equal
+        ones, is the authors' majority. Made on the grid, resized to the images by the nearest pixel.
 
         Raises:
             ConfigError: images of another size than those of the fit.
@@ -180,7 +180,8 @@ class SegDdpm(SegDdpmDescription, SegmentationMethod):
         if tuple(self._noise.shape) != tuple(shape):
             raise ConfigError(
                 "the images are of another size than those of the fit", path="data.image_size",
-                found=f"noise of {list(self._noise.shape)}", expected=f"{list(shape)}, for images of {size[0]} x {size[1]}",
+                found=f"noise of {list(self._noise.shape)}",
+                expected=f"{list(shape)}, for {size[0]} x {size[1]} pixels",
                 remedy="segment images of the size that the networks were trained at",
             )  # fmt: skip
         maps = self._maps(images)
@@ -211,7 +212,7 @@ class SegDdpm(SegDdpmDescription, SegmentationMethod):
         if found != expected or not {"noise", *classifier.drawn((1, 1, 1, 1), [torch.Generator()])} <= state.keys():
             raise ConfigError(
                 "the learned state is of another method, class list or layers", path="state.safetensors",
-                found=found or ", ".join(sorted(state)) or "nothing", expected=f"networks of {expected}, and their noise",
+                found=found or ", ".join(sorted(state)) or "nothing", expected=f"networks of {expected}, and a noise",
                 remedy="use the classes, the method and the backbone that it was made with",
             )  # fmt: skip
         self._networks = {name: value.to(self.device) for name, value in state.items() if name != "noise"}
