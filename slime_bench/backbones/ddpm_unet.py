@@ -79,7 +79,7 @@ class DdpmBackbone(Ddpm, nn.Module):
         if tuple(images.shape[-2:]) != (side, side):
             # torch's own antialias differs from Pillow's by 1 of 255, which is seen in the features' second digit.
             pixels = map(Image.fromarray, (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-            resized = np.stack([each.resize((side, side), Image.Resampling.BILINEAR) for each in pixels])
+            resized = np.stack([np.asarray(each.resize((side, side), Image.Resampling.BILINEAR)) for each in pixels])
             images = torch.from_numpy(resized).permute(0, 3, 1, 2).to(images.device) / 255
         return images.float() * 2 - 1
 
@@ -124,12 +124,38 @@ def load_unet(path: Path, config: Ddpm.Config) -> Any:
     Raises:
         BackboneError: a file that cannot be read, or of another architecture.
     """
+    unet, tensors = _empty(config), read_checkpoint(path)
+    _check(path, config, tensors)
+    sources, state = _sources(unet, config), {}
+    for name, empty in unet.state_dict().items():
+        value, part = tensors[sources[name]], name.split(".")[-2]
+        if part in _QKV:  # head by head q, k and v, not three blocks
+            value = value.reshape(-1, 3, config.head_width, value[0].numel())[:, _QKV[part]]
+        state[name] = value.reshape(empty.shape).to(DTYPES[config.dtype])
+    unet.load_state_dict(state, assign=True)
+    return unet
+
+
+def tensor_shapes(config: Ddpm.Config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a configuration's checkpoint."""
+    unet, found = _empty(config), dict[str, tuple[int, ...]]()
+    sources = _sources(unet, config)
+    for name, empty in unet.state_dict().items():
+        shape, source = tuple(empty.shape), sources[name]
+        rows = 3 * shape[0] if ".qkv." in source else shape[0]
+        along = (1,) if source.endswith((".qkv.weight", ".proj_out.weight")) else ()  # convolutions over one axis
+        found[source] = (rows, *shape[1:], *along)
+    return found
+
+
+def _empty(config: Ddpm.Config) -> Any:
+    """The network without memory for its weights."""
     from diffusers import UNet2DModel
     from diffusers.models.modeling_utils import no_init_weights
 
-    attention = [level in config.attention_levels for level in range(len(config.multipliers))]
+    attention = _attention(config)
     with torch.device("meta"), no_init_weights():
-        unet = UNet2DModel(
+        return UNet2DModel(
             sample_size=config.image_size, in_channels=3, out_channels=6, layers_per_block=config.blocks,
             block_out_channels=[config.width * factor for factor in config.multipliers],
             down_block_types=["AttnDownBlock2D" if each else "ResnetDownsampleBlock2D" for each in attention],
@@ -139,18 +165,18 @@ def load_unet(path: Path, config: Ddpm.Config) -> Any:
             # Without the second number the middle attention would have no normalisation.
             norm_num_groups=32, attn_norm_num_groups=32,
         )  # fmt: skip
-    tensors = read_checkpoint(path)
-    theirs = dict(_modules(attention, config.blocks))
-    sources = {name: f"{theirs[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}" for name in unet.state_dict()}
-    _check(path, config, tensors, unet, sources)
-    state = {}
-    for name, empty in unet.state_dict().items():
-        value, part = tensors[sources[name]], name.rpartition(".")[0].rpartition(".")[2]
-        if part in _QKV:  # head by head q, k and v, not three blocks
-            value = value.reshape(-1, 3, config.head_width, value[0].numel())[:, _QKV[part]]
-        state[name] = value.reshape(empty.shape).to(DTYPES[config.dtype])
-    unet.load_state_dict(state, assign=True)
-    return unet
+
+
+def _attention(config: Ddpm.Config) -> list[bool]:
+    """Whether each level has it."""
+    return [level in config.attention_levels for level in range(len(config.multipliers))]
+
+
+def _sources(unet: nn.Module, config: Ddpm.Config) -> dict[str, str]:
+    """guided-diffusion's name of the tensor that each of diffusers' comes from."""
+    theirs = dict(_modules(_attention(config), config.blocks))
+    parts = {name: name.rpartition(".") for name in unet.state_dict()}
+    return {name: f"{theirs[module]}.{kind}" for name, (module, _, kind) in parts.items()}
 
 
 def _modules(attention: Sequence[bool], blocks: int) -> Iterator[tuple[str, str]]:
@@ -223,17 +249,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
-def _check(
-    path: Path, config: Ddpm.Config, tensors: dict[str, Tensor], unet: nn.Module, sources: dict[str, str]
-) -> None:
+def _check(path: Path, config: Ddpm.Config, tensors: dict[str, Tensor]) -> None:
     """Refuse tensors that are missing, of another shape or of no use, as a BackboneError in the checkpoint's names."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for name, empty in unet.state_dict().items():
-        shape, source = tuple(empty.shape), sources[name]
-        attends = source.endswith((".qkv.weight", ".proj_out.weight"))  # convolutions over one axis
-        rows = 3 * shape[0] if ".qkv." in source else shape[0]
-        expected[source] = (rows, *shape[1:], 1) if attends else (rows, *shape[1:])
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    expected, found = tensor_shapes(config), {name: tuple(value.shape) for name, value in tensors.items()}
     wrong = {
         "missing": sorted(expected.keys() - found.keys()),
         "of no use": sorted(found.keys() - expected.keys()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -45,6 +44,9 @@ def module_outputs(network: nn.Module, names: Iterable[str], run: Callable[[], o
     """What the named modules give while `run` calls the network, float32 [B,C,h,w] each, in the order of `names`.
 
     The pass is left as soon as all of them have run; the hooks are gone afterwards, also after an exception.
+
+    Raises:
+        BackboneError: a module gives no map.
     """
     names, seen = list(names), dict[str, torch.Tensor]()
 
@@ -64,6 +66,13 @@ def module_outputs(network: nn.Module, names: Iterable[str], run: Callable[[], o
     finally:
         for handle in handles:
             handle.remove()
+    for name in names:
+        if name not in seen or seen[name].ndim != 4:  # never called, or rows of tokens
+            raise BackboneError(
+                "a module of the backbone gives no map", path="method.layers", found=name,
+                expected="blocks, residual blocks, transformers, or modules that resize a map",
+                remedy="name one of these, such as up_blocks.1.upsamplers.0 or up_blocks.2.attentions.0",
+            )  # fmt: skip
     return {name: seen[name] for name in names}
 
 
@@ -82,17 +91,9 @@ def output_shapes(network: Any, names: Sequence[str], *inputs: tuple[int, ...]) 
         twin = type(network).from_config(network.config).eval()
         sample, *others = [torch.empty(shape) for shape in inputs]
         step = torch.zeros(1, dtype=torch.long)
-    seen: dict[str, torch.Tensor] = {}
-    with contextlib.suppress(KeyError), torch.no_grad():  # of a module that is never called
-        seen = module_outputs(twin, names, lambda: twin(sample, step, *others))
-    for name in names:
-        if name not in seen or seen[name].ndim != 4:
-            raise BackboneError(
-                "a module of the backbone gives no map", path="method.layers", found=name,
-                expected="blocks, residual blocks, transformers, or modules that resize a map",
-                remedy="name one of these, such as up_blocks.1.upsamplers.0 or up_blocks.2.attentions.0",
-            )  # fmt: skip
-    return {name: (int(seen[name].shape[1]), int(seen[name].shape[2]), int(seen[name].shape[3])) for name in names}
+    with torch.no_grad():
+        found = module_outputs(twin, names, lambda: twin(sample, step, *others))
+    return {name: (int(each.shape[1]), int(each.shape[2]), int(each.shape[3])) for name, each in found.items()}
 
 
 def linear_alphas_cumprod() -> torch.Tensor:

@@ -21,7 +21,7 @@ from slime_bench.methods.segddpm import classifier
 from slime_bench.methods.segddpm.classifier import Networks, together
 from slime_bench.methods.segddpm.config import SegDdpmConfig
 from slime_bench.methods.segddpm.hypercolumns import Hypercolumns
-from slime_bench.methods.segddpm.method import SegDdpm, _nearest
+from slime_bench.methods.segddpm.method import SegDdpm, nearest
 from slime_bench.metrics.iou import IGNORE, intersection_union
 from tests.parity.golden_segddpm import Golden, hypercolumns, open_golden
 from tests.parity.table import Checks
@@ -65,7 +65,7 @@ def support(golden: Golden, backbone: DdpmBackbone) -> Hypercolumns:
 def rows_of(golden: Golden) -> tuple[Tensor, Tensor]:
     """Training pixels and their labels, int64 [N] both, through the bench's own preparation."""
     grid = (golden.side, golden.side)
-    small = torch.cat([_nearest(golden.label(name)[:, None], grid)[:, 0] for name in golden.pictures("train")])
+    small = torch.cat([nearest(golden.label(name)[:, None], grid)[:, 0] for name in golden.pictures("train")])
     flat = classifier.training_labels(small, golden.classes).flatten()
     pixels = (flat != IGNORE).nonzero().flatten()
     return pixels, flat[pixels]
@@ -187,7 +187,9 @@ def gradient(golden: Golden, check: Checks, start: Networks, x: Tensor, y: Tenso
     own = {name: value.clone().requires_grad_(classifier._learned(name)) for name, value in start.items()}
     F.cross_entropy(classifier.logits(own, x.T[None], training=True), y[None]).backward()
     for name, value in golden.partial("classifier", "grad0").items():
-        check.absolute(f"grad0 {name}", own[name].grad, value, UPDATED, "first gradient")
+        found = own[name].grad
+        assert found is not None
+        check.absolute(f"grad0 {name}", found, value, UPDATED, "first gradient")
 
 
 def test_wide_network(golden: Golden, checks: Start) -> None:
@@ -269,6 +271,7 @@ def test_corner_cases_of_metric_and_vote(golden: Golden, checks: Start) -> None:
         check.exactly("mode_out", classifier.votes(one_hot).argmax(0), want["mode_out"])
 
 
+@pytest.mark.slow
 def test_retraining(golden: Golden, support: Hypercolumns, checks: Start) -> None:
     """From the images to the trained ensemble on the authors' random stream: starts, orders, losses, stops."""
     want, facts = golden.arrays("ensemble"), golden.facts("ensemble")["training"]

@@ -92,7 +92,7 @@ class SegDdpm(SegDdpmDescription, SegmentationMethod):
         """Train on images float32 [k,3,H,W] in [0,1] with label maps int64 [k,H,W]; see `prepare`."""
         size = (int(images.shape[-2]), int(images.shape[-1]))
         grid = self._grid(size)
-        small = classifier.training_labels(_nearest(labels[:, None], grid)[:, 0], len(self.classes)).flatten()
+        small = classifier.training_labels(nearest(labels[:, None], grid)[:, 0], len(self.classes)).flatten()
         pixels = (small != IGNORE).nonzero().flatten()
         known = small[pixels]
         self._check_labels(known, ids)
@@ -190,7 +190,7 @@ class SegDdpm(SegDdpmDescription, SegmentationMethod):
             for place in range(len(images)):
                 hidden = classifier.first_of_maps(self._networks, [each[place] for each in maps.values()], grid)
                 found.append(classifier.votes(classifier.after_first(self._networks, hidden)).unflatten(1, grid))
-        return _nearest(torch.stack(found), size)
+        return nearest(torch.stack(found), size)
 
     # State
 
@@ -219,7 +219,7 @@ class SegDdpm(SegDdpmDescription, SegmentationMethod):
         self._noise = state["noise"].to(self.device)
 
 
-def _nearest(maps: Tensor, size: Size) -> Tensor:
+def nearest(maps: Tensor, size: Size) -> Tensor:
     """The pixel floor(i * scale) along each axis, as OpenCV's nearest: [B,C,h,w] -> [B,C,*size] of the same type."""
     if tuple(maps.shape[-2:]) == size:
         return maps
