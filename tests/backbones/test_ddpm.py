@@ -65,7 +65,7 @@ class TestFeatures:
         assert torch.equal(backbone.prepared(images), expected)
         assert backbone.latent_shape((96, 96)) == (3, 64, 64)
 
-    @pytest.mark.parametrize(("dtype", "bound"), [("bf16", 0.1), ("fp16", 0.03)])
+    @pytest.mark.parametrize(("dtype", "bound"), [("bf16", 0.2), ("fp16", 0.03)])
     def test_half_precision_is_near(self, file: Path, backbone: DdpmBackbone, dtype: Any, bound: float) -> None:
         """float16 is what the authors compute in; 3e-2 is what they lose by it on a random model."""
         half = DdpmBackbone(Ddpm.Config(weights=str(file), dtype=dtype, **SMALL))
@@ -98,11 +98,9 @@ class TestFiles:
         config = plan([f"backbone={name}"]).trials[0].backbone
         shapes = tensor_shapes(config)
         assert sum(int(np.prod(shape)) for shape in shapes.values()) == 552_814_086
-        assert {
-            "input_blocks.0.0.weight",
-            "middle_block.1.qkv.weight",
-            "output_blocks.17.0.skip_connection.weight",
-        } <= (shapes.keys())
+        assert {"input_blocks.0.0.weight", "middle_block.1.qkv.bias", "output_blocks.17.0.in_layers.0.bias"} <= set(
+            shapes
+        )
 
     def test_both_formats_are_one_model(self, file: Path, backbone: DdpmBackbone, tmp_path: Path) -> None:
         other = DdpmBackbone(Ddpm.Config(weights=str(save_adm(tmp_path / "same.safetensors")), **SMALL))
