@@ -200,7 +200,8 @@ def test_names_of_the_code_exist() -> None:
 def test_keys_and_choices_of_the_configuration_exist() -> None:
     """Of every `group.key`, `group.key=value` and `group=choice` in the running text."""
     groups = {folder.name for folder in config_dir().iterdir() if folder.is_dir()}
-    known = [composed(each) for each in ("preset=mini", "preset=mini_infoscore", "data=voc2012", "data=coco_object")]
+    chosen = ("preset=mini", "preset=mini_infoscore", "preset=mini_segddpm", "data=voc2012", "data=coco_object")
+    known = [composed(each) for each in chosen]
     folder = ("data=folder", "data.root=x", "data.classes=[background,leaf]")
     known += [composed(*folder), composed("launcher=submitit_slurm"), composed("launcher=ray")]
     seen = 0
