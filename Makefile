@@ -4,13 +4,13 @@ PRESET   ?= mini
 SUBJECT  ?= car
 BACKBONE ?=
 VLM      ?=
-METHODS  ?= slime feature_probe infoscore
+METHODS  ?= slime feature_probe segddpm infoscore
 RULE     ?= paper
 MERGE    ?= slime
 ARGS     ?=
 BENCH_OUT ?=
 
-EVERY    := slime feature_probe feature_knn infoscore
+EVERY    := slime feature_probe feature_knn segddpm infoscore
 $(if $(strip $(filter-out $(EVERY),$(METHODS)) $(if $(strip $(METHODS)),,none)),$(error METHODS is "$(METHODS)"; choose among: $(EVERY)))
 
 SUBJECTS  := car horse face

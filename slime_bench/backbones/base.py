@@ -44,6 +44,16 @@ class VlmFacts:
     image_size: int | None = None
 
 
+class DiffusionModel(Part):
+    """A diffusion model whose network's hidden states can be read. What computes has `alphas_cumprod` float32 [T] and
+
+    latent_shape(size) -> (c, h, w) of the noise for one image of `size` = (H, W) pixels
+    features(images, timesteps, draws, layers, text=None) -> name -> float32 [B,C,h_l,w_l]
+    feature_shapes(size, layers) -> name -> (C, h_l, w_l), without a pass
+    unet, the network that `layers` name modules of
+    """
+
+
 class VisionLanguage(Part, ABC):
     """A vision-language model, which `slime_bench.backbones.vlm.VlmBackbone` computes."""
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import Field
 
-from slime_bench.backbones.base import Precision, check_names
+from slime_bench.backbones.base import DiffusionModel, Precision, check_names
 from slime_bench.backbones.hashes import digest
 from slime_bench.backbones.weights import (
     ASSETS,
@@ -23,7 +23,7 @@ from slime_bench.backbones.weights import (
     unusable,
     vocabulary_files,
 )
-from slime_bench.config.parts import NO_NUMBERS, Part, located
+from slime_bench.config.parts import NO_NUMBERS, located
 from slime_bench.errors import BackboneError, ConfigError
 
 PREDICTIONS: Final = ("epsilon", "v_prediction")
@@ -78,7 +78,7 @@ class Source:
         return digest({**DIFFUSION_CONFIGS.files(self.configs), **vocabulary, "checkpoint": self.weights})
 
 
-class StableDiffusion(Part):
+class StableDiffusion(DiffusionModel):
     """Any model in the Stable Diffusion folder layout, SD 1.x and 2.x and the bundled `mini_sd`, or a single-file
     checkpoint of one of them."""
 
@@ -95,7 +95,7 @@ class StableDiffusion(Part):
             single_file_config: what a single file holds: a folder of `assets/sd_configs`, another folder, or a hub id.
             image_size: side that the model was trained at, pixels.
             dtype: precision of the frozen weights.
-            layer_groups: lists of layers by name, to choose `cross_layers` from.
+            layer_groups: lists of layers by name, to choose `cross_layers` and methods' layers from.
             cross_layers: modules whose `attn2` gives the cross maps. self_layers: modules whose `attn1` gives the self
                 maps, all on one grid.
             memory_gb: what one inference call may take beside the weights, in 10^9 bytes.

@@ -44,6 +44,9 @@ def module_outputs(network: nn.Module, names: Iterable[str], run: Callable[[], o
     """What the named modules give while `run` calls the network, float32 [B,C,h,w] each, in the order of `names`.
 
     The pass is left as soon as all of them have run; the hooks are gone afterwards, also after an exception.
+
+    Raises:
+        BackboneError: a module gives no map.
     """
     names, seen = list(names), dict[str, torch.Tensor]()
 
@@ -63,7 +66,40 @@ def module_outputs(network: nn.Module, names: Iterable[str], run: Callable[[], o
     finally:
         for handle in handles:
             handle.remove()
+    for name in names:
+        if name not in seen or seen[name].ndim != 4:  # never called, or rows of tokens
+            raise BackboneError(
+                "a module of the backbone gives no map", path="method.layers", found=name,
+                expected="blocks, residual blocks, transformers, or modules that resize a map",
+                remedy="name one of these, such as up_blocks.1.upsamplers.0 or up_blocks.2.attentions.0",
+            )  # fmt: skip
     return {name: seen[name] for name in names}
+
+
+def output_shapes(network: Any, names: Sequence[str], *inputs: tuple[int, ...]) -> dict[str, tuple[int, int, int]]:
+    """(C, h, w) of what the named modules of a diffusers network give for one image; nothing is computed.
+
+    Args:
+        inputs: shapes of what the network is called with, the timestep's left out, of one image each.
+
+    Raises:
+        BackboneError: a module gives no map.
+    """
+    from diffusers.models.modeling_utils import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        twin = type(network).from_config(network.config).eval()
+        sample, *others = [torch.empty(shape) for shape in inputs]
+        step = torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        found = module_outputs(twin, names, lambda: twin(sample, step, *others))
+    return {name: (int(each.shape[1]), int(each.shape[2]), int(each.shape[3])) for name, each in found.items()}
+
+
+def linear_alphas_cumprod() -> torch.Tensor:
+    """abar_t = prod_{s <= t} (1 - b_s), b the 1000 numbers from 1e-4 to 2e-2 in equal steps: the linear schedule of Ho
+    et al. 2020, which the pixel-space models were trained with; float64 [1000]."""
+    return (1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)).cumprod(0)
 
 
 def joined(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from slime_bench.backbones.diffusion import (
     source,
 )
 from slime_bench.backbones.encoder_cache import EncoderCache, Posterior
-from slime_bench.backbones.features import joined, module_outputs
+from slime_bench.backbones.features import joined, module_outputs, output_shapes
 from slime_bench.backbones.load import DTYPES, load_parts
 from slime_bench.backbones.memory import images_within, keep_freed_memory, training_images
 from slime_bench.backbones.weights import check_hashes
@@ -274,6 +274,15 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
             noisy = self.add_noise(self.encode(images[here], None, keep=True), draws[here], timesteps[here])
             made.append(module_outputs(self.unet, layers, partial(self.predict_noise, noisy, timesteps[here], text)))
         return joined(made)
+
+    def feature_shapes(self, size: Size, layers: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+        """(C, h_l, w_l) of `features` for images of `size` = (H, W) pixels; nothing is computed.
+
+        Raises:
+            BackboneError: a module gives no map.
+        """
+        width = self.text_encoder.config.hidden_size
+        return output_shapes(self.unet, layers, (1, *self.latent_shape(size)), (1, self.num_tokens, width))
 
     @torch.no_grad()
     def encoder_features(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
+from slime_bench.backbones.ddpm import Ddpm
 from slime_bench.backbones.diffusion import BackboneFacts, StableDiffusion, attention_layers, check_layers
+from slime_bench.backbones.features import output_shapes
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.backbones.vision_language import Albef, Blip, Llava
 from slime_bench.backbones.weights import ASSETS, SD_CONFIGS
@@ -56,7 +59,7 @@ def test_contents_are_told_apart_without_torch() -> None:
     ]
 
 
-@pytest.mark.parametrize("part", [StableDiffusion, Blip, Albef, Llava])
+@pytest.mark.parametrize("part", [StableDiffusion, Ddpm, Blip, Albef, Llava])
 def test_a_light_class_names_the_one_that_computes(part: type[Any]) -> None:
     heavy = implementation_of(part)
     assert issubclass(heavy, part) and issubclass(heavy, torch.nn.Module) and heavy.Config is part.Config
@@ -123,8 +126,27 @@ class TestFiles:
         assert [len(groups[each]) for each in ("early", "middle", "late")] == sizes
         assert [*groups["early"], *groups["middle"], *groups["late"]] == list(layers)
         assert config.cross_layers == groups["middle"]
-        for group in groups.values():
-            check_layers(layers, group, config.self_layers)
+        for each in ("early", "middle", "late"):
+            check_layers(layers, groups[each], config.self_layers)
+
+    @pytest.mark.parametrize(
+        ("name", "configs", "expected"),
+        [
+            ("mini_sd", ASSETS / "mini_sd", [(128, 16), (96, 16), (96, 16), (96, 32), (32, 32)]),
+            ("sd21_base", ASSETS / SD_CONFIGS / "sd21_base", [(1280, 32), (640, 32), (640, 32), (640, 64), (320, 64)]),
+            ("sd15", ASSETS / SD_CONFIGS / "sd15", [(1280, 32), (640, 32), (640, 32), (640, 64), (320, 64)]),
+            ("sd14", ASSETS / SD_CONFIGS / "sd15", [(1280, 32), (640, 32), (640, 32), (640, 64), (320, 64)]),
+        ],
+    )
+    def test_hypercolumns(self, name: str, configs: Path, expected: list[tuple[int, int]]) -> None:
+        """Channels and grid of SegDDPM's layers, for an image of the side that the model was trained at."""
+        config = plan([f"backbone={name}"]).trials[0].backbone
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(configs / "unet"))
+        latent = (1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        text = (1, 77, unet.config.cross_attention_dim)
+        found = output_shapes(unet, config.layer_groups["hypercolumn"], latent, text)
+        assert [(channels, width) for channels, _, width in found.values()] == expected
 
     def test_precision_follows_the_trainer(self) -> None:
         assert plan(["trainer.precision=bf16"]).trials[0].backbone.dtype == "bf16"

@@ -22,7 +22,8 @@ import yaml
 from PIL import Image
 
 import slime_bench.methods
-from slime_bench.backbones.base import VlmFacts
+from slime_bench.backbones.base import DiffusionModel, VlmFacts
+from slime_bench.backbones.diffusion import StableDiffusion
 from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import config_class, implementation_of, load_target
@@ -39,6 +40,7 @@ from tests.backbones.test_albef import random_state
 from tests.backbones.test_albef import run as convert_albef
 from tests.backbones.test_albef import save as save_checkpoint
 from tests.backbones.test_llava import save_tiny_llava
+from tests.fixtures.adm import SMALL, save_adm
 from tests.fixtures.blip_toys import save_blip
 from tests.fixtures.twins.coco import write_coco_twin
 from tests.fixtures.twins.pascal import write_car_test_twin
@@ -55,11 +57,13 @@ COVERED: dict[str, set[str]] = {
         "slime_bench.methods.feature_probe.method.FeatureProbe",
         "slime_bench.methods.infoscore.method.InfoScore",
         "slime_bench.methods.infoscore.ranking.InfoScoreRanking",
+        "slime_bench.methods.segddpm.method.SegDdpm",
     },
     # files of conf/<group>, without `.yaml`
-    "method": {"slime", "feature_knn", "feature_probe", "infoscore", "infoscore_ranking"},
+    "method": {"slime", "feature_knn", "feature_probe", "infoscore", "infoscore_ranking", "segddpm"},
     "backbone": {"mini_sd", "sd21_base", "sd15", "sd14"}
-    | {"mini_blip", "blip_base", "blip_large", "albef", "llava15_7b"},
+    | {"mini_blip", "blip_base", "blip_large", "albef", "llava15_7b"}
+    | {"ddpm_horse", "ddpm_ffhq", "adm_uncond"},
     "protocol": {"slime_code", "slime_paper", "slime_mini", "infoscore_code", "infoscore_paper", "infoscore_mini"}
     | {"none"},
     "data": {"mini_car", "mini_horse", "mini_face", "pascal_part_car", "pascal_part_horse", "celebamask_hq"}
@@ -141,7 +145,7 @@ def test_every_file_composes_and_validates(group: str, name: str) -> None:
     needed = ["data.root=own", "data.classes=[background,leaf]"] if (group, name) == ("data", "folder") else []
     cfg = trial(f"{group}={name}", *needed)
     if group == "preset":
-        assert cfg.preset == name.removesuffix("_infoscore"), "tables of both methods stand under the preset's own name"
+        assert cfg.preset == name.split("_")[0], "tables of all methods stand under the preset's own name"
         return
     chosen = getattr(getattr(cfg, group), "name", name)
     if group not in ("metric", "trainer", "launcher"):
@@ -166,12 +170,19 @@ def tiny_weights(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Map
         **dict.fromkeys(("mini_blip", "blip_base", "blip_large"), blip),
         "albef": convert_albef(root, save_checkpoint(root / "albef.pth", random_state())),
         "llava15_7b": llava,
+        **dict.fromkeys(("ddpm_horse", "ddpm_ffhq", "adm_uncond"), save_adm(root / "adm.pt")),
     }
+
+
+#: backbone file -> settings without which the stand-in is of another architecture
+_ADM = [f"backbone.{key}={value}" for key, value in SMALL.items()]
+SMALL_BACKBONES = {"ddpm_horse": _ADM, "ddpm_ffhq": _ADM, "adm_uncond": _ADM}
 
 
 @pytest.mark.parametrize("name", options("backbone"))
 def test_backbone(name: str, tiny_weights: Mapping[str, Path]) -> None:
-    cfg = trial(f"backbone={name}", f"backbone.weights={tiny_weights[name]}", f"backbone.image_size={SIZE}")
+    small = [f"backbone.image_size={SIZE}", *SMALL_BACKBONES.get(name, [])]
+    cfg = trial(f"backbone={name}", f"backbone.weights={tiny_weights[name]}", *small)
     node, target = cfg.backbone, cfg.parts["backbone"]
     assert {"name", "weights", "image_size"} <= {field.name for field in dataclasses.fields(config_class(target))}
     fingerprint = target.content_hash_of(node)
@@ -180,8 +191,24 @@ def test_backbone(name: str, tiny_weights: Mapping[str, Path]) -> None:
     assert not any(value.requires_grad for value in backbone.parameters())
     if isinstance(backbone, VlmBackbone):
         check_vlm(backbone, target.describe(node))
-    else:
+        return
+    check_features(backbone, node, target.describe(node))
+    if isinstance(backbone, StableDiffusion):
         check_diffusion(backbone, node)
+
+
+def check_features(backbone: Any, node: Any, facts: Any) -> None:
+    """What every diffusion model has to give; its hypercolumns are named in its file."""
+    layers, hooks = node.layer_groups["hypercolumn"], hooks_of(backbone)
+    assert isinstance(backbone, DiffusionModel) and len(backbone.alphas_cumprod) == facts.num_timesteps
+    draws = torch.randn(2, *backbone.latent_shape((SIZE, SIZE)))
+    found = backbone.features(torch.rand(2, 3, SIZE, SIZE), torch.tensor([50, 250]), draws, layers)
+    assert list(found) == layers and all(value.dtype == torch.float32 for value in found.values())
+    shapes = backbone.feature_shapes((SIZE, SIZE), layers)
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        name: (2, *shape) for name, shape in shapes.items()
+    }
+    assert hooks_of(backbone) == hooks, "hooks are removed"
 
 
 def check_diffusion(backbone: Any, node: Any) -> None:
@@ -239,6 +266,7 @@ SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
     "feature_probe": ("mini_sd", ["method.draws=1", "method.test_draws=1", "shots=2"]),
     "infoscore": ("mini_blip", _VLM),
     "infoscore_ranking": ("mini_blip", [*_VLM, "method.resamples=3", "shots=0"]),
+    "segddpm": ("mini_sd", ["method.networks=2", "method.size=16", "protocol=none"]),
 }
 
 

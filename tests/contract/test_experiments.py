@@ -92,7 +92,7 @@ EXPERIMENTS: dict[str, Expected] = {
         method="infoscore_ranking",
     ),
     "refine": Expected(
-        {"method": "slime,feature_probe,infoscore", "refine": "none,guided,crf", **SLIME},
+        {"method": "slime,feature_probe,segddpm,infoscore", "refine": "none,guided,crf", **SLIME},
         {"mini": "mini_car", "mini_infoscore": "mini_car"},
     ),
     "paper_voc2012_infoscore": Expected(RUNS, {"paper_infoscore": "voc2012"}, metric="dataset"),

@@ -171,6 +171,7 @@ class TestMakefile:
                 [
                     "--multirun experiment=paper_horse seed=0 data.batch_size=1",
                     "--multirun experiment=paper_horse method=feature_probe seed=0 data.batch_size=1",
+                    "--multirun experiment=paper_horse method=segddpm seed=0 data.batch_size=1",
                     "--multirun experiment=paper_horse_infoscore seed=0 data.batch_size=1",
                     "report --subject horse",
                 ],

@@ -46,7 +46,7 @@ class FeatureKnnDescription(MethodDescription):
     Config = FeatureKnnConfig
     Protocol = NoSwitches
     Backbone = StableDiffusion
-    table_order = 4
+    table_order = 2
 
     @classmethod
     def check(

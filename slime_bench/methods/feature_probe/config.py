@@ -98,7 +98,7 @@ class FeatureProbeDescription(MethodDescription):
     Config = FeatureProbeConfig
     Protocol = NoSwitches
     Backbone = StableDiffusion
-    table_order = 5
+    table_order = 3
 
     @classmethod
     def check(
