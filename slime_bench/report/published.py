@@ -34,6 +34,7 @@ class PublishedRow:
         per_class: class name -> `Stat`, for the columns of the paper.
         average: mean over the columns as the paper states it.
         average_gap: stated average minus the mean of the stated classes where rounding cannot explain it, else 0.
+        backbones: names of our backbones from whose rows it may be subtracted, where not those of the subject.
         setting: what an ablation changed, else empty; `values` are our configuration keys for it, layers by the name of
             their group.
     """
@@ -47,6 +48,7 @@ class PublishedRow:
     per_class: dict[str, Stat]
     average: Stat
     average_gap: float = 0.0
+    backbones: list[str] = field(default_factory=list)
     setting: str = ""
     values: dict[str, Any] = field(default_factory=dict)
 

@@ -249,10 +249,13 @@ def comparison(row: Row, published: Published | None) -> PublishedRow | None:
     same_metric = row.convention == PAPER_CONVENTION and row.background_in_average
     if row.published or published is None or row.preset != PAPER_PRESET or not same_metric:
         return None
+    found = None if row.shots is None else published.main_row(row.method, row.shots)
+    if found is None or not row.default:
+        return None
     ours = {"data": row.data, "backbone": row.backbone, "test": row.prepared.get("test")}
-    same_world = all(value is None or value in published.comparable[name] for name, value in ours.items())
-    same_world &= "limit" not in row.prepared  # a part of the data set, for trying out
-    return published.main_row(row.method, row.shots) if same_world and row.default and row.shots is not None else None
+    theirs = {**published.comparable, **({"backbone": found.backbones} if found.backbones else {})}
+    same_world = all(value is None or value in theirs[name] for name, value in ours.items())
+    return found if same_world and "limit" not in row.prepared else None  # "limit": a part of the data, to try out
 
 
 def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
@@ -284,7 +287,7 @@ def row_name(row: Row, rows: Sequence[Row]) -> str:
     if row.shots and f"{row.shots}-shot" not in name:
         name += f" {row.shots}-shot"
     differ = [key for key in ("backbone", "protocol") if len({getattr(one, key) for one in rows}) > 1]
-    about = [*(getattr(row, key) for key in differ), *([row.variant] if row.variant else [])]
+    about = [text for text in (*(getattr(row, key) for key in differ), row.variant) if text not in ("", "none")]
     return f"{name} ({', '.join(about)})" if about else name
 
 

@@ -15,6 +15,7 @@ from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import GpuMemoryError, SlimeBenchError
 from slime_bench.results.environment import without_home
 from slime_bench.storage import write_atomic
+from slime_bench.trial.spec import table_facts
 
 ERROR_FILE: Final = "error.json"
 _log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def recorded_failure(cfg: TrialConfig, folder: Path, but: tuple[type[BaseExcepti
             "message": str(typed),
             "summary": getattr(typed, "summary", str(typed)),
             "traceback": "".join(traceback.format_exception(error)),
-            "facts": cfg.parts["method"].facts(cfg.method, cfg.shots),
+            "facts": table_facts(cfg),
         }
         try:
             text = json.dumps(without_home(facts), indent=1, sort_keys=True)

@@ -260,13 +260,14 @@ def hooks_of(backbone: torch.nn.Module) -> int:
 
 #: method file -> (backbone file for the stand-in weights, settings that make it small)
 _VLM = ["protocol=infoscore_code", "method.layers=[layer.0,layer.1]", "method.prompts=mini_car"]
+ONE_LAYER = "method.layers=[up_blocks.3.attentions.0]"
 SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
     "slime": ("mini_sd", ["method.train_map_size=16"]),
     "feature_knn": ("mini_sd", []),
     "feature_probe": ("mini_sd", ["method.draws=1", "method.test_draws=1", "shots=2"]),
     "infoscore": ("mini_blip", _VLM),
     "infoscore_ranking": ("mini_blip", [*_VLM, "method.resamples=3", "shots=0"]),
-    "segddpm": ("mini_sd", ["method.networks=2", "method.size=16", "protocol=none"]),
+    "segddpm": ("mini_sd", ["method.networks=2", "method.size=16", "method.timesteps=[50]", ONE_LAYER]),
 }
 
 

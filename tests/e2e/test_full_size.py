@@ -48,16 +48,19 @@ def test_one_step_and_one_segmentation(
     with capsys.disabled():
         sizes = f"{precision}, {side} pixels, {threads} threads"
         print(f"\n{name}, {sizes}: build {built:.0f} s, {stages}, {peak / 1e9:.1f} GB")
-        print(f"{name}, feature probe: {found['probe_peak_bytes'] / 1e9:.1f} GB with the weights")
+        if found["probe"]:
+            print(f"{name}, feature probe: {found['probe']['peak_bytes'] / 1e9:.1f} GB with the weights")
     assert tuple(found["parameters"]) == PARAMETERS[name]
     assert found["dtypes"] == [{"bf16": "torch.bfloat16", "fp32": "torch.float32"}[precision]]
     assert 0 < found["loss"] < 100 and 0 < found["gradient"] < 100
     assert found["moved"] == pytest.approx(0.1, rel=1e-3)  # Adam's first step is the learning rate
     assert found["scores"] == [1, 6, side, side] and found["score_dtype"] == "torch.float32"
     assert found["finite"] and found["spread"] > 0
-    assert found["probe_dimensions"] == 3 * (1280 + 640)
-    assert found["probe_scores"] == [1, 6, side, side] and found["probe_finite"]
-    assert peak < LIMIT and found["probe_peak_bytes"] < LIMIT
+    assert peak < LIMIT
+    if name == "sd21_base":
+        probe = found["probe"]
+        assert probe["dimensions"] == 3 * (1280 + 640) and probe["scores"] == [1, 6, side, side]
+        assert probe["finite"] and probe["peak_bytes"] < LIMIT
 
 
 @pytest.mark.slow
@@ -80,6 +83,6 @@ def test_segddpm_on_the_published_pixel_space_model(
     stages += f", peak {found['peak_bytes'] / 1e9:.1f} GB, learned state {found['state_bytes'] / 1e6:.0f} MB"
     with capsys.disabled():
         print(f"\nsegddpm, ADM at {found['side']} pixels, fp32: {stages}")
-    assert found["parameters"] == 552_814_086 and found["features"] == 8448
+    assert found["parameters"] == 552_814_086 and found["features"] == 2816
     assert found["scores"] == [1, 5, 256, 256] and found["sum"] == pytest.approx(1)
     assert found["peak_bytes"] < LIMIT

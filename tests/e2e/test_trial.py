@@ -156,4 +156,3 @@ def test_the_bench_of_methods_measures_trials_in_processes_of_their_own(
     assert "| feature_knn | 1" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "methods_cpu.json").read_text())["rows"]
     assert row["images"] == SPLITS["test"] and row["fit"] > 0 and row["test"] > 0 and row["peak"] > 10**8
-    assert methods.main([*small, "--methods", "feature_nn", "--shots", "1"]) == 2

@@ -288,6 +288,15 @@ def test_only_like_is_compared_with_like() -> None:
     assert comparison(published_rows(published, True)[0], published) is None
 
 
+@pytest.mark.parametrize(("backbone", "method"), [("ddpm_horse", "segddpm"), ("sd21_base", "slime")])
+def test_a_published_row_is_compared_on_the_backbone_that_it_was_measured_with(backbone: str, method: str) -> None:
+    horse = load_published("horse")
+    row = aggregate([trial([80] * 6, **PAPER | {"data": "pascal_part_horse"})])[0]
+    for name in ("ddpm_horse", "sd21_base"):
+        found = comparison(dataclasses.replace(row, method=method, backbone=name), horse)
+        assert (None if found is None else found.key) == (method if name == backbone else None)
+
+
 def test_columns_appear_where_rows_differ(tmp_path: Path) -> None:
     store(tmp_path, trial([50] * 6), trial([60] * 6, config={"method.maps": "cross"}), trial([60] * 6, backbone="b|x"))
     report_command(tmp_path)

@@ -29,6 +29,7 @@ from tests.fixtures.plain_make import run_make
 from tests.fixtures.toy_results import FINGERPRINTS, cells, percent_counts, store
 
 # The grids of Tables 1 and 5-10 (../shared/protocol.md, 1.4), as values of our keys.
+PROBED = {"probe_t", "probe_layers", "probe_parts"}
 PAPER: dict[str, list[dict[str, Any]]] = {
     "was": [{"method.maps": "was"}, {"method.maps": "cross"}],
     "prompt": [
@@ -454,6 +455,7 @@ def test_make_knows_every_ablation(repository: Path, checkout: Path) -> None:
     calls = (checkout / "calls").read_text()
     listed = set(re.findall(r"^  (\S+)", run_make(checkout).stdout, re.MULTILINE))
     for name in names:
-        assert f"--multirun experiment=mini_car ablation={name} " in f"{calls} ".replace("\n", " ")
+        method = "method=feature_probe " if name in PROBED else ""
+        assert f"--multirun experiment=mini_car {method}ablation={name} " in f"{calls} ".replace("\n", " ")
         assert f"ablation-{name}" in listed
-    assert set(names) == {*PAPER, "start"}
+    assert set(names) == {*PAPER, "start", *PROBED}

@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from slime_bench.config.parts import NO_NUMBERS
+from slime_bench.config.parts import located
 from slime_bench.data.config import SPLITS, DataConfig, Natural
 from slime_bench.data.folder import FolderData
 from slime_bench.data.manifest import MANIFEST, read_manifest
@@ -24,7 +24,7 @@ class MiniConfig(DataConfig):
         first_test: index of the first test picture; others than 0 are test sets on which nothing was chosen.
     """
 
-    first_test: Natural = field(default=0, metadata=NO_NUMBERS)  # the fingerprint of the pictures decides
+    first_test: Natural = field(default=0, metadata=located("data"))
 
 
 class MiniData(FolderData):
