@@ -78,6 +78,11 @@ class SegDdpmDescription(MethodDescription):
                 )  # fmt: skip
 
     @classmethod
+    def label(cls, config: SegDdpmConfig, shots: int) -> str:
+        """`SegDDPM`; the name where a file of one's own gives another."""
+        return "SegDDPM" if config.name == "segddpm" else config.name
+
+    @classmethod
     def stated(cls, config: SegDdpmConfig) -> dict[str, str]:
         """`noise level` and `networks`, where they are not the authors'."""
         said = {"noise level": "matched to the linear schedule"} if config.noise_level == "matched" else {}
