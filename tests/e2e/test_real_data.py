@@ -88,7 +88,7 @@ def test_car_from_folders_to_the_table(make, place: Path) -> None:  # type: igno
 
     settings = "seed=0 trainer=cpu trainer.threads=1 method.max_steps=2 save_maps=1"
     # The pool of the small twin has fewer complete crops than ten.
-    others = ["BACKBONE=mini_sd", "VLM=mini_blip"]
+    others = ["BACKBONE=mini_sd", "VLM=mini_blip", "METHODS=slime infoscore"]
     done = make("reproduce-car", "PRESET=paper", *others, f"ARGS={settings} shots=1,4")
     assert done.returncode == 0, done.stderr
     assert "preset" in done.stdout and "paper" in done.stdout and "mini_sd" in done.stdout
