@@ -10,7 +10,8 @@ so that the kills fall into the trials and not into imports. The last line of th
     lost        finished trials whose result was gone, or no longer valid, after a later round
     repeated    finished trials whose result was written again
     differing   files of finished trials that are not, byte for byte, those of an undisturbed sweep
-    leftovers   files that a killed process had not finished writing, and that are still there at the end
+    leftovers   files of trials that a killed process had not finished writing, and that are still there at the end
+                (to the sweep's own folder in hydra/ nobody returns)
     together    exit codes of two sweeps of the same trials started together, and how often each trial was computed
 """
 
@@ -149,7 +150,7 @@ def main(work: Path, rounds: int) -> None:
         after = compare(before, finished(folder), figures)
         figures["sweeps"] += len(after) == len(wanted)
         figures["differing"] += differing(folder)
-        figures["leftovers"] += len(list(folder.rglob(".*.tmp")))
+        figures["leftovers"] += len(list((folder / "runs").rglob(".*.tmp")))
     both = [Sweep(settings, work / "together") for _ in range(2)]
     codes = [each.wait() for each in both]
     computed = Counter((work / "together" / COMPUTED).read_text().splitlines())
