@@ -42,6 +42,13 @@ class Annotated(NamedTuple):
         )
 
 
+def support_of(data: Any, device: torch.device) -> Annotated:
+    """All support images of a data module, as they are, on `device`."""
+    batches = list(data.support_dataloader())
+    images, labels = (torch.cat([each[name] for each in batches]).to(device) for name in ("image", "label"))
+    return Annotated(images, labels, [name for each in batches for name in each["id"]])
+
+
 class FeatureMethod(SegmentationMethod):
     """A method without an optimisation by steps: `fit` learns from all support images before the test.
 
@@ -77,17 +84,15 @@ class FeatureMethod(SegmentationMethod):
             DataError: a support without any part.
         """
         self.to(device)
-        batches = list(data.support_dataloader())
-        images, labels = (torch.cat([each[name] for each in batches]).to(self.device) for name in ("image", "label"))
-        ids = [name for each in batches for name in each["id"]]
-        present = torch.stack([(labels == k).any() for k in range(len(self.classes))])
+        support = support_of(data, self.device)
+        present = torch.stack([(support.labels == k).any() for k in range(len(self.classes))])
         if not bool(present[1:].any()):
             raise DataError(
-                "the support images show none of the parts", path=", ".join(ids[:5]),
+                "the support images show none of the parts", path=", ".join(support.ids[:5]),
                 found="background or unlabelled pixels alone", expected=f"pixels of {', '.join(self.classes[1:])}",
                 remedy="choose other support images: data.support_ids=[...]",
             )  # fmt: skip
-        learned = {"present": present, **self.fit(Annotated(images, labels, ids))}
+        learned = {"present": present, **self.fit(support)}
         self._learned = {name: value.to(self.device) for name, value in learned.items()}
 
     def without_absent(self, scores: Tensor) -> Tensor:

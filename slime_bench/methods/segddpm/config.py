@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from slime_bench.backbones.base import DiffusionModel
+from slime_bench.backbones.diffusion import check_timesteps
 from slime_bench.config.parts import NO_NUMBERS
 from slime_bench.config.schema import Natural, Positive
 from slime_bench.errors import ConfigError
@@ -65,11 +66,7 @@ class SegDdpmDescription(MethodDescription):
             ConfigError: a timestep outside the schedule, or a layer that is named twice.
         """
         steps = 1000 if backbone is None or config.noise_level == "matched" else backbone.num_timesteps
-        if max(config.timesteps) >= steps:
-            raise ConfigError(
-                "a timestep is outside the schedule", path="method.timesteps", found=max(config.timesteps),
-                expected=f"0 to {steps - 1}", remedy="e.g. method.timesteps=[50,150,250]",
-            )  # fmt: skip
+        check_timesteps(steps, {"method.timesteps": config.timesteps})
         for key, values in (("method.timesteps", config.timesteps), ("method.layers", config.layers)):
             if len(set(values)) < len(values):
                 raise ConfigError(

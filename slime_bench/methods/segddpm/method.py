@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from slime_bench.backbones.features import linear_alphas_cumprod, module_name
 from slime_bench.errors import ConfigError, DataError
 from slime_bench.methods.base import SegmentationMethod
+from slime_bench.methods.features import support_of
 from slime_bench.methods.segddpm import classifier
 from slime_bench.methods.segddpm.classifier import IGNORE, Networks
 from slime_bench.methods.segddpm.config import SegDdpmConfig, SegDdpmDescription
@@ -87,12 +88,7 @@ class SegDdpm(SegDdpmDescription, SegmentationMethod):
             ConfigError: activations that do not fit `memory_gb`.
         """
         self.to(device)
-        batches = list(data.support_dataloader())
-        self.fit(
-            torch.cat([each["image"] for each in batches]).to(self.device),
-            torch.cat([each["label"] for each in batches]).to(self.device),
-            [name for each in batches for name in each["id"]],
-        )
+        self.fit(*support_of(data, self.device))
 
     def fit(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> None:
         """Train on images float32 [k,3,H,W] in [0,1] with label maps int64 [k,H,W]; see `prepare`."""
