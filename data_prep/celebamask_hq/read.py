@@ -13,7 +13,8 @@ from data_prep.celebamask_hq.files import MAPPING, Face, split_of
 from data_prep.celebamask_hq.merge import CLASS_OF, CLASSES, IGNORED, PAINTING, merge
 from data_prep.processes import Job
 from slime_bench.data.label_maps import class_pixels
-from slime_bench.data.reading import DECODING_ERRORS, read_image
+from slime_bench.data.mask_files import DECODING_ERRORS
+from slime_bench.data.reading import read_image
 from slime_bench.errors import DataError, LabelError, SlimeBenchError
 
 

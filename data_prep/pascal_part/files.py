@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_prep.archive import opened
 from slime_bench.data.label_maps import listing
-from slime_bench.data.reading import DECODING_ERRORS
+from slime_bench.data.mask_files import DECODING_ERRORS
 from slime_bench.errors import DataError
 
 IMAGES, BOXES, LISTS = "JPEGImages", "Annotations", "ImageSets/Main"

@@ -1,30 +1,22 @@
-"""Reading of images, masks and samples, and folders of them as data sets; `layouts` says which files pair up."""
+"""Reading of images and samples, and folders of them as data sets; `layouts` says which files pair up."""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from slime_bench.data.label_maps import IGNORE, counted, pack, relabelled, validate_classes, validate_colours
+from slime_bench.data.label_maps import IGNORE, counted, relabelled, validate_classes, validate_colours
 from slime_bench.data.layouts import Pair, find_pairs
+from slime_bench.data.mask_edges import edges
+from slime_bench.data.mask_files import DECODING_ERRORS, Mask, read_mask, unreadable
+from slime_bench.data.masks import soft_edges
 from slime_bench.errors import DataError, LabelError
-
-DECODING_ERRORS: Final = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
-"""What PIL and NumPy raise on files that are cut short, overwritten or of another kind."""
-
-MASK_FORMS: Final = "class indices in a PNG file (8-bit grey or palette) or a .npy array saved without pickling"
-_LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM")
-_MODES = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA")
 
 
 @dataclass(frozen=True)
@@ -35,27 +27,6 @@ class Sample:
     id: str
     image: NDArray[np.uint8]
     label: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Mask:
-    """What a file of labels holds, before anybody has said what its values mean.
-
-    Attributes:
-        values: int64 [H,W]: indices, or colours as 0xRRGGBB where `coloured`.
-        palette: index -> 0xRRGGBB of a palette picture.
-    """
-
-    path: Path
-    values: NDArray[np.int64]
-    coloured: bool = False
-    palette: dict[int, int] = field(default_factory=dict)
-
-    def by_colour(self) -> Mask:
-        """A palette picture as one of colours; any other mask as it is."""
-        if not self.palette:
-            return self
-        return replace(self, values=relabelled(self.values, self.palette), coloured=True, palette={})
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -69,70 +40,26 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as file:
-            mode = file.mode
-            if not mode.startswith(("I", "F")):
-                return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+            return rgb(file, path)
     except DECODING_ERRORS as error:
-        raise _unreadable("image", path, error, "a complete PNG or JPEG file") from error
-    raise DataError(
-        "image with more than 8 bits per pixel", path=path, found=f"mode {mode}", expected="8-bit RGB or grey",
-        remedy="convert the image to 8 bits; only you know which range of values matters",
-    )  # fmt: skip
+        raise unreadable("image", path, error, "a complete PNG or JPEG file") from error
 
 
-def read_mask(path: Path) -> Mask:
-    """The mask in a file: a lossless picture (grey, palette or colours) or a `.npy` array of whole numbers, which may
-    be stored as floats. A camera's orientation is applied, as it is to images; what is fully transparent was never
-    painted, and is 0 or black.
+def rgb(picture: Image.Image, path: Path = Path("image")) -> NDArray[np.uint8]:
+    """A picture as uint8 [H,W,3] RGB, see `read_image`.
+
+    Args:
+        path: its file, for messages.
 
     Raises:
-        DataError: missing, unreadable or cut short.
-        LabelError: a format that loses pixels (JPEG), numbers that are no indices, or an array of another kind.
+        DataError: grey with more than 8 bits.
     """
-    kind, mode, palette = _LOSSLESS[0], "", {}
-    try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
-            if not isinstance(array, np.ndarray):
-                raise ValueError("several arrays in one file")
-        else:
-            with Image.open(path) as file:
-                kind, picture = str(file.format), ImageOps.exif_transpose(file)
-            mode, array = picture.mode, np.array(picture)
-            if mode == "P":
-                colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
-                palette = dict(enumerate(pack(colours).tolist()))
-            elif mode in ("LA", "RGBA"):
-                array = np.where(array[..., -1:] == 0, 0, array[..., :-1])
-    except (*DECODING_ERRORS, MemoryError) as error:  # an array's header may promise more than there is memory
-        raise _unreadable("label map", path, error, MASK_FORMS) from error
-    if kind not in _LOSSLESS:
-        raise LabelError(
-            "the label map is stored in a format that changes pixels", path=path, found=f"a {kind} file",
-            expected=MASK_FORMS,
-            remedy="export the label map as PNG from its source; converting this file keeps the false labels in it",
-        )  # fmt: skip
-    form = f"{f'mode {mode}, ' if mode else ''}an array {list(array.shape)} of {array.dtype}"
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    known = not mode or mode in _MODES
-    if known and array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
-        return Mask(path, pack(array), coloured=True)
-    if not known or array.ndim != 2 or array.dtype.kind not in "biuf":
-        raise LabelError(
-            "not a label map", path=path, found=form, expected=MASK_FORMS,
-            remedy="save one whole number for each pixel, the index of its class, e.g. as an 8-bit PNG",
-        )  # fmt: skip
-    if array.dtype.kind == "f":
-        array = array.astype(np.float64)
-        broken = ~(np.isfinite(array) & (np.abs(array) < 2**31) & (array == np.round(array)))
-        if broken.any():
-            raise LabelError(
-                "the label map holds numbers that are no class index", path=path,
-                found=f"{np.unique(array[broken])[0]:g} and the like ({int(broken.sum())} pixels)", expected=MASK_FORMS,
-                remedy="resize and save label maps without interpolation; scores become labels by their argmax",
-            )  # fmt: skip
-    return Mask(path, array.astype(np.int64), palette=palette)
+    if not picture.mode.startswith(("I", "F")):
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    raise DataError(
+        "image with more than 8 bits per pixel", path=path, found=f"mode {picture.mode}", expected="8-bit RGB or grey",
+        remedy="convert the image to 8 bits; only you know which range of values matters",
+    )  # fmt: skip
 
 
 def read_label(path: Path, colours: Mapping[int, int] | None = None) -> NDArray[np.int64]:
@@ -161,6 +88,9 @@ def read_label(path: Path, colours: Mapping[int, int] | None = None) -> NDArray[
         )  # fmt: skip
     strange = ~np.isin(mask.values, list(colours))
     if 0 in colours.values() and strange.any():
+        soft = edges(mask.values, True).soft(list(colours))
+        if soft:
+            raise soft_edges(mask, soft)
         raise LabelError(
             "the label map has colours that are no class", path=path,
             found=counted(mask.values[strange], coloured=True),
@@ -188,6 +118,17 @@ def check_label(label: NDArray[np.int64], classes: Sequence[str], path: Path) ->
         )  # fmt: skip
 
 
+def check_edges(label: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
+    """Refuse labels [H,W] between which an interpolation has put others: they are classes too, but not the pixels'.
+
+    Raises:
+        LabelError.
+    """
+    soft = edges(label, False).soft(range(len(classes)))
+    if soft:
+        raise soft_edges(Mask(path, label), soft)
+
+
 def check_size(pair: Pair, image: NDArray[np.uint8], label: NDArray[Any]) -> None:
     """Refuse a label map [H,W] of another size than its image [H,W,3].
 
@@ -198,9 +139,10 @@ def check_size(pair: Pair, image: NDArray[np.uint8], label: NDArray[Any]) -> Non
     if (height, width) == (rows, columns):
         return
     remedy = "export the label map in the size of its image, without interpolation"
-    with Image.open(pair.image) as file:
-        if file.size == (columns, rows):  # as the file has it, before `read_image` has turned it
-            remedy = "the image's EXIF orientation turns it, as viewers show it: turn the label map likewise"
+    if pair.image.is_file():
+        with Image.open(pair.image) as file:
+            if file.size == (columns, rows):  # as the file has it, before `read_image` has turned it
+                remedy = "the image's EXIF orientation turns it, as viewers show it: turn the label map likewise"
     raise LabelError(
         "image and label map differ in size", path=pair.label, found=f"{columns}x{rows}",
         expected=f"{width}x{height} (width x height) as {pair.image}", remedy=remedy,
@@ -275,11 +217,3 @@ class FolderDataset:
         """The samples called `ids`, in that order; KeyError for an id that is not there."""
         by_id = {pair.id: pair for pair in self.pairs}
         return FolderDataset(self.folder, self.classes, self.colours, pairs=[by_id[key] for key in ids])
-
-
-def _unreadable(kind: str, path: Path, error: BaseException, expected: str) -> DataError:
-    found = getattr(error, "strerror", None)  # of a file that is not there, a folder, or one that may not be read
-    if found is None:
-        found = f"{path.stat().st_size} bytes that do not decode ({type(error).__name__}: {error})"
-    remedy = "correct the name, restore or export the file again, or prepare the data again"
-    return DataError(f"cannot read the {kind}", path=path, found=found, expected=expected, remedy=remedy)

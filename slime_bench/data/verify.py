@@ -24,7 +24,7 @@ from slime_bench.data.config import TEST
 from slime_bench.data.duplicates import SIDE, find_duplicates, fingerprint
 from slime_bench.data.label_maps import IGNORE, class_pixels, listing
 from slime_bench.data.manifest import MANIFEST, pixels_sha256, read_manifest
-from slime_bench.data.reading import FolderDataset
+from slime_bench.data.reading import FolderDataset, check_edges
 from slime_bench.errors import DataError, SlimeBenchError, StorageError
 from slime_bench.storage import write_atomic
 
@@ -240,6 +240,7 @@ def _looks(
         pair = dataset.pairs[index]
         try:
             sample = dataset[index]
+            check_edges(sample.label, dataset.classes, pair.label)
         except SlimeBenchError as error:
             return error
         height, width = sample.label.shape

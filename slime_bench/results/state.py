@@ -18,25 +18,32 @@ _BEFORE_REFINE: Final = {"refine": {"_target_": "slime_bench.refine.config.NoRef
 """What a file says that was written before there was a choice of refinement."""
 
 
-def write_state(
-    path: Path, learned: Mapping[str, Any], config: Mapping[str, Any], classes: Sequence[str], **more: Any
-) -> None:
-    """`learned` tensors as safetensors; classes, seed, preset, `NODES` of `config` and `more` as JSON in its metadata.
+def write_state(path: Path, learned: Mapping[str, Any], config: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """`learned` tensors with their `state_facts` as a safetensors file.
 
     Raises:
         StorageError: it cannot be written.
     """
-    from safetensors.torch import save
+    write_atomic(path, pack_state(learned, state_facts(config, classes)))
 
-    facts = {
+
+def state_facts(config: Mapping[str, Any], classes: Sequence[str], **more: Any) -> dict[str, Any]:
+    """What the file says besides the tensors: classes, seed, preset, `NODES` of `config`, and `more` (JSON)."""
+    return {
         "classes": list(classes),
         **{name: config[name] for name in ("seed", "preset")},
         **{name: redact(config[name]) for name in NODES},
         **more,
     }
+
+
+def pack_state(learned: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
+    """The content of the file: `learned` tensors as safetensors, `facts` as JSON in its metadata."""
+    from safetensors.torch import save
+
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
-    write_atomic(path, ordered(save(tensors, metadata=metadata)))
+    return ordered(save(tensors, metadata=metadata))
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="of the random draws; default 0")
     add("--preset", choices=["mini", "paper"], help="mini (default): small and bundled; paper: Stable Diffusion 2.1")
     add("--weights", help="backbone folder, where it is not the one that the preset or the embeddings name")
+    add("--yes", action="store_true", help="take masks as they are where the command would ask about them")
     add("--force", action="store_true", help="replace embeddings and results that are there")
     add("overrides", nargs="*", metavar="key=value", help="overrides of the configuration")
     return parser

@@ -5,7 +5,6 @@ What this command takes from `config` and `trial` is here: a trial's configurati
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -26,8 +25,7 @@ from slime_bench.data.label_maps import RGB, palette
 from slime_bench.data.reading import Sample
 from slime_bench.errors import ConfigError, DeviceError
 from slime_bench.results import identity
-from slime_bench.results.state import NODES, write_state
-from slime_bench.segment.output import note, progress
+from slime_bench.results.state import NODES, state_facts
 from slime_bench.segment.support import Support
 from slime_bench.tracking.loggers import curve_callback, trial_logger
 from slime_bench.trial import fitting
@@ -95,45 +93,39 @@ class SupportData(FolderData):
         """There is neither a test split nor anything to verify."""
 
 
-class _Bar(Callback):
-    """The steps of an optimisation as a progress bar."""
-
-    def __init__(self, steps: int) -> None:
-        self._bar = progress("fit", steps)
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        if isinstance(outputs, dict) and "loss" in outputs:
-            self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
-        self._bar.update(trainer.global_step - self._bar.n)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._bar.close()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._bar.close()
-
-
-def configuration(args: argparse.Namespace, support: Support) -> TrialConfig:
-    """The configuration of a trial on the annotated images, by the options of the command line.
+def configuration(
+    support: Support,
+    *,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    device: str = "auto",
+    weights: str | None = None,
+) -> TrialConfig:
+    """The configuration of a trial on the annotated images.
 
     The preset's data set lends size, fit and augmentation. Pictures of any size are shrunk with `antialias` unless
     `data.resize` says otherwise. With one image the preset decides whether it is its own validation; with several the
     last embeddings are taken, unless `data.validation=support`.
 
+    Args:
+        preset, seed, device: None or `auto` for what `overrides` say, else `mini`, 0, and a GPU where there is one.
+        weights: folder of the backbone, where it is not the one that the preset names.
+
     Raises:
         ConfigError: an override that cannot be, one of what the annotated images decide, or a method that `segment`
             does not take.
     """
-    settled = [each for each in args.overrides if each.lstrip("+~").partition("=")[0] in _SETTLED]
+    settled = [each for each in overrides if each.lstrip("+~").partition("=")[0] in _SETTLED]
     if settled:
         raise ConfigError(
             "the annotated images decide this", path=settled[0].partition("=")[0], found=settled[0],
             expected="overrides of the method, the backbone, the protocol, or of data.augment and the like",
             remedy="leave it out; --image and --mask, or --support, say it all",
         )  # fmt: skip
-    said = args.preset is None and any(each.startswith("preset=") for each in args.overrides)
-    chosen = [] if said else [f"preset={args.preset or 'mini'}"]
-    (cfg,) = plan([*chosen, "data.resize=antialias", *args.overrides]).trials
+    said = preset is None and any(each.startswith("preset=") for each in overrides)
+    chosen = [] if said else [f"preset={preset or 'mini'}"]
+    (cfg,) = plan([*chosen, "data.resize=antialias", *overrides]).trials
     plain = copy.deepcopy(cfg.plain)
     own = cfg.data.validation == "support" or (cfg.data.validation == "auto" and len(support.ids) == 1)
     plain["data"] = {
@@ -143,10 +135,10 @@ def configuration(args: argparse.Namespace, support: Support) -> TrialConfig:
         "support_ids": support.ids,
         "validation": "support" if own else "none",
     }
-    plain |= {"shots": len(support.ids), "seed": plain["seed"] if args.seed is None else args.seed}
-    if args.weights is not None:
-        plain["backbone"]["weights"] = args.weights
-    plain["trainer"]["device"] = pick_device(args.device if args.device != "auto" else cfg.trainer.device)
+    plain |= {"shots": len(support.ids), "seed": plain["seed"] if seed is None else seed}
+    if weights is not None:
+        plain["backbone"]["weights"] = weights
+    plain["trainer"]["device"] = pick_device(device if device != "auto" else cfg.trainer.device)
     check_precision(plain["trainer"]["precision"], plain["trainer"]["device"])
     cfg = validate(OmegaConf.create(plain))
     check_parts(cfg)
@@ -165,14 +157,14 @@ def signature(cfg: TrialConfig, support: Support) -> str:
     return identity.signature(cfg, hashes)
 
 
-def fit(cfg: TrialConfig, support: Support, folder: Path, state: Path, fit_signature: str) -> Any:
-    """The method after its fit, on the CPU; what it has learned is written to `state`.
+def fit(cfg: TrialConfig, support: Support, folder: Path, callbacks: Sequence[Callback] = ()) -> Any:
+    """The method after its fit, on the CPU.
 
     Args:
-        folder: where a logger that the configuration names writes to.
+        folder: where a logger that the configuration names writes to. callbacks: of Lightning.
 
     Raises:
-        SlimeBenchError: settings that do not fit the backbone, a missing backbone, too little memory, a full disk.
+        SlimeBenchError: settings that do not fit the backbone, a missing backbone, too little memory.
     """
     classes = support.classes.names
     cfg.parts["method"].check(cfg.method, backbone_facts(cfg), classes, cfg.data.image_size)
@@ -180,19 +172,23 @@ def fit(cfg: TrialConfig, support: Support, folder: Path, state: Path, fit_signa
         data = SupportData(cfg.data, support, cfg.seed).datamodule()
         data.setup("fit")  # mistakes in the data come before the backbone is loaded
         parts = {name: (cfg.parts[name], getattr(cfg, name)) for name in _PARTS}
-        method = _build(parts, classes, cfg.seed, cfg.trainer.device)
+        method = _build(parts, classes, cfg.seed)
         with fitting.threads(cfg.trainer.threads, cfg.trainer.deterministic):
             method.prepare(data, cfg.trainer.device)
             if method.epochs > 0:
                 steps = fitting.steps_of(cfg, data, method)
-                callbacks = [_Bar(steps), None if logger is None else curve_callback(logger)]
-                trainer = fitting.lightning_trainer(cfg, method, steps, folder, callbacks)
+                every = [*callbacks, None if logger is None else curve_callback(logger)]
+                trainer = fitting.lightning_trainer(cfg, method, steps, folder, every)
                 trainer.fit(method, data)
                 method.use_best_state()
             method.cpu()
-    colours = support.classes.colours
-    write_state(state, method.learned_state(), cfg.plain, classes, colours=colours, fit=fit_signature)
     return method
+
+
+def facts_of(cfg: TrialConfig, support: Support, fit_signature: str) -> dict[str, Any]:
+    """What the file of the embeddings says besides the tensors, see `results.state`."""
+    classes = support.classes
+    return state_facts(cfg.plain, classes.names, colours=[list(each) for each in classes.colours], fit=fit_signature)
 
 
 def recipe(facts: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -244,13 +240,12 @@ def load_method(made: Recipe, tensors: Mapping[str, torch.Tensor], device: str) 
             "half precision needs CUDA", path="backbone.dtype", found="embeddings learnt in fp16, and the CPU",
             expected="fp32 or bf16 on the CPU", remedy="add backbone.dtype=fp32; label maps will differ a little",
         )  # fmt: skip
-    method = _build(made.parts, made.classes, made.seed, device)
+    method = _build(made.parts, made.classes, made.seed)
     method.load_learned_state(tensors)
     return method
 
 
-def _build(parts: Mapping[str, tuple[type[Any], Any]], classes: Sequence[str], seed: int, device: str) -> Any:
-    note("backbone", f"{parts['backbone'][1].name} on {device}")
+def _build(parts: Mapping[str, tuple[type[Any], Any]], classes: Sequence[str], seed: int) -> Any:
     given = {name: build_part(*parts[name]) for name in ("protocol", "backbone")}
     method = build_part(*parts["method"], **given, classes=tuple(classes), seed=seed)
     _, method.refine = parts["refine"]

@@ -18,22 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from slime_bench.data.class_files import ClassSpec, parse_classes, read_classes
 from slime_bench.data.label_maps import listing
+from slime_bench.data.masks import UnnamedColours
 from slime_bench.data.reading import read_image
-from slime_bench.data.transforms import fit_image, unfit
-from slime_bench.errors import ResultError, SlimeBenchError
+from slime_bench.errors import LabelError, ResultError, SlimeBenchError
 from slime_bench.results.state import content_hash, read_state
 from slime_bench.segment import folder, learn, output
 from slime_bench.segment.folder import EMBEDDINGS, LABELS, OVERLAYS, Record, Run, write, write_run
 from slime_bench.segment.learn import Recipe
 from slime_bench.segment.output import Shown, columns, note, percent
+from slime_bench.segment.segmenter import Segmenter, label_map, noise_key
 from slime_bench.segment.support import Support, pair_up, read_support
-from slime_bench.trial import fitting
-from slime_bench.trial.device import pick_device
 from slime_bench.trial.failure import typed_error
 
 SHOWN = 12
@@ -44,13 +43,33 @@ _SAVE_EVERY = 5.0  # seconds; what was segmented since is done again should the 
 
 @dataclass(frozen=True)
 class Learned:
-    """Embeddings: tensors of their file, its place, how to segment with them, and the method where it is loaded."""
+    """What segments, and the content of the file that holds it."""
 
-    tensors: dict[str, torch.Tensor]
-    path: Path
-    recipe: Recipe
-    device: str
-    method: Any = None
+    segmenter: Segmenter
+    content: bytes
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it segments."""
+        return self.segmenter.recipe
+
+
+class _Bar(Callback):
+    """The steps of an optimisation as a progress bar."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._bar = output.progress("fit", trainer.max_steps)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        if isinstance(outputs, dict) and "loss" in outputs:
+            self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._bar.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._bar.close()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,9 +94,8 @@ def _run(args: argparse.Namespace) -> int:
     todo = {name: files[name] for name in folder.remaining(files, args.out, run)}
     failures: dict[str, SlimeBenchError] = {}
     if todo:
-        method = learned.method or learn.load_method(made, learned.tensors, learned.device)
-        with fitting.threads(None, True):
-            failures = segment_images(method.to(learned.device).eval(), made, todo, args.out, run)
+        note("backbone", f"{made.parts['backbone'][1].name} on {learned.segmenter.device}")
+        failures = segment_images(learned.segmenter, todo, args.out, run)
     good = {name: path for name, path in files.items() if name not in failures}
     records = [run.images[name] for name in good]
     write(args.out / folder.AREAS, output.areas_csv(((record.file, record.pixels) for record in records), made.classes))
@@ -97,10 +115,27 @@ def _annotated(args: argparse.Namespace) -> Support:
     if said is not None:
         is_file = said.endswith((".yaml", ".yml")) or ("," not in said and Path(said).is_file())
         spec = read_classes(Path(said)) if is_file else parse_classes(said.split(","), "--classes")
-    support = read_support(pair_up(args.image, args.mask, args.support), spec)
+    try:
+        support = read_support(pair_up(args.image, args.mask, args.support), spec, accept=args.yes)
+    except UnnamedColours as error:
+        raise _asked(error) from error
     note("annotated", listing(support.names))
-    note("classes", columns([("in mask", "label", "class", "area"), *support.classes.table()]))
+    titles = ("in mask", "label", "class", "pixels", "area", "")
+    note("classes", columns([titles, *support.classes.table()]))
+    for each in support.classes.notes:
+        note("", each)
     return support
+
+
+def _asked(error: UnnamedColours) -> LabelError:
+    """The error with the class file that it proposes, which is written beside the mask."""
+    path = Path(f"{error.path}.classes.yaml")
+    if not path.exists():
+        write(path, error.class_file().encode())
+    return LabelError(
+        error.summary, path=error.path, found=error.found, expected=error.expected,
+        remedy=f"correct the names in {path} and add --classes {path}; or take them as they are with --yes{error.hint}",
+    )  # fmt: skip
 
 
 def _images(args: argparse.Namespace) -> dict[str, Path]:
@@ -112,15 +147,15 @@ def _images(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def _reused(args: argparse.Namespace) -> Learned:
-    tensors, facts = read_state(args.embeddings)
-    if args.weights is not None:
-        facts["backbone"]["weights"] = args.weights
-    return Learned(tensors, args.embeddings, learn.recipe(facts, args.overrides), pick_device(args.device))
+    segmenter = Segmenter.load(args.embeddings, overrides=args.overrides, device=args.device, weights=args.weights)
+    return Learned(segmenter, args.embeddings.read_bytes())
 
 
 def _learned(args: argparse.Namespace, support: Support) -> Learned:
     """Embeddings of the annotated images: those that an earlier run has left, or new ones."""
-    cfg = learn.configuration(args, support)
+    cfg = learn.configuration(
+        support, preset=args.preset, overrides=args.overrides, seed=args.seed, device=args.device, weights=args.weights
+    )  # fmt: skip
     signature, device, here = learn.signature(cfg, support), str(cfg.trainer.device), args.out / EMBEDDINGS
     for path in (args.embeddings, here):
         if args.force or path is None or not path.exists():
@@ -138,11 +173,12 @@ def _learned(args: argparse.Namespace, support: Support) -> Learned:
             )  # fmt: skip
         note("fit", f"not repeated: {path} is of these annotated images and settings")
         facts["backbone"] = cfg.plain["backbone"]  # its weights may have moved since
-        return Learned(tensors, path, learn.recipe(facts), device)
+        return Learned(Segmenter(tensors, facts, device=device), path.read_bytes())
     write_run(args.out, folder.read_run(args.out))  # from here on the folder is ours, and it can be written
-    method = learn.fit(cfg, support, args.out, here, signature)
-    tensors, facts = read_state(here)
-    return Learned(tensors, here, learn.recipe(facts), device, method)
+    note("backbone", f"{cfg.backbone.name} on {device}")
+    segmenter = Segmenter.learned(cfg, support, signature=signature, folder=args.out, callbacks=[_Bar()])
+    write(here, segmenter.content())  # before anything else can go wrong
+    return Learned(segmenter, here.read_bytes())
 
 
 def _earlier(args: argparse.Namespace, learned: Learned) -> Run:
@@ -151,10 +187,10 @@ def _earlier(args: argparse.Namespace, learned: Learned) -> Run:
     Raises:
         ResultError: it holds results of others, and they are not to be replaced.
     """
-    origin = {"embeddings": content_hash(learned.tensors), "settings": learned.recipe.settings_hash()}
+    origin = {"embeddings": learned.segmenter.content_hash(), "settings": learned.recipe.settings_hash()}
     earlier, here = folder.read_run(args.out), args.out / EMBEDDINGS
     other = bool(earlier.images) and earlier.origin != origin
-    if here.exists() and here != learned.path and not other:
+    if not other and here.exists() and here.read_bytes() != learned.content:
         other = content_hash(read_state(here)[0]) != origin["embeddings"]
     if other and not args.force:
         raise ResultError(
@@ -174,17 +210,14 @@ def _earlier(args: argparse.Namespace, learned: Learned) -> Run:
 def _write_embeddings(args: argparse.Namespace, learned: Learned, run: Run, learns: bool) -> None:
     """`run.json`, the embeddings where they are wanted, and the class list."""
     write_run(args.out, run)
-    content = learned.path.read_bytes()
     for path in (args.out / EMBEDDINGS, *([args.embeddings] if learns and args.embeddings is not None else [])):
-        if not path.exists() or path.read_bytes() != content:
-            write(path, content)
+        if not path.exists() or path.read_bytes() != learned.content:
+            write(path, learned.content)
     names = yaml.safe_dump(list(learned.recipe.classes), allow_unicode=True, width=1000)
     write(args.out / folder.CLASSES, f"# classes of labels/, from label 0 on\n{names}".encode())
 
 
-def segment_images(
-    method: Any, made: Recipe, files: Mapping[str, Path], out: Path, run: Run
-) -> dict[str, SlimeBenchError]:
+def segment_images(segmenter: Segmenter, files: Mapping[str, Path], out: Path, run: Run) -> dict[str, SlimeBenchError]:
     """Label maps and overlays of all images; `run` is brought up to date, also after an interruption.
 
     Images are read and results are written in other threads while the next ones are computed. Memory does not grow
@@ -196,6 +229,7 @@ def segment_images(
     Raises:
         StorageError: `out` cannot be written. DeviceError: too little memory.
     """
+    made = segmenter.recipe
     names, size = list(files), made.data.batch_size
     batches = [names[start : start + size] for start in range(0, len(names), size)]
     failures: dict[str, SlimeBenchError] = {}
@@ -206,13 +240,13 @@ def segment_images(
             ThreadPoolExecutor(max_workers=max(2, min(4, os.cpu_count() or 1))) as pool,
             output.progress("segment", len(names)) as bar,
         ):
-            reading = {name: pool.submit(_load, name, files[name], made) for name in batches[0]}
+            reading = {name: pool.submit(_load, name, files[name], segmenter) for name in batches[0]}
             for following in [*batches[1:], []]:
                 loaded = {name: each.result() for name, each in reading.items()}
-                reading = {name: pool.submit(_load, name, files[name], made) for name in following}
+                reading = {name: pool.submit(_load, name, files[name], segmenter) for name in following}
                 good = [each for each in loaded.values() if isinstance(each, _Loaded)]
                 failures |= {name: each for name, each in loaded.items() if isinstance(each, SlimeBenchError)}
-                scores = _scores(method, good) if good else []
+                scores = segmenter.scored([each.image for each in good], [each.key for each in good]) if good else []
                 for each in writing:
                     each.result()
                 bar.update(len(loaded))
@@ -230,9 +264,10 @@ def segment_images(
 
 @dataclass(frozen=True)
 class _Loaded:
-    """An image ready for the method, float [3,S,S] in [0,1], and what its results need."""
+    """An image ready for the method, float32 [3,S,S] in [0,1] with its `noise_key`, and what its results need."""
 
     name: str
+    key: str
     image: torch.Tensor
     view: Image.Image
     size: tuple[int, int]
@@ -241,42 +276,21 @@ class _Loaded:
     changed: int
 
 
-def _load(name: str, path: Path, made: Recipe) -> _Loaded | SlimeBenchError:
+def _load(name: str, path: Path, segmenter: Segmenter) -> _Loaded | SlimeBenchError:
     try:
         image = read_image(path)
         status = path.stat()
     except SlimeBenchError as error:
         return error
-    fitted = fit_image(image, made.data.image_size, made.data.resize, made.data.fit).float() / 255
     size = (int(image.shape[0]), int(image.shape[1]))
-    return _Loaded(name, fitted, output.view(Image.fromarray(image)), size, path, status.st_size, status.st_mtime_ns)
-
-
-def _scores(method: Any, loaded: Sequence[_Loaded]) -> list[torch.Tensor]:
-    """Score maps float32 [K,S,S] of each image, on the CPU."""
-    with torch.inference_mode():
-        images = torch.stack([each.image for each in loaded]).to(method.device)
-        return list(method.refined_scores(images, [each.name for each in loaded]).float().cpu())
-
-
-def label_of(scores: torch.Tensor, size: tuple[int, int], fit: str) -> NDArray[np.uint8]:
-    """Score maps float [K,S,S] -> label map uint8 [H,W] at the file's size: the argmax of the enlarged maps.
-
-    One class after the other, so that a photo of many megapixels does not need K maps of its size at once.
-    """
-    label = torch.zeros(size, dtype=torch.uint8)
-    best = unfit(scores[:1], size, fit)[0].clone()
-    for index in range(1, len(scores)):
-        one = unfit(scores[index : index + 1], size, fit)[0]
-        better = one > best
-        best = torch.where(better, one, best)
-        label[better] = index
-    return label.numpy()
+    view = output.view(Image.fromarray(image))
+    fitted, key = segmenter.fitted(image), noise_key(image)
+    return _Loaded(name, key, fitted, view, size, path, status.st_size, status.st_mtime_ns)
 
 
 def _finish(loaded: _Loaded, scores: torch.Tensor, made: Recipe, out: Path, run: Run) -> None:
     """Write one image's results, and record them."""
-    label = label_of(scores, loaded.size, made.data.fit)
+    label = label_map(scores, loaded.size, made.data.fit)
     write(out / OVERLAYS / f"{loaded.name}.jpg", output.overlay(loaded.view, label, made.classes, made.colours))
     write(out / LABELS / f"{loaded.name}.png", output.label_png(label, made.colours))
     pixels = np.bincount(label.ravel(), minlength=len(made.classes)).tolist()

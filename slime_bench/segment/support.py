@@ -12,9 +12,19 @@ from numpy.typing import NDArray
 
 from slime_bench.data.class_files import ClassSpec
 from slime_bench.data.layouts import Pair, find_pairs
-from slime_bench.data.reading import check_size, read_image, read_mask
+from slime_bench.data.mask_files import Mask, read_mask
+from slime_bench.data.masks import Classes, resolve
+from slime_bench.data.reading import check_size, read_image
 from slime_bench.errors import ConfigError
-from slime_bench.segment.masks import Classes, resolve
+
+
+@dataclass(frozen=True)
+class Example:
+    """An annotated image as it was given: the names of its files, uint8 [H,W,3], and its mask."""
+
+    pair: Pair
+    image: NDArray[np.uint8]
+    mask: Mask
 
 
 @dataclass(frozen=True)
@@ -66,16 +76,23 @@ def pair_up(images: Sequence[Path], masks: Sequence[Path], folder: Path | None) 
     return [Pair(image.stem, image, mask) for image, mask in zip(images, masks, strict=True)]
 
 
-def read_support(pairs: Sequence[Pair], spec: ClassSpec) -> Support:
-    """The annotated images, their label maps and classes.
+def read_support(pairs: Sequence[Pair], spec: ClassSpec, *, accept: bool = False) -> Support:
+    """The annotated images of files, their label maps and classes.
 
     Raises:
         DataError, LabelError, ConfigError: an unreadable file, a mask of another size; see also `resolve`.
     """
-    images, masks = [], []
-    for pair in pairs:
-        images.append(read_image(pair.image))
-        masks.append(read_mask(pair.label))
-        check_size(pair, images[-1], masks[-1].values)
-    classes, labels = resolve(masks, spec)
-    return Support(tuple(pair.image.name for pair in pairs), tuple(images), tuple(labels), classes)
+    return support_of([Example(pair, read_image(pair.image), read_mask(pair.label)) for pair in pairs], spec, accept)
+
+
+def support_of(examples: Sequence[Example], spec: ClassSpec, accept: bool = False) -> Support:
+    """Annotated images that were read, with the classes of their masks.
+
+    Raises:
+        LabelError: a mask of another size than its image; see also `resolve`.
+    """
+    for each in examples:
+        check_size(each.pair, each.image, each.mask.values)
+    classes, labels = resolve([each.mask for each in examples], spec, accept=accept)
+    names, images = (tuple(each.pair.image.name for each in examples), tuple(each.image for each in examples))
+    return Support(names, images, tuple(labels), classes)

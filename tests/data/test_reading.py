@@ -203,7 +203,7 @@ def test_arrays_of_other_numbers(tmp_path: Path, value: float, found: str) -> No
         ("m.png", "folder", "Is a directory"),
         ("m.png", "empty", "0 bytes that do not decode"),
         ("m.png", "JPEG", "a JPEG file"),
-        ("m.png", "WEBP", "a WEBP file"),
+        ("m.png", "WEBP", "a lossy WebP file"),
         ("m.tif", "CMYK", "mode CMYK"),
         ("m.npy", "empty", "0 bytes that do not decode"),
         ("m.npy", "several", "several arrays"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from slime_bench.data.label_maps import palette
+from slime_bench.data.reading import read_image
 from slime_bench.errors import StorageError
 from slime_bench.methods.slime.method import Slime
 from slime_bench.results.artifacts import read_qualitative
 from slime_bench.results.state import read_state
 from slime_bench.segment import learn as learning
 from slime_bench.segment import run as segmenting
+from slime_bench.segment.segmenter import Segmenter, label_map, noise_key
 from tests.e2e.conftest import SIDE, Bench, Outcome, command, contents
 
 NAMES = ["background", "body", "light", "plate", "wheel", "window"]
@@ -199,15 +202,15 @@ class TestGoingOn:
         self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         saved = str(tmp_path / "car.safetensors")
-        real = segmenting._scores
+        real, last = Segmenter.scored, noise_key(read_image(photos / "weit – ü.jpg"))
 
-        def interrupted(method, loaded):  # type: ignore[no-untyped-def]
-            if any(one.name == "weit – ü" for one in loaded):
+        def interrupted(self: Segmenter, fitted: Any, keys: Sequence[str]) -> Any:
+            if last in keys:
                 raise KeyboardInterrupt
-            return real(method, loaded)
+            return real(self, fitted, keys)
 
         with monkeypatch.context() as patch:
-            patch.setattr(segmenting, "_scores", interrupted)
+            patch.setattr(Segmenter, "scored", interrupted)
             outcome = learn("--embeddings", saved, "data.batch_size=1")
         assert outcome.code == 130 and "interrupted" in outcome.err
         first = contents(tmp_path / "out")
@@ -336,14 +339,25 @@ class TestBadInput:
 
 
 class TestFromATrial:
-    def test_a_test_image_gets_the_trials_own_prediction(self, swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
+    def test_a_test_image_gets_the_trials_own_prediction(self, swept: tuple[Bench, Outcome]) -> None:
+        """With the trial's noise, which is keyed by the image's id; `segment` keys it by the content."""
         bench = swept[0]
-        outcome = with_state(bench, bench.data / "test" / "images", tmp_path / "out")
-        assert outcome.code == 0, outcome.err
+        segmenter = Segmenter.load(bench.folder() / "state.safetensors", device="cpu")
         items, _ = read_qualitative(bench.folder() / "qualitative.npz")
         for item in items:
-            found = np.array(Image.open(tmp_path / "out/labels" / f"{item.image_id}.png"))
-            assert (found == item.prediction).all()
+            image = read_image(bench.data / f"test/images/{item.image_id}.png")
+            (scores,) = segmenter.scored([segmenter.fitted(image)], [item.image_id])
+            assert (label_map(scores, image.shape[:2], "squash") == item.prediction).all()
+
+    def test_one_picture_under_two_names(self, swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
+        bench = swept[0]
+        photo = sorted((bench.data / "test/images").iterdir())[0]
+        (tmp_path / "photos").mkdir()
+        for name in ("one.png", "other.png"):
+            shutil.copy(photo, tmp_path / "photos" / name)
+        outcome = with_state(bench, tmp_path / "photos", tmp_path / "out")
+        assert outcome.code == 0, outcome.err
+        assert len({(tmp_path / f"out/labels/{name}.png").read_bytes() for name in ("one", "other")}) == 1
 
     def test_images_of_every_form(self, swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
         bench, own, turned = swept[0], tmp_path / "own", Image.Exif()

@@ -1,0 +1,238 @@
+"""Segmentation by example as one object: learn parts from annotated pictures, find them in others, save and load it.
+
+The command `slime-bench segment` and the page of `slime-bench app` stand on it; docs/python.md shows it at work.
+
+Shapes: K classes, a picture of H x W pixels, the method's square of S x S.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
+
+from slime_bench.config.schema import TrialConfig
+from slime_bench.data.label_maps import RGB
+from slime_bench.data.transforms import fit_image, unfit
+from slime_bench.results.state import content_hash, pack_state, read_state
+from slime_bench.segment import learn
+from slime_bench.segment.inputs import Classlike, Masklike, Picture, read_classlike, read_examples, read_picture
+from slime_bench.segment.learn import Recipe
+from slime_bench.segment.support import Support
+from slime_bench.storage import write_atomic
+from slime_bench.trial import fitting
+from slime_bench.trial.device import pick_device
+
+Array = NDArray[np.uint8]
+
+
+class Segmenter:
+    """What was learned from annotated pictures, and the method that segments with it.
+
+    `fit` and `load` make one. The backbone is loaded when it is first needed.
+
+    Args:
+        tensors: what was learned, by name. facts: the other content of its file, see `results.state`.
+        overrides: `key=value` of the configuration, see `load`. device: `cpu`, `cuda` or `auto`.
+        method: where it is there already.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        facts: Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        device: str = "auto",
+        method: Any = None,
+    ) -> None:
+        self.tensors, self.facts = dict(tensors), dict(facts)
+        self.recipe: Recipe = learn.recipe(facts, overrides)
+        self.device = pick_device(device)
+        self._method = method
+
+    @classmethod
+    def fit(
+        cls,
+        images: Picture | Sequence[Picture],
+        masks: Masklike | Sequence[Masklike],
+        classes: Classlike = None,
+        *,
+        preset: str = "mini",
+        overrides: Sequence[str] = (),
+        seed: int = 0,
+        device: str = "auto",
+        weights: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Segmenter:
+        """Learn from annotated pictures.
+
+        Args:
+            images: one or several: paths, PIL images or uint8 arrays [H,W,3] RGB (or [H,W] grey).
+            masks: one for each: paths or PIL images as docs/segment.md describes them, or arrays of whole numbers [H,W]
+                with class indices, 0 = background and 255 = ignore.
+            classes: names in the order of the indices, with or without `background`; or name -> index or colour; or the
+                path of a class file. Without it they are called `class_<index>`.
+            preset: `mini` (small and bundled; it knows its procedural world only) or `paper` (Stable Diffusion 2.1).
+            overrides: of the configuration, as on the command line, e.g. `["method=feature_probe"]`.
+            seed: of the random draws. weights: folder of the backbone, where it is not the one that the preset names.
+            callbacks: of Lightning, for methods that learn in steps.
+
+        Raises:
+            SlimeBenchError: pictures or masks that cannot be read or do not fit together, settings that cannot be,
+                missing weights, too little memory.
+        """
+        support = read_examples(images, masks, read_classlike(classes))
+        place = None if weights is None else str(weights)
+        cfg = learn.configuration(
+            support, preset=preset, overrides=overrides, seed=seed, device=device, weights=place
+        )  # fmt: skip
+        return cls.learned(cfg, support, callbacks=callbacks)
+
+    @classmethod
+    def learned(
+        cls,
+        cfg: TrialConfig,
+        support: Support,
+        *,
+        signature: str | None = None,
+        folder: Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Segmenter:
+        """Learn from examples that were read, by a configuration of `learn.configuration`.
+
+        Args:
+            signature: `learn.signature` of both, where it is known. folder: where a logger of the configuration writes.
+
+        Raises:
+            SlimeBenchError: see `learn.fit`.
+        """
+        signature = signature or learn.signature(cfg, support)
+        with tempfile.TemporaryDirectory() as temporary:
+            method = learn.fit(cfg, support, folder or Path(temporary), callbacks)
+        facts = learn.facts_of(cfg, support, signature)
+        return cls(method.learned_state(), facts, device=str(cfg.trainer.device), method=method)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        overrides: Sequence[str] = (),
+        device: str = "auto",
+        weights: str | Path | None = None,
+    ) -> Segmenter:
+        """Take up what `save`, `slime-bench segment --embeddings` or a trial (`state.safetensors`) has written.
+
+        Args:
+            overrides: `refine=...`, and keys of method, protocol, backbone or of how pictures are read.
+            weights: folder of the backbone, where it has moved.
+
+        Raises:
+            ResultError: the file cannot be read. ConfigError: an override that cannot be.
+        """
+        tensors, facts = read_state(Path(path).expanduser())
+        if weights is not None:
+            facts["backbone"]["weights"] = str(weights)
+        return cls(tensors, facts, overrides, device)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The K names; index 0 is the background."""
+        return self.recipe.classes
+
+    @property
+    def colours(self) -> tuple[RGB, ...]:
+        """The K colours that results are drawn in."""
+        return self.recipe.colours
+
+    def segment(self, image: Picture) -> Array:
+        """The label map of a picture: uint8 [H,W] in its own size, 0..K-1.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        pixels = read_picture(image)
+        (scores,) = self.score_maps([pixels])
+        return label_map(scores, pixels.shape[:2], self.recipe.data.fit)
+
+    def scores(self, image: Picture) -> NDArray[np.float32]:
+        """Score maps of a picture, float32 [K,H,W] in its own size; the label map is their argmax. Their range is the
+        method's.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        pixels = read_picture(image)
+        (scores,) = self.score_maps([pixels])
+        return unfit(scores, pixels.shape[:2], self.recipe.data.fit).numpy()
+
+    def score_maps(self, images: Sequence[Array]) -> list[torch.Tensor]:
+        """Score maps float32 [K,S,S] in the method's own square, of pictures uint8 [H,W,3] of any sizes, on the CPU."""
+        return self.scored([self.fitted(each) for each in images], [noise_key(each) for each in images])
+
+    def fitted(self, image: Array) -> torch.Tensor:
+        """A picture uint8 [H,W,3] as the method takes it: float32 [3,S,S] in [0,1]."""
+        data = self.recipe.data
+        return fit_image(image, data.image_size, data.resize, data.fit).float() / 255
+
+    def scored(self, fitted: Sequence[torch.Tensor], keys: Sequence[str]) -> list[torch.Tensor]:
+        """`score_maps` of pictures that are `fitted`; `keys` as `noise_key` gives them."""
+        method = self.method
+        with fitting.threads(None, True), torch.inference_mode():
+            images = torch.stack(list(fitted)).to(method.device)
+            return list(method.refined_scores(images, list(keys)).float().cpu())
+
+    @property
+    def method(self) -> Any:
+        """The method with what it has learned, on its device.
+
+        Raises:
+            SlimeBenchError: see `learn.load_method`.
+        """
+        if self._method is None:
+            self._method = learn.load_method(self.recipe, self.tensors, self.device)
+        return self._method.to(self.device).eval()
+
+    def content_hash(self) -> str:
+        """SHA-256 of what was learned."""
+        return content_hash(self.tensors)
+
+    def content(self) -> bytes:
+        """The file that `save` writes."""
+        return pack_state(self.tensors, self.facts)
+
+    def save(self, path: str | Path) -> None:
+        """Write what was learned, with the settings that it needs, to a `.safetensors` file of a few hundred kB.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        write_atomic(Path(path).expanduser(), self.content())
+
+
+def noise_key(image: Array) -> str:
+    """What the noise of a picture uint8 [H,W,3] is keyed by: its content, so that its name changes nothing."""
+    return hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def label_map(scores: torch.Tensor, size: tuple[int, ...], fit: str) -> Array:
+    """Score maps float [K,S,S] -> label map uint8 [H,W] of `size`: the argmax of the enlarged maps.
+
+    One class after the other, so that a photo of many megapixels does not need K maps of its size at once.
+    """
+    height, width = size
+    label = torch.zeros((height, width), dtype=torch.uint8)
+    best = unfit(scores[:1], (height, width), fit)[0].clone()
+    for index in range(1, len(scores)):
+        one = unfit(scores[index : index + 1], (height, width), fit)[0]
+        better = one > best
+        best = torch.where(better, one, best)
+        label[better] = index
+    return label.numpy()
