@@ -44,12 +44,16 @@ class Mask:
     Attributes:
         values: int64 [H,W]: indices, or colours as 0xRRGGBB where `coloured`.
         palette: index -> 0xRRGGBB of a palette picture.
+        names: value -> class name, where the file itself says it; the background, 0, has none.
+        notes: sentences for the user on how the file was read.
     """
 
     path: Path
     values: NDArray[np.int64]
     coloured: bool = False
     palette: dict[int, int] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def by_colour(self) -> Mask:
         """A palette picture as one of colours; any other mask as it is."""
