@@ -53,7 +53,7 @@ def read_text(path: Path, error: type[SlimeBenchError]) -> str:
         content = path.read_bytes()
     except OSError as reason:
         raise error(
-            "cannot read the file", path=path, found=reason.strerror, expected="a text file",
+            "the file cannot be read", path=path, found=reason.strerror, expected="a text file",
             remedy="correct the name, or mend the permissions",
         ) from reason  # fmt: skip
     try:

@@ -184,7 +184,9 @@ def _of_labelme(pair: Pair, content: Any) -> Mask:
             raise _few(pair.label, where, len(points), _POINTS[kind])
         canvas.paint(_drawn(canvas, where, kind, points, shape.mask), shape.label)
     if left_out:
-        canvas.notes.append(f"left out, as they have no area that could be filled: {listing(left_out)}")
+        canvas.notes.append(
+            f"left out, as only polygons, rectangles, circles and masks are filled: {listing(left_out)}"
+        )
     return canvas.mask()
 
 
@@ -199,7 +201,7 @@ def _drawn(canvas: _Canvas, where: str, kind: str, points: NDArray[np.float64], 
                 region = np.array(file.convert("L")) > 0
         except DECODING_ERRORS as error:
             raise LabelError(
-                "the mask of a shape does not decode", path=canvas.path, found=f"{where}: {error}",
+                "the mask of a shape does not decode", path=canvas.path, found=f"{where}: {len(mask or '')} characters",
                 expected="a PNG file in base64, as labelme writes it", remedy="save the file in labelme again",
             ) from error  # fmt: skip
         left, top = (int(value) for value in np.rint(points.min(axis=0)))

@@ -168,7 +168,7 @@ def _in_folders(folder: Path) -> list[Pair]:
         for name in (LABELS, *MASKS)
         if (folder / name).is_dir() and files_by_stem(folder / name, LABEL_SUFFIXES)
     }
-    if LABELS not in {name.rstrip("/") for name in ways} and not labels.is_dir():
+    if not labels.is_dir():
         ways |= {
             path.relative_to(folder).as_posix(): partial(_coco_pairs, folder, path) for path in _coco_files(folder)
         }

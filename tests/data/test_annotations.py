@@ -200,7 +200,7 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
     assert label[5, 10] == label[30, 39] == 1 and label[4, 10] == label[29, 42] == 0 and label[3, 3] == 2
     assert (label[38:] == 255).all() and "axle" in mask.names.values()
     notes = "\n".join(mask.notes)
-    assert "left out, as they have no area that could be filled: point `axle`, line `body`" in notes
+    assert "left out, as only polygons, rectangles, circles and masks are filled: point `axle`, line `body`" in notes
     assert f"wheel over body: {(label == 3).sum()} pixels belong to wheel" in notes
     assert "_background_ over body: 18 pixels belong to _background_" in notes
 
