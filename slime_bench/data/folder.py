@@ -254,7 +254,7 @@ class FolderData(Part):
                     pairs = self._dataset(folder).pairs
                 except DataError:
                     continue  # what is wrong with a split that is needed the verification says
-                own = [file for pair in pairs for file in (pair.image, pair.label)]
+                own = [file for pair in pairs for file in pair.files]
                 if folder == self.root / split and {file.relative_to(self.root).as_posix() for file in own} <= files:
                     continue
                 above = folder if all(file.is_relative_to(folder) for file in own) else folder.parent

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from slime_bench.data.label_maps import pack, relabelled
 from slime_bench.errors import DataError, LabelError
@@ -192,6 +192,21 @@ def array_mask(array: NDArray[Any], path: Path) -> Mask:
                 remedy="resize and save label maps without interpolation; scores become labels by their argmax",
             )  # fmt: skip
     return Mask(path, array.astype(np.int64))
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image as viewers show it, without decoding it.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except DECODING_ERRORS as error:
+        raise unreadable("image", path, error, "a complete PNG or JPEG file") from error
+    return (width, height) if turned else (height, width)
 
 
 def _no_label_map(path: Path, found: str) -> LabelError:

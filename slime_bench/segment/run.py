@@ -21,7 +21,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from slime_bench.data.class_files import ClassSpec, parse_classes, read_classes
+from slime_bench.data.class_files import ClassSpec, class_file_of, parse_classes, read_classes
 from slime_bench.data.label_maps import listing
 from slime_bench.data.masks import UnnamedColours
 from slime_bench.data.reading import read_image
@@ -114,8 +114,11 @@ def _run(args: argparse.Namespace) -> int:
 def _annotated(args: argparse.Namespace) -> Support:
     said, spec = args.classes, ClassSpec()
     if said is not None:
-        is_file = said.endswith((".yaml", ".yml")) or ("," not in said and Path(said).is_file())
+        is_file = Path(said).suffix in (".yaml", ".yml", ".txt", ".csv") or ("," not in said and Path(said).is_file())
         spec = read_classes(Path(said)) if is_file else parse_classes(said.split(","), "--classes")
+    elif args.support is not None and (listed := class_file_of(args.support)) is not None:
+        spec = read_classes(listed)
+        note("classes", f"as {listed} says")
     try:
         support = read_support(pair_up(args.image, args.mask, args.support), spec, accept=args.yes)
     except UnnamedColours as error:

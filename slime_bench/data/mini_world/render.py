@@ -102,9 +102,7 @@ def write_dataset(root: Path, subject: str, first_test: int = 0) -> None:
         captions: dict[str, str] = {}
         first = {"test": first_test}
         for split, index in (
-            (split, index)
-            for split, size in SPLIT_SIZES.items()
-            for index in range(first.get(split, 0), first.get(split, 0) + size)
+            (name, first.get(name, 0) + place) for name, size in SPLIT_SIZES.items() for place in range(size)
         ):
             picture, name = render(subject, split, index), f"{subject}-{split}-{index:04d}"
             captions[name] = picture.caption
