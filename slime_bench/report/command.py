@@ -22,7 +22,7 @@ from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.bootstrap import RESAMPLES
 from slime_bench.report.ablation import AblationReport, ablation_report, settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
-from slime_bench.report.collect import Collected, collect, default_settings, read_optional
+from slime_bench.report.collect import Collected, Defaults, collect, default_settings, family, family_of, read_optional
 from slime_bench.report.figures import ensembles_figure, layers_figure, qualitative_grid
 from slime_bench.report.html import PAGE, ablation_page, subject_page
 from slime_bench.report.planned import (
@@ -149,7 +149,8 @@ def run(
     metric = asked.metric({"convention": "slime", "background": True})
     expected = {"expected_shots": shots, "expected_seeds": seeds, "show_variants": show_variants}
     reports = []
-    for report in _subject_reports(asked, collected, **metric, **expected):
+    defaults = default_settings(((family(one), one.config) for one in collected.results), asked.extra_dir)
+    for report in _subject_reports(asked, collected, defaults, **metric, **expected):
         folder = outputs / "reports" / report.subject
         _write(asked, report, collected, folder, outputs)
         title, problems = f"{report.subject}: IoU of parts", found_problems(report, outputs)
@@ -181,8 +182,9 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
     planned = Planned(list(overrides), trials, outputs)
     collected = planned.of(collect(outputs))
     folder = asked.folder or outputs / "reports" / planned.name
-    found = _subject_reports(asked, collected, **asked.metric(first["metric"]), show_variants=True)
-    reports = [planned.narrowed(report) for report in found]
+    defaults = default_settings(((family_of(values), values["decided"]) for values, _ in trials), asked.extra_dir)
+    found = _subject_reports(asked, collected, defaults, **asked.metric(first["metric"]), show_variants=True)
+    reports = [planned.narrowed(report, defaults) for report in found]
     for report in reports:
         _write(asked, report, collected, folder if len(reports) == 1 else folder / report.subject, outputs)
     problems = of_states([state for _, state in trials], planned.command, outputs)
@@ -258,9 +260,8 @@ def run_ranking(
     return reports
 
 
-def _subject_reports(asked: Asked, collected: Collected, **options: Any) -> Iterator[SubjectReport]:
+def _subject_reports(asked: Asked, collected: Collected, defaults: Defaults, **options: Any) -> Iterator[SubjectReport]:
     """The report of each subject of the results."""
-    defaults = default_settings(collected.results, asked.extra_dir)
     bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
     for subject in dict.fromkeys(one.subject for one in collected.results):
         published = load_published(subject)

@@ -20,7 +20,7 @@ from slime_bench.report.pictures import gallery, outline
 from slime_bench.report.planned import Planned, ablation_among
 from slime_bench.results.status import TrialStatus
 from slime_bench.sweep.status import planned_trials
-from tests.fixtures.toy_results import make
+from tests.fixtures.toy_results import config_of, make
 
 # ----------------------------------------------------------------------------------------------------- a sweep's trials
 
@@ -35,6 +35,7 @@ def values_of(shots: int, seed: int, method: str = "slime") -> dict[str, Any]:
         "protocol": {"name": "slime_mini"},
         "data": {"name": "mini_car", "subject": "car"},
         "metric": {"convention": "slime", "background": True},
+        "decided": config_of(seed, shots),
     }
 
 
