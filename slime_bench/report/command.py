@@ -60,6 +60,7 @@ class Asked:
         folder: for the files; below the outputs folder by default.
         convention, background: of the tables; those of the configuration by default, `slime` with background without.
         resamples: of the bootstrap over test images, 0 for no intervals. show_intervals: print them too.
+        across_shots: pair rows of different shots, too.
         extra_dir: a further folder of configuration files.
     """
 
@@ -71,6 +72,7 @@ class Asked:
     background: bool | None = None
     resamples: int = RESAMPLES
     show_intervals: bool = False
+    across_shots: bool = False
     extra_dir: str | None = None
 
     def metric(self, configured: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,6 +104,7 @@ def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Con
             background=False if arguments.without_background else None,
             resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
             show_intervals=arguments.intervals,
+            across_shots=arguments.across_shots,
             extra_dir=arguments.config_dir,
         )
         subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
@@ -265,7 +268,10 @@ def _subject_reports(asked: Asked, collected: Collected, defaults: Defaults, **o
     bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
     for subject in dict.fromkeys(one.subject for one in collected.results):
         published = load_published(subject)
-        yield subject_report(collected, subject, published, defaults=defaults, bootstrap=bootstrap, **options)
+        yield subject_report(
+            collected, subject, published, defaults=defaults, bootstrap=bootstrap, across_shots=asked.across_shots,
+            **options,
+        )  # fmt: skip
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -273,15 +279,17 @@ def _check(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     others: tuple[str, ...] = ()
     if arguments.ranking:
-        others = ("ablation", "shots", "variants", "without_background", "intervals", "resamples")
+        others = ("ablation", "shots", "variants", "without_background", "intervals", "resamples", "across_shots")
         others += ("subject", "seeds") if arguments.overrides else ()
     elif arguments.ablation is not None or arguments.overrides:
         others = ("subject", "seeds", "shots", "variants")
+        if arguments.ablation is not None or ablation_among(arguments.overrides)[0]:  # of one number of shots
+            others += ("across_shots",)
     elif arguments.out:
         others = ("out",)
     wrong = [name for name in others if given[name] not in (None, False)]
-    if arguments.intervals and arguments.resamples == 0:
-        wrong += ["intervals", "resamples"]
+    if arguments.resamples == 0 and (without := [name for name in ("intervals", "across_shots") if given[name]]):
+        wrong += [*without, "resamples"]
     if wrong:
         found = " ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise ConfigError(
@@ -345,6 +353,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--without-background", action="store_true", help="leave class 0 out of the average")
     add("--intervals", action="store_true", help="print intervals over test images and paired differences as well")
     add("--resamples", type=_number, help=f"of their bootstrap (default {RESAMPLES}; 0: neither computed nor written)")
+    add("--across-shots", action="store_true", help="paired differences of rows with different shots as well")
     add("--config-dir", help="a further folder of configuration files, as it was given to the sweep")
     main_tables = parser.add_argument_group("main tables")
     add = main_tables.add_argument
