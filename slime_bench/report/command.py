@@ -22,7 +22,7 @@ from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.bootstrap import RESAMPLES
 from slime_bench.report.ablation import AblationReport, ablation_report, settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
-from slime_bench.report.collect import Collected, collect, default_settings, read_optional
+from slime_bench.report.collect import Collected, Defaults, collect, default_settings, family, family_of, read_optional
 from slime_bench.report.figures import ensembles_figure, layers_figure, qualitative_grid
 from slime_bench.report.html import PAGE, ablation_page, subject_page
 from slime_bench.report.planned import (
@@ -60,6 +60,7 @@ class Asked:
         folder: for the files; below the outputs folder by default.
         convention, background: of the tables; those of the configuration by default, `slime` with background without.
         resamples: of the bootstrap over test images, 0 for no intervals. show_intervals: print them too.
+        across_shots: pair rows of different shots, too.
         extra_dir: a further folder of configuration files.
     """
 
@@ -71,6 +72,7 @@ class Asked:
     background: bool | None = None
     resamples: int = RESAMPLES
     show_intervals: bool = False
+    across_shots: bool = False
     extra_dir: str | None = None
 
     def metric(self, configured: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,6 +104,7 @@ def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Con
             background=False if arguments.without_background else None,
             resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
             show_intervals=arguments.intervals,
+            across_shots=arguments.across_shots,
             extra_dir=arguments.config_dir,
         )
         subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
@@ -149,7 +152,8 @@ def run(
     metric = asked.metric({"convention": "slime", "background": True})
     expected = {"expected_shots": shots, "expected_seeds": seeds, "show_variants": show_variants}
     reports = []
-    for report in _subject_reports(asked, collected, **metric, **expected):
+    defaults = default_settings(((family(one), one.config) for one in collected.results), asked.extra_dir)
+    for report in _subject_reports(asked, collected, defaults, **metric, **expected):
         folder = outputs / "reports" / report.subject
         _write(asked, report, collected, folder, outputs)
         title, problems = f"{report.subject}: IoU of parts", found_problems(report, outputs)
@@ -181,8 +185,9 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
     planned = Planned(list(overrides), trials, outputs)
     collected = planned.of(collect(outputs))
     folder = asked.folder or outputs / "reports" / planned.name
-    found = _subject_reports(asked, collected, **asked.metric(first["metric"]), show_variants=True)
-    reports = [planned.narrowed(report) for report in found]
+    defaults = default_settings(((family_of(values), values["decided"]) for values, _ in trials), asked.extra_dir)
+    found = _subject_reports(asked, collected, defaults, **asked.metric(first["metric"]), show_variants=True)
+    reports = [planned.narrowed(report, defaults) for report in found]
     for report in reports:
         _write(asked, report, collected, folder if len(reports) == 1 else folder / report.subject, outputs)
     problems = of_states([state for _, state in trials], planned.command, outputs)
@@ -258,13 +263,15 @@ def run_ranking(
     return reports
 
 
-def _subject_reports(asked: Asked, collected: Collected, **options: Any) -> Iterator[SubjectReport]:
+def _subject_reports(asked: Asked, collected: Collected, defaults: Defaults, **options: Any) -> Iterator[SubjectReport]:
     """The report of each subject of the results."""
-    defaults = default_settings(collected.results, asked.extra_dir)
     bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
     for subject in dict.fromkeys(one.subject for one in collected.results):
         published = load_published(subject)
-        yield subject_report(collected, subject, published, defaults=defaults, bootstrap=bootstrap, **options)
+        yield subject_report(
+            collected, subject, published, defaults=defaults, bootstrap=bootstrap, across_shots=asked.across_shots,
+            **options,
+        )  # fmt: skip
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -272,15 +279,17 @@ def _check(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     others: tuple[str, ...] = ()
     if arguments.ranking:
-        others = ("ablation", "shots", "variants", "without_background", "intervals", "resamples")
+        others = ("ablation", "shots", "variants", "without_background", "intervals", "resamples", "across_shots")
         others += ("subject", "seeds") if arguments.overrides else ()
     elif arguments.ablation is not None or arguments.overrides:
         others = ("subject", "seeds", "shots", "variants")
+        if arguments.ablation is not None or ablation_among(arguments.overrides)[0]:  # of one number of shots
+            others += ("across_shots",)
     elif arguments.out:
         others = ("out",)
     wrong = [name for name in others if given[name] not in (None, False)]
-    if arguments.intervals and arguments.resamples == 0:
-        wrong += ["intervals", "resamples"]
+    if arguments.resamples == 0 and (without := [name for name in ("intervals", "across_shots") if given[name]]):
+        wrong += [*without, "resamples"]
     if wrong:
         found = " ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise ConfigError(
@@ -344,6 +353,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--without-background", action="store_true", help="leave class 0 out of the average")
     add("--intervals", action="store_true", help="print intervals over test images and paired differences as well")
     add("--resamples", type=_number, help=f"of their bootstrap (default {RESAMPLES}; 0: neither computed nor written)")
+    add("--across-shots", action="store_true", help="paired differences of rows with different shots as well")
     add("--config-dir", help="a further folder of configuration files, as it was given to the sweep")
     main_tables = parser.add_argument_group("main tables")
     add = main_tables.add_argument

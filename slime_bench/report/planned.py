@@ -13,7 +13,7 @@ from typing import Any
 
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.report.ablation import AblationReport
-from slime_bench.report.collect import Collected, FailedTrial, relative
+from slime_bench.report.collect import Collected, Defaults, FailedTrial, departure, relative
 from slime_bench.report.rows import PAPER_PRESET, MissingTrial
 from slime_bench.report.subject import SubjectReport
 from slime_bench.report.table import numbers
@@ -89,13 +89,18 @@ class Planned:
         invalid = [(path, why) for path, why in collected.invalid if path.parent.resolve() in places]
         return replace(collected, results=results, invalid=invalid, failed=[])
 
-    def narrowed(self, report: SubjectReport) -> SubjectReport:
+    def narrowed(self, report: SubjectReport, defaults: Defaults) -> SubjectReport:
         """The report with exactly these trials as what was expected."""
+
+        def variant(values: dict[str, Any], state: TrialStatus) -> str:
+            known = departure(values, defaults)
+            return state.variant if known is None else known
+
         mine = [(values, state) for values, state in self.trials if values["data"]["subject"] == report.subject]
         missing = [
             MissingTrial(
                 state.method, values["backbone"]["name"], state.data, values["preset"], values["protocol"]["name"],
-                state.variant, state.shots, state.seed,
+                variant(values, state), state.shots, state.seed,
             )
             for values, state in mine
             if state.state != DONE
