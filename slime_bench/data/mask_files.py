@@ -63,6 +63,13 @@ class Mask:
             return self
         return replace(self, values=relabelled(self.values, self.palette), coloured=True, palette={})
 
+    def by_index(self) -> Mask:
+        """Three equal channels as the one that they repeat; any other mask as it is."""
+        one = self.values & 255
+        if not self.coloured or (self.values != one * 0x010101).any():
+            return self
+        return replace(self, values=one, coloured=False)
+
 
 def read_mask(path: Path) -> Mask:
     """The mask in a file: a lossless picture (grey, palette or colours) or a `.npy` array of whole numbers, which may

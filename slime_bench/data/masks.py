@@ -89,11 +89,10 @@ class UnnamedColours(LabelError):
 
     Args:
         path: of the first mask. proposal: colours with the names that they could have. pixels: colour -> pixels.
-        hint: a sentence more.
     """
 
-    def __init__(self, path: Path, proposal: ClassSpec, pixels: Mapping[int, int], hint: str = "") -> None:
-        self.proposal, self.pixels, self.hint = proposal, dict(pixels), hint
+    def __init__(self, path: Path, proposal: ClassSpec, pixels: Mapping[int, int]) -> None:
+        self.proposal, self.pixels = proposal, dict(pixels)
         total = sum(pixels.values())
         rows = [
             f"{shown(value, True)} {pixels[value]} pixels ({100 * pixels[value] / total:.1f} %) as {name}"
@@ -101,11 +100,11 @@ class UnnamedColours(LabelError):
         ]
         super().__init__(
             "the mask holds colours, and nothing says which class each one is", path=path, found="; ".join(rows),
-            expected="a list that says which colour is which class", remedy=f"{_BY_COLOUR}{hint}",
+            expected="a list that says which colour is which class", remedy=_BY_COLOUR,
         )  # fmt: skip
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.path, self.proposal, self.pixels, self.hint)
+        return type(self), (self.path, self.proposal, self.pixels)
 
     def class_file(self) -> str:
         """The proposal as the text of a class file, to be corrected by hand."""
@@ -129,7 +128,7 @@ def resolve(masks: Sequence[Mask], spec: ClassSpec, *, accept: bool = False) -> 
             disagree, only background, more values than there can be classes; without `accept` what is odd.
     """
     masks, spec = _by_own_names(masks, spec)
-    masks = [mask.by_colour() for mask in masks] if spec.coloured else list(masks)
+    masks = [mask.by_colour() if spec.coloured else mask.by_index() for mask in masks]
     for mask in masks:
         _check_edges(mask, spec)
     if not spec.values and all(mask.coloured for mask in masks):
@@ -313,10 +312,8 @@ def _proposed(masks: Sequence[Mask], spec: ClassSpec, accept: bool) -> ClassSpec
             name = _colour_name(value)
             named[next(each for each in (name, *(f"{name}_{n}" for n in range(2, MOST))) if each not in named)] = value
     proposal = ClassSpec(named, True, "--yes")
-    grey = all(len({*unpack(value)}) == 1 for value in pixels)
-    hint = "; these are greys: a label map has one channel, this picture has three" if grey else ""
     if not accept:
-        raise UnnamedColours(masks[0].path, proposal, pixels, hint)
+        raise UnnamedColours(masks[0].path, proposal, pixels)
     return proposal
 
 

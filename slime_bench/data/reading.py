@@ -85,8 +85,7 @@ def read_label(pair: Pair, classes: Sequence[str], colours: Mapping[int, int] | 
     mask = read_annotation(pair)
     if mask.names:
         return _by_name(mask, classes)
-    if colours:
-        mask = mask.by_colour()
+    mask = mask.by_colour() if colours else mask.by_index()
     label = _by_colour(mask, colours) if mask.coloured else mask.values
     check_label(label, classes, pair.label)
     return label

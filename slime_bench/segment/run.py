@@ -138,7 +138,7 @@ def _asked(error: UnnamedColours) -> LabelError:
         write(path, error.class_file().encode())
     return LabelError(
         error.summary, path=error.path, found=error.found, expected=error.expected,
-        remedy=f"correct the names in {path} and add --classes {path}; or take them as they are with --yes{error.hint}",
+        remedy=f"correct the names in {path} and add --classes {path}; or take them as they are with --yes",
     )  # fmt: skip
 
 
