@@ -10,11 +10,12 @@ import importlib
 import importlib.metadata
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from slime_bench.console import FULL_ERROR, environment, exit_code, is_interrupt, quieten, show, typed
+from slime_bench.console import FULL_ERROR, environment, exit_code, heard, is_interrupt, quieten, show, typed
 from slime_bench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,14 +100,17 @@ def _trials(arguments: list[str]) -> int:
     from slime_bench.config.read import nearest
     from slime_bench.sweep import launcher
 
-    if arguments and arguments[0].isalpha():
-        close = nearest(arguments[0], [*SUBCOMMANDS, "help"], count=1)
+    first = arguments[0] if arguments else ""
+    if first and "=" not in first and first[0] not in "-~":  # neither an override nor an option
+        close = nearest(first.casefold(), [*SUBCOMMANDS, "help"], count=1)
         raise ConfigError(
-            "there is no such command", found=arguments[0], expected=f"key=value, or one of {', '.join(SUBCOMMANDS)}",
+            "there is no such command", found=first, expected=f"key=value, or one of {', '.join(SUBCOMMANDS)}",
             remedy=f"did you mean `slime-bench {close[0]}`?" if close else "`slime-bench help` lists what there is",
         )  # fmt: skip
     compose.refuse_secrets(arguments)
-    args = get_args_parser().parse_args(arguments)
+    args = get_args_parser().parse_intermixed_args(arguments)
+    # Hydra's own reading stops at the first option after an override.
+    arguments = [*args.overrides, *_without(arguments, args.overrides)]
     compose.new_stamp()
     if args.cfg is not None:  # Hydra would print what is not valid, too
         compose.plan(args.overrides, sweep=args.multirun, extra_dir=args.config_dir)
@@ -115,13 +119,25 @@ def _trials(arguments: list[str]) -> int:
     launcher.register()
     command = launcher.Command(os.environ.get(FULL_ERROR))
     try:
-        compose.with_additions(arguments, lambda texts: _by_hydra(texts, command))
+        with nullcontext() if args.info is None else heard("hydra"):
+            compose.with_additions(arguments, lambda texts: _by_hydra(texts, command))
         if command.error is not None:
             raise command.error
     finally:
         command.tidy()
     codes = [each.exit_code for each in command.results]
     return 1 if len(codes) > 1 and any(codes) else max(codes, default=0)
+
+
+def _without(texts: Sequence[str], some: Sequence[str]) -> list[str]:
+    """`texts` without those of `some`, each of which is taken out once."""
+    left, kept = Counter(some), []
+    for text in texts:
+        if left[text]:
+            left[text] -= 1
+        else:
+            kept.append(text)
+    return kept
 
 
 def _by_hydra(arguments: list[str], command: Command) -> None:

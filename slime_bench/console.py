@@ -39,6 +39,21 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", module=rf"({'|'.join(NOISY)})(\.|$)")
 
 
+@contextmanager
+def heard(library: str) -> Iterator[None]:
+    """Let a library that writes to the root's handlers say all it has to say, by none but its own of them."""
+    root, logger = logging.getLogger(), logging.getLogger(library)
+    saved, levels = root.handlers[:], (root.level, logger.level)
+    root.handlers.clear()
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        root.handlers[:] = saved
+        root.setLevel(levels[0])
+        logger.setLevel(levels[1])
+
+
 def show(error: BaseException) -> None:
     """Print an error for a person: message and remedy, and the traceback only where it was asked for."""
     if os.environ.get(FULL_ERROR) == "1":

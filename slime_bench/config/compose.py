@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
+from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -97,9 +101,8 @@ def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None
     """
     refuse_secrets(overrides)
     check_ablation(overrides, extra_dir)
-    search = _search_path(extra_dir)
-    with _hydra():
-        return with_additions(overrides, lambda texts: _plan(texts, sweep, search))
+    with _hydra(extra_dir):
+        return with_additions(overrides, lambda texts: _plan(texts, sweep))
 
 
 def check_ablation(overrides: Sequence[str], extra_dir: str | None = None) -> None:
@@ -111,21 +114,20 @@ def check_ablation(overrides: Sequence[str], extra_dir: str | None = None) -> No
     parsed = _parse(list(overrides))
     if any(each.key_or_group == "ablation" for each in parsed):
         fixed = [text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()]
-        search = _search_path(extra_dir)
-        with _hydra():
-            with_additions(fixed, lambda texts: check_ablated(_composed([*texts, *search])))
+        with _hydra(extra_dir):
+            with_additions(fixed, lambda texts: check_ablated(_composed(texts)))
 
 
-def _plan(overrides: list[str], sweep: bool, search: list[str]) -> Plan:
+def _plan(overrides: list[str], sweep: bool) -> Plan:
     parsed = _parse(overrides)
     if not sweep:
-        cfg = _composed([*overrides, *search], with_hydra=True)
+        cfg = _composed(overrides, with_hydra=True)
         if cfg.hydra.mode != RunMode.MULTIRUN:
             return Plan([validate(without_hydra(cfg))], names([overrides]))
     # Hydra, too, leaves the swept keys out where it looks for the sweep's own settings.
     fixed = [text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()]
-    jobs = _jobs(overrides, _composed([*fixed, *search], with_hydra=True).hydra)
-    shared = _Shared(search)
+    jobs = _jobs(overrides, _composed(fixed, with_hydra=True).hydra)
+    shared = _Shared()
     return Plan([validate(with_additions(job, shared.composed)) for job in jobs], names(jobs))
 
 
@@ -133,8 +135,7 @@ class _Shared:
     """Compositions of one sweep, whose jobs often differ in single values alone, such as the seed: those are composed
     once, and get their values as Hydra would give them, by `OmegaConf.update` after everything else."""
 
-    def __init__(self, search: list[str]) -> None:
-        self._search = search
+    def __init__(self) -> None:
         self._known: dict[tuple[str, ...], tuple[list[Override], DictConfig]] = {}
         self._groups: dict[str, bool] = {}  # key -> whether it is a group
 
@@ -143,10 +144,10 @@ class _Shared:
         job = _parse(overrides)
         keys = [each.key_or_group for each in job]
         if len(set(keys)) < len(keys) or not all(map(_gives_a_value, job)):  # their order may count
-            return _composed([*overrides, *self._search])
+            return _composed(overrides)
         kind = tuple(str(each.input_line) if self._is_group(each.key_or_group) else each.key_or_group for each in job)
         if kind not in self._known:
-            self._known[kind] = job, _composed([*overrides, *self._search])
+            self._known[kind] = job, _composed(overrides)
         first, base = self._known[kind]
         cfg = copy.deepcopy(base)
         with translated():
@@ -158,7 +159,7 @@ class _Shared:
     def _is_group(self, key: str) -> bool:
         if key not in self._groups:
             options = GlobalHydra.instance().config_loader().get_group_options
-            self._groups[key] = bool(options(key, config_name=CONFIG_NAME, overrides=self._search))
+            self._groups[key] = bool(options(key))
         return self._groups[key]
 
 
@@ -201,23 +202,15 @@ def names(jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(" ".join(each for each in job if each not in shared) or DEFAULT_TRIAL for job in shown)
 
 
-def _search_path(extra_dir: str | None) -> list[str]:
-    if extra_dir is None:
-        return []
-    folder = Path(extra_dir).absolute()
-    if not folder.is_dir():
-        raise ConfigError(
-            "the configuration folder is not there", path=folder, found="nothing", expected="a folder of YAML files"
-        )
-    return [f"hydra.searchpath=[{folder.as_uri()}]"]
-
-
 def _jobs(overrides: list[str], base: DictConfig) -> list[list[str]]:
     if not str(base.sweeper._target_).endswith((".BasicSweeper", SWEEPER)):
         return [overrides]  # another sweeper knows its own jobs
     with translated():
         parameters = [f"{key}={value}" for key, value in (base.sweeper.params or {}).items()]
-    return list(BasicSweeper.split_arguments(_parse([*parameters, *overrides]), None)[0])
+        # The loader knows the options that `glob()` chooses among.
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides([*parameters, *overrides])
+    return list(BasicSweeper.split_arguments(parsed, None)[0])
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -231,10 +224,23 @@ def _composed(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConf
 
 
 @contextmanager
-def _hydra() -> Iterator[None]:
+def _hydra(extra_dir: str | None = None) -> Iterator[None]:
+    """Hydra with the bench's configuration files, and before them those of `--config-dir`, as its entry point does."""
+    places = create_config_search_path(str(config_dir()))
+    if extra_dir is not None:
+        folder = Path(extra_dir).absolute()
+        if not folder.is_dir():
+            raise ConfigError(
+                "the configuration folder is not there", path=folder, found="nothing", expected="a folder of YAML files"
+            )
+        places.prepend("command-line", folder.as_uri(), SearchPathQuery(provider="schema"))
+    setbase(VERSION_BASE)
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+    Hydra.create_main_hydra2("slime-bench", places)
+    try:
         yield
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def refuse_secrets(overrides: Sequence[str]) -> None:
@@ -286,11 +292,11 @@ def explain(error: Exception) -> ConfigError:
         )
     quoted = re.search(r"'([^']+)'", first)
     key = getattr(error, "full_key", None) or (quoted[1] if quoted else None)
-    if first.startswith("Ambiguous value"):
+    if first.startswith(("Ambiguous value", "Sweep parameters")):
         return ConfigError(
             "several values are given for one trial",
             path=key,
-            found="values separated by commas",
+            found="values separated by commas, or a function such as glob() that stands for several",
             expected="one value, or a list in brackets",
             remedy="add --multirun to run one trial for each value",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper as HydraSweeper
 
 from slime_bench import cli
+from slime_bench.config import compose
 from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import DataError
 
@@ -83,6 +85,37 @@ class TestRuns:
         assert bench("--multirun", "experiment=mini_car", "seed=1", "method.unlisted=5,6")[0] == 0
         assert bench.pairs == [(1, 1), (1, 1), (10, 1), (10, 1)]
         assert [cfg.method.unlisted for cfg in bench.ran] == [5, 6, 5, 6]
+
+    @pytest.mark.parametrize(
+        ("choice", "chosen"),
+        [("glob(mini_*)", ["mini_car", "mini_face"]), ("glob(mini_*,exclude=*_face)", ["mini_car"])],
+    )
+    def test_glob_chooses_among_the_options_of_a_group(self, bench: Bench, choice: str, chosen: list[str]) -> None:
+        code, text = bench("--multirun", f"data={choice}")
+        assert code == 0 and [cfg.data.name for cfg in bench.ran] == chosen, text
+        planned = compose.plan([f"data={choice}"], sweep=True)  # as `status` and `report` do
+        assert [cfg.data.name for cfg in planned.trials] == chosen
+
+    def test_glob_sees_a_folder_of_ones_own_configuration(self, bench: Bench, tmp_path: Path) -> None:
+        (tmp_path / "mine" / "data").mkdir(parents=True)
+        (tmp_path / "mine" / "data" / "mini_own.yaml").write_text("_target_: toy_bench_targets.Named\nname: mini_own\n")
+        assert bench("--config-dir", "mine", "--multirun", "data=glob(mini_o*)")[0] == 0
+        assert [cfg.data.name for cfg in bench.ran] == ["mini_own"]
+        (planned,) = compose.plan(["data=glob(mini_o*)"], sweep=True, extra_dir="mine").trials
+        assert planned.data.name == "mini_own"
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["seed=0,1", "--multirun", "shots=10"],
+            ["--multirun", "seed=0,1", "shots=10", "method=slime"],
+            ["seed=0,1", "-m", "--config-dir", ".", "shots=10"],
+            ["seed=0,1", "shots=10", "--multirun"],
+        ],
+    )
+    def test_overrides_and_options_in_any_order(self, bench: Bench, arguments: list[str]) -> None:
+        code, text = bench(*arguments)
+        assert code == 0 and bench.pairs == [(10, 0), (10, 1)], text
 
     def test_commands_of_one_second_do_not_share_a_folder(self, bench: Bench, tmp_path: Path) -> None:
         for _ in range(2):
@@ -159,7 +192,13 @@ class TestBadCommandLines:
             (["data=mini_cat"], ["data=mini_cat", "did you mean data=mini_car", "mini_face"]),
             (["method.lr=[1"], ["method.lr=[1", "quotes"]),
             (["reprot"], ["slime-bench report"]),
+            (["reprot", "--subject", "car"], ["`slime-bench report`"]),
+            (["segmnet", "--image", "a", "--mask", "b"], ["`slime-bench segment`"]),
+            (["seg-ment", "--image", "a"], ["`slime-bench segment`"]),
+            (["Status2", "seed=0"], ["`slime-bench status`"]),
             (["seed=0,1"], ["seed", "--multirun"]),
+            (["data=glob(mini_*)"], ["data", "--multirun"]),
+            (["--multirun", "method=glob(nothing*)", "--info"], ["--info"]),
             (["+seed=1"], ["seed", "`+`"]),
             (["data=broken"], ["broken.yaml, line 2", "YAML"]),
             (["hydra/launcher=submitit_slurm"], ["did you mean launcher=submitit_slurm"]),
@@ -261,6 +300,27 @@ class TestOtherCommands:
         assert code == 0 and "mini_face" in text
         code, text = bench("--cfg", "job", "seed=3")
         assert code == 0 and "seed: 3" in text and bench.ran == []
+
+    @pytest.mark.parametrize(
+        ("about", "word"),
+        [
+            ([], "Installed Hydra Plugins"),
+            (["all"], "Installed Hydra Plugins"),
+            (["defaults"], "Defaults List"),
+            (["defaults-tree"], "Defaults Tree"),
+            (["config"], "shots: 7"),
+            (["plugins"], "SweepLauncher"),
+            (["searchpath"], "Config search path"),
+        ],
+    )
+    def test_what_hydra_says_of_itself(self, bench: Bench, about: list[str], word: str) -> None:
+        code, text = bench("shots=7", "--info", *about)
+        assert code == 0 and text.count(word) == 1 and "Traceback" not in text and bench.ran == [], text
+
+    def test_the_package_is_the_command(self, tmp_path: Path) -> None:
+        run = [sys.executable, "-m", "slime_bench", "reprot"]
+        ended = subprocess.run(run, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2 and "`slime-bench report`" in ended.stderr
 
     def test_subcommands_get_their_arguments(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[list[str]] = []
