@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from slime_bench.console import exit_code, show
+from slime_bench.console import exit_code, printable, show
 from slime_bench.errors import StorageError
 
 INTERRUPTED: Final = 130
@@ -23,6 +23,7 @@ def run(main: Callable[[list[str]], int]) -> int:
 
     Use as `sys.exit(run(main))`. argparse's own exits pass through; HYDRA_FULL_ERROR=1 shows the traceback as well.
     """
+    printable()
     try:
         return main(sys.argv[1:])
     except KeyboardInterrupt:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import logging
 import os
 import sys
@@ -26,8 +28,41 @@ NOISY = (
 )  # fmt: skip
 
 
+STAND_INS = {
+    "±": "+-",
+    "−": "-",
+    "–": "-",
+    "×": "x",
+    "≤": "<=",
+    "≥": ">=",
+    "…": "...",
+    "Δ": "diff.",
+    "→": "->",
+    "·": ".",
+}
+"""What is printed for a sign of the bench's own that the terminal's encoding lacks."""
+
+
+def printable() -> None:
+    """Let stdout and stderr print any text: what their encoding lacks is replaced."""
+    codecs.register_error("slime_bench", _stand_in)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="slime_bench")
+
+
+def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    sign = error.object[error.start]
+    if sign in STAND_INS:
+        return STAND_INS[sign], error.start + 1
+    one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+    return codecs.backslashreplace_errors(one)
+
+
 def quieten() -> None:
     """Keep the libraries' advice out of the way of the bench's own lines; `python -W default` brings it back."""
+    printable()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hydra.plugins.sweeper import Sweeper as HydraSweeper
 from slime_bench import cli
 from slime_bench.config import compose
 from slime_bench.config.schema import TrialConfig
+from slime_bench.console import quieten
 from slime_bench.errors import DataError
 
 Trial = Callable[[TrialConfig], Any]
@@ -338,3 +340,33 @@ class TestOtherCommands:
         assert bench("report", "--subject", "car")[0] == 0
         code, text = bench("report", "--bad")
         assert (code, seen) == (2, [["--subject", "car"], ["--bad"]]) and "make some" in text
+
+
+class TestTerminals:
+    """Text that the terminal's encoding lacks is replaced."""
+
+    @pytest.mark.parametrize("encoding", ["ascii:strict", "cp437", "latin-1"])
+    @pytest.mark.parametrize("command", [["help"], ["--help"]])
+    def test_a_command_on_an_old_terminal(self, command: list[str], encoding: str) -> None:
+        ended = subprocess.run(
+            [sys.executable, "-m", "slime_bench", *command], capture_output=True, check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert ended.returncode == 0 and b"slime" in ended.stdout and ended.stderr == b""
+
+    @pytest.mark.parametrize(
+        ("encoding", "shown"),
+        [
+            ("ascii", b"61.2+-0.3 - x \\u8eca \\udcff"),
+            ("latin-1", b"61.2\xb10.3 - \xd7 \\u8eca \\udcff"),
+            ("utf-8", "61.2±0.3 − × 車 \\udcff".encode()),
+        ],
+    )
+    def test_signs_have_stand_ins(self, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: bytes) -> None:
+        written = io.BytesIO()
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding=encoding, write_through=True))
+        quieten()
+        print("61.2±0.3 − × 車 \udcff")
+        print("61.2±0.3 − × 車 \udcff", file=sys.stderr)
+        assert written.getvalue().splitlines() == [shown] * 2
