@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from slime_bench.sweep.launcher import Command
 
 INTERRUPTED = 130
+STOPPED = "interrupted: finished trials are kept, and the same command goes on where this one stopped"
 SUBCOMMANDS = {
     "report": "slime_bench.report.command",
     "status": "slime_bench.sweep.status",
@@ -30,6 +31,13 @@ SUBCOMMANDS = {
     "verify": "slime_bench.data.verify_command",
     "embeddings": "slime_bench.segment.embeddings_command",
 }
+PLACES = {"report": "--out", "segment": "--out", "embeddings": "--out"}
+"""By which option a subcommand is told where to write; the others only read."""
+HALTED = {
+    "segment": "interrupted: embeddings that are learnt and images that are segmented are kept, and the same command "
+    "does the rest; learning that had not ended starts anew"
+}
+"""What becomes of an interrupted subcommand's work, where it is more than a moment's."""
 USAGE = """\
 slime-bench – few-shot segmentation from the attention of frozen models
 
@@ -58,18 +66,19 @@ Keys and passwords go into the environment (WANDB_API_KEY, HF_TOKEN), never on t
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name; by default the process's) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments and arguments[0] in SUBCOMMANDS else None
     quieten()
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:
-        return _interrupted()
+        return _interrupted(command)
     except SystemExit as error:  # argparse, and Hydra's own flags
-        return _interrupted() if is_interrupt(error) else _code(error)
+        return _interrupted(command) if is_interrupt(error) else _code(error)
     except BrokenPipeError:  # the reader of our output has gone, as in `slime-bench help | head -1`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - keeps Python's last flush from failing too
         return 1
     except Exception as error:
-        mended = typed(error)
+        mended = typed(error) if command is None else typed(error, PLACES.get(command))
         show(mended)
         return exit_code(mended)
 
@@ -155,12 +164,9 @@ def _by_hydra(arguments: list[str], command: Command) -> None:
         entry(command)()
 
 
-def _interrupted() -> int:
-    print(
-        "\ninterrupted: finished trials are kept, and the same command goes on where this one stopped",
-        file=sys.stderr,
-        flush=True,
-    )
+def _interrupted(command: str | None) -> int:
+    said = STOPPED if command is None else HALTED.get(command, "interrupted")
+    print(f"\n{said}", file=sys.stderr, flush=True)
     return INTERRUPTED
 
 

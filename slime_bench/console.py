@@ -116,12 +116,20 @@ def exit_code(error: Exception) -> int:
     return error.exit_code if isinstance(error, SlimeBenchError) else 1
 
 
-def typed(error: Exception) -> Exception:
-    """A StorageError for what the system says about a disk or a permission; any other error as it is."""
-    if not (isinstance(error, OSError) and error.errno in STORAGE):
+def typed(error: Exception, option: str | None = "output_root=<folder>") -> Exception:
+    """A StorageError for what the system says about a disk or a permission; any other error as it is.
+
+    Args:
+        option: see `StorageError.of`.
+    """
+    if isinstance(error, StorageError) and isinstance(error.__cause__, OSError):
+        said, path = error.__cause__, error.path
+    elif isinstance(error, OSError) and error.errno in STORAGE:
+        said, path = error, None
+    else:
         return error
-    wrapped = StorageError.of(error)
-    wrapped.__cause__ = error
+    wrapped = StorageError.of(said, path, option)
+    wrapped.__cause__ = said
     return wrapped
 
 

@@ -298,7 +298,7 @@ def explain(error: Exception) -> ConfigError:
             path=key,
             found="values separated by commas, or a function such as glob() that stands for several",
             expected="one value, or a list in brackets",
-            remedy="add --multirun to run one trial for each value",
+            remedy="give one value; `slime-bench --multirun` runs one trial for each",
         )
     return ConfigError(
         f"the configuration cannot be composed: {first}",

@@ -90,7 +90,7 @@ def find_pairs(folder: Path) -> list[Pair]:
         found=listing([name for name in names if not name.startswith(".")]) or "an empty folder",
         expected=f"{IMAGES}/ and {LABELS}/; or, side by side, <id>.png or <id>.jpg with <id>.npy, or <id>.jpg with "
         f"<id>.png; or {REGAN_IMAGES[0]}/ and {REGAN_LABELS}/",
-        remedy="lay the files out in one of these ways, or name another folder in `data.root` or `data.splits`",
+        remedy="lay the files out in one of these ways, or name another folder",
     )  # fmt: skip
 
 
@@ -128,7 +128,6 @@ def _files(folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(
             "cannot list the folder", path=folder, found=error.strerror, expected="a folder that may be read",
-            remedy="check `data_root` (or the variable SLIME_BENCH_DATA), `data.root` and `data.splits`, "
-            "or prepare the data",
+            remedy="correct the folder's name, or mend its permissions",
         ) from error  # fmt: skip
     return [folder / name for name in names]

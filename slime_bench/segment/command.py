@@ -22,7 +22,7 @@ results    labels/<name>.png      class of each pixel, 8 bits, in the image's ow
            areas.csv  grid.png  classes.yaml  embeddings.safetensors  run.json
 overrides  of the configuration, as for a trial: preset=paper, method.max_steps=100, data.fit=pad, ...
 
-A command that was interrupted goes on where it stopped when it is repeated.
+When an interrupted command is repeated, embeddings that were learnt and images that were segmented are kept.
 exit code  0 all images segmented; 2 a mistake, or images that could not be read; 130 interrupted
 """
 

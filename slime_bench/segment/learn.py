@@ -146,7 +146,9 @@ def configuration(args: argparse.Namespace, support: Support) -> TrialConfig:
     plain |= {"shots": len(support.ids), "seed": plain["seed"] if args.seed is None else args.seed}
     if args.weights is not None:
         plain["backbone"]["weights"] = args.weights
-    plain["trainer"]["device"] = pick_device(args.device if args.device != "auto" else cfg.trainer.device)
+    plain["trainer"]["device"] = (
+        pick_device(cfg.trainer.device) if args.device == "auto" else pick_device(args.device, "--device cpu")
+    )
     check_precision(plain["trainer"]["precision"], plain["trainer"]["device"])
     cfg = validate(OmegaConf.create(plain))
     check_parts(cfg)

@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except torch.OutOfMemoryError as error:
-        raise typed_error(error) from error
+        raise typed_error(
+            error, "learn with trainer.precision=bf16 (reused embeddings: backbone.dtype=bf16)"
+        ) from error
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -115,7 +117,9 @@ def _reused(args: argparse.Namespace) -> Learned:
     tensors, facts = read_state(args.embeddings)
     if args.weights is not None:
         facts["backbone"]["weights"] = args.weights
-    return Learned(tensors, args.embeddings, learn.recipe(facts, args.overrides), pick_device(args.device))
+    return Learned(
+        tensors, args.embeddings, learn.recipe(facts, args.overrides), pick_device(args.device, "--device cpu")
+    )
 
 
 def _learned(args: argparse.Namespace, support: Support) -> Learned:

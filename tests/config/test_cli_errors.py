@@ -21,9 +21,16 @@ from slime_bench import cli
 from slime_bench.config import compose
 from slime_bench.config.schema import TrialConfig
 from slime_bench.console import quieten
-from slime_bench.errors import DataError
+from slime_bench.errors import DataError, StorageError
 
 Trial = Callable[[TrialConfig], Any]
+
+
+def storage_error(cause: OSError, path: str) -> StorageError:
+    """As `write_atomic` raises it."""
+    error = StorageError.of(cause, path)
+    error.__cause__ = cause
+    return error
 
 
 class Bench:
@@ -295,6 +302,27 @@ class TestFailingTrials:
 
 
 class TestOtherCommands:
+    @pytest.mark.parametrize(("name", "place"), [("report", "with --out"), ("verify", None), ("compare", None)])
+    def test_remedies_and_interruptions_are_the_commands_own(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, place: str | None
+    ) -> None:
+        errors: list[BaseException] = [
+            OSError(errno.EACCES, "no permission", "somewhere"),
+            storage_error(OSError(errno.ENOSPC, "no space"), "somewhere"),
+            KeyboardInterrupt(),
+        ]
+
+        def fails(*_: object) -> int:
+            raise errors.pop(0)
+
+        monkeypatch.setitem(cli.SUBCOMMANDS, name, "toy_command")
+        monkeypatch.setitem(sys.modules, "toy_command", types.SimpleNamespace(main=fails))
+        for word in ("no permission", "no space"):
+            code, text = bench(name)
+            assert code == 2 and word in text and "somewhere" in text and "output_root" not in text
+            assert place is None or place in text
+        assert bench(name) == (130, "\ninterrupted\n")
+
     def test_help_and_version(self, bench: Bench) -> None:
         code, text = bench("help")
         assert code == 0 and "slime-bench report" in text
