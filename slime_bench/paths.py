@@ -15,3 +15,10 @@ def config_dir(package: Path = PACKAGE) -> Path:
     """
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+def advised(target: str, otherwise: str, package: Path = PACKAGE) -> str:
+    """The command to run: `make <target>` where the working folder is the checkout, which has the Makefile; elsewhere
+    the other one."""
+    here = Path("Makefile").resolve() == package.parent / "Makefile" and Path("Makefile").is_file()
+    return f"make {target}" if here else otherwise

@@ -33,6 +33,7 @@ from slime_bench.report.planned import (
     ablation_problems,
     found_problems,
     of_states,
+    table_command,
 )
 from slime_bench.report.published import load_published
 from slime_bench.report.ranking import RankingReport, experiment, ranking_reports
@@ -325,7 +326,7 @@ def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Colle
         path=outputs / "runs",
         found=f"{have}; {len(main.failed)} failed trial(s), {len(main.invalid)} unreadable result file(s)",
         expected=f"at least one finished trial (result.json){others}",
-        remedy=f"Run its trials first, e.g. `make reproduce-{target}`, or name another folder with --outputs.",
+        remedy=f"Run its trials first, e.g. `{table_command(target, 'mini')}`, or name another folder with --outputs.",
     )
 
 

@@ -348,6 +348,9 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     horse = ["--outputs", str(tmp_path), "--subject", "horse"]
     error = refused(capsys, *horse)
     assert "make reproduce-horse" in error and "results for car" in error
+    monkeypatch.chdir(tmp_path)  # where there is no Makefile
+    error = refused(capsys, *horse)
+    assert "make " not in error and "`slime-bench --multirun experiment=mini_horse`" in error
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ResultError):
         command.main(horse, lambda *_: [])
