@@ -14,6 +14,7 @@ from typing import Final
 
 from slime_bench.console import exit_code, printable, show
 from slime_bench.errors import StorageError
+from slime_bench.paths import user_path
 
 INTERRUPTED: Final = 130
 
@@ -49,8 +50,8 @@ def parser_of(name: str, description: str | None, out: str) -> argparse.Argument
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--out", type=Path, help=f"the data set's folder, e.g. {out}")
-    add("--work", type=Path, help="where archives are unpacked (default: raw/ beside --out)")
+    add("--out", type=user_path, help=f"the data set's folder, e.g. {out}")
+    add("--work", type=user_path, help="where archives are unpacked (default: raw/ beside --out)")
     add("--workers", type=int, default=0, help="processes (default: one for each processor)")
     add(
         "--faulty", choices=("stop", "skip"), default="stop",

@@ -117,6 +117,7 @@ def _trials(arguments: list[str]) -> int:
             remedy=f"did you mean `slime-bench {close[0]}`?" if close else "`slime-bench help` lists what there is",
         )  # fmt: skip
     compose.refuse_secrets(arguments)
+    arguments = compose.with_home(arguments)
     args = get_args_parser().parse_intermixed_args(arguments)
     # Hydra's own reading stops at the first option after an override.
     arguments = [*args.overrides, *_without(arguments, args.overrides)]

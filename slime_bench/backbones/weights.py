@@ -7,7 +7,6 @@ A backbone is named by a bundled asset, a folder, one file, or a hub id. What fi
 from __future__ import annotations
 
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from typing import Any, ClassVar, Final
 from slime_bench.backbones.hashes import digest, sha256
 from slime_bench.backbones.other_models import OtherModelError, refuse_other_file, refuse_other_folder
 from slime_bench.errors import BackboneError
+from slime_bench.paths import user_path
 
 ASSETS: Final = Path(__file__).resolve().parent.parent / "assets"
 SD_CONFIGS: Final = "sd_configs"
@@ -101,7 +101,7 @@ def find(name: str, revision: str | None, layout: Layout) -> Path:
         BackboneError: nothing of that name here, something missing in it, another kind of model, pickled weights, or a
             hub that does not answer.
     """
-    path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
+    path = user_path(name)
     for folder in (ASSETS / name, path):
         if name and folder.is_dir():
             folder = folder.resolve()

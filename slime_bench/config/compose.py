@@ -7,13 +7,13 @@ given all of them at once; a command that only asks which trials there are (`sta
 from __future__ import annotations
 
 import copy
+import os
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import yaml
@@ -36,7 +36,7 @@ from slime_bench.config.read import nearest
 from slime_bench.config.schema import DEFAULT_TRIAL, LAUNCHERS, TrialConfig, check_ablated, validate
 from slime_bench.config.secrets import is_secret
 from slime_bench.errors import ConfigError
-from slime_bench.paths import config_dir
+from slime_bench.paths import config_dir, user_path
 
 CONFIG_NAME: Final = "config"
 VERSION_BASE: Final = "1.3"
@@ -45,6 +45,7 @@ SWEEPER: Final = "hydra_plugins.slime_bench.Sweeper"
 """Hydra takes plugins of the namespace `hydra_plugins` alone; see `slime_bench.sweep.launcher`."""
 
 
+_HOME = re.compile(r"(?<=[=,\[:])~(?=/)")
 _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 _stamp = ""
 T = TypeVar("T")
@@ -79,6 +80,7 @@ def pick(key: str, options: Mapping[str, Any], otherwise: Any = "???") -> Any:
 
 
 OmegaConf.register_new_resolver("slime_bench.stamp", lambda: _stamp or new_stamp(), replace=True)
+OmegaConf.register_new_resolver("slime_bench.home", os.path.expanduser, replace=True)
 OmegaConf.register_new_resolver("slime_bench.pick", pick, replace=True)
 for _group, _node in (
     ("hydra/launcher", {"_target_": LAUNCHER}),
@@ -99,10 +101,16 @@ def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None
         ConfigError: a secret on the command line, an override that cannot be read, an unknown key, group or option,
             or whatever `validate` raises.
     """
+    overrides = with_home(overrides)
     refuse_secrets(overrides)
     check_ablation(overrides, extra_dir)
     with _hydra(extra_dir):
         return with_additions(overrides, lambda texts: _plan(texts, sweep))
+
+
+def with_home(texts: Sequence[str]) -> list[str]:
+    """Overrides and options with the home folder for the `~` of a path, which Hydra's grammar lacks."""
+    return [_HOME.sub(lambda _: os.path.expanduser("~"), text) for text in texts]
 
 
 def check_ablation(overrides: Sequence[str], extra_dir: str | None = None) -> None:
@@ -228,7 +236,7 @@ def _hydra(extra_dir: str | None = None) -> Iterator[None]:
     """Hydra with the bench's configuration files, and before them those of `--config-dir`, as its entry point does."""
     places = create_config_search_path(str(config_dir()))
     if extra_dir is not None:
-        folder = Path(extra_dir).absolute()
+        folder = user_path(extra_dir).absolute()
         if not folder.is_dir():
             raise ConfigError(
                 "the configuration folder is not there", path=folder, found="nothing", expected="a folder of YAML files"

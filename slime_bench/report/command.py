@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.bootstrap import RESAMPLES
+from slime_bench.paths import user_path
 from slime_bench.report.ablation import AblationReport, ablation_report, settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
 from slime_bench.report.collect import Collected, collect, default_settings, read_optional
@@ -331,7 +332,7 @@ def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Colle
 
 
 def _default_outputs() -> Path:
-    return Path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
+    return user_path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -340,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     rules = "; ".join(f"{name}: {rule}" for name, rule in CONVENTION_RULES.items())
     add = parser.add_argument
-    add("--outputs", type=Path, help=f"folder with runs/ (default {_default_outputs()})")
+    add("--outputs", type=user_path, help=f"folder with runs/ (default {_default_outputs()})")
     add("--convention", choices=list(CONVENTION_RULES), help=f"{rules} (default slime)")
     add("--without-background", action="store_true", help="leave class 0 out of the average")
     add("--intervals", action="store_true", help="print intervals over test images and paired differences as well")
@@ -364,7 +365,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"InfoScore and mIoU of the layers: trials of {experiment()}",
     )
-    add("--out", type=Path, help="folder for the files (default <outputs>/reports/<subject>)")
+    add("--out", type=user_path, help="folder for the files (default <outputs>/reports/<subject>)")
     add("overrides", nargs="*", help="as they were given to the sweep, e.g. experiment=mini_horse")
     return parser
 

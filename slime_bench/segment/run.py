@@ -26,6 +26,7 @@ from slime_bench.data.label_maps import listing
 from slime_bench.data.reading import read_image
 from slime_bench.data.transforms import fit_image, unfit
 from slime_bench.errors import ResultError, SlimeBenchError
+from slime_bench.paths import user_path
 from slime_bench.results.state import content_hash, read_state
 from slime_bench.segment import folder, learn, output
 from slime_bench.segment.folder import EMBEDDINGS, LABELS, OVERLAYS, Record, Run, write, write_run
@@ -97,8 +98,9 @@ def _run(args: argparse.Namespace) -> int:
 def _annotated(args: argparse.Namespace) -> Support:
     said, spec = args.classes, ClassSpec()
     if said is not None:
-        is_file = said.endswith((".yaml", ".yml")) or ("," not in said and Path(said).is_file())
-        spec = read_classes(Path(said)) if is_file else parse_classes(said.split(","), "--classes")
+        file = user_path(said)
+        is_file = said.endswith((".yaml", ".yml")) or ("," not in said and file.is_file())
+        spec = read_classes(file) if is_file else parse_classes(said.split(","), "--classes")
     support = read_support(pair_up(args.image, args.mask, args.support), spec)
     note("annotated", listing(support.names))
     note("classes", columns([("in mask", "label", "class", "area"), *support.classes.table()]))

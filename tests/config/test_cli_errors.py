@@ -193,6 +193,52 @@ class TestRuns:
         assert seen == [None, "1"]
 
 
+class TestHome:
+    """`~` stands for the home folder wherever a path comes in: no shell expands it in `--out=~/x`, `data.root=~/x`."""
+
+    @pytest.fixture(autouse=True)
+    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        home = tmp_path / "me"
+        home.mkdir()
+        monkeypatch.setenv("HOME", str(home))
+        return home
+
+    def test_in_overrides_and_variables(self, bench: Bench, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert bench("--multirun", "seed=0,1", "output_root=~/o", "data_root='~/d'")[0] == 0
+        assert [(cfg.output_root, cfg.data.root) for cfg in bench.ran] == [(f"{home}/o", f"{home}/d/mini/car")] * 2
+        assert (home / "o" / "hydra").is_dir()
+        bench.ran.clear()
+        monkeypatch.setenv("SLIME_BENCH_DATA", "~/data")
+        monkeypatch.setenv("SLIME_BENCH_OUTPUTS", "~/out")
+        assert bench("--multirun", "seed=0,1", "data.root=${data_root}/x")[0] == 0
+        assert (bench.ran[0].output_root, bench.ran[0].data.root) == (f"{home}/out", f"{home}/data/x")
+        assert (home / "out" / "hydra").is_dir() and not Path("~").exists()
+        (trial,) = compose.plan(["data.root=~/x"]).trials
+        assert trial.data.root == f"{home}/x"
+
+    def test_in_a_folder_of_ones_own_configuration(self, bench: Bench, home: Path) -> None:
+        (home / "conf" / "data").mkdir(parents=True)
+        (home / "conf" / "data" / "own.yaml").write_text("_target_: toy_bench_targets.Named\nname: own\nroot: ~/own\n")
+        assert bench("--config-dir=~/conf", "data=own")[0] == 0
+        assert bench.ran[0].data.root == f"{home}/own"
+        assert compose.plan(["data=own"], extra_dir="~/conf").trials[0].data.name == "own"
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["segment", "--images=~/x", "--out=~/x", "--embeddings=~/x/a.safetensors"],
+            ["segment", "--images=~/x", "--out=~/o", "--image=~/x/a.png", "--mask=~/x/a.png"],
+            ["segment", "--images=~/x", "--out=~/o", "--support=~/x"],
+            ["embeddings", "export", "--state=~/x/a.safetensors", "--out=~/o"],
+            ["embeddings", "import", "--from=~/x", "--out=~/o"],
+            ["report", "--outputs=~/x"],
+        ],
+    )
+    def test_in_options(self, bench: Bench, home: Path, command: list[str]) -> None:
+        code, text = bench(*command)
+        assert code == 2 and f"{home}/x" in text and "~" not in text, text
+
+
 class TestBadCommandLines:
     @pytest.mark.parametrize(
         ("arguments", "words"),
