@@ -45,21 +45,23 @@ one trial      slime-bench method=slime data=mini_car shots=1 seed=0
 a sweep        slime-bench --multirun seed=0,1,2 shots=1,10
 a table        slime-bench --multirun experiment=mini_car
 an ablation    slime-bench --multirun experiment=mini_car ablation=lr
-tables, plots  slime-bench report --subject car          as text files, LaTeX and one HTML page
-               slime-bench report experiment=mini_car    of one sweep's trials alone
+tables, plots  slime-bench report --subject car        as text, LaTeX and HTML
+               slime-bench report experiment=mini_car  of one sweep's trials
                slime-bench report --ablation lr experiment=mini_car
-how far        slime-bench status experiment=mini_car       what is done, running, failed, missing
-two runs       slime-bench compare RUN_A RUN_B           folders or signatures: what differs, and how much
-own images     slime-bench segment --image car.jpg --mask car.png --images photos --out masks
+how far        slime-bench status experiment=mini_car  done, running, missing
+two runs       slime-bench compare RUN_A RUN_B         what differs, and by how much
+own images     slime-bench segment --image car.jpg --mask car.png \\
+                 --images photos --out masks
 check data     slime-bench verify data=pascal_part_car
-embeddings     slime-bench embeddings --help     to and from the form of SLiMe's authors
+embeddings     slime-bench embeddings --help           to and from SLiMe's authors
 
 slime-bench --help        the groups of the configuration and their options
-slime-bench --cfg job     the composed configuration; any key of it can be given as key=value
+slime-bench --cfg job     the configuration; give any of its keys as key=value
 slime-bench --version
 
-A finished trial is not run again; an interrupted sweep goes on where it stopped when the same command is repeated.
-Keys and passwords go into the environment (WANDB_API_KEY, HF_TOKEN), never on the command line.
+A finished trial is not run again; an interrupted sweep goes on where it stopped
+when the same command is repeated. Keys and passwords go into the environment
+(WANDB_API_KEY, HF_TOKEN), never on the command line.
 """
 
 

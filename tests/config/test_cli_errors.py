@@ -372,6 +372,7 @@ class TestOtherCommands:
     def test_help_and_version(self, bench: Bench) -> None:
         code, text = bench("help")
         assert code == 0 and "slime-bench report" in text
+        assert max(map(len, text.splitlines())) <= 80
         code, text = bench("--help")
         assert code == 0 and "mini_face" in text
         code, text = bench("--cfg", "job", "seed=3")
