@@ -49,11 +49,11 @@ tables, plots  slime-bench report --subject car        as text, LaTeX and HTML
                slime-bench report experiment=mini_car  of one sweep's trials
                slime-bench report --ablation lr experiment=mini_car
 how far        slime-bench status experiment=mini_car  done, running, missing
-two runs       slime-bench compare RUN_A RUN_B         what differs, and by how much
+two runs       slime-bench compare RUN_A RUN_B         what differs
 own images     slime-bench segment --image car.jpg --mask car.png \\
                  --images photos --out masks
 check data     slime-bench verify data=pascal_part_car
-embeddings     slime-bench embeddings --help           to and from SLiMe's authors
+embeddings     slime-bench embeddings --help           to, from SLiMe's authors
 
 slime-bench --help        the groups of the configuration and their options
 slime-bench --cfg job     the configuration; give any of its keys as key=value

@@ -22,7 +22,9 @@ STORAGE = {
 }  # fmt: skip
 NOISY = (
     "lightning", "pytorch_lightning", "torchmetrics", "diffusers", "transformers", "huggingface_hub", "torch", "hydra",
-    "omegaconf",
+    "omegaconf", "PIL", "matplotlib",
+    # torch sets the level of its own root when it is imported.
+    "torch.distributed", "torch.distributed.elastic.multiprocessing.redirects",
     # Lightning sets the level of its own root when it is imported; what it says comes from these two.
     "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
 )  # fmt: skip
@@ -41,6 +43,13 @@ STAND_INS = {
     "·": ".",
 }
 """What is printed for a sign of the bench's own that the terminal's encoding lacks."""
+
+
+WARNINGS = (
+    r"Image size \(\d+ pixels\) exceeds limit",  # whether a picture is too large is for the bench to say
+    r"Glyph \d+ .*missing from",
+)
+"""Beginnings of warnings that a library attributes to whoever called it, and no filter by its name would catch."""
 
 
 def printable() -> None:
@@ -68,10 +77,13 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # they too set their levels when imported
         os.environ.setdefault(name, "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of distributed starts, about names of hosts
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not sys.warnoptions and os.environ.get(FULL_ERROR) != "1":
         warnings.filterwarnings("ignore", module=rf"({'|'.join(NOISY)})(\.|$)")
+        for beginning in WARNINGS:
+            warnings.filterwarnings("ignore", message=beginning)
 
 
 @contextmanager

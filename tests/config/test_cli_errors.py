@@ -429,6 +429,28 @@ class TestTerminals:
         )  # fmt: skip
         assert ended.returncode == 0 and b"slime" in ended.stdout and ended.stderr == b""
 
+    def test_libraries_warnings_stay_out_of_the_way(self, tmp_path: Path) -> None:
+        """Attributed to the library or to its caller, before or after it set its own levels."""
+        code = """if True:
+            import sys
+            from slime_bench.console import quieten
+            quieten()
+            import logging, matplotlib, torch.distributed.elastic.multiprocessing.redirects as redirects
+            matplotlib.use("Agg")
+            from matplotlib import pyplot
+            from PIL import Image
+            redirects.logger.warning("NOTE: Redirects are currently not supported")
+            Image.new("L", (40, 40)).save(sys.argv[1])
+            Image.MAX_IMAGE_PIXELS = 1000
+            Image.open(sys.argv[1]).load()
+            pyplot.title("車")
+            pyplot.savefig(sys.argv[1])
+        """
+        environ = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
+        run = [sys.executable, "-c", code, str(tmp_path / "a.png")]
+        ended = subprocess.run(run, capture_output=True, text=True, check=False, env=environ)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
     @pytest.mark.parametrize(
         ("encoding", "shown"),
         [
