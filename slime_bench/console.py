@@ -134,8 +134,9 @@ def typed(error: Exception, option: str | None = "output_root=<folder>") -> Exce
     Args:
         option: see `StorageError.of`.
     """
-    if isinstance(error, StorageError) and isinstance(error.__cause__, OSError):
-        said, path = error.__cause__, error.path
+    cause = error.__cause__
+    if isinstance(cause, OSError) and str(error) == str(StorageError.of(cause, getattr(error, "path", None))):
+        said, path = cause, getattr(error, "path", None)  # `write_atomic` does not know whose file it writes
     elif isinstance(error, OSError) and error.errno in STORAGE:
         said, path = error, None
     else:
