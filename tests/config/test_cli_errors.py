@@ -20,7 +20,7 @@ from hydra.plugins.sweeper import Sweeper as HydraSweeper
 from slime_bench import cli
 from slime_bench.config import compose
 from slime_bench.config.schema import TrialConfig
-from slime_bench.console import quieten
+from slime_bench.console import quieten, typed
 from slime_bench.errors import DataError, StorageError
 
 Trial = Callable[[TrialConfig], Any]
@@ -363,6 +363,9 @@ class TestOtherCommands:
 
         monkeypatch.setitem(cli.SUBCOMMANDS, name, "toy_command")
         monkeypatch.setitem(sys.modules, "toy_command", types.SimpleNamespace(main=fails))
+        own = StorageError("cannot write the data", path="somewhere", remedy="choose another data_root")
+        own.__cause__ = OSError(errno.ENOSPC, "no space")
+        assert typed(own) is own  # it has words of its own
         for word in ("no permission", "no space"):
             code, text = bench(name)
             assert code == 2 and word in text and "somewhere" in text and "output_root" not in text
