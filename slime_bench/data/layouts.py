@@ -214,7 +214,7 @@ def _flat(folder: Path, files: Sequence[Path]) -> list[Pair]:
         "no images with label maps", path=folder,
         found=listing([name for name in names if not name.startswith(".")]) or "an empty folder",
         expected=_LAYOUTS,
-        remedy="lay the files out in one of these ways, or name another folder in `data.root` or `data.splits`",
+        remedy="lay the files out in one of these ways, or name another folder",
     )  # fmt: skip
 
 
@@ -417,7 +417,6 @@ def _files(folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(
             "cannot list the folder", path=folder, found=error.strerror, expected="a folder that may be read",
-            remedy="check `data_root` (or the variable SLIME_BENCH_DATA), `data.root` and `data.splits`, "
-            "or prepare the data",
+            remedy="correct the folder's name, or mend its permissions",
         ) from error  # fmt: skip
     return [folder / name for name in names]

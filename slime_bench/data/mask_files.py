@@ -228,5 +228,5 @@ def unreadable(kind: str, path: Path, error: BaseException, expected: str) -> Da
     found = getattr(error, "strerror", None)  # of a file that is not there, a folder, or one that may not be read
     if found is None:
         found = f"{path.stat().st_size} bytes that do not decode ({type(error).__name__}: {error})"
-    remedy = "correct the name, restore or export the file again, or prepare the data again"
+    remedy = "correct the name, or restore the file or export it again"
     return DataError(f"cannot read the {kind}", path=path, found=found, expected=expected, remedy=remedy)

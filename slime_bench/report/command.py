@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.bootstrap import RESAMPLES
+from slime_bench.paths import user_path
 from slime_bench.report.ablation import AblationReport, ablation_report, settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
 from slime_bench.report.collect import Collected, Defaults, collect, default_settings, family, family_of, read_optional
@@ -33,6 +34,7 @@ from slime_bench.report.planned import (
     ablation_problems,
     found_problems,
     of_states,
+    table_command,
 )
 from slime_bench.report.published import load_published
 from slime_bench.report.ranking import RankingReport, experiment, ranking_reports
@@ -334,12 +336,12 @@ def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Colle
         path=outputs / "runs",
         found=f"{have}; {len(main.failed)} failed trial(s), {len(main.invalid)} unreadable result file(s)",
         expected=f"at least one finished trial (result.json){others}",
-        remedy=f"Run its trials first, e.g. `make reproduce-{target}`, or name another folder with --outputs.",
+        remedy=f"Run its trials first, e.g. `{table_command(target, 'mini')}`, or name another folder with --outputs.",
     )
 
 
 def _default_outputs() -> Path:
-    return Path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
+    return user_path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -348,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     rules = "; ".join(f"{name}: {rule}" for name, rule in CONVENTION_RULES.items())
     add = parser.add_argument
-    add("--outputs", type=Path, help=f"folder with runs/ (default {_default_outputs()})")
+    add("--outputs", type=user_path, help=f"folder with runs/ (default {_default_outputs()})")
     add("--convention", choices=list(CONVENTION_RULES), help=f"{rules} (default slime)")
     add("--without-background", action="store_true", help="leave class 0 out of the average")
     add("--intervals", action="store_true", help="print intervals over test images and paired differences as well")
@@ -373,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"InfoScore and mIoU of the layers: trials of {experiment()}",
     )
-    add("--out", type=Path, help="folder for the files (default <outputs>/reports/<subject>)")
+    add("--out", type=user_path, help="folder for the files (default <outputs>/reports/<subject>)")
     add("overrides", nargs="*", help="as they were given to the sweep, e.g. experiment=mini_horse")
     return parser
 

@@ -82,18 +82,10 @@ def rich_table(grid: Grid, compact: bool = False) -> Table:
 
 
 def print_grid(grid: Grid, console: Console) -> None:
-    """The grid in the form that fits the console; a file or a pipe gets it whole."""
+    """The grid in the form that fits the console; a file or a pipe has the width of COLUMNS, or 80."""
     table = rich_table(grid)
     needed = console.measure(table, options=console.options.update(width=10_000)).maximum
-    if needed <= console.width:
-        console.print(table)
-    elif console.is_terminal:
-        console.print(rich_table(grid, compact=True))
-    else:
-        # A file or a pipe has no width: rich guesses 80 columns, at which the table must not be folded.
-        width, console.width = console.width, needed
-        console.print(table)
-        console.width = width
+    console.print(rich_table(grid, compact=needed > console.width))
 
 
 def say(console: Console, text: str) -> None:

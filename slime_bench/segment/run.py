@@ -26,6 +26,7 @@ from slime_bench.data.label_maps import listing
 from slime_bench.data.masks import UnnamedColours
 from slime_bench.data.reading import read_image
 from slime_bench.errors import LabelError, ResultError, SlimeBenchError
+from slime_bench.paths import user_path
 from slime_bench.results.state import content_hash, read_state
 from slime_bench.segment import folder, learn, output
 from slime_bench.segment.confidence import LARGE, UNSURE, doubtful
@@ -82,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except torch.OutOfMemoryError as error:
-        raise typed_error(error) from error
+        raise typed_error(
+            error, "learn with trainer.precision=bf16 (reused embeddings: backbone.dtype=bf16)"
+        ) from error
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -114,8 +117,9 @@ def _run(args: argparse.Namespace) -> int:
 def _annotated(args: argparse.Namespace) -> Support:
     said, spec = args.classes, ClassSpec()
     if said is not None:
-        is_file = Path(said).suffix in (".yaml", ".yml", ".txt", ".csv") or ("," not in said and Path(said).is_file())
-        spec = read_classes(Path(said)) if is_file else parse_classes(said.split(","), "--classes")
+        file = user_path(said)
+        is_file = file.suffix in (".yaml", ".yml", ".txt", ".csv") or ("," not in said and file.is_file())
+        spec = read_classes(file) if is_file else parse_classes(said.split(","), "--classes")
     elif args.support is not None and (listed := class_file_of(args.support)) is not None:
         spec = read_classes(listed)
         note("classes", f"as {listed} says")

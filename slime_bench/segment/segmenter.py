@@ -62,7 +62,7 @@ class Segmenter:
     ) -> None:
         self.tensors, self.facts = dict(tensors), dict(facts)
         self.recipe: Recipe = learn.recipe(facts, overrides)
-        self.device = pick_device(device)
+        self.device = pick_device(device, "--device cpu")
         self._changed = any(not each.startswith(("data.batch_size=", "refine")) for each in overrides)
         self._method = method
 

@@ -222,10 +222,13 @@ def mini_trials() -> list[TrialResult]:
 
 def test_every_file_holds_the_table(tmp_path: Path) -> None:
     store(tmp_path, *mini_trials())
-    text = report_command(tmp_path, "--subject", "car", width=80)
+    text = report_command(tmp_path, "--subject", "car", width=300)
     for words in ("preset mini", "backbone mini_sd", "protocol slime_mini", "convention slime", "OTHER DATA"):
         assert words in text
-    assert "52.5±3.5" in text and "68.3±1.0" in text  # not folded at the 80 columns that rich guesses for a pipe
+    assert "52.5±3.5" in text and "68.3±1.0" in text
+    piped = report_command(tmp_path, "--subject", "car", width=80)  # as rich guesses for a pipe
+    assert all(len(line.rstrip()) <= 80 for line in piped.splitlines()[:-2])
+    assert all(word in piped for word in ("52.5", "±3.5", "52.15", "background")) and "…" not in piped
     folder = tmp_path / "reports" / "car"
     names = "pairs.csv pairs.json report.html table.csv table.json table.md table.tex trials.json"
     assert sorted(path.name for path in folder.iterdir()) == names.split()
@@ -433,6 +436,9 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     horse = ["--outputs", str(tmp_path), "--subject", "horse"]
     error = refused(capsys, *horse)
     assert "make reproduce-horse" in error and "results for car" in error
+    monkeypatch.chdir(tmp_path)  # where there is no Makefile
+    error = refused(capsys, *horse)
+    assert "make " not in error and "`slime-bench --multirun experiment=mini_horse`" in error
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ResultError):
         command.main(horse, lambda *_: [])

@@ -109,7 +109,7 @@ def trial(root: Path, seed: int = 0, method: Mapping[str, Any] | None = None, **
 def report(root: Path, *overrides: str, **options: Any) -> tuple[list[RankingReport], str]:
     """The reports, and what is printed, in which captions are folded anywhere: white space as one space."""
     out = io.StringIO()
-    console = Console(file=out, width=80)
+    console = Console(file=out, width=300)
     asked = {name: options.pop(name) for name in ("folder", "convention") if name in options}
     made = command.run_ranking(Asked(console, lambda *_: [], root, **asked), overrides, **options)
     return made, " ".join(out.getvalue().split())
