@@ -42,7 +42,8 @@ class Bench:
         self._capsys = capsys
         result = types.SimpleNamespace(average=None)
         self.finished = types.SimpleNamespace(result=result, folder=Path("runs"), reused=False, code=None)
-        for name in ("slime_bench.trial.runner.spec_of", "slime_bench.sweep.trials.spec_of"):
+        # `trials` first: imported after the runner is patched, it would take the stand-in for good.
+        for name in ("slime_bench.sweep.trials.spec_of", "slime_bench.trial.runner.spec_of"):
             monkeypatch.setattr(name, self._spec_of)
         monkeypatch.setattr("slime_bench.trial.runner.run", self._run)
 

@@ -316,7 +316,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--mask", "x.png"], "every annotated image needs its mask"),
+            (["--image", "x.png"], "every annotated image needs its mask"),
+            (["--mask", "x.png"], "the file's name does not say which part it is"),
             (["--support", "x"], "given twice"),
             (["data.classes=[a,b]"], "the annotated images decide this"),
             (["seed=1,2"], "several values"),
@@ -385,8 +386,8 @@ class TestFromATrial:
         items, _ = read_qualitative(bench.folder() / "qualitative.npz")
         for item in items:
             image = read_image(bench.data / f"test/images/{item.image_id}.png")
-            (scores,) = segmenter.scored([segmenter.fitted(image)], [item.image_id])
-            assert (label_map(scores, image.shape[:2], "squash") == item.prediction).all()
+            (scored,) = segmenter.scored([segmenter.fitted(image)], [item.image_id])
+            assert (label_map(scored.maps, image.shape[:2], "squash") == item.prediction).all()
 
     def test_one_picture_under_two_names(self, swept: tuple[Bench, Outcome], tmp_path: Path) -> None:
         bench = swept[0]
