@@ -20,7 +20,7 @@ STORAGE = {
 }  # fmt: skip
 NOISY = (
     "lightning", "pytorch_lightning", "torchmetrics", "diffusers", "transformers", "huggingface_hub", "torch", "hydra",
-    "omegaconf",
+    "omegaconf", "PIL",
     # Lightning sets the level of its own root when it is imported; what it says comes from these two.
     "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
 )  # fmt: skip
