@@ -50,17 +50,15 @@ class BusyError(SlimeBenchError):
     """Another process works on the folder.
 
     Args:
-        folder: the one that is held. holder: by whom, where that is known.
+        folder: the one that is held. holder: by whom, where that is known. remedy: what else the user can do.
     """
 
-    def __init__(self, folder: Path, holder: Holder | None) -> None:
+    def __init__(self, folder: Path, holder: Holder | None, remedy: str = "wait for it, or end it") -> None:
         self.folder, self.holder = folder, holder
-        super().__init__(
-            "another process works on this", path=folder, found=holder or _UNKNOWN, remedy="wait for it, or end it"
-        )
+        super().__init__("another process works on this", path=folder, found=holder or _UNKNOWN, remedy=remedy)
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.folder, self.holder)
+        return type(self), (self.folder, self.holder, self.remedy)
 
 
 @contextmanager

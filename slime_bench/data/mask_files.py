@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from slime_bench.data.label_maps import pack, relabelled
+from slime_bench.data.pictures import DECODED, LARGEST, broken_link, size_of, upright
 from slime_bench.errors import DataError, LabelError
 
 DECODING_ERRORS: Final = (
@@ -131,13 +132,13 @@ def picture_mask(picture: Image.Image, path: Path) -> Mask:
     Raises:
         LabelError: see `read_mask`.
     """
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode == "PA" or (upright.mode == "P" and "transparency" in upright.info):
-        upright = upright.convert("RGBA")
-    mode, array, unpainted = upright.mode, np.array(upright), 0
+    turned = upright(picture)
+    if turned.mode == "PA" or (turned.mode == "P" and "transparency" in turned.info):
+        turned = turned.convert("RGBA")
+    mode, array, unpainted = turned.mode, np.array(turned), 0
     palette: dict[int, int] = {}
     if mode == "P":
-        colours = np.array(upright.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        colours = np.array(turned.getpalette("RGB"), np.uint8).reshape(-1, 3)
         palette = dict(enumerate(pack(colours).tolist()))
     elif mode in ("LA", "RGBA"):
         array, unpainted = _opaque(array, path)
@@ -202,18 +203,17 @@ def array_mask(array: NDArray[Any], path: Path) -> Mask:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image as viewers show it, without decoding it.
+    """(height, width) of an image as viewers show it.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
         with Image.open(path) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            width, height = upright(picture).size
     except DECODING_ERRORS as error:
         raise unreadable("image", path, error, "a complete PNG or JPEG file") from error
-    return (width, height) if turned else (height, width)
+    return height, width
 
 
 def _no_label_map(path: Path, found: str) -> LabelError:
@@ -224,8 +224,17 @@ def _no_label_map(path: Path, found: str) -> LabelError:
 
 
 def unreadable(kind: str, path: Path, error: BaseException, expected: str) -> DataError:
-    """The error for a file that does not decode."""
-    found = getattr(error, "strerror", None)  # of a file that is not there, a folder, or one that may not be read
+    """The error for a file that does not decode, or is too large for it."""
+    if isinstance(error, Image.DecompressionBombError):
+        width, height = size_of(path)
+        return DataError(
+            f"the {kind} is too large", path=path, found=f"{width}x{height} pixels" if width else "more",
+            expected=f"at most {DECODED / 1e6:.0f} megapixels; photos to be segmented {LARGEST / 1e6:.0f}, as JPEG",
+            remedy="export it smaller, e.g. 4000 pixels wide; its parts are looked for at a few hundred pixels anyway",
+        )  # fmt: skip
+    found = broken_link(path) or getattr(
+        error, "strerror", None
+    )  # of a file that is not there, a folder, or one that may not be read
     if found is None:
         found = f"{path.stat().st_size} bytes that do not decode ({type(error).__name__}: {error})"
     remedy = "correct the name, or restore the file or export it again"

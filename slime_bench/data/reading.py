@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from slime_bench.data.annotations import read_annotation
 from slime_bench.data.label_maps import (
@@ -24,6 +24,7 @@ from slime_bench.data.layouts import Pair, find_pairs
 from slime_bench.data.mask_edges import edges
 from slime_bench.data.mask_files import DECODING_ERRORS, Mask, unreadable
 from slime_bench.data.masks import soft_edges
+from slime_bench.data.pictures import check_pixels, opened, reduce, upright
 from slime_bench.errors import DataError, LabelError
 
 
@@ -37,18 +38,47 @@ class Sample:
     label: NDArray[np.int64]
 
 
+class Photo(NamedTuple):
+    """A picture to be segmented: uint8 [h,w,3] RGB, and (H, W) of its file, which is more where it was read smaller."""
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """One image as uint8 [H,W,3] RGB, whatever its suffix says of its format.
 
     Grey images get three equal channels, CMYK is converted, transparency is dropped, of 16-bit RGB the upper 8 bits are
-    kept, and the camera's orientation is applied, as image viewers and OpenCV do.
+    kept, and the camera's orientation is applied; see `upright`.
 
     Raises:
-        DataError: missing, unreadable, cut short, or grey with more than 8 bits.
+        DataError: missing, unreadable, cut short, of more than 179 megapixels, or grey with more than 8 bits.
     """
+    return _read(path, None).pixels
+
+
+def read_photo(path: Path, side: int) -> Photo:
+    """`read_image` for a picture of which only the content is wanted: a very large JPEG is decoded at reduced size.
+
+    Its pixels are then not those of `read_image` made smaller, to the last grey level; the labels found in them may
+    differ at edges.
+
+    Args:
+        side: pixels that both sides keep; see `pictures.reduce`.
+
+    Raises:
+        DataError: see `read_image`; a JPEG file may have 1000 megapixels.
+    """
+    return _read(path, side)
+
+
+def _read(path: Path, side: int | None) -> Photo:
     try:
-        with Image.open(path) as file:
-            return rgb(file, path)
+        with opened(path) as file:
+            size = None if side is None else reduce(file, side)
+            check_pixels(file)
+            pixels = rgb(file, path)
+            return Photo(pixels, size or (pixels.shape[0], pixels.shape[1]))
     except DECODING_ERRORS as error:
         raise unreadable("image", path, error, "a complete PNG or JPEG file") from error
 
@@ -63,7 +93,7 @@ def rgb(picture: Image.Image, path: Path = Path("image")) -> NDArray[np.uint8]:
         DataError: grey with more than 8 bits.
     """
     if not picture.mode.startswith(("I", "F")):
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        return np.array(upright(picture).convert("RGB"))
     raise DataError(
         "image with more than 8 bits per pixel", path=path, found=f"mode {picture.mode}", expected="8-bit RGB or grey",
         remedy="convert the image to 8 bits; only you know which range of values matters",

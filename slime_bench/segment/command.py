@@ -19,6 +19,7 @@ classes    names in the order of the indices, with or without `background`; or a
            `name: index` lines, or `name: "#rrggbb"` lines for colours
 results    labels/<name>.png      class of each pixel, 8 bits, in the image's own size; viewers show the colours
            overlays/<name>.jpg    the image with its classes and their part of the area
+           scores/<name>.npz      its score maps, with --save-scores
            areas.csv  grid.png  classes.yaml  embeddings.safetensors  run.json
 overrides  of the configuration, as for a trial: preset=paper, method.max_steps=100, data.fit=pad, ...
 
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="folder of images (not of folders in it), or image files: png jpg webp bmp tif",
+        help="folder of images (not of folders in it), or image files: png jpg webp bmp tif gif avif jp2 ppm",
     )
     add("--out", type=user_path, required=True, metavar="FOLDER", help="receives the results")
     add("--image", type=user_path, action="append", default=[], metavar="FILE", help="annotated image; may be repeated")
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="of the random draws; default 0")
     add("--preset", choices=["mini", "paper"], help="mini (default): small and bundled; paper: Stable Diffusion 2.1")
     add("--weights", help="backbone folder, where it is not the one that the preset or the embeddings name")
+    add("--save-scores", action="store_true", help="also write the score maps of each image, for other thresholds")
     add("--yes", action="store_true", help="take masks as they are where the command would ask about them")
     add("--force", action="store_true", help="replace embeddings and results that are there")
     add("overrides", nargs="*", metavar="key=value", help="overrides of the configuration")

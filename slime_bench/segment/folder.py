@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from slime_bench.data.label_maps import listing
+from slime_bench.data.pictures import SUFFIXES, broken_link
 from slime_bench.errors import DataError, ResultError, StorageError
+from slime_bench.lock import BusyError, held
 from slime_bench.storage import write_atomic
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-RUN, EMBEDDINGS, LABELS, OVERLAYS = "run.json", "embeddings.safetensors", "labels", "overlays"
+RUN, EMBEDDINGS, LABELS, OVERLAYS, SCORES = "run.json", "embeddings.safetensors", "labels", "overlays", "scores"
+LOCK = "segment"
+"""The lock is `.segment.lock` in the output folder."""
 AREAS, GRID, CLASSES = "areas.csv", "grid.png", "classes.yaml"
 
 
@@ -32,7 +37,10 @@ class Record:
 
     def is_of(self, path: Path) -> bool:
         """Whether the file at `path` is still the one that was segmented."""
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError:  # a link to nothing, for one; whoever reads it says so
+            return False
         return (self.file, self.bytes, self.changed) == (path.name, status.st_size, status.st_mtime_ns)
 
 
@@ -49,38 +57,81 @@ class Run:
     images: dict[str, Record] = field(default_factory=dict)
 
 
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the output folder against other processes.
+
+    The lock lies inside, so that it is one for all the paths that lead there, and the folder above may be read-only.
+
+    Raises:
+        BusyError: another command works on it. StorageError: it cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(out / LOCK))
+        except BusyError as error:
+            remedy = "wait for it, end it, or choose another --out; the same command then goes on with what is there"
+            raise BusyError(out, error.holder, remedy) from error
+        except OSError as error:
+            raise _unwritable(out, error.strerror or str(error)) from error
+        yield
+
+
 def list_images(places: Sequence[Path], out: Path) -> tuple[dict[str, Path], list[str]]:
     """The images of folders (not of folders in them) and single files: name of the results -> file.
 
-    Results are named after the file's stem, and after its full name where files share a stem.
+    Results are named after the file's stem, and after its full name where files share a stem. A link to nothing is
+    among them, if it is called like an image: that it cannot be read is said where others are, too.
 
     Returns:
-        also the names of other files, which are left out.
+        also what is left out, in words: for each reason its files.
 
     Raises:
         DataError: a place that is not there or is among the results, no image at all, two files of one name.
     """
-    files: dict[Path, Path] = {}  # resolved -> as named
-    others: list[str] = []
+    files: dict[Path, Path] = {}  # with the folder resolved -> as named
+    others: dict[str, list[str]] = {}
     for place in places:
+        if not place.exists():
+            raise _nothing_at(place)
         _check_apart(place, out)
         if not place.is_dir():
-            files.setdefault(place.resolve(), place)
+            files.setdefault(place.parent.resolve() / place.name, place)
             continue
         for each in sorted(place.iterdir()):
-            if each.is_file() and not each.name.startswith("."):
-                if each.suffix.lower() in SUFFIXES:
-                    files.setdefault(each.resolve(), each)
-                else:
-                    others.append(each.name)
-    if not files or not all(each.exists() for each in files):
+            if each.name.startswith(".") or os.path.realpath(each) == os.path.realpath(out):
+                continue
+            if reason := _left_out(each):
+                others.setdefault(reason, []).append(each.name)
+            else:
+                files.setdefault(each.parent.resolve() / each.name, each)
+    words = [f"{reason}: {listing(names)}" for reason, names in others.items()]
+    if not files:
         raise DataError(
-            "there are no such images", path=", ".join(map(str, places)),
-            found=f"other files: {listing(others)}" if others else "nothing",
+            "there are no images", path=", ".join(map(str, places)), found="; ".join(words) or "nothing",
             expected=f"image files, or folders that hold some: {', '.join(SUFFIXES)}",
             remedy="correct --images; folders inside a folder are not looked at; export other kinds as JPEG or PNG",
         )  # fmt: skip
-    return _named(list(files.values())), others
+    return _named(list(files.values())), words
+
+
+def _nothing_at(place: Path) -> DataError:
+    return DataError(
+        "there are no such images", path=place, found=broken_link(place) or "nothing",
+        expected="an image file, or a folder that holds some", remedy="correct --images, or restore what is missing",
+    )  # fmt: skip
+
+
+def _left_out(path: Path) -> str | None:
+    """Why something in a folder is not segmented; None if it is."""
+    if path.is_dir():
+        return "folders"
+    suffix = path.suffix.lower()
+    if suffix in (".heic", ".heif"):
+        return "HEIC, which is to be exported as JPEG"
+    if suffix not in SUFFIXES:
+        return "not called like an image"
+    return None if path.is_file() or path.is_symlink() else "neither file nor folder"
 
 
 def _check_apart(place: Path, out: Path) -> None:
@@ -121,7 +172,7 @@ def check_folder(out: Path) -> None:
     Raises:
         ResultError.
     """
-    names = (LABELS, OVERLAYS, AREAS, GRID, CLASSES, EMBEDDINGS)
+    names = (LABELS, OVERLAYS, SCORES, AREAS, GRID, CLASSES, EMBEDDINGS)
     strangers = [name for name in names if (out / name).exists()]
     if strangers and not (out / RUN).exists():
         raise ResultError(
@@ -154,15 +205,27 @@ def write_run(out: Path, run: Run) -> None:
     write(out / RUN, (json.dumps(asdict(run), indent=1, sort_keys=True) + "\n").encode())
 
 
-def remaining(files: dict[str, Path], out: Path, run: Run) -> list[str]:
-    """Names of the images that are still to be segmented."""
+def results_of(out: Path, name: str, scores: bool = True) -> list[Path]:
+    """The files that hold the results of one image; its score maps are not always wanted."""
+    both = [out / LABELS / f"{name}.png", out / OVERLAYS / f"{name}.jpg"]
+    return [*both, out / SCORES / f"{name}.npz"] if scores else both
+
+
+def remaining(files: dict[str, Path], out: Path, run: Run, scores: bool) -> list[str]:
+    """Names of the images that are still to be segmented, or whose score maps are wanted and missing."""
 
     def is_there(name: str, path: Path) -> bool:
         record = run.images.get(name)
-        written = (out / LABELS / f"{name}.png", out / OVERLAYS / f"{name}.jpg")
+        written = results_of(out, name, scores)
         return record is not None and record.is_of(path) and all(each.is_file() for each in written)
 
     return [name for name, path in files.items() if not is_there(name, path)]
+
+
+def orphans(out: Path, names: Iterable[str]) -> list[str]:
+    """Names of label maps in the folder that are of none of these images."""
+    there = {each.name.removesuffix(".png") for each in (out / LABELS).glob("[!.]*.png")}
+    return sorted(there - set(names))
 
 
 def write(path: Path, content: bytes) -> None:
@@ -174,8 +237,12 @@ def write(path: Path, content: bytes) -> None:
     try:
         write_atomic(path, content)
     except StorageError as error:
-        raise StorageError(
-            "a result could not be written", path=error.path, found=error.found,
-            expected="a folder with the right permissions, on a disk with free space",
-            remedy="mend that, or choose another --out; what is written stays, and the same command goes on there",
-        ) from error  # fmt: skip
+        raise _unwritable(error.path, error.found) from error
+
+
+def _unwritable(path: str | Path | None, found: object) -> StorageError:
+    return StorageError(
+        "a result could not be written", path=path, found=found,
+        expected="a folder with the right permissions, on a disk with free space",
+        remedy="mend that, or choose another --out; what is written stays, and the same command goes on there",
+    )  # fmt: skip

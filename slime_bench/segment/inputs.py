@@ -13,7 +13,7 @@ from PIL import Image
 from slime_bench.data.class_files import ClassSpec, parse_classes, read_classes
 from slime_bench.data.layouts import Pair
 from slime_bench.data.mask_files import Mask, array_mask, picture_mask, read_mask
-from slime_bench.data.reading import read_image, rgb
+from slime_bench.data.reading import Photo, read_image, read_photo, rgb
 from slime_bench.errors import ConfigError, DataError
 from slime_bench.segment.support import Example, Support, support_of
 
@@ -43,6 +43,21 @@ def read_picture(image: Picture) -> NDArray[np.uint8]:
             remedy="convert it, e.g. (255 * array).round().astype(numpy.uint8); channels come last",
         )  # fmt: skip
     return array
+
+
+def read_any(image: Picture, side: int) -> Photo:
+    """`read_picture` of a picture to be segmented: a very large JPEG file is read at reduced size, see `read_photo`.
+
+    Args:
+        side: pixels that both sides keep.
+
+    Raises:
+        DataError: see `read_picture`.
+    """
+    if isinstance(image, str | Path):
+        return read_photo(Path(image).expanduser(), side)
+    pixels = read_picture(image)
+    return Photo(pixels, (pixels.shape[0], pixels.shape[1]))
 
 
 def read_examples(

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import maximum_filter, minimum_filter
+from torch import Tensor
 from tqdm import tqdm
 
 from slime_bench.data.label_maps import RGB
+from slime_bench.data.transforms import fitted_size
 from slime_bench.segment.folder import Record
 
 VIEW = (640, 1600)
@@ -53,6 +55,33 @@ def view(image: Image.Image) -> Image.Image:
     return _scaled(image, VIEW[1]) if longer > VIEW[1] else image
 
 
+def thumbnail(image: Image.Image, label: Image.Image) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """A picture and its label map no larger than the grid needs them; small ones as they are."""
+    if max(image.size) > VIEW[1]:
+        image = _scaled(image, VIEW[1])
+    if max(label.size) > VIEW[1]:
+        label = label.resize(image.size, Image.Resampling.NEAREST)
+    return image, np.array(label)
+
+
+def pixel_counts(label: NDArray[np.uint8], classes: int) -> list[int]:
+    """Pixels of each class in a label map uint8 [H,W], without a copy of it as `np.bincount` makes one in 64 bits."""
+    return Image.fromarray(label).histogram()[:classes]
+
+
+def scores_npz(scores: Tensor, size: tuple[int, int], fit: str, classes: Sequence[str]) -> bytes:
+    """Score maps [K,S,S] as an npz: `scores` float16 [K,h,w] without padding, `classes` [K], `size` (H, W).
+
+    They stay in the resolution in which the method has made them: enlarged bilinearly to `size`, in which they would
+    take some hundred times the space, they are those that the label map is the argmax of, but for rounding.
+    """
+    height, width = fitted_size(size, scores.shape[-1], fit)
+    buffer = io.BytesIO()
+    maps = scores[:, :height, :width].half().numpy()
+    np.savez_compressed(buffer, scores=maps, classes=np.array(classes), size=np.array(size))
+    return buffer.getvalue()
+
+
 def blend(image: Image.Image, label: NDArray[np.uint8], colours: Sequence[RGB]) -> Image.Image:
     """The image with every class but the background in its colour, outlined.
 
@@ -73,7 +102,7 @@ def overlay(image: Image.Image, label: NDArray[np.uint8], names: Sequence[str], 
     Args:
         image: as `view` gives it. label: uint8 [H,W] in the size of the file.
     """
-    pixels = np.bincount(label.ravel(), minlength=len(names))
+    pixels = pixel_counts(label, len(names))
     found = [index for index in range(1, len(names)) if pixels[index]]
     entries = [(f"{names[index]} {percent(pixels[index] / label.size)}", colours[index]) for index in found]
     below = legend(entries or [("nothing found", _PAPER)], image.width)

@@ -6,10 +6,11 @@ What is there already is not computed again, and what is cheap to find wrong com
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,16 @@ from PIL import Image
 
 from slime_bench.data.class_files import ClassSpec, class_file_of, parse_classes, read_classes
 from slime_bench.data.label_maps import listing
+from slime_bench.data.mask_files import unreadable
 from slime_bench.data.masks import UnnamedColours
-from slime_bench.data.reading import read_image
+from slime_bench.data.pictures import opened, size_of
+from slime_bench.data.reading import read_photo
 from slime_bench.errors import LabelError, ResultError, SlimeBenchError
 from slime_bench.paths import user_path
 from slime_bench.results.state import content_hash, read_state
 from slime_bench.segment import folder, learn, output
 from slime_bench.segment.confidence import LARGE, UNSURE, doubtful
-from slime_bench.segment.folder import EMBEDDINGS, LABELS, OVERLAYS, Record, Run, write, write_run
+from slime_bench.segment.folder import EMBEDDINGS, LABELS, Record, Run, write, write_run
 from slime_bench.segment.learn import Recipe
 from slime_bench.segment.output import Shown, columns, note, percent
 from slime_bench.segment.segmenter import Scored, Segmenter, label_map, noise_key
@@ -40,6 +43,8 @@ from slime_bench.trial.failure import typed_error
 SHOWN = 12
 """Results in the grid picture."""
 _SHOWN_SUPPORT = 6
+_PER_MEGAPIXEL = 0.05  # seconds of one slow core to read a photo and to write its results
+_LONG = 3.0  # seconds; so much without a sign of life is announced
 _SAVE_EVERY = 5.0  # seconds; what was segmented since is done again should the process be killed
 
 
@@ -89,23 +94,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    files, left_out = folder.list_images(args.images, args.out)
+    folder.check_folder(args.out)
+    with folder.locked(args.out):
+        return _alone(args, files, left_out)
+
+
+def _alone(args: argparse.Namespace, files: dict[str, Path], left_out: Sequence[str]) -> int:
+    """All stages from the annotated images on, in a folder that nobody else writes to."""
     began = time.monotonic()
     support = _annotated(args) if args.image or args.mask or args.support else None
-    files = _images(args)
+    note("images", f"{len(files)} from {listing([str(each) for each in args.images])}")
+    for each in left_out:
+        note("", f"left out: {each}")
     learned = _reused(args) if support is None else _learned(args, support)
     made, run = learned.recipe, _earlier(args, learned)
     _write_embeddings(args, learned, run, learns=support is not None)
-    todo = {name: files[name] for name in folder.remaining(files, args.out, run)}
+    todo = {name: files[name] for name in folder.remaining(files, args.out, run, args.save_scores)}
     failures: dict[str, SlimeBenchError] = {}
     if todo:
         note("backbone", f"{made.parts['backbone'][1].name} on {learned.segmenter.device}")
-        failures = segment_images(learned.segmenter, todo, args.out, run)
+        failures = segment_images(learned.segmenter, todo, args.out, run, args.save_scores)
     good = {name: path for name, path in files.items() if name not in failures}
     records = [run.images[name] for name in good]
     write(args.out / folder.AREAS, output.areas_csv(records, made.classes))
     if good:
         _write_grid(args.out, made, good, support)
     _report(args.out, learned.segmenter, records, len(files) - len(todo), time.monotonic() - began)
+    _name_orphans(args.out, good)
     if failures:
         lines = [f"{len(failures)} image(s) could not be read:"]
         lines += [f"  {files[name]}: {error.summary} ({error.found})" for name, error in failures.items()]
@@ -146,14 +162,6 @@ def _asked(error: UnnamedColours) -> LabelError:
     )  # fmt: skip
 
 
-def _images(args: argparse.Namespace) -> dict[str, Path]:
-    files, others = folder.list_images(args.images, args.out)
-    folder.check_folder(args.out)
-    left_out = f"; left out: {listing(others)}" if others else ""
-    note("images", f"{len(files)} from {listing([str(each) for each in args.images])}{left_out}")
-    return files
-
-
 def _reused(args: argparse.Namespace) -> Learned:
     segmenter = Segmenter.load(args.embeddings, overrides=args.overrides, device=args.device, weights=args.weights)
     return Learned(segmenter, args.embeddings.read_bytes())
@@ -168,17 +176,7 @@ def _learned(args: argparse.Namespace, support: Support) -> Learned:
     for path in (args.embeddings, here):
         if args.force or path is None or not path.exists():
             continue
-        try:
-            tensors, facts = read_state(path)
-        except ResultError:
-            facts = {}
-        if facts.get("fit") != signature:
-            raise ResultError(
-                "there are other embeddings already", path=path,
-                found="embeddings of other annotated images or settings", expected="nothing, or embeddings of these",
-                remedy=f"to use them, leave out --image and --mask; to keep them, choose another "
-                f"{'--out' if path == here else 'name'}; to replace them, add --force",
-            )  # fmt: skip
+        tensors, facts = _state_of(path, signature, "--out" if path == here else "name")
         note("fit", f"not repeated: {path} is of these annotated images and settings")
         facts["backbone"] = cfg.plain["backbone"]  # its weights may have moved since
         return Learned(Segmenter(tensors, facts, device=device), path.read_bytes())
@@ -187,6 +185,29 @@ def _learned(args: argparse.Namespace, support: Support) -> Learned:
     segmenter = Segmenter.learned(cfg, support, signature=signature, folder=args.out, callbacks=[_Bar()])
     write(here, segmenter.content())  # before anything else can go wrong
     return Learned(segmenter, here.read_bytes())
+
+
+def _state_of(path: Path, signature: str, other: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and facts of embeddings that are there, if they have this signature.
+
+    Args:
+        other: what the user can choose another of.
+
+    Raises:
+        ResultError: they are others.
+    """
+    try:
+        tensors, facts = read_state(path)
+    except ResultError:
+        tensors, facts = {}, {}
+    if facts.get("fit") != signature:
+        raise ResultError(
+            "there are other embeddings already", path=path,
+            found="embeddings of other annotated images or settings", expected="nothing, or embeddings of these",
+            remedy=f"to use them, leave out --image and --mask; to keep them, choose another {other}; to replace them, "
+            "add --force",
+        )  # fmt: skip
+    return tensors, facts
 
 
 def _earlier(args: argparse.Namespace, learned: Learned) -> Run:
@@ -210,8 +231,8 @@ def _earlier(args: argparse.Namespace, learned: Learned) -> Run:
         return Run(origin, earlier.images)
     write_run(args.out, Run(origin))
     for name in earlier.images:
-        (args.out / LABELS / f"{name}.png").unlink(missing_ok=True)
-        (args.out / OVERLAYS / f"{name}.jpg").unlink(missing_ok=True)
+        for each in folder.results_of(args.out, name):
+            each.unlink(missing_ok=True)
     return Run(origin)
 
 
@@ -220,12 +241,16 @@ def _write_embeddings(args: argparse.Namespace, learned: Learned, run: Run, lear
     write_run(args.out, run)
     for path in (args.out / EMBEDDINGS, *([args.embeddings] if learns and args.embeddings is not None else [])):
         if not path.exists() or path.read_bytes() != learned.content:
+            if path == args.embeddings and path.exists() and not args.force:  # of a process that was faster
+                _state_of(path, learned.segmenter.facts["fit"], "name")
             write(path, learned.content)
     names = yaml.safe_dump(list(learned.recipe.classes), allow_unicode=True, width=1000)
     write(args.out / folder.CLASSES, f"# classes of labels/, from label 0 on\n{names}".encode())
 
 
-def segment_images(segmenter: Segmenter, files: Mapping[str, Path], out: Path, run: Run) -> dict[str, SlimeBenchError]:
+def segment_images(
+    segmenter: Segmenter, files: Mapping[str, Path], out: Path, run: Run, save_scores: bool = False
+) -> dict[str, SlimeBenchError]:
     """Label maps and overlays of all images; `run` is brought up to date, also after an interruption.
 
     Images are read and results are written in other threads while the next ones are computed. Memory does not grow
@@ -241,8 +266,12 @@ def segment_images(segmenter: Segmenter, files: Mapping[str, Path], out: Path, r
     names, size = list(files), made.data.batch_size
     batches = [names[start : start + size] for start in range(0, len(names), size)]
     failures: dict[str, SlimeBenchError] = {}
+    _ = segmenter.method  # loaded now, so that the first batch takes no longer than others
     writing: list[Future[None]] = []
     saved = time.monotonic()
+    by_files = _PER_MEGAPIXEL * sum(math.prod(size_of(path)) for path in files.values()) / 1e6
+    if by_files > _LONG:
+        note("segment", f"{len(names)} image(s), of which to read and to write alone will take about {by_files:.0f} s")
     try:
         with (
             ThreadPoolExecutor(max_workers=max(2, min(4, os.cpu_count() or 1))) as pool,
@@ -254,7 +283,11 @@ def segment_images(segmenter: Segmenter, files: Mapping[str, Path], out: Path, r
                 reading = {name: pool.submit(_load, name, files[name], segmenter) for name in following}
                 good = [each for each in loaded.values() if isinstance(each, _Loaded)]
                 failures |= {name: each for name, each in loaded.items() if isinstance(each, SlimeBenchError)}
+                began = time.monotonic()
                 scores = segmenter.scored([each.image for each in good], [each.key for each in good]) if good else []
+                if bar.n == 0 and good and following:
+                    seconds = by_files + (time.monotonic() - began) / len(good) * len(names)
+                    bar.write(f"{'segment':<10}{len(names)} images, about {seconds:.0f} s", file=sys.stderr)
                 for each in writing:
                     each.result()
                 bar.update(len(loaded))
@@ -262,7 +295,7 @@ def segment_images(segmenter: Segmenter, files: Mapping[str, Path], out: Path, r
                     write_run(out, run)
                     saved = time.monotonic()
                 both = zip(good, scores, strict=True)
-                writing = [pool.submit(_finish, one, score, segmenter, out, run) for one, score in both]
+                writing = [pool.submit(_finish, one, score, segmenter, out, run, save_scores) for one, score in both]
             for each in writing:
                 each.result()
     finally:
@@ -286,23 +319,26 @@ class _Loaded:
 
 def _load(name: str, path: Path, segmenter: Segmenter) -> _Loaded | SlimeBenchError:
     try:
-        image = read_image(path)
-        status = path.stat()
+        status = path.stat()  # before its pixels: should they change meanwhile, they are read again the next time
+        pixels, size = segmenter.read(path)
     except SlimeBenchError as error:
         return error
-    size = (int(image.shape[0]), int(image.shape[1]))
-    view = output.view(Image.fromarray(image))
-    fitted, key = segmenter.fitted(image), noise_key(image)
+    except OSError as error:
+        return unreadable("image", path, error, "a file, or a link to one")
+    view, fitted, key = output.view(Image.fromarray(pixels)), segmenter.fitted(pixels), noise_key(pixels)
     return _Loaded(name, key, fitted, view, size, path, status.st_size, status.st_mtime_ns)
 
 
-def _finish(loaded: _Loaded, scored: Scored, segmenter: Segmenter, out: Path, run: Run) -> None:
+def _finish(loaded: _Loaded, scored: Scored, segmenter: Segmenter, out: Path, run: Run, save_scores: bool) -> None:
     """Write one image's results, and record them."""
     made = segmenter.recipe
     label = label_map(scored.maps, loaded.size, made.data.fit)
-    write(out / OVERLAYS / f"{loaded.name}.jpg", output.overlay(loaded.view, label, made.classes, made.colours))
-    write(out / LABELS / f"{loaded.name}.png", output.label_png(label, made.colours))
-    pixels = np.bincount(label.ravel(), minlength=len(made.classes)).tolist()
+    label_file, overlay_file, scores_file = folder.results_of(out, loaded.name)
+    if save_scores or scores_file.exists():  # which may be of an earlier picture of this name
+        write(scores_file, output.scores_npz(scored.maps, loaded.size, made.data.fit, made.classes))
+    write(overlay_file, output.overlay(loaded.view, label, made.classes, made.colours))
+    write(label_file, output.label_png(label, made.colours))
+    pixels = output.pixel_counts(label, len(made.classes))
     confidence = None if segmenter.reached is None else segmenter.reached.confidence(scored.best)
     file = loaded.path.name, loaded.bytes, loaded.changed
     run.images[loaded.name] = Record(*file, list(loaded.size), pixels, confidence)
@@ -314,10 +350,22 @@ def _write_grid(out: Path, made: Recipe, files: Mapping[str, Path], support: Sup
         shown = zip(support.names, support.images, support.labels, strict=True)
         above = [Shown(name, Image.fromarray(image), label) for name, image, label in shown][:_SHOWN_SUPPORT]
     for place in np.linspace(0, len(names) - 1, min(len(names), SHOWN)).astype(int).tolist():
-        with Image.open(out / LABELS / f"{names[place]}.png") as label:
-            path = files[names[place]]
-            below.append(Shown(path.name, Image.fromarray(read_image(path)), np.array(label)))
+        path = files[names[place]]
+        picture = Image.fromarray(read_photo(path, output.TILE).pixels)
+        with opened(out / LABELS / f"{names[place]}.png") as label:
+            below.append(Shown(path.name, *output.thumbnail(picture, label)))
     write(out / folder.GRID, output.grid_png(above, below, len(names), made.classes, made.colours))
+
+
+def _name_orphans(out: Path, names: Iterable[str]) -> None:
+    """Say which results are of none of the images, so that nobody takes them for results of this command."""
+    left = folder.orphans(out, names)
+    if left:
+        print(
+            f"{len(left)} earlier result(s) in {out} are of none of these images: {listing(left)}\n"
+            "  what to do: delete their files in labels/ and overlays/ if the images are gone",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
 
 
 def _report(out: Path, segmenter: Segmenter, records: Sequence[Record], earlier: int, seconds: float) -> None:

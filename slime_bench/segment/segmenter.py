@@ -9,29 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
+from torch import Tensor
 
 from slime_bench.config.schema import TrialConfig
 from slime_bench.data.label_maps import RGB
-from slime_bench.data.transforms import fit_image, unfit
+from slime_bench.data.pictures import LARGE
+from slime_bench.data.reading import Photo
+from slime_bench.data.transforms import fit_image, fitted_size, unfit
 from slime_bench.results.state import content_hash, pack_state, read_state
 from slime_bench.segment import learn
 from slime_bench.segment.confidence import Reached, best_scores, reached
-from slime_bench.segment.inputs import Classlike, Masklike, Picture, read_classlike, read_examples, read_picture
+from slime_bench.segment.inputs import Classlike, Masklike, Picture, read_any, read_classlike, read_examples
 from slime_bench.segment.learn import Recipe
+from slime_bench.segment.output import VIEW
 from slime_bench.segment.support import Support
 from slime_bench.storage import write_atomic
 from slime_bench.trial import fitting
 from slime_bench.trial.device import pick_device
 
 Array = NDArray[np.uint8]
+_SHARP = 8  # a picture with so many times the pixels of the square in each direction is shrunk to it without a trace
+_STRIP = 16  # rows of a large label map that are made at once
 
 
 class Scored(NamedTuple):
@@ -170,9 +177,9 @@ class Segmenter:
         Raises:
             DataError: it cannot be read.
         """
-        pixels = read_picture(image)
+        pixels, size = self.read(image)
         (scores,) = self.score_maps([pixels])
-        return label_map(scores, pixels.shape[:2], self.recipe.data.fit)
+        return label_map(scores, size, self.recipe.data.fit)
 
     def scores(self, image: Picture) -> NDArray[np.float32]:
         """Score maps of a picture, float32 [K,H,W] in its own size; the label map is their argmax. Their range is the
@@ -181,9 +188,21 @@ class Segmenter:
         Raises:
             DataError: it cannot be read.
         """
-        pixels = read_picture(image)
+        pixels, size = self.read(image)
         (scores,) = self.score_maps([pixels])
-        return unfit(scores, pixels.shape[:2], self.recipe.data.fit).numpy()
+        return unfit(scores, size, self.recipe.data.fit).numpy()
+
+    def read(self, image: Picture) -> Photo:
+        """A picture uint8 [h,w,3] as it is segmented, and the size (H, W) of its labels.
+
+        They differ for a JPEG file of more than 50 megapixels alone, which is decoded at reduced size, but with sides
+        of at least 8 times the method's square. An array of all its pixels has another `noise_key`, and may get other
+        labels at edges.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return read_any(image, max(_SHARP * self.recipe.data.image_size, VIEW[1]))
 
     def score_maps(self, images: Sequence[Array]) -> list[torch.Tensor]:
         """Score maps float32 [K,S,S] in the method's own square, of pictures uint8 [H,W,3] of any sizes, on the CPU."""
@@ -247,14 +266,38 @@ def noise_key(image: Array) -> str:
 def label_map(scores: torch.Tensor, size: tuple[int, ...], fit: str) -> Array:
     """Score maps float [K,S,S] -> label map uint8 [H,W] of `size`: the argmax of the enlarged maps.
 
-    One class after the other, so that a photo of many megapixels does not need K maps of its size at once.
+    One class after the other, so that a photo of many megapixels does not need K maps of its size at once; of more
+    than `pictures.LARGE` pixels strip by strip, so that it needs none.
     """
     height, width = size
-    label = torch.zeros((height, width), dtype=torch.uint8)
-    best = unfit(scores[:1], (height, width), fit)[0].clone()
-    for index in range(1, len(scores)):
-        one = unfit(scores[index : index + 1], (height, width), fit)[0]
-        better = one > best
-        best = torch.where(better, one, best)
-        label[better] = index
+    if height * width > LARGE:
+        return _label_strips(scores, height, width, fit)
+    return _argmax(lambda index: unfit(scores[index : index + 1], (height, width), fit)[0], len(scores))
+
+
+def _argmax(map_of: Callable[[int], Tensor], classes: int) -> Array:
+    """The first class of the largest value, uint8 [h,w], of maps float [h,w] that are made one after the other."""
+    best = map_of(0).clone()
+    label = torch.zeros(best.shape, dtype=torch.uint8)
+    for index in range(1, classes):
+        one = map_of(index)
+        label.masked_fill_(one > best, index)
+        torch.maximum(best, one, out=best)
     return label.numpy()
+
+
+def _label_strips(scores: Tensor, height: int, width: int, fit: str) -> Array:
+    """`label_map`, but for rounding: `unfit` to the full width, then between two rows y0, y1 of it by hand."""
+    rows, columns = fitted_size((height, width), scores.shape[-1], fit)
+    wide = F.interpolate(scores[None, :, :rows, :columns], size=(rows, width), mode="bilinear", align_corners=False)[0]
+    label = np.empty((height, width), np.uint8)
+    for top in range(0, height, _STRIP):
+        y = ((torch.arange(top, min(top + _STRIP, height)) + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)
+        y0 = y.long()
+        y1, part = (y0 + 1).clamp(max=rows - 1), (y - y0)[:, None]
+
+        def between(index: int, y0: Tensor = y0, y1: Tensor = y1, part: Tensor = part) -> Tensor:
+            return torch.lerp(wide[index, y0], wide[index, y1], part)
+
+        label[top : top + _STRIP] = _argmax(between, len(scores))
+    return label

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
-from slime_bench.data import reading
+from slime_bench.data import pictures, reading
 from slime_bench.data.label_maps import pack, unpack, validate_colours
 from slime_bench.data.layouts import Pair
 from slime_bench.data.mask_files import read_mask
-from slime_bench.data.reading import FolderDataset, read_image, read_sample
+from slime_bench.data.reading import FolderDataset, read_image, read_photo, read_sample, rgb
 from slime_bench.errors import ConfigError, DataError, LabelError
 
 CLASSES = ("background", "body", "wheel")
@@ -110,6 +111,81 @@ def test_truncated_empty_and_other_files(tmp_path: Path, name: str) -> None:
         with pytest.raises(DataError, match="cannot read the image") as caught:
             read_image(path)
         assert caught.value.path == path and f"{len(content)} bytes that do not decode" in str(caught.value.found)
+
+
+MALFORMED = {
+    "another header": b"Exif\0\0NOTTIFF!",
+    "cut short": b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01",
+    "a text for a number": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\x006\0\0\0\0\0\0\0",
+    "numbers without end": b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01" * 10,
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("kind", MALFORMED)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_malformed_exif_counts_as_none(tmp_path: Path, suffix: str, kind: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(GREY).save(path, exif=MALFORMED[kind])
+    assert read_image(path).shape == (6, 8, 3) and read_photo(path, 1).size == (6, 8)
+    if suffix == "png":
+        assert np.array_equal(read_image(path), GREY) and np.array_equal(rgb(Image.open(path)), GREY)
+        Image.fromarray(LABEL).save(path, exif=MALFORMED[kind])
+        assert np.array_equal(read_mask(path).values, LABEL)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_only_exif_turns_a_picture(tmp_path: Path, suffix: str) -> None:
+    """As viewers do; Pillow would obey XMP where there is no orientation in EXIF."""
+    path, picture = tmp_path / f"a.{suffix}", Image.fromarray(GREY)
+    said = '<rdf:Description tiff:Orientation="6"/>'
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", said)
+    options = {"png": {"pnginfo": text}, "tif": {"tiffinfo": {700: said.encode()}}}.get(suffix, {"xmp": said.encode()})
+    picture.save(path, **options)
+    with Image.open(path) as file:
+        assert ImageOps.exif_transpose(file).size == (6, 8), "the file does say so"
+    assert read_image(path).shape == (6, 8, 3) and read_photo(path, 1).size == (6, 8)
+    picture.save(path, exif=with_exif(6))
+    assert read_image(path).shape == (8, 6, 3) and read_photo(path, 1).size == (8, 6)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_very_large_jpeg_is_read_at_reduced_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, orientation: int
+) -> None:
+    monkeypatch.setattr(pictures, "LARGE", 100_000)
+    fade = np.add.outer(np.arange(301), np.arange(401)) * 255 // 700
+    picture = Image.fromarray(np.dstack([fade.astype(np.uint8)] * 3)).convert(mode)
+    for name in ("a.jpg", "a.png"):
+        if name == "a.jpg" or mode != "CMYK":
+            picture.save(tmp_path / name, exif=with_exif(orientation))
+    photo, whole = read_photo(tmp_path / "a.jpg", 70), read_image(tmp_path / "a.jpg")
+    assert photo.size == whole.shape[:2] == ((301, 401) if orientation == 1 else (401, 301))
+    assert sorted(photo.pixels.shape[:2]) == [76, 101], "a quarter, and not an eighth, which would have a side below 70"
+    small = Image.fromarray(whole).resize(photo.pixels.shape[1::-1], Image.Resampling.BOX)
+    assert np.abs(np.array(small).astype(int) - photo.pixels).mean() < 2
+    assert read_photo(tmp_path / "a.jpg", 400).pixels.shape == whole.shape, "its sides would fall below 400"
+    if mode != "CMYK":
+        assert read_photo(tmp_path / "a.png", 70).pixels.shape == whole.shape, "the format cannot do that"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_picture_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(GREY).resize((80, 60)).save(path)
+    monkeypatch.setattr(pictures, "LARGE", 1000)
+    monkeypatch.setattr(pictures, "DECODED", 2000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match="the image is too large") as caught:
+        read_image(path)
+    assert caught.value.path == path and "megapixels" in str(caught.value) and "DOS" not in str(caught.value.found)
+    if suffix == "jpg":
+        assert read_photo(path, 10).size == (60, 80)
+        monkeypatch.setattr(pictures, "LARGEST", 4000)
+    with pytest.raises(DataError, match="the image is too large"):
+        read_photo(path, 10)
 
 
 # --- masks, and label maps of them

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from slime_bench.data import pictures
 from slime_bench.data.label_maps import palette
 from slime_bench.data.reading import read_image
 from slime_bench.errors import StorageError
@@ -26,6 +28,7 @@ from slime_bench.results.artifacts import read_qualitative
 from slime_bench.results.state import read_state
 from slime_bench.segment import learn as learning
 from slime_bench.segment import run as segmenting
+from slime_bench.segment.folder import locked
 from slime_bench.segment.segmenter import Segmenter, label_map, noise_key
 from tests.e2e.conftest import SIDE, Bench, Outcome, command, contents
 
@@ -88,7 +91,7 @@ class TestFromAnnotatedImages:
         assert outcome.code == 0, outcome.err
         out, names = tmp_path / "out", ["grey one", "print", "weit – ü"]
         made = {f"labels/{name}.png" for name in names} | {f"overlays/{name}.jpg" for name in names}
-        tables = {"areas.csv", "grid.png", "classes.yaml", "embeddings.safetensors", "run.json"}
+        tables = {"areas.csv", "grid.png", "classes.yaml", "embeddings.safetensors", "run.json", ".segment.lock"}
         assert set(contents(out)) == made | tables
         assert yaml.safe_load((out / "classes.yaml").read_text()) == NAMES
         rows = list(csv.DictReader((out / "areas.csv").read_text(encoding="utf-8").splitlines()))
@@ -240,8 +243,94 @@ class TestGoingOn:
             patch.setattr(Slime, "training_step", interrupt)
             outcome = learn()
         assert outcome.code == 130 and "learning that had not ended starts anew" in outcome.err
-        assert set(contents(tmp_path / "out")) == {"run.json"}
+        assert set(contents(tmp_path / "out")) == {"run.json", ".segment.lock"}
         assert learn().code == 0
+
+    def test_a_folder_on_which_another_command_works(
+        self, learn: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Seen: embeddings of one run beside labels of the other."""
+        no_learning(monkeypatch)
+        with locked(tmp_path / "out"):
+            before = contents(tmp_path)
+            outcome = learn()
+            assert contents(tmp_path) == before
+        assert outcome.code == 2 and "another process works on this" in outcome.err, outcome.err
+        assert "choose another --out" in outcome.err and f"process {os.getpid()}" in outcome.err
+
+    def test_embeddings_that_another_command_has_saved_meanwhile(
+        self, learn: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        saved, real = tmp_path / "car.safetensors", Segmenter.learned
+        assert learn("--seed", "1", out="other").code == 0
+
+        def slower(*arguments: Any, **named: Any) -> Segmenter:
+            shutil.copy(tmp_path / "other/embeddings.safetensors", saved)
+            return real(*arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Segmenter, "learned", slower)
+            outcome = learn("--embeddings", str(saved))
+        assert outcome.code == 2 and "other embeddings already" in outcome.err, outcome.err
+        assert saved.read_bytes() == (tmp_path / "other/embeddings.safetensors").read_bytes()
+        no_learning(monkeypatch)
+        assert learn("--embeddings", str(tmp_path / "mine.safetensors")).code == 0, "what was learned is not lost"
+
+    def test_score_maps_are_added_to_what_is_there(
+        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path
+    ) -> None:
+        assert learn().code == 0
+        embeddings, out = tmp_path / "out/embeddings.safetensors", tmp_path / "out"
+        before = contents(out)
+        outcome = reuse(embeddings, photos, out, "--save-scores")
+        assert outcome.code == 0 and "earlier" not in outcome.out, outcome.err
+        after = contents(out)
+        assert {name: after[name] for name in before} | {"grid.png": b""} == before | {"grid.png": b""}
+        assert {name for name in after if name not in before} == {
+            f"scores/{name}.npz" for name in ("grey one", "print", "weit – ü")
+        }
+        with np.load(out / "scores/weit – ü.npz") as saved, Image.open(out / "labels/weit – ü.png") as label:
+            maps = torch.from_numpy(saved["scores"]).float()[None]
+            large = F.interpolate(maps, tuple(saved["size"].tolist()), mode="bilinear")[0].numpy()
+            assert maps.shape[1] == len(saved["classes"]) and large.shape[1:] == (40, 90)
+            assert (large.argmax(0) == np.array(label)).mean() > 0.98
+        (out / "scores/print.npz").unlink()
+        outcome = reuse(embeddings, photos, out, "--save-scores")
+        assert "(2 of them earlier)" in outcome.out and set(contents(out)) == set(after)
+        assert {each for each, content in contents(out).items() if content != after[each]} <= {"scores/print.npz"}
+        Image.new("RGB", (20, 30)).save(photos / "print.jpg")
+        assert reuse(embeddings, photos, out).code == 0
+        with np.load(out / "scores/print.npz") as saved:
+            assert saved["size"].tolist() == [30, 20], "no scores of the photo that it was"
+
+    def test_results_of_photos_that_are_gone_are_named(
+        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path
+    ) -> None:
+        assert "of none of these images" not in learn().err
+        (photos / "print.jpg").unlink()
+        (photos / "moved.jpg").symlink_to("nowhere.jpg")
+        outcome = learn()
+        assert outcome.code == 2 and "1 earlier result(s)" in outcome.err and "images: print\n" in outcome.err
+        assert "moved.jpg: cannot read the image (a link to nowhere.jpg, which is not there)" in outcome.err
+
+    def test_a_very_large_photo(
+        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Read at reduced size, its label map in its own, the time said first; as the Python call has it."""
+        for path in photos.iterdir():
+            path.unlink()
+        fade = np.add.outer(np.arange(3300), np.arange(6500)) * 255 // 9800
+        Image.fromarray(fade.astype(np.uint8)).save(photos / "large.jpg")
+        monkeypatch.setattr(pictures, "LARGE", 20_000_000)
+        monkeypatch.setattr(segmenting, "_LONG", 1.0)
+        outcome = learn()
+        assert outcome.code == 0 and "segment   1 image(s), of which to read" in outcome.err, outcome.err
+        segmenter = Segmenter.load(tmp_path / "out/embeddings.safetensors", device="cpu")
+        pixels, size = segmenter.read(photos / "large.jpg")
+        assert (pixels.shape, size) == ((1650, 3250, 3), (3300, 6500))
+        with Image.open(tmp_path / "out/labels/large.png") as label:
+            assert label.size == (6500, 3300)
+            assert (segmenter.segment(photos / "large.jpg") == np.array(label)).all()
 
     def test_a_changed_image_is_segmented_again(
         self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -377,6 +466,18 @@ class TestBadInput:
         outcome = learn(out="photos/masks")
         assert outcome.code == 0 and "(3 of them earlier)" in outcome.out
 
+    def test_no_warnings_of_libraries(
+        self, learn: Callable[..., Outcome], photos: Path, monkeypatch: pytest.MonkeyPatch, recwarn: Any
+    ) -> None:
+        for path in photos.iterdir():
+            path.unlink()
+        Image.new("RGB", (40, 40)).save(photos / "odd.png", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01")
+        Image.new("RGB", (150, 100)).save(photos / "large.webp")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # from which on Pillow warns; it refuses twice as many
+        outcome = learn()
+        assert outcome.code == 0 and "2 image(s) segmented" in outcome.out and "Warning" not in outcome.err
+        assert not [str(each.message) for each in recwarn if "PIL" in each.filename]
+
 
 class TestFromATrial:
     def test_a_test_image_gets_the_trials_own_prediction(self, swept: tuple[Bench, Outcome]) -> None:
@@ -414,7 +515,9 @@ class TestFromATrial:
             wide.save(own / "a.webp")
         (own / "p.heic").touch()
         outcome = with_state(bench, own, tmp_path / "out")
-        assert outcome.code == 0 and "left out: p.heic" in outcome.err, outcome.err
+        assert outcome.code == 0 and "left out: HEIC, which is to be exported as JPEG: p.heic" in outcome.err, (
+            outcome.err
+        )
         sizes = {}
         for path in (tmp_path / "out/labels").iterdir():
             with Image.open(path) as label:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slime_bench.data.label_maps import palette
+from slime_bench.data.reading import read_image
 from slime_bench.data.transforms import unfit
-from slime_bench.errors import DataError, ResultError
-from slime_bench.segment.folder import Record, Run, check_folder, list_images, read_run, write_run
+from slime_bench.errors import DataError, ResultError, StorageError
+from slime_bench.lock import BusyError
+from slime_bench.segment import segmenter
+from slime_bench.segment.folder import Record, Run, check_folder, list_images, locked, read_run, write_run
 from slime_bench.segment.output import (
     COLUMNS,
     GAP,
@@ -29,6 +34,9 @@ from slime_bench.segment.output import (
     blend,
     grid_png,
     overlay,
+    pixel_counts,
+    scores_npz,
+    thumbnail,
 )
 from slime_bench.segment.segmenter import label_map
 
@@ -55,6 +63,39 @@ def test_a_label_is_the_argmax_of_the_enlarged_scores(scores: Array, size: tuple
     chosen = expected.gather(0, found[None])[0]
     assert bool((chosen == expected.amax(0)).all())
     assert bool((found <= expected.argmax(0)).all()), "the first of equals"
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+@pytest.mark.parametrize("size", [(57, 130), (200, 33), (4, 9), (6, 6)])
+def test_strips_of_a_large_label_map_make_the_whole(
+    size: tuple[int, int], fit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = torch.randn((4, 6, 6), generator=torch.Generator().manual_seed(0))
+    whole = label_map(scores, size, fit)
+    monkeypatch.setattr(segmenter, "LARGE", 1)
+    assert (label_map(scores, size, fit) == whole).all()
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_saved_scores_are_those_of_the_label_map(fit: str) -> None:
+    """By the line of docs/segment.md."""
+    scores = torch.randn((4, 16, 16), generator=torch.Generator().manual_seed(0))
+    label = label_map(scores, (50, 90), fit)
+    with np.load(io.BytesIO(scores_npz(scores, (50, 90), fit, NAMES))) as saved:
+        assert saved["scores"].dtype == np.float16 and saved["scores"].shape == (4, 9 if fit == "pad" else 16, 16)
+        assert saved["classes"].tolist() == NAMES and saved["size"].tolist() == [50, 90]
+        maps = torch.from_numpy(saved["scores"]).float()[None]
+        large = torch.nn.functional.interpolate(maps, tuple(saved["size"].tolist()), mode="bilinear")[0].numpy()
+    assert (large.argmax(0) == label).mean() > 0.995
+    assert pixel_counts(label, 4) == np.bincount(label.ravel(), minlength=4).tolist()
+
+
+def test_the_grid_holds_no_large_pictures() -> None:
+    label = Image.fromarray(np.repeat(np.arange(4, dtype=np.uint8), 1000)[None].repeat(30, 0))
+    image, small = thumbnail(Image.new("RGB", (2000, 15)), label)
+    assert image.size == (1600, 12) and small.shape == (12, 1600) and np.unique(small).tolist() == [0, 1, 2, 3]
+    image, same = thumbnail(Image.new("RGB", (40, 30)), Image.new("L", (40, 30)))
+    assert image.size == (40, 30) and same.shape == (30, 40)
 
 
 def test_blending_leaves_the_background_and_colours_the_rest() -> None:
@@ -117,7 +158,29 @@ class TestImages:
     def test_a_folder_without_what_is_inside_it(self, tmp_path: Path) -> None:
         touch(tmp_path, "b 1.JPG", "a.webp", ".hidden.png", "._a.png", "notes.txt", "p.heic", "masks/labels/z.png")
         files, passed = list_images([tmp_path], tmp_path / "masks")
-        assert list(files) == ["a", "b 1"] and passed == ["notes.txt", "p.heic"]
+        assert list(files) == ["a", "b 1"]
+        assert passed == ["not called like an image: notes.txt", "HEIC, which is to be exported as JPEG: p.heic"]
+
+    def test_every_suffix_of_a_still_picture(self, tmp_path: Path) -> None:
+        kinds = ["JFIF", "jpe", "jp2", "ppm", "pgm", "pnm", "gif", "avif", "tiff"]
+        touch(tmp_path, *(f"{kind}.{kind}" for kind in kinds), "clip.mp4", "raw.cr2", "inside/a.png")
+        files, passed = list_images([tmp_path], tmp_path / "out")
+        assert sorted(files) == sorted(kinds)
+        assert passed == ["not called like an image: clip.mp4, raw.cr2", "folders: inside"]
+
+    def test_links(self, tmp_path: Path) -> None:
+        """Two names are two images; a link to nothing is one that cannot be read, and is refused where it is all."""
+        touch(tmp_path, "a.png")
+        for name, target in (("b.png", "a.png"), ("gone.jpg", "nowhere.jpg"), ("loop.jpg", "loop.jpg")):
+            (tmp_path / name).symlink_to(target)
+        files, passed = list_images([tmp_path], tmp_path / "out")
+        assert list(files) == ["a", "b", "gone", "loop"] and not passed
+        assert not Record("gone.jpg", 0, 0, [], []).is_of(files["gone"])
+        with pytest.raises(DataError, match=r"nowhere\.jpg, which is not there"):
+            read_image(files["gone"])
+        for name in ("gone.jpg", "loop.jpg"):
+            with pytest.raises(DataError, match="which is not there"):
+                list_images([tmp_path / "a.png", tmp_path / name], tmp_path / "out")
 
     def test_one_stem_twice(self, tmp_path: Path) -> None:
         touch(tmp_path, "a.png", "A.jpg", "b.png", "e\u0301.png", "\u00e9.jpg")
@@ -162,3 +225,35 @@ class TestRun:
             check_folder(out)
         write_run(out, Run())
         check_folder(out)
+
+    def test_one_command_at_a_time(self, tmp_path: Path) -> None:
+        """By whatever path; the refused one writes nothing and says who is there; a killed one holds nothing."""
+        out = tmp_path / "not there yet" / "out"
+        code = (
+            "import sys, time; from pathlib import Path; from slime_bench.segment.folder import locked\n"
+            "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+        )
+        other = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True)
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            before = {each: each.read_bytes() for each in out.iterdir()}
+            (tmp_path / "link").symlink_to(out)
+            for path in (out, tmp_path / "link"):
+                with pytest.raises(BusyError) as caught, locked(path):
+                    pass
+                assert f"process {other.pid}" in str(caught.value) and "choose another --out" in str(caught.value)
+                assert caught.value.path == path
+            assert {each: each.read_bytes() for each in out.iterdir()} == before
+        finally:
+            other.kill()
+            other.wait()
+        with locked(out):
+            pass
+
+    def test_the_folder_one_stands_in(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        with locked(Path()), pytest.raises(BusyError), locked(tmp_path):
+            pass
+        touch(tmp_path, "file")
+        with pytest.raises(StorageError, match="choose another --out"), locked(tmp_path / "file"):
+            pass
