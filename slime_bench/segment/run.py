@@ -113,7 +113,8 @@ def _alone(args: argparse.Namespace, files: dict[str, Path], left_out: Sequence[
     todo = {name: files[name] for name in folder.remaining(files, args.out, run, args.save_scores)}
     failures: dict[str, SlimeBenchError] = {}
     if todo:
-        note("backbone", f"{made.parts['backbone'][1].name} on {learned.segmenter.device}")
+        if not learned.segmenter.loaded:
+            note("backbone", f"{made.parts['backbone'][1].name} on {learned.segmenter.device}")
         failures = segment_images(learned.segmenter, todo, args.out, run, args.save_scores)
     good = {name: path for name, path in files.items() if name not in failures}
     records = [run.images[name] for name in good]

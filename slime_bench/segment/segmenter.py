@@ -231,6 +231,11 @@ class Segmenter:
         return Reached(**{name: tuple(each) for name, each in said.items()}) if said and not self._changed else None
 
     @property
+    def loaded(self) -> bool:
+        """Whether the backbone is in memory."""
+        return self._method is not None
+
+    @property
     def method(self) -> Any:
         """The method with what it has learned, on its device.
 
