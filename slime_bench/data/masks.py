@@ -93,15 +93,17 @@ class UnnamedColours(LabelError):
 
     def __init__(self, path: Path, proposal: ClassSpec, pixels: Mapping[int, int]) -> None:
         self.proposal, self.pixels = proposal, dict(pixels)
-        total = sum(pixels.values())
-        rows = [
-            f"{shown(value, True)} {pixels[value]} pixels ({100 * pixels[value] / total:.1f} %) as {name}"
-            for name, value in proposal.values.items()
-        ]
+        found = ", ".join(f"{colour} as {name}" for colour, _, _, name in self.table())
         super().__init__(
-            "the mask holds colours, and nothing says which class each one is", path=path, found="; ".join(rows),
+            "the mask holds colours, and nothing says which class each one is", path=path, found=found,
             expected="a list that says which colour is which class", remedy=_BY_COLOUR,
         )  # fmt: skip
+
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """(colour, pixels, part of the pixels, proposed name) of every colour."""
+        total, named = sum(self.pixels.values()), self.proposal.values
+        rows = [(shown(value, True), self.pixels[value], name) for name, value in named.items()]
+        return [(colour, str(count), f"{100 * count / total:.1f} %", name) for colour, count, name in rows]
 
     def __reduce__(self) -> tuple:
         return type(self), (self.path, self.proposal, self.pixels)

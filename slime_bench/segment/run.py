@@ -154,6 +154,7 @@ def _annotated(args: argparse.Namespace) -> Support:
 
 def _asked(error: UnnamedColours) -> LabelError:
     """The error with the class file that it proposes, which is written beside the mask."""
+    note("colours", columns([("colour", "pixels", "area", "could be called"), *error.table()]))
     path = Path(f"{error.path}.classes.yaml")
     if not path.exists():
         write(path, error.class_file().encode())

@@ -57,7 +57,7 @@ class TestSharedInputs:
         [
             ("svg_aa_rgb.png", "the mask has soft edges"),
             ("simple_lossy.webp", "a format that changes pixels; found a lossy WebP file"),
-            ("cvat_background_not_black.png", "#00d7ff 15360 pixels (93.8 %) as background"),
+            ("cvat_background_not_black.png", "#00d7ff as background, #ff00cc as magenta"),
             ("bg255.png", "58 % of the masks have the value 255, which means ignored"),
             ("voc_rgb_void.png", "#e0e0c0"),
             ("apng.png", "more than one picture in its file"),
