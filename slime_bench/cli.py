@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "status": "slime_bench.sweep.status",
     "compare": "slime_bench.report.compare",
     "segment": "slime_bench.segment.command",
+    "app": "slime_bench.app.command",
     "verify": "slime_bench.data.verify_command",
     "embeddings": "slime_bench.segment.embeddings_command",
 }
@@ -42,6 +43,7 @@ tables, plots  slime-bench report --subject car          as text files, LaTeX an
 how far        slime-bench status experiment=mini_car       what is done, running, failed, missing
 two runs       slime-bench compare RUN_A RUN_B           folders or signatures: what differs, and how much
 own images     slime-bench segment --image car.jpg --mask car.png --images photos --out masks
+               slime-bench app                           the same on a page in the browser
 check data     slime-bench verify data=pascal_part_car
 embeddings     slime-bench embeddings --help     to and from the form of SLiMe's authors
 

@@ -1,0 +1,91 @@
+"""Paint and label maps: what the page's brush leaves is turned into hard-edged labels, and back.
+
+Shapes: K classes, a picture of H x W pixels, the view on which it is painted of h x w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+
+from slime_bench.data.label_maps import RGB, palette
+
+VIEW: Final = (512, 1024)
+"""Smallest and largest longer side of the view that is painted on, in pixels."""
+_PURE: Final = 16
+"""Difference in any channel up to which paint has a class's own colour; brushes mix colours along their edges."""
+Array = NDArray[np.uint8]
+
+
+def class_colours(count: int) -> list[RGB]:
+    """The colours of so many classes, the background's first: those of overlays and label PNGs."""
+    return [(one[0], one[1], one[2]) for one in palette(count).tolist()]
+
+
+def hexed(colour: RGB) -> str:
+    """`#rrggbb`."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def painting_view(image: Array) -> Array:
+    """A picture uint8 [H,W,3] as it is painted on, [h,w,3]: small ones are enlarged, large ones reduced."""
+    height, width = image.shape[:2]
+    factor = min(max(max(height, width), VIEW[0]), VIEW[1]) / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(Image.fromarray(image).resize(size))
+
+
+def resized(label: Array, size: tuple[int, int]) -> Array:
+    """A label map brought to (height, width) by nearest neighbour."""
+    if label.shape == size:
+        return label
+    return np.asarray(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def labels_of(layers: Sequence[Array], colours: Sequence[RGB], size: tuple[int, int]) -> Array:
+    """Paint as labels uint8 [h,w] of `size`: 0 where the paint's alpha is at most one half, later layers above earlier.
+
+    Paint of a class's own colour has its label. Mixed colours, which brushes leave along their edges, could lie near a
+    third class's; they take the label of the nearest pixel whose colour is pure.
+
+    Args:
+        layers: uint8 [.,.,4] RGBA each. colours: K, the background's first.
+    """
+    label = np.zeros(size, np.uint8)
+    for layer in layers:
+        painted = layer[..., 3] > 127
+        if not painted.any():
+            continue
+        found, places = np.unique(layer[painted][:, :3], axis=0, return_inverse=True)
+        apart = np.abs(found[:, None, :].astype(int) - np.array(colours[1:])[None]).max(axis=-1)  # [colours, K-1]
+        of_layer, pure = np.zeros(layer.shape[:2], np.uint8), np.zeros(layer.shape[:2], bool)
+        of_layer[painted] = (1 + apart.argmin(axis=-1))[places.ravel()]
+        pure[painted] = (apart.min(axis=-1) <= _PURE)[places.ravel()]
+        if pure.any() and (painted & ~pure).any():
+            rows, columns = distance_transform_edt(~pure, return_distances=False, return_indices=True)
+            of_layer = np.where(painted, of_layer[rows, columns], 0).astype(np.uint8)
+        of_layer = resized(of_layer, size)
+        label = np.where(of_layer > 0, of_layer, label)
+    return label
+
+
+def layer_of(label: Array, colours: Sequence[RGB], size: tuple[int, int]) -> Array:
+    """A label map as paint, uint8 [h,w,4] RGBA of `size`; background and ignored pixels are unpainted."""
+    label = resized(label, size)
+    inside = (label > 0) & (label < len(colours))
+    paint = np.zeros((*size, 4), np.uint8)
+    paint[inside, :3] = np.array(colours, np.uint8)[label[inside]]
+    paint[inside, 3] = 255
+    return paint
+
+
+def merged(label: Array, before: Array, after: Array) -> Array:
+    """A label map [H,W] with what was changed in its view [h,w]; the rest keeps the picture's own resolution."""
+    size = (label.shape[0], label.shape[1])
+    changed = resized((before != after).astype(np.uint8), size) > 0
+    return np.where(changed, resized(after, size), label)
