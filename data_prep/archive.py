@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from data_prep.commands import run, storage_error
 from slime_bench.errors import DataError
+from slime_bench.paths import user_path
 from slime_bench.storage import alone
 
 MAX_FILES: Final = 2_000_000
@@ -39,6 +40,29 @@ _DAMAGE: Final = (
     tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, ValueError, IndexError,
 )  # fmt: skip
 """What the libraries raise on archives that are cut off, damaged, encrypted or of another kind."""
+
+
+class Download(NamedTuple):
+    """What a command needs: the option for it, the place that this named, its file, and where that is published."""
+
+    option: str
+    place: Path
+    file: str
+    address: str
+
+
+def check_there(*downloads: Download) -> None:
+    """Raise one DataError that names every download that is missing, before any is unpacked."""
+    missing = [each for each in downloads if not each.place.exists()]
+    if missing:
+        wanted = [
+            f"{each.file} from {each.address} ({each.option} <file, or the folder that it holds>)" for each in missing
+        ]
+        raise DataError(
+            "the data are not there", path=", ".join(str(each.place) for each in missing), found="nothing",
+            expected="the downloads, as archives or as folders",
+            remedy="\n    ".join(["download what is missing to there, or say where it is:", *wanted]),
+        )  # fmt: skip
 
 
 def opened(source: Path, work: Path, wanted: Wanted | None = None) -> Path:
@@ -208,8 +232,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.archive", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, help="a .tar.gz, .tgz, .tar or .zip")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("file", type=user_path, help="a .tar.gz, .tgz, .tar or .zip")
+    parser.add_argument("--out", type=user_path, required=True, help="the folder to make")
     args = parser.parse_args(arguments)
     print(f"extracted to {extract(args.file, args.out)}")
     return 0

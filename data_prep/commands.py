@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from slime_bench.console import exit_code, show
+from slime_bench.console import exit_code, printable, show
 from slime_bench.errors import StorageError
+from slime_bench.paths import user_path
 
 INTERRUPTED: Final = 130
 
@@ -23,6 +24,7 @@ def run(main: Callable[[list[str]], int]) -> int:
 
     Use as `sys.exit(run(main))`. argparse's own exits pass through; HYDRA_FULL_ERROR=1 shows the traceback as well.
     """
+    printable()
     try:
         return main(sys.argv[1:])
     except KeyboardInterrupt:
@@ -48,8 +50,8 @@ def parser_of(name: str, description: str | None, out: str) -> argparse.Argument
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--out", type=Path, help=f"the data set's folder, e.g. {out}")
-    add("--work", type=Path, help="where archives are unpacked (default: raw/ beside --out)")
+    add("--out", type=user_path, help=f"the data set's folder, e.g. {out}")
+    add("--work", type=user_path, help="where archives are unpacked (default: raw/ beside --out)")
     add("--workers", type=int, default=0, help="processes (default: one for each processor)")
     add(
         "--faulty", choices=("stop", "skip"), default="stop",

@@ -28,6 +28,7 @@ from data_prep.commands import run
 from slime_bench.backbones.hashes import sha256
 from slime_bench.backbones.load import blip_class, guarded
 from slime_bench.errors import BackboneError, StorageError
+from slime_bench.paths import user_path
 from slime_bench.storage import ordered, write_atomic
 
 BERT: Final = ("google-bert/bert-base-uncased", "bert-base-uncased")
@@ -78,9 +79,11 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the authors' .pth file")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the converted model; new or empty")
-    parser.add_argument("--vocab", type=Path, help="vocab.txt of bert-base-uncased (default: the hub's local cache)")
+    parser.add_argument("--checkpoint", type=user_path, required=True, help="the authors' .pth file")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for the converted model; new or empty")
+    parser.add_argument(
+        "--vocab", type=user_path, help="vocab.txt of bert-base-uncased (default: the hub's local cache)"
+    )
     parser.add_argument("--head-width", type=int, default=64, help="numbers per attention head (64 in ALBEF)")
     args = parser.parse_args(arguments)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):

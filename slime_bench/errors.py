@@ -84,13 +84,19 @@ class StorageError(SlimeBenchError):
     """A file that could not be written: full disk, no permission, a locked folder."""
 
     @classmethod
-    def of(cls, error: OSError, path: str | Path | None = None) -> StorageError:
-        """What the system says about a file, with a remedy."""
+    def of(
+        cls, error: OSError, path: str | Path | None = None, option: str | None = "output_root=<folder>"
+    ) -> StorageError:
+        """What the system says about a file, with a remedy.
+
+        Args:
+            option: by which the command is told where to write; None where it only reads.
+        """
+        elsewhere = f", or choose another place with {option}" if option else ""
         return cls(
             "a file cannot be written or read",
             path=path or error.filename,
             found=error.strerror or error,
             expected="a folder with the right permissions, on a disk with free space",
-            remedy="free space or mend the permissions, or choose another folder with output_root=<folder>; finished "
-            "trials stay valid",
+            remedy=f"free space or mend the permissions{elsewhere}; what is finished stays valid",
         )

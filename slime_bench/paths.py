@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -15,3 +16,16 @@ def config_dir(package: Path = PACKAGE) -> Path:
     """
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+def advised(target: str, otherwise: str, package: Path = PACKAGE) -> str:
+    """The command to run: `make <target>` where the working folder is the checkout, which has the Makefile; elsewhere
+    the other one."""
+    here = Path("Makefile").resolve() == package.parent / "Makefile" and Path("Makefile").is_file()
+    return f"make {target}" if here else otherwise
+
+
+def user_path(text: str) -> Path:
+    """A path as a person gives it: the shell expands `~` in `--out ~/masks` but not in `--out=~/masks`, nor does it in
+    a variable or a file."""
+    return Path(os.path.expanduser(text))  # Path.expanduser raises for an unknown user

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders that one process at a time may build."""
+"""Files that are whole or absent, text files of others, and folders that one process at a time may build."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slime_bench.errors import StorageError
+from slime_bench.errors import SlimeBenchError, StorageError
 from slime_bench.lock import Holder, held
 
 
@@ -41,6 +41,31 @@ def write_atomic(path: str | Path, content: bytes) -> None:
             raise StorageError.of(error, path) from error
         raise
     _sync_folder(path.parent)
+
+
+def read_text(path: Path, error: type[SlimeBenchError]) -> str:
+    """The text of a small file that somebody else wrote: UTF-8, with or without a byte order mark.
+
+    Raises:
+        SlimeBenchError: of the kind `error`: a file that cannot be read, or text in another encoding.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as reason:
+        raise error(
+            "the file cannot be read", path=path, found=reason.strerror, expected="a text file",
+            remedy="correct the name, or mend the permissions",
+        ) from reason  # fmt: skip
+    try:
+        if b"\0" in content:  # every second byte of English text in UTF-16; UTF-8 has none
+            raise ValueError("UTF-16 or binary data")
+        return content.decode("utf-8-sig")
+    except ValueError as reason:
+        found = "another encoding" if isinstance(reason, UnicodeDecodeError) else reason
+        raise error(
+            "the file is not UTF-8 text", path=path, found=found, expected="text in UTF-8",
+            remedy="open it in an editor and save it as UTF-8 (in Windows' Notepad: Save as, Encoding: UTF-8)",
+        ) from reason  # fmt: skip
 
 
 def remove_temporary(folder: Path) -> None:

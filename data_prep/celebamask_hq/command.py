@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.archive import opened
+from data_prep.archive import Download, check_there, opened
 from data_prep.build import Recipe, build
 from data_prep.celebamask_hq.files import differences_from_official, find_root, is_needed, list_faces
 from data_prep.celebamask_hq.merge import CLASSES, PAINTING
@@ -25,6 +25,7 @@ from data_prep.processes import Job, faulty_sources, in_processes
 from data_prep.split_lists import drawn_lists
 from slime_bench.data.class_table import stdout_console
 from slime_bench.errors import ConfigError, SlimeBenchError
+from slime_bench.paths import user_path
 
 SIZE = 512
 
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
     """The command; see the module."""
     parser = parser_of("celebamask_hq", __doc__, "data/celebamask_hq")
     add = parser.add_argument
-    add("--root", type=Path, required=True, help="CelebAMask-HQ's folder, or the downloaded archive")
+    add("--root", type=user_path, required=True, help="CelebAMask-HQ's folder, or the downloaded archive")
     add("--merge", choices=tuple(PAINTING), default="slime", help="which mask wins where they overlap")
     add("--size", type=int, default=SIZE, help="side of the masks in pixels (default: %(default)s)")
     add("--limit", type=int, help="only the first N faces, for trying out")
@@ -44,6 +45,7 @@ def main(arguments: list[str]) -> int:
     if args.out is None and not args.compare_merges:
         parser.error("the following arguments are required: --out")
 
+    check_there(Download("--root", args.root, "CelebAMask-HQ.zip", "https://github.com/switchablenorms/CelebAMask-HQ"))
     folder = find_root(opened(args.root, args.work or (args.out or args.root).parent / "raw", is_needed))
     faces = list_faces(folder)
     if note := differences_from_official(faces):

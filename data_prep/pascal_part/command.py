@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from data_prep.archive import Download, check_there
 from data_prep.build import Recipe, Sample, build
 from data_prep.commands import parser_of
 from data_prep.pascal_part.files import LISTS, Entry, find_parts, find_voc, read_lists
@@ -32,6 +33,7 @@ from data_prep.split_lists import choose_val, committed, drawn_lists
 from slime_bench.data.class_table import stdout_console
 from slime_bench.data.layouts import REGAN_IMAGES, find_pairs
 from slime_bench.errors import DataError, SlimeBenchError
+from slime_bench.paths import user_path
 
 RECOVERED = ("slime_lab-1", "slime_lab-10", "slime_lab-val")
 """The index lists of data_prep/splits, which count the crops that `slime_lab` keeps of the train list."""
@@ -41,6 +43,12 @@ def main(arguments: list[str]) -> int:
     """The command; see the module."""
     args = _parse(arguments)
     work = args.work or (args.out or args.voc).parent / "raw"
+    regan = "its authors, as it is not public"
+    check_there(
+        Download("--voc", args.voc, "VOCtrainval_03-May-2010.tar", "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/"),
+        Download("--parts", args.parts, "trainval.tar.gz", "https://roozbehm.info/pascal-parts/pascal-parts.html"),
+        *([Download("--car-test", args.car_test, "Car_TestSet", regan)] if args.car_test else []),
+    )
     voc, parts = find_voc(args.voc, work), find_parts(args.parts, work)
     lists = read_lists(voc, args.subject, ("support",) if args.car_test else ("support", "test"))
     rules = {name: dataclasses.replace(rule, paint=args.paint) if args.paint else rule for name, rule in RULES.items()}
@@ -163,12 +171,12 @@ def _compare(args: argparse.Namespace, rules: Mapping[str, Rule], splits: Sequen
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = parser_of("pascal_part", __doc__, "data/pascal_part/car")
     add = parser.add_argument
-    add("--voc", type=Path, required=True, help=f"VOC2010 (with {LISTS}), or VOCtrainval_03-May-2010.tar")
-    add("--parts", type=Path, required=True, help="Annotations_Part, or PASCAL-Part's trainval.tar.gz")
+    add("--voc", type=user_path, required=True, help=f"VOC2010 (with {LISTS}), or VOCtrainval_03-May-2010.tar")
+    add("--parts", type=user_path, required=True, help="Annotations_Part, or PASCAL-Part's trainval.tar.gz")
     add("--subject", choices=sorted(MERGES), required=True)
     add("--rule", choices=list(RULES), default="paper", help="which objects become samples (default: paper)")
     add("--paint", choices=PAINTS, help="whose parts a crop shows (default: as the rule says)")
-    add("--car-test", type=Path, help="ReGAN's Car_TestSet as test set")
+    add("--car-test", type=user_path, help="ReGAN's Car_TestSet as test set")
     add("--no-background", action="store_true", help="its pictures without background (image_no_bg)")
     add("--compare-rules", action="store_true", help="count what the three rules keep; nothing is written")
     args = parser.parse_args(arguments)

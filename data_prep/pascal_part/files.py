@@ -23,6 +23,7 @@ IMAGES, BOXES, LISTS = "JPEGImages", "Annotations", "ImageSets/Main"
 _VOC_MEMBER = re.compile(
     rf"(^|/)({IMAGES}/[^/]+\.jpg|{BOXES}/[^/]+\.xml|{LISTS}/(car|horse)_(train|val)\.txt)$", re.IGNORECASE
 )
+_ARCHIVE_2012 = "VOCtrainval_11-May-2012"
 _LINE = re.compile(r"\s*([\w-]+)\s+(-1|0|1)\s*")
 _LISTS: Final = {"support": "train", "test": "val"}
 """Split -> the list that it comes from; `val` is taken out of the support pool later."""
@@ -41,11 +42,17 @@ def find_voc(source: Path, work: Path) -> Path:
     `work`, as far as the two subjects need them.
 
     Raises:
-        DataError: nothing there, a faulty archive, or no such folder in it. StorageError: `work` cannot be written.
+        DataError: nothing there, a faulty archive, no such folder in it, or another year's VOC. StorageError: `work`
+            cannot be written.
     """
+    if _ARCHIVE_2012 in source.name:  # before it is unpacked
+        raise _other_year(source, source.name)
     folder = opened(source, work, lambda member: _VOC_MEMBER.search(member) is not None)
     found = {lists.parents[1] for lists in folder.rglob(LISTS)}
-    return _only(source, found, "VOC2010", f"a folder with {IMAGES} and {LISTS}")
+    voc = _only(source, found, "VOC2010", f"a folder with {IMAGES} and {LISTS}")
+    if re.fullmatch(r"VOC20\d\d", voc.name) and voc.name != "VOC2010":
+        raise _other_year(voc, voc.name)
+    return voc
 
 
 def find_parts(source: Path, work: Path) -> Path:
@@ -60,12 +67,16 @@ def read_lists(voc: Path, subject: str, splits: Sequence[str] = tuple(_LISTS)) -
     `test` from `<subject>_val`.
 
     Raises:
-        DataError: a list is missing, or broken; no picture of the class; a picture in both lists.
+        DataError: a list is missing, or broken; no picture of the class; a picture in both lists; a later year.
     """
     lists = {}
     for split in splits:
         path = voc / LISTS / f"{subject}_{_LISTS[split]}.txt"
-        lists[split] = [entry for entry in read_list(path) if entry.flag != -1]
+        entries = read_list(path)
+        later = [entry.id for entry in entries if re.match(r"201[1-9]_", entry.id)]
+        if later:
+            raise _other_year(path, f"pictures of later years: {listing(later)}")
+        lists[split] = [entry for entry in entries if entry.flag != -1]
         if not lists[split]:
             raise _broken(path, "no line with the flag 1 or 0")
     both = {entry.id for entry in lists.get("support", [])} & {entry.id for entry in lists.get("test", [])}
@@ -133,6 +144,15 @@ def _only(source: Path, found: Iterable[Path], name: str, what: str) -> Path:
             remedy="name the folder itself, or the archive as it was downloaded",
         )  # fmt: skip
     return named[0]
+
+
+def _other_year(path: Path, found: str) -> DataError:
+    return DataError(
+        "this is another year's VOC", path=path, found=found,
+        expected="VOC2010, whose lists PASCAL-Part and the papers' tables go by",
+        remedy="download VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ and name it, "
+        "or its folder VOC2010, with --voc",
+    )  # fmt: skip
 
 
 def _broken(path: Path, found: object) -> DataError:

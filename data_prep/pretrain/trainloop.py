@@ -17,6 +17,8 @@ from lightning.fabric.strategies import DDPStrategy
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from slime_bench.paths import user_path
+
 CHECKPOINT: Final = "checkpoint.pt"
 CHECKPOINT_SECONDS = 180.0
 SHOWN_SECONDS = 10.0
@@ -137,8 +139,8 @@ def arguments(doc: str | None, name: str, minutes: float, last_stage: str) -> ar
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--minutes", type=float, default=minutes, help="training time of all stages together")
     parser.add_argument("--processes", type=int, default=0, help="0: one per CPU core, or one on CUDA")
-    parser.add_argument("--work", type=Path, default=Path("outputs/pretrain") / name, help="checkpoints")
-    parser.add_argument("--out", type=Path, default=Path("slime_bench/assets") / name)
+    parser.add_argument("--work", type=user_path, default=Path("outputs/pretrain") / name, help="checkpoints")
+    parser.add_argument("--out", type=user_path, default=Path("slime_bench/assets") / name)
     parser.add_argument("--export-only", action="store_true", help="write --out from the newest checkpoint")
     args = parser.parse_args()
     if args.device == "auto":

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 
 from slime_bench.errors import ConfigError
+from slime_bench.paths import advised
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,10 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "there is no such port", path="--port", found=args.port, expected="1 to 65535", remedy="leave it out"
         )
     if importlib.util.find_spec("gradio") is None:
-        make = "make app, or " if Path("Makefile").is_file() and Path("constraints.txt").is_file() else ""
         raise ConfigError(
             "the page needs Gradio, which is not installed", path="slime-bench app", found="no package `gradio`",
-            expected="the extra `app` of slime-bench", remedy=f"{make}pip install 'slime-bench[app]'",
+            expected="the extra `app` of slime-bench", remedy=advised("app", "pip install 'slime-bench[app]'"),
         )  # fmt: skip
     from slime_bench.app.server import serve
 

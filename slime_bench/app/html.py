@@ -16,6 +16,8 @@ from slime_bench.app.paint import hexed
 from slime_bench.data.label_maps import RGB
 from slime_bench.errors import SlimeBenchError
 from slime_bench.results.environment import without_home
+from slime_bench.segment.confidence import UNSURE, doubtful
+from slime_bench.segment.folder import Record
 from slime_bench.segment.output import percent
 
 _CURVE = (320, 120)
@@ -102,19 +104,27 @@ def _swatch(colour: RGB) -> str:
     return f'<span class="swatch" style="background:{hexed(colour)}"></span>'
 
 
-def areas(rows: Sequence[tuple[str, Sequence[int]]], names: Sequence[str], colours: Sequence[RGB]) -> str:
-    """The classes' parts of every picture, as a table."""
-    if not rows:
+def areas(records: Sequence[Record], names: Sequence[str], colours: Sequence[RGB]) -> str:
+    """The classes' parts of every picture, as a table; what does not convince is marked."""
+    if not records:
         return ""
     heads = zip(names[1:], colours[1:], strict=True)
     head = "".join(f'<th scope="col">{_swatch(colour)}{escape(name)}</th>' for name, colour in heads)
-    lines = []
-    for name, pixels in rows:
-        cells = "".join(f"<td>{percent(count / sum(pixels))}</td>" for count in pixels[1:])
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    lines, marked = [], False
+    for record in records:
+        sure = record.confidence or [None] * len(names)
+        cells = ""
+        for count, one in zip(record.pixels[1:], sure[1:], strict=True):
+            doubted = bool(count) and one is not None and one < UNSURE
+            marked |= doubted
+            cells += f"<td>{percent(count / sum(record.pixels))}{' ?' if doubted else ''}</td>"
+        nothing = record.confidence is not None and doubtful(record.confidence)
+        doubt = " (nothing here convinces)" if nothing else ""
+        lines.append(f'<tr><th scope="row">{escape(record.file)}{doubt}</th>{cells}</tr>')
+    note = "<p>? : its scores are low beside those of the painted pictures; it may not be there.</p>" if marked else ""
     return (
         '<div class="areas" tabindex="0" role="region" aria-label="Areas"><table><thead><tr><th scope="col">picture'
-        f"</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f"</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{note}</div>"
     )
 
 

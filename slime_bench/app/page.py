@@ -96,20 +96,22 @@ class Page:
         gr.Markdown("## 1. Pictures and classes")
         with gr.Row():
             with gr.Column(min_width=300):
-                self.files = gr.File(label="Pictures: one or several", file_count="multiple", height=140)
+                self.files = gr.File(
+                    label="Pictures: one or several", file_count="multiple", height=140, elem_id="files"
+                )
             with gr.Column(min_width=300):
                 self.example = gr.Button(f"Take the mini example ({EXAMPLES} drawn cars)")
                 self.names = gr.Textbox(
-                    label="Classes: names of the parts, with commas", placeholder="body, wheel, window",
+                    label="Classes: names of the parts, with commas", placeholder="body, wheel, window", elem_id="names",
                     info="One colour for each; press Enter to take them over. What is not painted is background.",
                 )  # fmt: skip
-        self.said1 = gr.HTML(padding=False)
+        self.said1 = gr.HTML(padding=False, elem_id="said1")
 
     def _paint(self) -> None:
         gr.Markdown("## 2. Paint")
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
-                self.photo = gr.Dropdown(label="Picture to paint", choices=[], interactive=True)
+                self.photo = gr.Dropdown(label="Picture to paint", choices=[], interactive=True, elem_id="photo")
                 self.brush = gr.Radio(label="Paint this class", choices=[], elem_id="brush")
                 self.legend = gr.HTML(padding=False)
                 self.mask = gr.UploadButton("Load a mask instead", size="sm")
@@ -120,7 +122,7 @@ class Page:
                     sources=(), transforms=(), layers=False, brush=_brush([]), eraser=gr.Eraser(default_size=12),
                     elem_id="editor", buttons=["fullscreen"], height=560,
                 )  # fmt: skip
-        self.said2 = gr.HTML(padding=False)
+        self.said2 = gr.HTML(padding=False, elem_id="said2")
 
     def _learn(self) -> None:
         gr.Markdown("## 3. Learn")
@@ -140,13 +142,13 @@ class Page:
         with gr.Row():
             with gr.Column(min_width=300):
                 self.said3 = gr.HTML(padding=False, elem_id="said3")
-                self.curve = gr.HTML(padding=False)
+                self.curve = gr.HTML(padding=False, elem_id="curve")
             with gr.Column(min_width=300):
                 self.preview = gr.HTML(padding=False, elem_id="preview")
 
     def _others(self) -> None:
         gr.Markdown("## 4. The other pictures")
-        self.more = gr.File(label="Add the other pictures", file_count="multiple", height=140)
+        self.more = gr.File(label="Add the other pictures", file_count="multiple", height=140, elem_id="more")
         with gr.Row():
             self.find = gr.Button("Find the parts", variant="primary", elem_id="find")
             self.stop_finding = gr.Button("Stop finding", variant="stop", interactive=False)
@@ -155,7 +157,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=1, min_width=260):
                     self.result = gr.Dropdown(label="Result", choices=[], interactive=True)
-                    self.shown = gr.CheckboxGroup(label="Show these classes", choices=[])
+                    self.shown = gr.CheckboxGroup(label="Show these classes", choices=[], elem_id="shown")
                     self.opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity of the colours")
                     self.correct = gr.Button("Correct this result by painting", elem_id="correct")
                 with gr.Column(scale=3, min_width=300):
@@ -354,7 +356,7 @@ class Page:
         updates: Updates = {
             self.results: gr.Column(visible=bool(names)),
             self.link: html.download(self.address(session), len(names)),
-            self.areas: html.areas(session.areas(), segmenter.classes, segmenter.colours),
+            self.areas: html.areas(session.records, segmenter.classes, segmenter.colours),
         }
         if names:
             updates[self.result] = gr.Dropdown(choices=names, value=names[0])
@@ -413,7 +415,7 @@ def _layers(painted: Any) -> list[Any]:
 
 
 def _look(session: Session, name: str | None, shown: Sequence[str], opacity: float) -> str:
-    if name is None or session.photos[name].pixels is None:
+    if name is None or session.photos[name].record is None:
         return ""
     words = f"{name} with {', '.join(shown) or 'no class'}"
     return html.picture(session.overlay(name, shown, opacity), words)

@@ -34,7 +34,8 @@ from slime_bench.data.mini_world.subjects import CLASSES as MINI_CLASSES
 from slime_bench.data.reading import check_size, read_image
 from slime_bench.errors import ConfigError, DataError, LabelError, SlimeBenchError
 from slime_bench.segment import folder, learn, output
-from slime_bench.segment.segmenter import Segmenter
+from slime_bench.segment.folder import Record
+from slime_bench.segment.segmenter import Segmenter, label_map, noise_key
 from slime_bench.segment.support import Support
 from slime_bench.storage import write_atomic
 
@@ -52,7 +53,7 @@ class Photo:
 
     Attributes:
         label: its paint as a label map uint8 [H,W]; None where it is not painted.
-        pixels: of each class in its result; None where there is none.
+        record: of its result; None where there is none.
         mask: of an example, that which comes with it.
     """
 
@@ -60,7 +61,7 @@ class Photo:
     stem: str
     path: Path
     label: Array | None = None
-    pixels: list[int] | None = None
+    record: Record | None = None
     mask: Array | None = None
 
 
@@ -344,7 +345,7 @@ class Session:
     def _take(self, segmenter: Segmenter, by: tuple[str, str]) -> None:
         self.segmenter, self.learned_by = segmenter, by
         for photo in self.photos.values():
-            photo.pixels = None
+            photo.record = None
         shutil.rmtree(self.place / "results", ignore_errors=True)
 
     def _alone(self) -> None:
@@ -379,7 +380,7 @@ class Session:
             except DataError as error:
                 failures[name] = error
 
-        todo = [name for name in others if self.photos[name].pixels is None]
+        todo = [name for name in others if self.photos[name].record is None]
         yield from jobs.segmenting(todo, one, self.stop, self.learned_by)
         return failures
 
@@ -393,20 +394,25 @@ class Session:
 
     def _segment(self, photo: Photo, segmenter: Segmenter) -> None:
         image = self.pixels_of(photo)
-        label = segmenter.segment(image)
+        size = (int(image.shape[0]), int(image.shape[1]))
+        (scored,) = segmenter.scored([segmenter.fitted(image)], [noise_key(image)])
+        label = label_map(scored.maps, size, segmenter.recipe.data.fit)
         results = self.place / "results"
         seen = output.view(Image.fromarray(image))
         drawn = output.overlay(seen, label, segmenter.classes, segmenter.colours)
         write_atomic(results / folder.OVERLAYS / f"{photo.stem}.jpg", drawn)
         write_atomic(results / folder.LABELS / f"{photo.stem}.png", output.label_png(label, segmenter.colours))
-        photo.pixels = np.bincount(label.ravel(), minlength=len(segmenter.classes)).tolist()
+        pixels = np.bincount(label.ravel(), minlength=len(segmenter.classes)).tolist()
+        confidence = None if segmenter.reached is None else segmenter.reached.confidence(scored.best)
+        status = photo.path.stat()
+        photo.record = Record(photo.name, status.st_size, status.st_mtime_ns, [*size], pixels, confidence)
 
     # Results
 
     @property
     def found(self) -> list[Photo]:
         """The pictures that have results."""
-        return [photo for photo in self.photos.values() if photo.pixels is not None]
+        return [photo for photo in self.photos.values() if photo.record is not None]
 
     def result(self, name: str) -> Array:
         """The label map uint8 [H,W] that was found in a picture."""
@@ -441,12 +447,13 @@ class Session:
                 expected=", ".join(segmenter.classes[1:]), remedy="name them as they were, or learn again first",
             )  # fmt: skip
         photo = self.photos[name]
-        photo.label, photo.pixels = self.result(name), None
+        photo.label, photo.record = self.result(name), None
         return f"{name} is now painted as it was found: mend it, then press Learn again to learn from it as well."
 
-    def areas(self) -> list[tuple[str, list[int]]]:
-        """(name, pixels of each class) of every result."""
-        return [(photo.name, photo.pixels) for photo in self.found if photo.pixels is not None]
+    @property
+    def records(self) -> list[Record]:
+        """Areas and confidence of every result."""
+        return [photo.record for photo in self.photos.values() if photo.record is not None]
 
     def archive(self) -> bytes:
         """A zip of label maps, overlays, areas, class list, painted masks and the embeddings.
@@ -460,11 +467,11 @@ class Session:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
             file.writestr(folder.EMBEDDINGS, segmenter.content())
             file.writestr(folder.CLASSES, f"# classes of labels/, from label 0 on\n{names}")
-            file.writestr(folder.AREAS, output.areas_csv(self.areas(), segmenter.classes))
+            file.writestr(folder.AREAS, output.areas_csv(self.records, segmenter.classes))
             for photo in self.photos.values():
                 if photo.label is not None:
                     file.writestr(f"{PAINTED}/{photo.stem}.png", output.label_png(photo.label, self.colours))
-                if photo.pixels is not None:
+                if photo.record is not None:
                     for kind, suffix in ((folder.LABELS, "png"), (folder.OVERLAYS, "jpg")):
                         file.write(
                             self.place / "results" / kind / f"{photo.stem}.{suffix}", f"{kind}/{photo.stem}.{suffix}"

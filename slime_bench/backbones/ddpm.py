@@ -3,7 +3,6 @@ in checkpoints such as SegDDPM reads (Baranchuk et al., ICLR 2022)."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
@@ -14,6 +13,7 @@ from slime_bench.backbones.base import DiffusionModel, Precision
 from slime_bench.backbones.hashes import sha256
 from slime_bench.config.parts import NO_NUMBERS, located
 from slime_bench.errors import BackboneError
+from slime_bench.paths import user_path
 
 SUFFIXES: Final = (".pt", ".pth", ".safetensors")
 NUM_TIMESTEPS: Final = 1000
@@ -96,7 +96,7 @@ def checkpoint(config: Ddpm.Config) -> Path:
     Raises:
         BackboneError: it is not there, or of another kind.
     """
-    path = Path(os.path.expanduser(config.weights))  # Path.expanduser raises for an unknown user
+    path = user_path(config.weights)
     if path.is_file() and path.suffix in SUFFIXES:
         return path.resolve()
     name = Path(config.weights).name or "<file>"

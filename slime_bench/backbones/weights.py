@@ -7,7 +7,6 @@ A backbone is named by a bundled asset, a folder, one file, or a hub id. What fi
 from __future__ import annotations
 
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -15,7 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from slime_bench.backbones.hashes import digest, sha256
+from slime_bench.backbones.other_models import OtherModelError, refuse_other_file, refuse_other_folder
 from slime_bench.errors import BackboneError
+from slime_bench.paths import user_path
 
 ASSETS: Final = Path(__file__).resolve().parent.parent / "assets"
 SD_CONFIGS: Final = "sd_configs"
@@ -97,10 +98,10 @@ def find(name: str, revision: str | None, layout: Layout) -> Path:
         revision: commit of a hub id; None for its main branch.
 
     Raises:
-        BackboneError: nothing of that name here, something missing in it, pickled weights, or a hub that does not
-            answer.
+        BackboneError: nothing of that name here, something missing in it, another kind of model, pickled weights, or a
+            hub that does not answer.
     """
-    path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
+    path = user_path(name)
     for folder in (ASSETS / name, path):
         if name and folder.is_dir():
             folder = folder.resolve()
@@ -109,6 +110,7 @@ def find(name: str, revision: str | None, layout: Layout) -> Path:
     if path.suffix in PICKLED:
         raise _pickled(path.parent, [path.name])
     if layout.takes_files and path.is_file() and path.suffix == ".safetensors":
+        refuse_other_file(path)
         return path.resolve()
     if path.exists() or path.suffix == ".safetensors" or not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise BackboneError(
@@ -128,6 +130,8 @@ def _from_hub(name: str, revision: str | None, layout: Layout) -> Path:
         try:
             layout.files(folder)
             return folder
+        except OtherModelError:
+            raise
         except BackboneError as error:
             lacking = error
     try:
@@ -142,9 +146,13 @@ def _from_hub(name: str, revision: str | None, layout: Layout) -> Path:
             try:
                 layout.files(folder)
                 return folder
+            except OtherModelError:
+                raise
             except BackboneError as error:
                 lacking = error
         cause: Exception | None = lacking
+    except OtherModelError:
+        raise
     except Exception as error:  # the hub client raises a dozen kinds: offline, not found, gated, timed out
         cause = error
     found = [f"{lacking.found} in {lacking.path}"] if lacking else []
@@ -179,6 +187,7 @@ class DiffusionLayout(Layout):
         self.remedy = f"{PUT_IN_A_FOLDER}; bundled: {sorted(bundled())}"
 
     def files(self, folder: Path) -> dict[str, Path]:
+        refuse_other_folder(folder)
         absent = [f"{part}/{name}" for part, name in PARTS.items() if not (folder / part / name).is_file()]
         if absent:
             raise unusable(folder, f"no {', '.join(absent)}", f"a Stable Diffusion: the folders {', '.join(PARTS)}")

@@ -19,6 +19,7 @@ from slime_bench.bench.case import MINI, Case
 from slime_bench.bench.timing import Spread
 from slime_bench.config.read import read
 from slime_bench.console import exit_code, quieten, show, typed
+from slime_bench.paths import user_path
 from slime_bench.results.environment import environment
 from slime_bench.storage import write_atomic
 from slime_bench.trial.device import pick_device
@@ -48,7 +49,7 @@ def make_main(
         )
         add(parser)
         parser.add_argument("--threads", type=at_least_1, help="CPU threads; torch's own choice otherwise")
-        parser.add_argument("--out", type=Path, metavar="FOLDER", help="receives the tables as Markdown and JSON")
+        parser.add_argument("--out", type=user_path, metavar="FOLDER", help="receives the tables as Markdown and JSON")
         arguments = parser.parse_intermixed_args(chosen)
         if "--out" in chosen:
             at = chosen.index("--out")

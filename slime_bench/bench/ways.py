@@ -144,6 +144,6 @@ def distances(way: str, found: StepResult | Tensor, wanted: StepResult | Tensor,
             raise DifferentResultError(
                 f"`{way}` computes something else than the reference", path=name, found=f"a distance of {value:.2g}",
                 expected=f"at most {BARS[precision][name]:.2g}",
-                remedy="mend the way before measuring it; `make test` says more",
+                remedy="mend the way before measuring it; the tests say more",
             )  # fmt: skip
     return differs

@@ -7,24 +7,28 @@ given all of them at once; a command that only asks which trials there are (`sta
 from __future__ import annotations
 
 import copy
+import os
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
+from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,7 +36,7 @@ from slime_bench.config.read import nearest
 from slime_bench.config.schema import DEFAULT_TRIAL, LAUNCHERS, TrialConfig, check_ablated, validate
 from slime_bench.config.secrets import is_secret
 from slime_bench.errors import ConfigError
-from slime_bench.paths import config_dir
+from slime_bench.paths import config_dir, user_path
 
 CONFIG_NAME: Final = "config"
 VERSION_BASE: Final = "1.3"
@@ -41,6 +45,7 @@ SWEEPER: Final = "hydra_plugins.slime_bench.Sweeper"
 """Hydra takes plugins of the namespace `hydra_plugins` alone; see `slime_bench.sweep.launcher`."""
 
 
+_HOME = re.compile(r"(?<=[=,\[:])~(?=/)")
 _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 _stamp = ""
 T = TypeVar("T")
@@ -75,6 +80,7 @@ def pick(key: str, options: Mapping[str, Any], otherwise: Any = "???") -> Any:
 
 
 OmegaConf.register_new_resolver("slime_bench.stamp", lambda: _stamp or new_stamp(), replace=True)
+OmegaConf.register_new_resolver("slime_bench.home", os.path.expanduser, replace=True)
 OmegaConf.register_new_resolver("slime_bench.pick", pick, replace=True)
 for _group, _node in (
     ("hydra/launcher", {"_target_": LAUNCHER}),
@@ -95,11 +101,16 @@ def plan(overrides: Sequence[str], *, sweep: bool = False, extra_dir: str | None
         ConfigError: a secret on the command line, an override that cannot be read, an unknown key, group or option,
             or whatever `validate` raises.
     """
+    overrides = with_home(overrides)
     refuse_secrets(overrides)
     check_ablation(overrides, extra_dir)
-    search = _search_path(extra_dir)
-    with _hydra():
-        return with_additions(overrides, lambda texts: _plan(texts, sweep, search))
+    with _hydra(extra_dir):
+        return with_additions(overrides, lambda texts: _plan(texts, sweep))
+
+
+def with_home(texts: Sequence[str]) -> list[str]:
+    """Overrides and options with the home folder for the `~` of a path, which Hydra's grammar lacks."""
+    return [_HOME.sub(lambda _: os.path.expanduser("~"), text) for text in texts]
 
 
 def check_ablation(overrides: Sequence[str], extra_dir: str | None = None) -> None:
@@ -111,21 +122,20 @@ def check_ablation(overrides: Sequence[str], extra_dir: str | None = None) -> No
     parsed = _parse(list(overrides))
     if any(each.key_or_group == "ablation" for each in parsed):
         fixed = [text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()]
-        search = _search_path(extra_dir)
-        with _hydra():
-            with_additions(fixed, lambda texts: check_ablated(_composed([*texts, *search])))
+        with _hydra(extra_dir):
+            with_additions(fixed, lambda texts: check_ablated(_composed(texts)))
 
 
-def _plan(overrides: list[str], sweep: bool, search: list[str]) -> Plan:
+def _plan(overrides: list[str], sweep: bool) -> Plan:
     parsed = _parse(overrides)
     if not sweep:
-        cfg = _composed([*overrides, *search], with_hydra=True)
+        cfg = _composed(overrides, with_hydra=True)
         if cfg.hydra.mode != RunMode.MULTIRUN:
             return Plan([validate(without_hydra(cfg))], names([overrides]))
     # Hydra, too, leaves the swept keys out where it looks for the sweep's own settings.
     fixed = [text for text, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()]
-    jobs = _jobs(overrides, _composed([*fixed, *search], with_hydra=True).hydra)
-    shared = _Shared(search)
+    jobs = _jobs(overrides, _composed(fixed, with_hydra=True).hydra)
+    shared = _Shared()
     return Plan([validate(with_additions(job, shared.composed)) for job in jobs], names(jobs))
 
 
@@ -133,8 +143,7 @@ class _Shared:
     """Compositions of one sweep, whose jobs often differ in single values alone, such as the seed: those are composed
     once, and get their values as Hydra would give them, by `OmegaConf.update` after everything else."""
 
-    def __init__(self, search: list[str]) -> None:
-        self._search = search
+    def __init__(self) -> None:
         self._known: dict[tuple[str, ...], tuple[list[Override], DictConfig]] = {}
         self._groups: dict[str, bool] = {}  # key -> whether it is a group
 
@@ -143,10 +152,10 @@ class _Shared:
         job = _parse(overrides)
         keys = [each.key_or_group for each in job]
         if len(set(keys)) < len(keys) or not all(map(_gives_a_value, job)):  # their order may count
-            return _composed([*overrides, *self._search])
+            return _composed(overrides)
         kind = tuple(str(each.input_line) if self._is_group(each.key_or_group) else each.key_or_group for each in job)
         if kind not in self._known:
-            self._known[kind] = job, _composed([*overrides, *self._search])
+            self._known[kind] = job, _composed(overrides)
         first, base = self._known[kind]
         cfg = copy.deepcopy(base)
         with translated():
@@ -158,7 +167,7 @@ class _Shared:
     def _is_group(self, key: str) -> bool:
         if key not in self._groups:
             options = GlobalHydra.instance().config_loader().get_group_options
-            self._groups[key] = bool(options(key, config_name=CONFIG_NAME, overrides=self._search))
+            self._groups[key] = bool(options(key))
         return self._groups[key]
 
 
@@ -201,23 +210,15 @@ def names(jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(" ".join(each for each in job if each not in shared) or DEFAULT_TRIAL for job in shown)
 
 
-def _search_path(extra_dir: str | None) -> list[str]:
-    if extra_dir is None:
-        return []
-    folder = Path(extra_dir).absolute()
-    if not folder.is_dir():
-        raise ConfigError(
-            "the configuration folder is not there", path=folder, found="nothing", expected="a folder of YAML files"
-        )
-    return [f"hydra.searchpath=[{folder.as_uri()}]"]
-
-
 def _jobs(overrides: list[str], base: DictConfig) -> list[list[str]]:
     if not str(base.sweeper._target_).endswith((".BasicSweeper", SWEEPER)):
         return [overrides]  # another sweeper knows its own jobs
     with translated():
         parameters = [f"{key}={value}" for key, value in (base.sweeper.params or {}).items()]
-    return list(BasicSweeper.split_arguments(_parse([*parameters, *overrides]), None)[0])
+        # The loader knows the options that `glob()` chooses among.
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides([*parameters, *overrides])
+    return list(BasicSweeper.split_arguments(parsed, None)[0])
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -231,10 +232,23 @@ def _composed(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConf
 
 
 @contextmanager
-def _hydra() -> Iterator[None]:
+def _hydra(extra_dir: str | None = None) -> Iterator[None]:
+    """Hydra with the bench's configuration files, and before them those of `--config-dir`, as its entry point does."""
+    places = create_config_search_path(str(config_dir()))
+    if extra_dir is not None:
+        folder = user_path(extra_dir).absolute()
+        if not folder.is_dir():
+            raise ConfigError(
+                "the configuration folder is not there", path=folder, found="nothing", expected="a folder of YAML files"
+            )
+        places.prepend("command-line", folder.as_uri(), SearchPathQuery(provider="schema"))
+    setbase(VERSION_BASE)
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+    Hydra.create_main_hydra2("slime-bench", places)
+    try:
         yield
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def refuse_secrets(overrides: Sequence[str]) -> None:
@@ -286,13 +300,13 @@ def explain(error: Exception) -> ConfigError:
         )
     quoted = re.search(r"'([^']+)'", first)
     key = getattr(error, "full_key", None) or (quoted[1] if quoted else None)
-    if first.startswith("Ambiguous value"):
+    if first.startswith(("Ambiguous value", "Sweep parameters")):
         return ConfigError(
             "several values are given for one trial",
             path=key,
-            found="values separated by commas",
+            found="values separated by commas, or a function such as glob() that stands for several",
             expected="one value, or a list in brackets",
-            remedy="add --multirun to run one trial for each value",
+            remedy="give one value; `slime-bench --multirun` runs one trial for each",
         )
     return ConfigError(
         f"the configuration cannot be composed: {first}",

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import os
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ def read(cls: type[T], values: Mapping[str, Any], path: str = "", elsewhere: Ite
     Raises:
         ConfigError: an unknown, missing or ill-typed key, or values that the dataclass itself refuses.
     """
-    given = _without_missing(values)
+    given = _given(values)
     try:
         # As JSON, in which strictness leaves lists for tuples, and text for paths and enumerations.
         found: T = _adapter(cls).validate_json(json.dumps(given), strict=True)  # type: ignore[arg-type]
@@ -84,10 +85,13 @@ def _dataclasses(hint: Any) -> Iterator[type]:
         yield from _dataclasses(part)
 
 
-def _without_missing(value: Any) -> Any:
+def _given(value: Any) -> Any:
+    """Without what was not given; paths below `~` are expanded, as no shell does it in a file or a variable."""
     if isinstance(value, Mapping):
-        return {str(key): _without_missing(item) for key, item in value.items() if item != MISSING}
-    return [_without_missing(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): _given(item) for key, item in value.items() if item != MISSING}
+    if isinstance(value, list | tuple):
+        return [_given(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _translated(

@@ -1,11 +1,15 @@
-"""What a user says about the values of label maps: names in order, or an index or a colour for each name."""
+"""What a user says about the values of label maps: names in order, or an index or a colour for each name; and the class
+lists that labelling tools write."""
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import yaml
@@ -13,10 +17,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import ImageColor
 
-from slime_bench.data.label_maps import BACKGROUND, IGNORE_NAME, pack, validate_classes
+from slime_bench.data.label_maps import BACKGROUND, IGNORE, IGNORE_NAME, pack, validate_classes
 from slime_bench.errors import ConfigError
+from slime_bench.storage import read_text
+
+CLASS_FILES: Final = (
+    "classes.yaml", "classes.yml", "data.yaml", "labelmap.txt", "_classes.csv", "labels.txt", "label_names.txt",
+    "class_names.txt", "classes.txt",
+)  # fmt: skip
+"""Names of class lists as this bench, YOLO, CVAT, Roboflow and labelme write them."""
 
 _FORMS = 'a list of names, `name: index`, or `name: "#rrggbb"` (or [r, g, b])'
+_LABELME = {"_background_": BACKGROUND, "__ignore__": IGNORE_NAME}
+_CVAT = re.compile(r"(?P<name>.+?):(?P<red>\d+),(?P<green>\d+),(?P<blue>\d+):[^:]*:[^:]*")
 
 
 @dataclass(frozen=True)
@@ -35,17 +48,52 @@ class ClassSpec:
 
 
 def read_classes(path: Path) -> ClassSpec:
-    """The classes of a YAML file: a list of names, or `name: index`, or `name: colour`.
+    """The classes of a file: YAML (a list of names, `name: index`, `name: colour`, or YOLO's `names:`), CVAT's
+    `labelmap.txt`, Roboflow's `_classes.csv`, or text with one name per line, as labelme's `label_names.txt`.
+
+    Names without indices are counted from 0 where the background is the first of them, and from 1 otherwise.
 
     Raises:
-        ConfigError: a file that cannot be read or is neither list nor mapping, or names or values that cannot be.
+        ConfigError: a file that cannot be read or is of another kind, or names or values that cannot be.
     """
+    text, source = read_text(path, ConfigError), str(path)
+    if path.suffix.lower() == ".csv":
+        return _roboflow(text, source)
+    lines = [line for each in text.splitlines() if (line := each.strip())]
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        if any(_CVAT.fullmatch(line) for line in lines):
+            return _cvat([line for line in lines if not line.startswith("#")], source)
+        if not any(":" in line or line.startswith(("-", "[")) for line in lines):
+            return _one_per_line(lines, source)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))  # refuses a key that stands twice
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))  # refuses a key that stands twice
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
         first = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error)
-        raise _bad(str(path), first, "correct the file, or name the classes on the command line") from error
-    return parse_classes(content, str(path))
+        raise _bad(source, first, "correct the file, or name the classes on the command line") from error
+    names = content.get("names") if isinstance(content, Mapping) else None
+    if isinstance(names, Mapping) and names.get(0) not in (None, BACKGROUND):
+        raise ConfigError(
+            f"class 0 is called `{names[0]}`, but 0 is the background of a label map", path=source,
+            found=f"names: {dict(names)}"[:80], expected=f"`0: {BACKGROUND}`, or no 0",
+            remedy=f"say what the values of your masks mean, in a file with lines `{names[0]}: 1`; or `{names[0]}: 0`, "
+            "where the masks have no background",
+        )  # fmt: skip
+    return parse_classes(names if isinstance(names, list | Mapping) else content, source)
+
+
+def class_file_of(folder: Path) -> Path | None:
+    """The class list that lies in a folder of annotated images, where there is one.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    found = [path for name in CLASS_FILES if (path := folder / name).is_file()]
+    if len(found) > 1:
+        raise ConfigError(
+            "the folder has several class lists", path=folder, found=" and ".join(path.name for path in found),
+            expected="one of them", remedy=f"say which one holds, e.g. --classes {found[0]}, or move the others away",
+        )  # fmt: skip
+    return found[0] if found else None
 
 
 def parse_classes(content: Any, source: str) -> ClassSpec:
@@ -72,6 +120,37 @@ def parse_classes(content: Any, source: str) -> ClassSpec:
     if len({*values.values()}) < len(values):
         raise _bad(source, f"{content}"[:80], "give every class one line and one value")
     return ClassSpec(values, coloured, source)
+
+
+def _roboflow(text: str, source: str) -> ClassSpec:
+    """`_classes.csv`: a line of titles, then `index, name`."""
+    rows = [row for row in csv.reader(io.StringIO(text), skipinitialspace=True) if row][1:]
+    values = {}
+    for row in rows:
+        if len(row) != 2 or not row[0].strip().isdecimal() or row[1].strip() in values:
+            raise _bad(source, ",".join(row)[:80], "give each class a line of its own, `index, name`, below the titles")
+        values[row[1].strip()] = int(row[0])
+    return parse_classes(values, source)
+
+
+def _cvat(lines: list[str], source: str) -> ClassSpec:
+    """`labelmap.txt`: lines `name:red,green,blue:parts:actions`."""
+    values: dict[str, Any] = {}
+    for line in lines:
+        found = _CVAT.fullmatch(line)
+        if not found or found["name"] in values:
+            remedy = "give each class a line of its own, `name:red,green,blue::`, as CVAT exports it"
+            raise _bad(source, line[:80], remedy)
+        values[found["name"]] = [int(found[channel]) for channel in ("red", "green", "blue")]
+    return parse_classes(values, source)
+
+
+def _one_per_line(lines: list[str], source: str) -> ClassSpec:
+    """Names in order of the indices. labelme counts `__ignore__`, where it is the first, as -1, and saves it as 255."""
+    names = [_LABELME.get(line, line) for line in lines]
+    ignored = names[:1] == [IGNORE_NAME]
+    spec = parse_classes(names[ignored:], source)
+    return ClassSpec(spec.values | ({IGNORE_NAME: IGNORE} if ignored else {}), source=source)
 
 
 def _is_index(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,10 +14,11 @@ Shown = tuple[int, Sequence[int], Sequence[int]]
 
 
 def stdout_console() -> Console:
-    """A console that prints text as it is; where the output is no terminal nothing is cut at 80 columns."""
+    """A console that prints text as it is, on lines of any length; cells of tables are folded at its width, which is
+    that of COLUMNS, or 80, where the output is no terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, soft_wrap=True)
+    return Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def class_table(classes: Sequence[str], splits: Mapping[str, Shown], more: Mapping[str, Sequence[str]] = {}) -> Table:

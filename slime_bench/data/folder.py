@@ -34,6 +34,7 @@ from slime_bench.data.support import (
 )
 from slime_bench.data.verify import ensure_verified
 from slime_bench.errors import ConfigError, DataError
+from slime_bench.paths import advised
 
 if TYPE_CHECKING:
     from slime_bench.data.datamodule import SegmentationDataModule
@@ -52,9 +53,9 @@ class FolderData(Part):
     """
 
     Config = DataConfig
-    commands: ClassVar[dict[str, str]] = {}
-    """Of a data set that a command of `data_prep` makes: subject -> the command. One that was laid out by hand, without
-    a manifest, is taken as it is."""
+    commands: ClassVar[dict[str, tuple[str, str]]] = {}
+    """Of a data set that a command makes: subject -> the target of the Makefile, and the command without one. One that
+    was laid out by hand, without a manifest, is taken as it is."""
     choices: ClassVar[tuple[str, ...]] = ()
     """Settings of the manifest that change published numbers."""
 
@@ -192,7 +193,10 @@ class FolderData(Part):
 
     def how_to_get(self) -> str:
         """What to do where the data are missing, as an instruction."""
-        return f"{self.commands.get(self.config.subject, 'prepare the data')} (docs/data.md)"
+        if self.config.subject not in self.commands:
+            return "prepare the data (docs/data.md)"
+        target, otherwise = self.commands[self.config.subject]
+        return f"{advised(target, otherwise.format(root=self.root))} (docs/data.md)"
 
     def prepared(self) -> dict[str, str]:
         """Named choices with which the data set was made, that tables have to state; none for one laid out by hand.
@@ -254,7 +258,7 @@ class FolderData(Part):
                     pairs = self._dataset(folder).pairs
                 except DataError:
                     continue  # what is wrong with a split that is needed the verification says
-                own = [file for pair in pairs for file in (pair.image, pair.label)]
+                own = [file for pair in pairs for file in pair.files]
                 if folder == self.root / split and {file.relative_to(self.root).as_posix() for file in own} <= files:
                     continue
                 above = folder if all(file.is_relative_to(folder) for file in own) else folder.parent

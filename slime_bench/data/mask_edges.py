@@ -17,8 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slime_bench.data.label_maps import unpack
-
 LONGEST = 4
 """Pixels of a ramp; longer ones are photographs' or soft brushes', which have many values."""
 _LINES = 1024  # rows and columns that are looked at

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from slime_bench.data.label_maps import pack, relabelled
 from slime_bench.errors import DataError, LabelError
@@ -62,6 +62,13 @@ class Mask:
         if not self.palette:
             return self
         return replace(self, values=relabelled(self.values, self.palette), coloured=True, palette={})
+
+    def by_index(self) -> Mask:
+        """Three equal channels as the one that they repeat; any other mask as it is."""
+        one = self.values & 255
+        if not self.coloured or (self.values != one * 0x010101).any():
+            return self
+        return replace(self, values=one, coloured=False)
 
 
 def read_mask(path: Path) -> Mask:
@@ -194,6 +201,21 @@ def array_mask(array: NDArray[Any], path: Path) -> Mask:
     return Mask(path, array.astype(np.int64))
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image as viewers show it, without decoding it.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except DECODING_ERRORS as error:
+        raise unreadable("image", path, error, "a complete PNG or JPEG file") from error
+    return (width, height) if turned else (height, width)
+
+
 def _no_label_map(path: Path, found: str) -> LabelError:
     return LabelError(
         "not a label map", path=path, found=found, expected=MASK_FORMS,
@@ -206,5 +228,5 @@ def unreadable(kind: str, path: Path, error: BaseException, expected: str) -> Da
     found = getattr(error, "strerror", None)  # of a file that is not there, a folder, or one that may not be read
     if found is None:
         found = f"{path.stat().st_size} bytes that do not decode ({type(error).__name__}: {error})"
-    remedy = "correct the name, restore or export the file again, or prepare the data again"
+    remedy = "correct the name, or restore the file or export it again"
     return DataError(f"cannot read the {kind}", path=path, found=found, expected=expected, remedy=remedy)

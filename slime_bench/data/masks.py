@@ -18,6 +18,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import ImageColor
 
+from slime_bench.data.annotations import with_common_values
 from slime_bench.data.class_files import ClassSpec
 from slime_bench.data.label_maps import (
     BACKGROUND,
@@ -88,11 +89,10 @@ class UnnamedColours(LabelError):
 
     Args:
         path: of the first mask. proposal: colours with the names that they could have. pixels: colour -> pixels.
-        hint: a sentence more.
     """
 
-    def __init__(self, path: Path, proposal: ClassSpec, pixels: Mapping[int, int], hint: str = "") -> None:
-        self.proposal, self.pixels, self.hint = proposal, dict(pixels), hint
+    def __init__(self, path: Path, proposal: ClassSpec, pixels: Mapping[int, int]) -> None:
+        self.proposal, self.pixels = proposal, dict(pixels)
         total = sum(pixels.values())
         rows = [
             f"{shown(value, True)} {pixels[value]} pixels ({100 * pixels[value] / total:.1f} %) as {name}"
@@ -100,11 +100,11 @@ class UnnamedColours(LabelError):
         ]
         super().__init__(
             "the mask holds colours, and nothing says which class each one is", path=path, found="; ".join(rows),
-            expected="a list that says which colour is which class", remedy=f"{_BY_COLOUR}{hint}",
+            expected="a list that says which colour is which class", remedy=_BY_COLOUR,
         )  # fmt: skip
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.path, self.proposal, self.pixels, self.hint)
+        return type(self), (self.path, self.proposal, self.pixels)
 
     def class_file(self) -> str:
         """The proposal as the text of a class file, to be corrected by hand."""
@@ -112,9 +112,7 @@ class UnnamedColours(LabelError):
         return "# Colours of the mask: correct the names.\n" + yaml.safe_dump(named, sort_keys=False)
 
 
-def resolve(
-    masks: Sequence[Mask], spec: ClassSpec, *, accept: bool = False
-) -> tuple[Classes, list[NDArray[np.uint8]]]:
+def resolve(masks: Sequence[Mask], spec: ClassSpec, *, accept: bool = False) -> tuple[Classes, list[NDArray[np.uint8]]]:
     """Classes and label maps uint8 [H,W] (0..K-1, 255 = ignore) of masks that belong together.
 
     Index 0 or black is the background and index 255 is ignored, unless `spec` says otherwise. Where it says nothing,
@@ -130,7 +128,7 @@ def resolve(
             disagree, only background, more values than there can be classes; without `accept` what is odd.
     """
     masks, spec = _by_own_names(masks, spec)
-    masks = [mask.by_colour() for mask in masks] if spec.coloured else list(masks)
+    masks = [mask.by_colour() if spec.coloured else mask.by_index() for mask in masks]
     for mask in masks:
         _check_edges(mask, spec)
     if not spec.values and all(mask.coloured for mask in masks):
@@ -156,32 +154,23 @@ def _by_own_names(masks: Sequence[Mask], spec: ClassSpec) -> tuple[list[Mask], C
     """Masks whose files name their classes, with one index for each name; others as they are.
 
     Raises:
-        LabelError: some name them and some do not, or a name that `spec` lacks.
+        LabelError: see `with_common_values`; a name that `spec` lacks.
     """
-    named = [mask for mask in masks if mask.names]
-    if not named:
+    masks = with_common_values(masks)
+    if not masks[0].names:
         return list(masks), spec
-    if len(named) < len(masks):
-        other = next(mask for mask in masks if not mask.names)
-        raise LabelError(
-            "some masks name their classes and some do not", path=other.path,
-            found=f"values without names, beside {named[0].path.name} with {listing([*named[0].names.values()])}",
-            expected="masks of one kind", remedy="export all of them from one tool in one format",
-        )  # fmt: skip
-    every = list(dict.fromkeys(name for mask in named for name in mask.names.values()))
-    known = [name for name in spec.values if name not in (BACKGROUND, IGNORE_NAME)] or every
-    indices = {name: 1 + place for place, name in enumerate(known)} | {BACKGROUND: 0, IGNORE_NAME: IGNORE}
-    unknown = [name for name in every if name not in indices]
+    listed = [name for name in spec.values if name not in (BACKGROUND, IGNORE_NAME)]
+    names = listed or list(masks[0].names.values())
+    unknown = [name for name in masks[0].names.values() if name not in names]
     if unknown:
         raise LabelError(
-            "classes that the list does not have", path=named[0].path, found=listing(unknown),
-            expected=f"{', '.join(known)} (from {spec.source})",
+            "classes that the list does not have", path=masks[0].path, found=listing(unknown),
+            expected=f"{', '.join(names)} (from {spec.source})",
             remedy="add them to --classes, or leave --classes out: these masks name their classes themselves",
         )  # fmt: skip
-    tables = [{**{value: indices[name] for value, name in mask.names.items()}, IGNORE: IGNORE} for mask in named]
-    pairs = zip(named, tables, strict=True)
-    renumbered = [replace(mask, values=relabelled(mask.values, table), names={}) for mask, table in pairs]
-    return renumbered, ClassSpec({name: indices[name] for name in known}, source=spec.source)
+    indices = {name: 1 + place for place, name in enumerate(names)}
+    table = {IGNORE: IGNORE} | {value: indices[name] for value, name in masks[0].names.items()}
+    return [replace(mask, values=relabelled(mask.values, table), names={}) for mask in masks], ClassSpec(indices)
 
 
 def _check_edges(mask: Mask, spec: ClassSpec) -> None:
@@ -323,10 +312,8 @@ def _proposed(masks: Sequence[Mask], spec: ClassSpec, accept: bool) -> ClassSpec
             name = _colour_name(value)
             named[next(each for each in (name, *(f"{name}_{n}" for n in range(2, MOST))) if each not in named)] = value
     proposal = ClassSpec(named, True, "--yes")
-    grey = all(len({*unpack(value)}) == 1 for value in pixels)
-    hint = "; these are greys: a label map has one channel, this picture has three" if grey else ""
     if not accept:
-        raise UnnamedColours(masks[0].path, proposal, pixels, hint)
+        raise UnnamedColours(masks[0].path, proposal, pixels)
     return proposal
 
 

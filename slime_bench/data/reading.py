@@ -11,10 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from slime_bench.data.label_maps import IGNORE, counted, relabelled, validate_classes, validate_colours
+from slime_bench.data.annotations import read_annotation
+from slime_bench.data.label_maps import (
+    IGNORE,
+    class_index,
+    counted,
+    relabelled,
+    validate_classes,
+    validate_colours,
+)
 from slime_bench.data.layouts import Pair, find_pairs
 from slime_bench.data.mask_edges import edges
-from slime_bench.data.mask_files import DECODING_ERRORS, Mask, read_mask, unreadable
+from slime_bench.data.mask_files import DECODING_ERRORS, Mask, unreadable
 from slime_bench.data.masks import soft_edges
 from slime_bench.errors import DataError, LabelError
 
@@ -62,23 +70,34 @@ def rgb(picture: Image.Image, path: Path = Path("image")) -> NDArray[np.uint8]:
     )  # fmt: skip
 
 
-def read_label(path: Path, colours: Mapping[int, int] | None = None) -> NDArray[np.int64]:
-    """One label map as int64 [H,W]: the indices in the file, or the classes of its colours.
+def read_label(pair: Pair, classes: Sequence[str], colours: Mapping[int, int] | None = None) -> NDArray[np.int64]:
+    """The label map of one sample as int64 [H,W]: indices in a file, classes of its colours, or by their names.
 
     Args:
-        path: see `read_mask`.
+        pair: see `read_annotation` for what its label may be. classes: the K class names.
         colours: as `validate_colours` gives them. Without a colour for the background, every colour that is none of
             them is background; with one, such a colour is an error. Grey label maps and arrays hold indices all the
             same; a palette then counts as colours.
 
     Raises:
-        DataError, LabelError: as `read_mask`; colours that are no class.
+        DataError, LabelError: as `read_annotation`; colours or names that are no class, and labels beyond the classes.
     """
-    mask = read_mask(path)
-    if colours:
-        mask = mask.by_colour()
-    if not mask.coloured:
-        return mask.values
+    mask = read_annotation(pair)
+    if mask.names:
+        return _by_name(mask, classes)
+    mask = mask.by_colour() if colours else mask.by_index()
+    label = _by_colour(mask, colours) if mask.coloured else mask.values
+    check_label(label, classes, pair.label)
+    return label
+
+
+def _by_name(mask: Mask, classes: Sequence[str]) -> NDArray[np.int64]:
+    labels = {value: class_index(name, classes, path=str(mask.path)) for value, name in mask.names.items()}
+    return relabelled(mask.values, {**labels, IGNORE: IGNORE})
+
+
+def _by_colour(mask: Mask, colours: Mapping[int, int] | None) -> NDArray[np.int64]:
+    path = mask.path
     if not colours:
         raise LabelError(
             "the label map is a colour picture", path=path, found=counted(mask.values, coloured=True),
@@ -155,9 +174,8 @@ def read_sample(pair: Pair, classes: Sequence[str], colours: Mapping[int, int] |
     Raises:
         DataError, LabelError: an unreadable file, sizes that differ, or labels outside `classes`.
     """
-    image, label = read_image(pair.image), read_label(pair.label, colours)
+    image, label = read_image(pair.image), read_label(pair, classes, colours)
     check_size(pair, image, label)
-    check_label(label, classes, pair.label)
     return Sample(pair.id, image, label)
 
 
@@ -208,10 +226,7 @@ class FolderDataset:
 
     def label(self, index: int) -> NDArray[np.int64]:
         """Only the label map, int64 [H,W], checked against the classes: a choice by content need not decode images."""
-        path = self.pairs[index].label
-        label = read_label(path, self._table)
-        check_label(label, self.classes, path)
-        return label
+        return read_label(self.pairs[index], self.classes, self._table)
 
     def select(self, ids: Sequence[str]) -> FolderDataset:
         """The samples called `ids`, in that order; KeyError for an id that is not there."""

@@ -259,7 +259,7 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _folders(dataset: FolderDataset) -> set[Path]:
-    return {path.parent for pair in dataset.pairs for path in (pair.image, pair.label)}
+    return {path.parent for pair in dataset.pairs for path in pair.files}
 
 
 def _differences(root: Path, files: Mapping[str, str], hashes: Mapping[str, str], faulty: set[str]) -> list[str]:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a trial, e.g. data=pascal_part_car")
     parser.add_argument("--fresh", action="store_true", help="decode the files also when they were found good before")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     trials = plan(args.overrides, sweep=True).trials
     if len(trials) != 1:
         raise ConfigError(

@@ -182,7 +182,7 @@ def _caption(report: AblationReport) -> list[str]:
         if each.unpaired and row.interval is not None and not row.interval.missing
     )
     if report.published and any(each.published for each in report.measured):
-        published = published_line(report.published, facts["preset"])
+        published = published_line(report.published, facts["preset"], report.convention, report.background)
     elif report.table is not None:
         published = f"published rows: none; the paper's {report.table.source} has {report.table.shots} shots"
     else:

@@ -19,14 +19,16 @@ from slime_bench.results.result import RESULT_FILE, TrialResult, read_result
 if TYPE_CHECKING:
     from slime_bench.config.schema import TrialConfig
 
-Family = tuple[str, str, str, str, str, str]
-"""Names of method, backbone, data, subject, preset and protocol."""
+Family = tuple[str, str, str, str, str, str, int]
+"""Names of method, backbone, data, subject, preset and protocol, and shots."""
 Defaults = Mapping[Family, Mapping[str, str]]
 """Default settings of a family: dotted key -> text, as `settings` gives them."""
 Config = Mapping[str, Any]
 T = TypeVar("T")
 _OWN_COLUMNS = ("seed", "shots", "metric")
 _AUTO = "auto"
+_LONGEST = 40
+"""Characters of a value in a label, e.g. of a list of images."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -204,7 +206,14 @@ def commit_of(environment: Mapping[str, Any], changes: str) -> str:
 
 def family(result: TrialResult) -> Family:
     """The names under which results stand side by side."""
-    return (result.method, result.backbone, result.data, result.subject, result.preset, result.protocol)
+    names = (result.method, result.backbone, result.data, result.subject)
+    return (*names, result.preset, result.protocol, result.shots)
+
+
+def family_of(planned: Config) -> Family:
+    """As `family`, of a configuration as `plain` gives it."""
+    method, backbone, data, protocol = (planned[part]["name"] for part in ("method", "backbone", "data", "protocol"))
+    return (method, backbone, data, planned["data"]["subject"], planned["preset"], protocol, planned["shots"])
 
 
 def settings(config: Config) -> dict[str, str]:
@@ -218,33 +227,52 @@ def plain(cfg: TrialConfig) -> dict[str, Any]:
     return {**cfg.plain, "decided": identity.deciding(cfg)}
 
 
-def default_settings(results: Sequence[TrialResult], extra_dir: str | None = None) -> Defaults:
-    """Family -> its default settings, for every family whose results have several settings.
+def default_settings(trials: Iterable[tuple[Family, Config]], extra_dir: str | None = None) -> Defaults:
+    """Family -> its default settings: those of the experiment of its preset and subject, else of its preset alone.
 
-    A family whose names are no files of conf/ is left out: nobody knows its default. Composing costs a moment; where
-    there is one setting it is not needed.
+    A family whose names are no files of conf/ is left out: nobody knows its default. Of data that are no file, as one's
+    own images, what else the preset says is known. A key that no trial of a family records is one of a newer version of
+    the bench, which none of them departs from.
+
+    Args:
+        trials: the family of each trial, and what decides its numbers.
     """
-    different: dict[Family, set[str]] = defaultdict(set)
-    for result in results:
-        different[family(result)].add(canonical_json(settings(result.config)))
-    several = [names for names, found in different.items() if len(found) > 1]
-    return {names: default for names in several if (default := _composed(names, extra_dir)) is not None}
+    recorded: dict[Family, set[str]] = defaultdict(set)
+    for names, config in trials:
+        recorded[names].update(settings(config))
+    found = {}
+    for names, keys in recorded.items():
+        if (default := _composed(names, extra_dir)) is not None:
+            found[names] = {
+                key: text
+                for key, text in default.items()
+                if any(key == one or _holds(key, one) or _holds(one, key) for one in keys)
+            }
+    return found
+
+
+def _holds(key: str, other: str) -> bool:
+    """Whether the one key is a mapping with the other in it, e.g. `data.splits`, which is empty by default."""
+    return other.startswith(f"{key}.")
 
 
 def _composed(names: Family, extra_dir: str | None) -> dict[str, str] | None:
     from slime_bench.config.compose import plan
 
-    method, backbone, data, subject, preset, protocol = names
-    groups = [f"method={method}", f"backbone={backbone}", f"data={data}", f"preset={preset}", f"protocol={protocol}"]
+    method, backbone, data, subject, preset, protocol, shots = names
+    # The method may choose another refinement, and the preset other data: what is named here has the last word.
+    parts = [f"method={method}", f"backbone={backbone}", f"preset={preset}", f"protocol={protocol}", f"shots={shots}"]
     # An experiment may set what its preset leaves open, e.g. the patches of the paper's faces.
-    for chosen in ([f"experiment={preset}_{subject}", *groups], groups):
+    named = [f"experiment={preset}_{subject}{tail}" for tail in (f"_{method}", "")]
+    for chosen in (*([f"data={data}", each, *parts] for each in named), [f"data={data}", *parts], parts):
         try:
             (cfg,) = plan(chosen, extra_dir=extra_dir).trials
         except ConfigError as error:
             _LOG.debug("no default settings for %s: %s", chosen, error.summary)
-        else:
-            values = settings(identity.recorded(cfg))
-            return {key: text for key, text in values.items() if key != "trainer.device"}  # a fact of the machine
+            continue
+        unknown = ("trainer.device",) if chosen is not parts else ("trainer.device", "data.")  # a fact of the machine
+        values = settings(identity.recorded(cfg))
+        return {key: text for key, text in values.items() if not key.startswith(unknown)}
     return None
 
 
@@ -257,27 +285,31 @@ def is_default(trial: TrialResult, defaults: Defaults | None) -> bool:
 def variants(trials: Sequence[TrialResult], defaults: Defaults | None = None) -> dict[str, str]:
     """Series -> label, for one trial of every series.
 
-    Among the series of one method, backbone, data, preset, protocol and number of shots, a label lists the settings in
-    which a series departs from the default, or where that is not known from the most common value. Where no value is
-    the most common, every series states its own. A part that has another name than the default's (`refine=guided`) is
-    told by it, and its settings are compared with those of its namesakes alone.
+    Among the series of one family, a label lists the settings in which a series departs from the default, or where that
+    is not known from the most common value. Where no value is the most common, every series states its own. A part that
+    has another name than the default's (`refine=guided`) is told by it, and its settings are compared with those of its
+    namesakes alone.
     """
-    families: dict[tuple[Any, ...], list[TrialResult]] = defaultdict(list)
-    for trial in trials:
-        families[(*family(trial), trial.shots)].append(trial)
+    families: dict[Family, dict[str, dict[str, str]]] = defaultdict(dict)
+    for one in trials:
+        families[family(one)][one.series] = (
+            settings(one.config)
+            | {f"prepared.{name}": value for name, value in one.prepared.items()}
+            | {f"fingerprint.{name}": value[:12] for name, value in one.fingerprints.items()}
+        )
     labels: dict[str, str] = {}
-    for members in families.values():
-        labels |= _labels(members, (defaults or {}).get(family(members[0]), {}))
+    for names, members in families.items():
+        labels |= _labels(members, (defaults or {}).get(names, {}))
     return labels
 
 
-def _labels(members: Sequence[TrialResult], default: Mapping[str, str]) -> dict[str, str]:
-    every = {
-        one.series: settings(one.config)
-        | {f"prepared.{name}": value for name, value in one.prepared.items()}
-        | {f"fingerprint.{name}": value[:12] for name, value in one.fingerprints.items()}
-        for one in members
-    }
+def departure(planned: Config, defaults: Defaults) -> str | None:
+    """The label of a configuration as `plain` gives it: how it departs from the default, None where nobody knows."""
+    names = family_of(planned)
+    return _labels({"": settings(planned["decided"])}, defaults[names])[""] if names in defaults else None
+
+
+def _labels(every: Mapping[str, Mapping[str, str]], default: Mapping[str, str]) -> dict[str, str]:
     every_key = {key for values in every.values() for key in values}
     keys = sorted(every_key, key=lambda key: (not key.endswith(".name"), key))  # what was chosen, then how it is set
     shown: dict[str, list[str]] = {series: [] for series in every}
@@ -285,15 +317,17 @@ def _labels(members: Sequence[TrialResult], default: Mapping[str, str]) -> dict[
         name = f"{key.partition('.')[0]}.name"
         namesakes: dict[str, dict[str, str]] = defaultdict(dict)
         for series, values in every.items():
-            namesakes["" if key == name else values.get(name, "")][series] = values.get(key, "-")
+            if key in values or not any(_holds(key, one) for one in values):
+                namesakes["" if key == name else values.get(name, "")][series] = values.get(key, "-")
         for kind, texts in namesakes.items():
             common = [*Counter(texts.values()).most_common(2), ("", 0)]
             usual = common[0][0] if common[0][1] > common[1][1] else None
             if key == name or kind == default.get(name, ""):
-                usual = default.get(key, usual)
+                usual = default.get(key, "-" if any(_holds(one, key) for one in default) else usual)
             for series, text in texts.items():
                 if text != usual:
-                    shown[series].append(f"{shortened(key, keys).removesuffix('.name')}={text}")
+                    value = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+                    shown[series].append(f"{shortened(key, keys).removesuffix('.name')}={value}")
     labels = {series: ", ".join(parts) for series, parts in shown.items()}
     # Redacted values can be all that sets two series apart: then only the hash can tell them apart.
     twice = Counter(labels.values())

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.bootstrap import RESAMPLES
+from slime_bench.paths import user_path
 from slime_bench.report.ablation import AblationReport, ablation_report, settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
-from slime_bench.report.collect import Collected, collect, default_settings, read_optional
+from slime_bench.report.collect import Collected, Defaults, collect, default_settings, family, family_of, read_optional
 from slime_bench.report.figures import ensembles_figure, layers_figure, qualitative_grid
 from slime_bench.report.html import PAGE, ablation_page, subject_page
 from slime_bench.report.planned import (
@@ -33,6 +34,7 @@ from slime_bench.report.planned import (
     ablation_problems,
     found_problems,
     of_states,
+    table_command,
 )
 from slime_bench.report.published import load_published
 from slime_bench.report.ranking import RankingReport, experiment, ranking_reports
@@ -60,6 +62,7 @@ class Asked:
         folder: for the files; below the outputs folder by default.
         convention, background: of the tables; those of the configuration by default, `slime` with background without.
         resamples: of the bootstrap over test images, 0 for no intervals. show_intervals: print them too.
+        across_shots: pair rows of different shots, too.
         extra_dir: a further folder of configuration files.
     """
 
@@ -71,6 +74,7 @@ class Asked:
     background: bool | None = None
     resamples: int = RESAMPLES
     show_intervals: bool = False
+    across_shots: bool = False
     extra_dir: str | None = None
 
     def metric(self, configured: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,6 +106,7 @@ def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Con
             background=False if arguments.without_background else None,
             resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
             show_intervals=arguments.intervals,
+            across_shots=arguments.across_shots,
             extra_dir=arguments.config_dir,
         )
         subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
@@ -149,7 +154,8 @@ def run(
     metric = asked.metric({"convention": "slime", "background": True})
     expected = {"expected_shots": shots, "expected_seeds": seeds, "show_variants": show_variants}
     reports = []
-    for report in _subject_reports(asked, collected, **metric, **expected):
+    defaults = default_settings(((family(one), one.config) for one in collected.results), asked.extra_dir)
+    for report in _subject_reports(asked, collected, defaults, **metric, **expected):
         folder = outputs / "reports" / report.subject
         _write(asked, report, collected, folder, outputs)
         title, problems = f"{report.subject}: IoU of parts", found_problems(report, outputs)
@@ -181,8 +187,9 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
     planned = Planned(list(overrides), trials, outputs)
     collected = planned.of(collect(outputs))
     folder = asked.folder or outputs / "reports" / planned.name
-    found = _subject_reports(asked, collected, **asked.metric(first["metric"]), show_variants=True)
-    reports = [planned.narrowed(report) for report in found]
+    defaults = default_settings(((family_of(values), values["decided"]) for values, _ in trials), asked.extra_dir)
+    found = _subject_reports(asked, collected, defaults, **asked.metric(first["metric"]), show_variants=True)
+    reports = [planned.narrowed(report, defaults) for report in found]
     for report in reports:
         _write(asked, report, collected, folder if len(reports) == 1 else folder / report.subject, outputs)
     problems = of_states([state for _, state in trials], planned.command, outputs)
@@ -258,13 +265,15 @@ def run_ranking(
     return reports
 
 
-def _subject_reports(asked: Asked, collected: Collected, **options: Any) -> Iterator[SubjectReport]:
+def _subject_reports(asked: Asked, collected: Collected, defaults: Defaults, **options: Any) -> Iterator[SubjectReport]:
     """The report of each subject of the results."""
-    defaults = default_settings(collected.results, asked.extra_dir)
     bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
     for subject in dict.fromkeys(one.subject for one in collected.results):
         published = load_published(subject)
-        yield subject_report(collected, subject, published, defaults=defaults, bootstrap=bootstrap, **options)
+        yield subject_report(
+            collected, subject, published, defaults=defaults, bootstrap=bootstrap, across_shots=asked.across_shots,
+            **options,
+        )  # fmt: skip
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -272,15 +281,17 @@ def _check(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     others: tuple[str, ...] = ()
     if arguments.ranking:
-        others = ("ablation", "shots", "variants", "without_background", "intervals", "resamples")
+        others = ("ablation", "shots", "variants", "without_background", "intervals", "resamples", "across_shots")
         others += ("subject", "seeds") if arguments.overrides else ()
     elif arguments.ablation is not None or arguments.overrides:
         others = ("subject", "seeds", "shots", "variants")
+        if arguments.ablation is not None or ablation_among(arguments.overrides)[0]:  # of one number of shots
+            others += ("across_shots",)
     elif arguments.out:
         others = ("out",)
     wrong = [name for name in others if given[name] not in (None, False)]
-    if arguments.intervals and arguments.resamples == 0:
-        wrong += ["intervals", "resamples"]
+    if arguments.resamples == 0 and (without := [name for name in ("intervals", "across_shots") if given[name]]):
+        wrong += [*without, "resamples"]
     if wrong:
         found = " ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise ConfigError(
@@ -325,12 +336,12 @@ def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Colle
         path=outputs / "runs",
         found=f"{have}; {len(main.failed)} failed trial(s), {len(main.invalid)} unreadable result file(s)",
         expected=f"at least one finished trial (result.json){others}",
-        remedy=f"Run its trials first, e.g. `make reproduce-{target}`, or name another folder with --outputs.",
+        remedy=f"Run its trials first, e.g. `{table_command(target, 'mini')}`, or name another folder with --outputs.",
     )
 
 
 def _default_outputs() -> Path:
-    return Path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
+    return user_path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -339,11 +350,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     rules = "; ".join(f"{name}: {rule}" for name, rule in CONVENTION_RULES.items())
     add = parser.add_argument
-    add("--outputs", type=Path, help=f"folder with runs/ (default {_default_outputs()})")
+    add("--outputs", type=user_path, help=f"folder with runs/ (default {_default_outputs()})")
     add("--convention", choices=list(CONVENTION_RULES), help=f"{rules} (default slime)")
     add("--without-background", action="store_true", help="leave class 0 out of the average")
     add("--intervals", action="store_true", help="print intervals over test images and paired differences as well")
     add("--resamples", type=_number, help=f"of their bootstrap (default {RESAMPLES}; 0: neither computed nor written)")
+    add("--across-shots", action="store_true", help="paired differences of rows with different shots as well")
     add("--config-dir", help="a further folder of configuration files, as it was given to the sweep")
     main_tables = parser.add_argument_group("main tables")
     add = main_tables.add_argument
@@ -363,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"InfoScore and mIoU of the layers: trials of {experiment()}",
     )
-    add("--out", type=Path, help="folder for the files (default <outputs>/reports/<subject>)")
+    add("--out", type=user_path, help="folder for the files (default <outputs>/reports/<subject>)")
     add("overrides", nargs="*", help="as they were given to the sweep, e.g. experiment=mini_horse")
     return parser
 

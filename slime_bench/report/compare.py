@@ -23,6 +23,7 @@ import yaml
 
 from slime_bench.errors import ResultError
 from slime_bench.metrics import CONVENTION_RULES
+from slime_bench.paths import user_path
 from slime_bench.report.collect import failure
 from slime_bench.results.environment import read_environment
 from slime_bench.results.identity import flatten
@@ -69,11 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slime-bench compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    outputs = Path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
+    outputs = user_path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
     rules = "; ".join(f"{name}: {rule}" for name, rule in CONVENTION_RULES.items())
     parser.add_argument("run_a", metavar="RUN_A", help="folder, result.json, or beginning of a signature")
     parser.add_argument("run_b", metavar="RUN_B")
-    parser.add_argument("--outputs", type=Path, default=outputs, help=f"folder with runs/ (default {outputs})")
+    parser.add_argument("--outputs", type=user_path, default=outputs, help=f"folder with runs/ (default {outputs})")
     parser.add_argument("--convention", choices=list(CONVENTION_RULES), help=f"{rules} (default: that of RUN_A)")
     parser.add_argument("--without-background", action="store_true", help="leave class 0 out of the average")
     parser.add_argument("--json", action="store_true", help="everything as JSON; IoU in 0..1, memory in bytes")
@@ -103,7 +104,7 @@ def find_run(name: str, outputs: Path) -> Run:
     Raises:
         ResultError: no such trial, several, one without a result, or a result that is not valid.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.exists():
         path = _by_signature(name, outputs)
     file = path if path.is_file() else path / RESULT_FILE

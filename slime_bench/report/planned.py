@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.errors import ConfigError, ResultError
+from slime_bench.paths import advised
 from slime_bench.report.ablation import AblationReport
-from slime_bench.report.collect import Collected, FailedTrial, relative
+from slime_bench.report.collect import Collected, Defaults, FailedTrial, departure, relative
 from slime_bench.report.rows import PAPER_PRESET, MissingTrial
 from slime_bench.report.subject import SubjectReport
 from slime_bench.report.table import numbers
@@ -89,13 +90,18 @@ class Planned:
         invalid = [(path, why) for path, why in collected.invalid if path.parent.resolve() in places]
         return replace(collected, results=results, invalid=invalid, failed=[])
 
-    def narrowed(self, report: SubjectReport) -> SubjectReport:
+    def narrowed(self, report: SubjectReport, defaults: Defaults) -> SubjectReport:
         """The report with exactly these trials as what was expected."""
+
+        def variant(values: dict[str, Any], state: TrialStatus) -> str:
+            known = departure(values, defaults)
+            return state.variant if known is None else known
+
         mine = [(values, state) for values, state in self.trials if values["data"]["subject"] == report.subject]
         missing = [
             MissingTrial(
                 state.method, values["backbone"]["name"], state.data, values["preset"], values["protocol"]["name"],
-                state.variant, state.shots, state.seed,
+                variant(values, state), state.shots, state.seed,
             )
             for values, state in mine
             if state.state != DONE
@@ -174,6 +180,12 @@ def of_states(states: Sequence[TrialStatus], command: str, root: Path) -> Proble
     return Problems(items, len(states), command, notes)
 
 
+def table_command(subject: str, preset: str) -> str:
+    """The command that runs the trials of a subject's table."""
+    target = f"reproduce-{subject}" + (f" PRESET={preset}" if preset == PAPER_PRESET else "")
+    return advised(target, f"slime-bench --multirun experiment={preset}_{subject}")
+
+
 def found_problems(report: SubjectReport, root: Path) -> Problems:
     """Of a subject whose expected trials follow from the rows that have results."""
     broken = {(one.data, one.method, one.shots, one.seed) for one in report.failed}
@@ -187,7 +199,7 @@ def found_problems(report: SubjectReport, root: Path) -> Problems:
     command = ""
     if items and report.subject in MADE:
         paper = {row.preset for row in report.rows} == {PAPER_PRESET}
-        command = f"make reproduce-{report.subject}" + (" PRESET=paper" if paper else "")
+        command = table_command(report.subject, PAPER_PRESET if paper else "mini")
     expected = f"shots {numbers(report.expected_shots)} and seeds {numbers(report.expected_seeds)}"
     note = f"Expected of every row: {expected}. For the trials of one sweep name it: slime-bench report experiment=..."
     return Problems(items, None, command, [note])

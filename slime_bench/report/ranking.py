@@ -22,6 +22,7 @@ from slime_bench.report.collect import (
     Provenance,
     collect,
     default_settings,
+    family,
     match,
     plain,
     provenance,
@@ -313,8 +314,8 @@ def _groups(
 ) -> list[Group]:
     """One group for each series with a study, sorted by data, backbone, preset, protocol and settings."""
     members = by_series(one for one in asked.results if one.signature in studies)
-    defaults = default_settings([one for trials in members.values() for one in trials], extra_dir)
-    labels = variants([trials[0] for trials in members.values()], defaults)
+    some = [trials[0] for trials in members.values()]
+    labels = variants(some, default_settings(((family(one), one.config) for one in some), extra_dir))
     groups = []
     for series, trials in members.items():
         first, seeds = trials[0], [one.seed for one in trials]

@@ -230,13 +230,15 @@ class Pair:
     reason: str = ""
 
 
-def row_pairs(rows: Sequence[Row], results: Sequence[TrialResult], bootstrap: ImageBootstrap) -> list[Pair]:
-    """All pairs of rows of the same preset and data set, the later row first."""
+def row_pairs(
+    rows: Sequence[Row], results: Sequence[TrialResult], bootstrap: ImageBootstrap, across_shots: bool = False
+) -> list[Pair]:
+    """All pairs of rows of the same preset, data set and, but for `across_shots`, shots; the later row first."""
     trials = {row.series: [one for one in results if one.series == row.series] for row in rows}
     return [
         Pair(a, b, *bootstrap.try_paired(trials[a.series], trials[b.series], a.convention, a.background_in_average))
         for b, a in combinations(rows, 2)
-        if (a.preset, a.data) == (b.preset, b.data)
+        if (a.preset, a.data) == (b.preset, b.data) and (across_shots or a.shots == b.shots)
     ]
 
 

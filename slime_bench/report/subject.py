@@ -64,7 +64,7 @@ class SubjectReport:
         hidden: our rows of other settings than the default, which the tables leave out and the CSV and JSON files hold.
         missing: expected trials without a valid result; `failed` those that ended in an error.
         invalid: files that are no valid result, with the reason.
-        pairs: paired differences between the rows of each preset and data set.
+        pairs: paired differences between the rows of each preset, data set and, mostly, number of shots.
     """
 
     subject: str
@@ -112,6 +112,7 @@ def subject_report(
     defaults: Defaults | None = None,
     show_variants: bool = False,
     bootstrap: ImageBootstrap | None = None,
+    across_shots: bool = False,
 ) -> SubjectReport:
     """The report of one subject.
 
@@ -120,6 +121,7 @@ def subject_report(
         defaults: default settings of each family (see `collect.default_settings`); where they are known and have
             results, the table is theirs, and the other settings are hidden unless `show_variants`.
         bootstrap: over the test images of `collected`; without it there are no intervals and no pairs.
+        across_shots: whether rows of different shots are pairs, too.
 
     Raises:
         ResultError: see `aggregate`.
@@ -145,7 +147,7 @@ def subject_report(
         background_in_average=background,
         expected_shots=possible_shots(rows, expected_shots),
         expected_seeds=tuple(expected_seeds),
-        pairs=row_pairs(rows, results, bootstrap) if bootstrap is not None else [],
+        pairs=row_pairs(rows, results, bootstrap, across_shots) if bootstrap is not None else [],
     )
 
 
@@ -211,7 +213,8 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
         *uncertainty_lines((row_name(row, ours), row.n or 0, row.interval) for row in ours),
     ]
     if report.published:
-        lines.append(f"{published_line(report.published, preset)}; * = trained on a whole annotated set")
+        theirs = published_line(report.published, preset, report.convention, report.background_in_average)
+        lines.append(f"{theirs}; * = trained on a whole annotated set")
         lines += welch_lines(ours, report.published)
     lines += [f"{row.method} {row.variant} {row.shots}-shot: {note}" for row in ours for note in row.notes]
     hidden = len({row.series for row in report.hidden if (row.preset, row.data) == (preset, data)})

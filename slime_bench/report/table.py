@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report.published import Published, Stat
-from slime_bench.report.rows import NOTHING, PAPER_PRESET, choices
+from slime_bench.report.rows import NOTHING, PAPER_CONVENTION, PAPER_PRESET, choices
 from slime_bench.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -82,18 +82,10 @@ def rich_table(grid: Grid, compact: bool = False) -> Table:
 
 
 def print_grid(grid: Grid, console: Console) -> None:
-    """The grid in the form that fits the console; a file or a pipe gets it whole."""
+    """The grid in the form that fits the console; a file or a pipe has the width of COLUMNS, or 80."""
     table = rich_table(grid)
     needed = console.measure(table, options=console.options.update(width=10_000)).maximum
-    if needed <= console.width:
-        console.print(table)
-    elif console.is_terminal:
-        console.print(rich_table(grid, compact=True))
-    else:
-        # A file or a pipe has no width: rich guesses 80 columns, at which the table must not be folded.
-        width, console.width = console.width, needed
-        console.print(table)
-        console.width = width
+    console.print(rich_table(grid, compact=needed > console.width))
 
 
 def say(console: Console, text: str) -> None:
@@ -240,9 +232,11 @@ def metric_lines(convention: str, background: bool, runs: Iterable[int | None]) 
     ]
 
 
-def published_line(published: Published, preset: str) -> str:
-    """Where published rows come from, and whether rows of `preset` may be compared with them."""
+def published_line(published: Published, preset: str, convention: str, background: bool) -> str:
+    """Where published rows come from, and whether rows of `preset` under this metric may be compared with them."""
     where = f"{published.data}, {published.backbone}; {published.citation}"
+    rule = f"; they follow convention {PAPER_CONVENTION} with background, not this table's"
+    rule = "" if (convention, background) == (PAPER_CONVENTION, True) else rule
     if preset == PAPER_PRESET:
-        return f"published rows: {where}"
-    return f"published rows: OTHER DATA ({where}), shown for orientation and not comparable with preset {preset}"
+        return f"published rows: {where}{rule}"
+    return f"published rows: OTHER DATA ({where}), shown for orientation and not comparable with preset {preset}{rule}"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from slime_bench.errors import ConfigError
+from slime_bench.paths import user_path
 
 _EPILOG = """\
 masks      class indices: an 8-bit PNG (grey or palette) or a .npy array, in the image's size; 0 = background,
@@ -22,7 +22,7 @@ results    labels/<name>.png      class of each pixel, 8 bits, in the image's ow
            areas.csv  grid.png  classes.yaml  embeddings.safetensors  run.json
 overrides  of the configuration, as for a trial: preset=paper, method.max_steps=100, data.fit=pad, ...
 
-A command that was interrupted goes on where it stopped when it is repeated.
+When an interrupted command is repeated, embeddings that were learnt and images that were segmented are kept.
 exit code  0 all images segmented; 2 a mistake, or images that could not be read; 130 interrupted
 """
 
@@ -40,11 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(args)
 
 
-def _path(text: str) -> Path:
-    """A path of the command line; `--images=~/photos` reaches us as it is."""
-    return Path(text).expanduser()
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slime-bench segment", description=__doc__, epilog=_EPILOG,
@@ -53,19 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--images",
-        type=_path,
+        type=user_path,
         nargs="+",
         required=True,
         metavar="PATH",
         help="folder of images (not of folders in it), or image files: png jpg webp bmp tif",
     )
-    add("--out", type=_path, required=True, metavar="FOLDER", help="receives the results")
-    add("--image", type=_path, action="append", default=[], metavar="FILE", help="annotated image; may be repeated")
-    add("--mask", type=_path, action="append", default=[], metavar="FILE", help="its mask; once for each --image")
-    add("--support", type=_path, metavar="FOLDER", help="annotated images in a folder: images/ and labels/, or flat")
+    add("--out", type=user_path, required=True, metavar="FOLDER", help="receives the results")
+    add("--image", type=user_path, action="append", default=[], metavar="FILE", help="annotated image; may be repeated")
+    add("--mask", type=user_path, action="append", default=[], metavar="FILE", help="its mask; once for each --image")
+    add(
+        "--support", type=user_path, metavar="FOLDER", help="annotated images in a folder: images/ and labels/, or flat"
+    )
     add("--classes", metavar="YAML|NAMES", help="what the values of the mask mean; default: class_<index>")
     add(
-        "--embeddings", "--state", type=_path, metavar="FILE",
+        "--embeddings", "--state", type=user_path, metavar="FILE",
         help="learning: also save the embeddings here; otherwise: use these (a trial's state.safetensors will do)",
     )  # fmt: skip
     add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: the GPU where there is one")

@@ -15,6 +15,7 @@ from typing import Any
 from slime_bench.config.schema import TrialConfig
 from slime_bench.errors import BackboneError, ConfigError, ResultError
 from slime_bench.methods.slime.embeddings import STATE_NAME, read_authors_folder, read_embeddings, write_authors_folder
+from slime_bench.paths import user_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,11 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     exporter = commands.add_parser("export", help="to the authors' form")
-    exporter.add_argument("--state", type=Path, required=True, help="state.safetensors of a finished trial")
-    exporter.add_argument("--out", type=Path, required=True, help="folder that receives embedding_<i>.pth")
+    exporter.add_argument("--state", type=user_path, required=True, help="state.safetensors of a finished trial")
+    exporter.add_argument("--out", type=user_path, required=True, help="folder that receives embedding_<i>.pth")
     importer = commands.add_parser("import", help="from the authors' form")
-    importer.add_argument("--from", type=Path, required=True, dest="folder", help="folder of embedding_<i>.pth")
-    importer.add_argument("--out", type=Path, required=True, help="the state.safetensors to write")
+    importer.add_argument("--from", type=user_path, required=True, dest="folder", help="folder of embedding_<i>.pth")
+    importer.add_argument("--out", type=user_path, required=True, help="the state.safetensors to write")
     importer.add_argument(
         "overrides", nargs="*", metavar="key=value",
         help="of the configuration that the embeddings belong to, e.g. preset=paper data=pascal_part_car",

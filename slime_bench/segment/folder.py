@@ -20,13 +20,15 @@ AREAS, GRID, CLASSES = "areas.csv", "grid.png", "classes.yaml"
 
 @dataclass(frozen=True)
 class Record:
-    """An image that was segmented: its file's name, bytes and time of change, [H, W], and the pixels of each class."""
+    """An image that was segmented: its file's name, bytes and time of change, [H, W], the pixels of each class, and its
+    confidence in each where that is known."""
 
     file: str
     bytes: int
     changed: int
     size: list[int]
     pixels: list[int]
+    confidence: list[float | None] | None = None
 
     def is_of(self, path: Path) -> bool:
         """Whether the file at `path` is still the one that was segmented."""

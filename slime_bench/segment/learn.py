@@ -138,7 +138,9 @@ def configuration(
     plain |= {"shots": len(support.ids), "seed": plain["seed"] if seed is None else seed}
     if weights is not None:
         plain["backbone"]["weights"] = weights
-    plain["trainer"]["device"] = pick_device(device if device != "auto" else cfg.trainer.device)
+    plain["trainer"]["device"] = (
+        pick_device(cfg.trainer.device) if device == "auto" else pick_device(device, "--device cpu")
+    )
     check_precision(plain["trainer"]["precision"], plain["trainer"]["device"])
     cfg = validate(OmegaConf.create(plain))
     check_parts(cfg)

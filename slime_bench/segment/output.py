@@ -19,6 +19,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from tqdm import tqdm
 
 from slime_bench.data.label_maps import RGB
+from slime_bench.segment.folder import Record
 
 VIEW = (640, 1600)
 """Smallest and largest longer side of an overlay in pixels."""
@@ -132,18 +133,16 @@ def font(size: int) -> Any:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
-def areas_csv(rows: Iterable[tuple[str, Sequence[int]]], names: Sequence[str]) -> bytes:
-    """`image,class,pixels,fraction`: a line for each image and class, UTF-8.
-
-    Args:
-        rows: (file name, pixels of each class).
-    """
+def areas_csv(images: Iterable[Record], names: Sequence[str]) -> bytes:
+    """`image,class,pixels,fraction,confidence`: a line for each image and class, UTF-8; see `segment.confidence`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["image", "class", "pixels", "fraction"])
-    for image, pixels in rows:
-        for name, count in zip(names, pixels, strict=True):
-            writer.writerow([image, name, count, f"{count / sum(pixels):.6f}"])
+    writer.writerow(["image", "class", "pixels", "fraction", "confidence"])
+    for each in images:
+        sure = each.confidence or [None] * len(names)
+        for name, count, one in zip(names, each.pixels, sure, strict=True):
+            said = "" if one is None else f"{one:.3f}"
+            writer.writerow([each.file, name, count, f"{count / sum(each.pixels):.6f}", said])
     return buffer.getvalue().encode("utf-8", "backslashreplace")  # a name need not be valid Unicode
 
 

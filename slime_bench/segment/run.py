@@ -21,17 +21,19 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from slime_bench.data.class_files import ClassSpec, parse_classes, read_classes
+from slime_bench.data.class_files import ClassSpec, class_file_of, parse_classes, read_classes
 from slime_bench.data.label_maps import listing
 from slime_bench.data.masks import UnnamedColours
 from slime_bench.data.reading import read_image
 from slime_bench.errors import LabelError, ResultError, SlimeBenchError
+from slime_bench.paths import user_path
 from slime_bench.results.state import content_hash, read_state
 from slime_bench.segment import folder, learn, output
+from slime_bench.segment.confidence import LARGE, UNSURE, doubtful
 from slime_bench.segment.folder import EMBEDDINGS, LABELS, OVERLAYS, Record, Run, write, write_run
 from slime_bench.segment.learn import Recipe
 from slime_bench.segment.output import Shown, columns, note, percent
-from slime_bench.segment.segmenter import Segmenter, label_map, noise_key
+from slime_bench.segment.segmenter import Scored, Segmenter, label_map, noise_key
 from slime_bench.segment.support import Support, pair_up, read_support
 from slime_bench.trial.failure import typed_error
 
@@ -81,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except torch.OutOfMemoryError as error:
-        raise typed_error(error) from error
+        raise typed_error(
+            error, "learn with trainer.precision=bf16 (reused embeddings: backbone.dtype=bf16)"
+        ) from error
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -98,10 +102,10 @@ def _run(args: argparse.Namespace) -> int:
         failures = segment_images(learned.segmenter, todo, args.out, run)
     good = {name: path for name, path in files.items() if name not in failures}
     records = [run.images[name] for name in good]
-    write(args.out / folder.AREAS, output.areas_csv(((record.file, record.pixels) for record in records), made.classes))
+    write(args.out / folder.AREAS, output.areas_csv(records, made.classes))
     if good:
         _write_grid(args.out, made, good, support)
-    _report(args.out, made, records, len(files) - len(todo), time.monotonic() - began)
+    _report(args.out, learned.segmenter, records, len(files) - len(todo), time.monotonic() - began)
     if failures:
         lines = [f"{len(failures)} image(s) could not be read:"]
         lines += [f"  {files[name]}: {error.summary} ({error.found})" for name, error in failures.items()]
@@ -113,8 +117,12 @@ def _run(args: argparse.Namespace) -> int:
 def _annotated(args: argparse.Namespace) -> Support:
     said, spec = args.classes, ClassSpec()
     if said is not None:
-        is_file = said.endswith((".yaml", ".yml")) or ("," not in said and Path(said).is_file())
-        spec = read_classes(Path(said)) if is_file else parse_classes(said.split(","), "--classes")
+        file = user_path(said)
+        is_file = file.suffix in (".yaml", ".yml", ".txt", ".csv") or ("," not in said and file.is_file())
+        spec = read_classes(file) if is_file else parse_classes(said.split(","), "--classes")
+    elif args.support is not None and (listed := class_file_of(args.support)) is not None:
+        spec = read_classes(listed)
+        note("classes", f"as {listed} says")
     try:
         support = read_support(pair_up(args.image, args.mask, args.support), spec, accept=args.yes)
     except UnnamedColours as error:
@@ -134,7 +142,7 @@ def _asked(error: UnnamedColours) -> LabelError:
         write(path, error.class_file().encode())
     return LabelError(
         error.summary, path=error.path, found=error.found, expected=error.expected,
-        remedy=f"correct the names in {path} and add --classes {path}; or take them as they are with --yes{error.hint}",
+        remedy=f"correct the names in {path} and add --classes {path}; or take them as they are with --yes",
     )  # fmt: skip
 
 
@@ -254,7 +262,7 @@ def segment_images(segmenter: Segmenter, files: Mapping[str, Path], out: Path, r
                     write_run(out, run)
                     saved = time.monotonic()
                 both = zip(good, scores, strict=True)
-                writing = [pool.submit(_finish, one, score, made, out, run) for one, score in both]
+                writing = [pool.submit(_finish, one, score, segmenter, out, run) for one, score in both]
             for each in writing:
                 each.result()
     finally:
@@ -288,13 +296,16 @@ def _load(name: str, path: Path, segmenter: Segmenter) -> _Loaded | SlimeBenchEr
     return _Loaded(name, key, fitted, view, size, path, status.st_size, status.st_mtime_ns)
 
 
-def _finish(loaded: _Loaded, scores: torch.Tensor, made: Recipe, out: Path, run: Run) -> None:
+def _finish(loaded: _Loaded, scored: Scored, segmenter: Segmenter, out: Path, run: Run) -> None:
     """Write one image's results, and record them."""
-    label = label_map(scores, loaded.size, made.data.fit)
+    made = segmenter.recipe
+    label = label_map(scored.maps, loaded.size, made.data.fit)
     write(out / OVERLAYS / f"{loaded.name}.jpg", output.overlay(loaded.view, label, made.classes, made.colours))
     write(out / LABELS / f"{loaded.name}.png", output.label_png(label, made.colours))
     pixels = np.bincount(label.ravel(), minlength=len(made.classes)).tolist()
-    run.images[loaded.name] = Record(loaded.path.name, loaded.bytes, loaded.changed, list(loaded.size), pixels)
+    confidence = None if segmenter.reached is None else segmenter.reached.confidence(scored.best)
+    file = loaded.path.name, loaded.bytes, loaded.changed
+    run.images[loaded.name] = Record(*file, list(loaded.size), pixels, confidence)
 
 
 def _write_grid(out: Path, made: Recipe, files: Mapping[str, Path], support: Support | None) -> None:
@@ -309,13 +320,35 @@ def _write_grid(out: Path, made: Recipe, files: Mapping[str, Path], support: Sup
     write(out / folder.GRID, output.grid_png(above, below, len(names), made.classes, made.colours))
 
 
-def _report(out: Path, made: Recipe, records: Sequence[Record], earlier: int, seconds: float) -> None:
+def _report(out: Path, segmenter: Segmenter, records: Sequence[Record], earlier: int, seconds: float) -> None:
     before = f" ({earlier} of them earlier)" if earlier else ""
     print(f"{len(records)} image(s) segmented{before} in {seconds:.0f} s: {out}")
-    if records:
-        rows = [("class", "mean area", "in images")]
-        for index, name in enumerate(made.classes):
-            parts = [record.pixels[index] / sum(record.pixels) for record in records]
-            rows.append((name, percent(sum(parts) / len(parts)), str(sum(part > 0 for part in parts))))
-        print("  " + columns(rows).replace("\n", "\n  "))
-        print(f"look at {out / folder.GRID}", flush=True)
+    if not records:
+        return
+    known = [record.confidence for record in records if record.confidence is not None]
+    rows = [("class", "mean area", "in images", *(["unsure in"] if known else []))]
+    for index, name in enumerate(segmenter.classes):
+        parts = [record.pixels[index] / sum(record.pixels) for record in records]
+        unsure = sum((each[index] or 1) < UNSURE for each in known)
+        row = (name, percent(sum(parts) / len(parts)), str(sum(part > 0 for part in parts)))
+        rows.append((*row, *([str(unsure) if index else ""] if known else [])))
+    print("  " + columns(rows).replace("\n", "\n  "))
+    _doubts(segmenter, records)
+    print(f"look at {out / folder.GRID}", flush=True)
+
+
+def _doubts(segmenter: Segmenter, records: Sequence[Record]) -> None:
+    """Name the pictures in which nothing convinces, and classes that are larger than their examples."""
+    empty = [record.file for record in records if record.confidence is not None and doubtful(record.confidence)]
+    if empty:
+        print(f"nothing convinces in {len(empty)} image(s), which may show none of the classes: {listing(empty)}")
+    large: dict[int, list[str]] = {}
+    for record in records if segmenter.reached is not None else ():
+        shares = [count / sum(record.pixels) for count in record.pixels]
+        for index in segmenter.reached.too_large(shares) if segmenter.reached is not None else ():
+            large.setdefault(index, []).append(record.file)
+    for index, files in sorted(large.items()):
+        print(
+            f"{segmenter.classes[index]} covers more than {LARGE:.0f} times its annotated share "
+            f"in {len(files)} image(s): {listing(files)}"
+        )

@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from slime_bench.data.label_maps import RGB
 from slime_bench.data.transforms import fit_image, unfit
 from slime_bench.results.state import content_hash, pack_state, read_state
 from slime_bench.segment import learn
+from slime_bench.segment.confidence import Reached, best_scores, reached
 from slime_bench.segment.inputs import Classlike, Masklike, Picture, read_classlike, read_examples, read_picture
 from slime_bench.segment.learn import Recipe
 from slime_bench.segment.support import Support
@@ -31,6 +32,13 @@ from slime_bench.trial import fitting
 from slime_bench.trial.device import pick_device
 
 Array = NDArray[np.uint8]
+
+
+class Scored(NamedTuple):
+    """A picture's score maps float32 [K,S,S], refined, on the CPU, and the `best_scores` [K] before that."""
+
+    maps: torch.Tensor
+    best: torch.Tensor
 
 
 class Segmenter:
@@ -54,7 +62,8 @@ class Segmenter:
     ) -> None:
         self.tensors, self.facts = dict(tensors), dict(facts)
         self.recipe: Recipe = learn.recipe(facts, overrides)
-        self.device = pick_device(device)
+        self.device = pick_device(device, "--device cpu")
+        self._changed = any(not each.startswith(("data.batch_size=", "refine")) for each in overrides)
         self._method = method
 
     @classmethod
@@ -117,7 +126,10 @@ class Segmenter:
         with tempfile.TemporaryDirectory() as temporary:
             method = learn.fit(cfg, support, folder or Path(temporary), callbacks)
         facts = learn.facts_of(cfg, support, signature)
-        return cls(method.learned_state(), facts, device=str(cfg.trainer.device), method=method)
+        segmenter = cls(method.learned_state(), facts, device=str(cfg.trainer.device), method=method)
+        found = [segmenter.scored([segmenter.fitted(each)], [noise_key(each)])[0].best for each in support.images]
+        segmenter.facts["reached"] = reached(found, support.labels).facts()
+        return segmenter
 
     @classmethod
     def load(
@@ -175,19 +187,29 @@ class Segmenter:
 
     def score_maps(self, images: Sequence[Array]) -> list[torch.Tensor]:
         """Score maps float32 [K,S,S] in the method's own square, of pictures uint8 [H,W,3] of any sizes, on the CPU."""
-        return self.scored([self.fitted(each) for each in images], [noise_key(each) for each in images])
+        scored = self.scored([self.fitted(each) for each in images], [noise_key(each) for each in images])
+        return [each.maps for each in scored]
 
     def fitted(self, image: Array) -> torch.Tensor:
         """A picture uint8 [H,W,3] as the method takes it: float32 [3,S,S] in [0,1]."""
         data = self.recipe.data
         return fit_image(image, data.image_size, data.resize, data.fit).float() / 255
 
-    def scored(self, fitted: Sequence[torch.Tensor], keys: Sequence[str]) -> list[torch.Tensor]:
-        """`score_maps` of pictures that are `fitted`; `keys` as `noise_key` gives them."""
+    def scored(self, fitted: Sequence[torch.Tensor], keys: Sequence[str]) -> list[Scored]:
+        """Score maps of pictures that are `fitted`; `keys` as `noise_key` gives them."""
         method = self.method
         with fitting.threads(None, True), torch.inference_mode():
             images = torch.stack(list(fitted)).to(method.device)
-            return list(method.refined_scores(images, list(keys)).float().cpu())
+            scores = method.scores(images, list(keys))
+            best = [best_scores(each) for each in scores.float().cpu()]
+            return [Scored(*each) for each in zip(method.refine(scores, images).float().cpu(), best, strict=True)]
+
+    @property
+    def reached(self) -> Reached | None:
+        """What the classes reached on the annotated pictures; None where that is not known: of a trial's state, and
+        with other settings than those that they were learned with."""
+        said = self.facts.get("reached")
+        return Reached(**{name: tuple(each) for name, each in said.items()}) if said and not self._changed else None
 
     @property
     def method(self) -> Any:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_bench.data.annotations import read_annotation
 from slime_bench.data.class_files import ClassSpec
-from slime_bench.data.layouts import Pair, find_pairs
-from slime_bench.data.mask_files import Mask, read_mask
+from slime_bench.data.layouts import Pair, find_pairs, parts_of
+from slime_bench.data.mask_files import Mask
 from slime_bench.data.masks import Classes, resolve
 from slime_bench.data.reading import check_size, read_image
 from slime_bench.errors import ConfigError
@@ -55,7 +56,8 @@ class Support:
 
 
 def pair_up(images: Sequence[Path], masks: Sequence[Path], folder: Path | None) -> list[Pair]:
-    """Every annotated image and its mask: in order, or of a folder in any layout that `data.layouts` knows.
+    """Every annotated image and its mask: in order, or of a folder in any layout that `data.layouts` knows. Several
+    masks of one image are its parts.
 
     Raises:
         ConfigError: as many masks as images it is not, or both a folder and files. DataError: see `find_pairs`.
@@ -67,11 +69,14 @@ def pair_up(images: Sequence[Path], masks: Sequence[Path], folder: Path | None) 
                 expected="one of the two", remedy="put the files into the folder, or name all of them",
             )  # fmt: skip
         return find_pairs(folder)
+    if len(images) == 1 and len(masks) > 1:
+        parts = parts_of(masks, images[0])
+        return [Pair(images[0].stem, images[0], masks[0], parts)]
     if len(images) != len(masks):
         raise ConfigError(
             "every annotated image needs its mask", path="--image, --mask",
             found=f"{len(images)} image(s), {len(masks)} mask(s)", expected="as many masks as images, in their order",
-            remedy="give --image and --mask once for each annotated image",
+            remedy="give --image and --mask once for each annotated image; several masks of one image are its parts",
         )  # fmt: skip
     return [Pair(image.stem, image, mask) for image, mask in zip(images, masks, strict=True)]
 
@@ -82,7 +87,7 @@ def read_support(pairs: Sequence[Pair], spec: ClassSpec, *, accept: bool = False
     Raises:
         DataError, LabelError, ConfigError: an unreadable file, a mask of another size; see also `resolve`.
     """
-    return support_of([Example(pair, read_image(pair.image), read_mask(pair.label)) for pair in pairs], spec, accept)
+    return support_of([Example(pair, read_image(pair.image), read_annotation(pair)) for pair in pairs], spec, accept)
 
 
 def support_of(examples: Sequence[Example], spec: ClassSpec, accept: bool = False) -> Support:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from slime_bench import lock
 from slime_bench.config.compose import plan
-from slime_bench.config.schema import DEFAULT_TRIAL, TrialConfig
+from slime_bench.config.schema import DEFAULT_TRIAL, MetricConfig, TrialConfig
 from slime_bench.errors import DataError, ResultError, SlimeBenchError
 from slime_bench.results import identity
 from slime_bench.results import status as states
@@ -94,10 +94,10 @@ class Sweep:
                 "data": self._print([cfg.plain["data"], cfg.shots], lambda: _data_print(cfg, data)),
                 "backbone": self._print(cfg.plain["backbone"], lambda: backbone.content_hash_of(cfg.backbone)),
             }
-            return of_folder(identify(cfg, data, prints).folder, blank)
+            return of_folder(identify(cfg, data, prints).folder, blank, cfg.metric)
         except SlimeBenchError as problem:
             nameless = nameless_folder(cfg)
-            found = [of_folder(nameless, blank), *_by_configuration(cfg, nameless.parent, blank, problem)]
+            found = [of_folder(nameless, blank, cfg.metric), *_by_configuration(cfg, nameless.parent, blank, problem)]
             best = min(found, key=lambda each: STATES.index(each.state))
             unknown = replace(blank, state=states.UNKNOWN, detail=_line(problem))
             return unknown if best.state == states.MISSING else best
@@ -115,8 +115,8 @@ class Sweep:
         return found
 
 
-def of_folder(folder: Path, blank: TrialStatus) -> TrialStatus:
-    """How far the trial with this folder is."""
+def of_folder(folder: Path, blank: TrialStatus, metric: MetricConfig) -> TrialStatus:
+    """How far the trial with this folder is; its score as `metric` has it, whatever it was run with."""
     here = replace(blank, folder=str(folder))
     if (holder := lock.holder(folder)) is not None:
         return replace(here, state=states.RUNNING, detail=str(holder))
@@ -127,7 +127,8 @@ def of_folder(folder: Path, blank: TrialStatus) -> TrialStatus:
             return replace(here, state=states.UNREADABLE, detail=_line(error))
         if not folder.name.endswith(result.signature):
             return replace(here, state=states.UNREADABLE, detail="the result of another trial")
-        average = result.average
+        known = metric.convention in result.conventions
+        average = result.under(metric.convention, metric.background).average if known else None
         return replace(here, state=states.DONE, detail="" if average is None else f"mIoU {100 * average:.1f}")
     if (folder / ERROR_FILE).exists():
         return _failed(folder / ERROR_FILE, here)
@@ -178,7 +179,7 @@ def _by_configuration(
     note = f"taken for this trial by its configuration alone: {problem.summary}"
     wanted = identity.canonical_json({**identity.recorded(cfg), "metric": None})
     for path in sorted(folder.glob(f"seed{cfg.seed}-*/{RESULT_FILE}")):
-        found = of_folder(path.parent, blank)
+        found = of_folder(path.parent, blank, cfg.metric)
         if found.state == states.DONE:
             config = {**read_result(path).config, "metric": None}
             if identity.canonical_json(config) == wanted:

@@ -102,11 +102,12 @@ def tables(folder: Path, result: TrialResult) -> dict[str, Any]:
 
 def class_rows(result: TrialResult) -> list[list[Any]]:
     """Each class and the average: the trial's IoU, then mean and standard deviation as the paper has them for the same
-    method and shots, in percent; None where it has none."""
+    method and shots, in percent; None where it has none, or the trial follows another metric than the paper."""
     path = config_dir() / "paper" / f"{result.subject}.yaml"
     rows = yaml.safe_load(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     same = [row for row in rows if (row["key"], row["shots"]) == (result.method, result.shots)]
-    stated = {**same[0]["per_class"], "average": same[0]["average"]} if same else {}
+    same_metric = (result.convention, result.background_in_average) == ("slime", True)
+    stated = {**same[0]["per_class"], "average": same[0]["average"]} if same and same_metric else {}
     own = {**result.per_class, "average": result.average}
     return [
         [name, _percent(value), *(stated.get(name, {}).get(key) for key in ("mean", "std"))]

@@ -18,6 +18,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from slime_bench.config.compose import plan
+from slime_bench.console import printable
 from slime_bench.errors import ConfigError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.paths import config_dir
@@ -166,6 +167,7 @@ def save(subject: str, project: str, entity: str | None, ablation: str | None = 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build and save, or print; the exit code."""
+    printable()
     parser = argparse.ArgumentParser(
         prog="python -m slime_bench.tracking.workspace", description=__doc__.split("\n")[0]
     )

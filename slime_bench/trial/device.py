@@ -10,8 +10,11 @@ from pathlib import Path
 from slime_bench.errors import DeviceError
 
 
-def pick_device(name: str) -> str:
+def pick_device(name: str, option: str = "trainer=cpu") -> str:
     """`cpu` or `cuda` for `auto`, `cpu` or `cuda`.
+
+    Args:
+        option: by which the command is told to use the CPU, for the message.
 
     Raises:
         DeviceError: CUDA was asked for and there is none.
@@ -23,10 +26,10 @@ def pick_device(name: str) -> str:
 
         raise DeviceError(
             "CUDA was asked for and there is none",
-            path="trainer.device",
+            path=option.rpartition(" ")[0] or "trainer.device",
             found=f"torch {torch.__version__}, no usable CUDA device",
             expected="an NVIDIA GPU with its driver, and a CUDA build of torch",
-            remedy="use trainer=cpu, or install a CUDA build of torch",
+            remedy=f"use {option}, or install a CUDA build of torch",
         )
     return name
 

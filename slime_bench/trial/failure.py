@@ -66,8 +66,8 @@ def recorded_failure(cfg: TrialConfig, folder: Path, but: tuple[type[BaseExcepti
         raise typed from error
 
 
-def typed_error(error: BaseException) -> BaseException:
-    """CUDA's out-of-memory error with a remedy; any other error as it is."""
+def typed_error(error: BaseException, remedy: str | None = None) -> BaseException:
+    """CUDA's out-of-memory error with a remedy, which is a trial's unless one is given; any other error as it is."""
     torch = sys.modules.get("torch")  # without it nothing has run on a GPU
     if torch is None or not isinstance(error, torch.OutOfMemoryError):
         return error
@@ -76,6 +76,6 @@ def typed_error(error: BaseException) -> BaseException:
         "the GPU has too little memory",
         path="trainer.device",
         found=f"peak of {peak:.1f} GiB, then: {str(error).splitlines()[0]}",
-        expected="enough memory for data.batch_size test images at once",
-        remedy="lower data.batch_size (it does not change any number), or use trainer.precision=bf16",
+        expected=None if remedy else "enough memory for data.batch_size test images at once",
+        remedy=remedy or "lower data.batch_size (it does not change any number), or use trainer.precision=bf16",
     )

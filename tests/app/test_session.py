@@ -18,6 +18,7 @@ from slime_bench.app.jobs import Progress, Stopped, duration
 from slime_bench.app.session import EXAMPLES, Session
 from slime_bench.data.label_maps import palette
 from slime_bench.errors import ConfigError, DataError, LabelError, ResultError, SlimeBenchError
+from slime_bench.segment.folder import Record
 from slime_bench.segment.segmenter import Segmenter
 
 Draw = tuple[slice, slice, int]
@@ -263,8 +264,11 @@ class TestWords:
         assert 'max="10" value="3"' in bar and "step 3 of 10, 6.0 s so far, about 14 s left" in bar
         assert "<progress aria-label" in html.progress(Progress("loading"), "step")
         assert html.curve([(1, 2.0)]) == "" and "2.000 at step 1, 1.000 at step 2" in html.curve([(1, 2.0), (2, 1.0)])
-        table = html.areas([("<x>.png", [50, 50])], ["background", "a<b"], paint.class_colours(2))
-        assert "&lt;x&gt;.png" in table and "a&lt;b" in table and "50.0 %" in table
+        table = html.areas(
+            [Record("<x>.png", 0, 0, [10, 10], [50, 50], [None, 0.1])], ["background", "a<b"], paint.class_colours(2)
+        )
+        assert "&lt;x&gt;.png" in table and "a&lt;b" in table and "50.0 % ?" in table
+        assert "nothing here convinces" in table
         assert [duration(each) for each in (0.01, 3.14, 42.4, 250)] == ["0.1 s", "3.1 s", "42 s", "4 min"]
 
 

@@ -175,6 +175,72 @@ class TestFiles:
         assert "diffusion_pytorch_model.bin" in str(caught.value.found)
 
 
+SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
+
+
+class TestOtherModels:
+    """What is no Stable Diffusion 1.x or 2.x is named in a sentence, before anything is loaded."""
+
+    @pytest.mark.parametrize(
+        ("pipeline", "parts", "unet", "said"),
+        [
+            ("StableDiffusionXLPipeline", ["text_encoder_2"], {}, "Stable Diffusion XL (StableDiffusionXLPipeline)"),
+            ("StableDiffusion3Pipeline", ["transformer"], None, "Stable Diffusion 3 (StableDiffusion3Pipeline)"),
+            ("FluxPipeline", ["transformer"], None, "Flux (FluxPipeline)"),
+            ("PixArtAlphaPipeline", ["transformer"], None, "PixArt (PixArtAlphaPipeline)"),
+            ("WuerstchenDecoderPipeline", ["decoder"], None, "Würstchen"),
+            ("KandinskyV22Pipeline", ["movq"], {}, "Kandinsky (KandinskyV22Pipeline)"),
+            ("CogVideoXPipeline", ["transformer"], None, "a diffusion transformer"),
+            (None, ["transformer"], None, "a diffusion transformer"),
+            (None, ["text_encoder_2"], {}, "two text encoders"),
+            (None, [], {"addition_embed_type": "text_time"}, "Stable Diffusion XL"),
+            (None, [], {"cross_attention_dim": 2048}, "Stable Diffusion XL"),
+        ],
+    )
+    def test_a_folder(
+        self, folder: Path, pipeline: str | None, parts: list[str], unet: dict[str, Any] | None, said: str
+    ) -> None:
+        (folder / "model_index.json").unlink()
+        if pipeline is not None:
+            (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+        for part in parts:
+            (folder / part).mkdir()
+        if unet is None:
+            shutil.rmtree(folder / "unet")
+        else:
+            file = folder / "unet" / "config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | unet))
+        with pytest.raises(BackboneError, match=r"no Stable Diffusion 1\.x or 2\.x") as caught:
+            find(str(folder), None, DIFFUSION)
+        assert said in str(caught.value.found) and caught.value.path == folder
+
+    @pytest.mark.parametrize(
+        ("key", "width", "said"),
+        [
+            (SDXL_KEY, 4, "Stable Diffusion XL"),
+            ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", 4, "Stable Diffusion 3"),
+            ("double_blocks.0.img_attn.qkv.weight", 4, "Flux"),
+            ("clip_txt_pooled_mapper.weight", 4, "Stable Cascade"),
+            ("model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight", 2048, "Diffusion XL"),
+            ("lora_unet_down_blocks_0.lora_up.weight", 4, "a LoRA"),
+        ],
+    )
+    def test_a_single_file(self, tmp_path: Path, key: str, width: int, said: str) -> None:
+        file = tmp_path / "model.safetensors"
+        save_file({key: torch.zeros(2, width), "first_stage_model.x": torch.zeros(1)}, file)
+        with pytest.raises(BackboneError, match=r"no Stable Diffusion 1\.x or 2\.x") as caught:
+            find(str(file), None, DIFFUSION)
+        assert said in str(caught.value.found)
+
+    def test_a_model_of_the_hub(self, snapshot: Path, no_network: list[Any]) -> None:
+        index = snapshot / "model_index.json"
+        index.unlink()
+        index.write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+        with pytest.raises(BackboneError, match=r"no Stable Diffusion 1\.x or 2\.x"):
+            find(NAME, None, DIFFUSION)
+        assert no_network == []
+
+
 class TestHalfPrecisionFiles:
     def test_they_are_loaded_when_there_is_nothing_else(self, folder: Path) -> None:
         full = StableDiffusionBackbone(StableDiffusionBackbone.Config(weights=str(folder)))

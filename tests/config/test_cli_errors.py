@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -16,10 +18,19 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper as HydraSweeper
 
 from slime_bench import cli
+from slime_bench.config import compose
 from slime_bench.config.schema import TrialConfig
-from slime_bench.errors import DataError
+from slime_bench.console import quieten, typed
+from slime_bench.errors import DataError, StorageError
 
 Trial = Callable[[TrialConfig], Any]
+
+
+def storage_error(cause: OSError, path: str) -> StorageError:
+    """As `write_atomic` raises it."""
+    error = StorageError.of(cause, path)
+    error.__cause__ = cause
+    return error
 
 
 class Bench:
@@ -83,6 +94,37 @@ class TestRuns:
         assert bench("--multirun", "experiment=mini_car", "seed=1", "method.unlisted=5,6")[0] == 0
         assert bench.pairs == [(1, 1), (1, 1), (10, 1), (10, 1)]
         assert [cfg.method.unlisted for cfg in bench.ran] == [5, 6, 5, 6]
+
+    @pytest.mark.parametrize(
+        ("choice", "chosen"),
+        [("glob(mini_*)", ["mini_car", "mini_face"]), ("glob(mini_*,exclude=*_face)", ["mini_car"])],
+    )
+    def test_glob_chooses_among_the_options_of_a_group(self, bench: Bench, choice: str, chosen: list[str]) -> None:
+        code, text = bench("--multirun", f"data={choice}")
+        assert code == 0 and [cfg.data.name for cfg in bench.ran] == chosen, text
+        planned = compose.plan([f"data={choice}"], sweep=True)  # as `status` and `report` do
+        assert [cfg.data.name for cfg in planned.trials] == chosen
+
+    def test_glob_sees_a_folder_of_ones_own_configuration(self, bench: Bench, tmp_path: Path) -> None:
+        (tmp_path / "mine" / "data").mkdir(parents=True)
+        (tmp_path / "mine" / "data" / "mini_own.yaml").write_text("_target_: toy_bench_targets.Named\nname: mini_own\n")
+        assert bench("--config-dir", "mine", "--multirun", "data=glob(mini_o*)")[0] == 0
+        assert [cfg.data.name for cfg in bench.ran] == ["mini_own"]
+        (planned,) = compose.plan(["data=glob(mini_o*)"], sweep=True, extra_dir="mine").trials
+        assert planned.data.name == "mini_own"
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["seed=0,1", "--multirun", "shots=10"],
+            ["--multirun", "seed=0,1", "shots=10", "method=slime"],
+            ["seed=0,1", "-m", "--config-dir", ".", "shots=10"],
+            ["seed=0,1", "shots=10", "--multirun"],
+        ],
+    )
+    def test_overrides_and_options_in_any_order(self, bench: Bench, arguments: list[str]) -> None:
+        code, text = bench(*arguments)
+        assert code == 0 and bench.pairs == [(10, 0), (10, 1)], text
 
     def test_commands_of_one_second_do_not_share_a_folder(self, bench: Bench, tmp_path: Path) -> None:
         for _ in range(2):
@@ -151,6 +193,52 @@ class TestRuns:
         assert seen == [None, "1"]
 
 
+class TestHome:
+    """`~` stands for the home folder wherever a path comes in: no shell expands it in `--out=~/x`, `data.root=~/x`."""
+
+    @pytest.fixture(autouse=True)
+    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        home = tmp_path / "me"
+        home.mkdir()
+        monkeypatch.setenv("HOME", str(home))
+        return home
+
+    def test_in_overrides_and_variables(self, bench: Bench, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert bench("--multirun", "seed=0,1", "output_root=~/o", "data_root='~/d'")[0] == 0
+        assert [(cfg.output_root, cfg.data.root) for cfg in bench.ran] == [(f"{home}/o", f"{home}/d/mini/car")] * 2
+        assert (home / "o" / "hydra").is_dir()
+        bench.ran.clear()
+        monkeypatch.setenv("SLIME_BENCH_DATA", "~/data")
+        monkeypatch.setenv("SLIME_BENCH_OUTPUTS", "~/out")
+        assert bench("--multirun", "seed=0,1", "data.root=${data_root}/x")[0] == 0
+        assert (bench.ran[0].output_root, bench.ran[0].data.root) == (f"{home}/out", f"{home}/data/x")
+        assert (home / "out" / "hydra").is_dir() and not Path("~").exists()
+        (trial,) = compose.plan(["data.root=~/x"]).trials
+        assert trial.data.root == f"{home}/x"
+
+    def test_in_a_folder_of_ones_own_configuration(self, bench: Bench, home: Path) -> None:
+        (home / "conf" / "data").mkdir(parents=True)
+        (home / "conf" / "data" / "own.yaml").write_text("_target_: toy_bench_targets.Named\nname: own\nroot: ~/own\n")
+        assert bench("--config-dir=~/conf", "data=own")[0] == 0
+        assert bench.ran[0].data.root == f"{home}/own"
+        assert compose.plan(["data=own"], extra_dir="~/conf").trials[0].data.name == "own"
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["segment", "--images=~/x", "--out=~/x", "--embeddings=~/x/a.safetensors"],
+            ["segment", "--images=~/x", "--out=~/o", "--image=~/x/a.png", "--mask=~/x/a.png"],
+            ["segment", "--images=~/x", "--out=~/o", "--support=~/x"],
+            ["embeddings", "export", "--state=~/x/a.safetensors", "--out=~/o"],
+            ["embeddings", "import", "--from=~/x", "--out=~/o"],
+            ["report", "--outputs=~/x"],
+        ],
+    )
+    def test_in_options(self, bench: Bench, home: Path, command: list[str]) -> None:
+        code, text = bench(*command)
+        assert code == 2 and f"{home}/x" in text and "~" not in text, text
+
+
 class TestBadCommandLines:
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -159,7 +247,13 @@ class TestBadCommandLines:
             (["data=mini_cat"], ["data=mini_cat", "did you mean data=mini_car", "mini_face"]),
             (["method.lr=[1"], ["method.lr=[1", "quotes"]),
             (["reprot"], ["slime-bench report"]),
+            (["reprot", "--subject", "car"], ["`slime-bench report`"]),
+            (["segmnet", "--image", "a", "--mask", "b"], ["`slime-bench segment`"]),
+            (["seg-ment", "--image", "a"], ["`slime-bench segment`"]),
+            (["Status2", "seed=0"], ["`slime-bench status`"]),
             (["seed=0,1"], ["seed", "--multirun"]),
+            (["data=glob(mini_*)"], ["data", "--multirun"]),
+            (["--multirun", "method=glob(nothing*)", "--info"], ["--info"]),
             (["+seed=1"], ["seed", "`+`"]),
             (["data=broken"], ["broken.yaml, line 2", "YAML"]),
             (["hydra/launcher=submitit_slurm"], ["did you mean launcher=submitit_slurm"]),
@@ -254,13 +348,59 @@ class TestFailingTrials:
 
 
 class TestOtherCommands:
+    @pytest.mark.parametrize(("name", "place"), [("report", "with --out"), ("verify", None), ("compare", None)])
+    def test_remedies_and_interruptions_are_the_commands_own(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, place: str | None
+    ) -> None:
+        errors: list[BaseException] = [
+            OSError(errno.EACCES, "no permission", "somewhere"),
+            storage_error(OSError(errno.ENOSPC, "no space"), "somewhere"),
+            KeyboardInterrupt(),
+        ]
+
+        def fails(*_: object) -> int:
+            raise errors.pop(0)
+
+        monkeypatch.setitem(cli.SUBCOMMANDS, name, "toy_command")
+        monkeypatch.setitem(sys.modules, "toy_command", types.SimpleNamespace(main=fails))
+        own = StorageError("cannot write the data", path="somewhere", remedy="choose another data_root")
+        own.__cause__ = OSError(errno.ENOSPC, "no space")
+        assert typed(own) is own  # it has words of its own
+        for word in ("no permission", "no space"):
+            code, text = bench(name)
+            assert code == 2 and word in text and "somewhere" in text and "output_root" not in text
+            assert place is None or place in text
+        assert bench(name) == (130, "\ninterrupted\n")
+
     def test_help_and_version(self, bench: Bench) -> None:
         code, text = bench("help")
         assert code == 0 and "slime-bench report" in text
+        assert max(map(len, text.splitlines())) <= 80
         code, text = bench("--help")
         assert code == 0 and "mini_face" in text
         code, text = bench("--cfg", "job", "seed=3")
         assert code == 0 and "seed: 3" in text and bench.ran == []
+
+    @pytest.mark.parametrize(
+        ("about", "word"),
+        [
+            ([], "Installed Hydra Plugins"),
+            (["all"], "Installed Hydra Plugins"),
+            (["defaults"], "Defaults List"),
+            (["defaults-tree"], "Defaults Tree"),
+            (["config"], "shots: 7"),
+            (["plugins"], "SweepLauncher"),
+            (["searchpath"], "Config search path"),
+        ],
+    )
+    def test_what_hydra_says_of_itself(self, bench: Bench, about: list[str], word: str) -> None:
+        code, text = bench("shots=7", "--info", *about)
+        assert code == 0 and text.count(word) == 1 and "Traceback" not in text and bench.ran == [], text
+
+    def test_the_package_is_the_command(self, tmp_path: Path) -> None:
+        run = [sys.executable, "-m", "slime_bench", "reprot"]
+        ended = subprocess.run(run, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2 and "`slime-bench report`" in ended.stderr
 
     def test_subcommands_get_their_arguments(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[list[str]] = []
@@ -278,3 +418,55 @@ class TestOtherCommands:
         assert bench("report", "--subject", "car")[0] == 0
         code, text = bench("report", "--bad")
         assert (code, seen) == (2, [["--subject", "car"], ["--bad"]]) and "make some" in text
+
+
+class TestTerminals:
+    """Text that the terminal's encoding lacks is replaced."""
+
+    @pytest.mark.parametrize("encoding", ["ascii:strict", "cp437", "latin-1"])
+    @pytest.mark.parametrize("command", [["help"], ["--help"]])
+    def test_a_command_on_an_old_terminal(self, command: list[str], encoding: str) -> None:
+        ended = subprocess.run(
+            [sys.executable, "-m", "slime_bench", *command], capture_output=True, check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert ended.returncode == 0 and b"slime" in ended.stdout and ended.stderr == b""
+
+    def test_libraries_warnings_stay_out_of_the_way(self, tmp_path: Path) -> None:
+        """Attributed to the library or to its caller, before or after it set its own levels."""
+        code = """if True:
+            import sys
+            from slime_bench.console import quieten
+            quieten()
+            import logging, matplotlib, torch.distributed.elastic.multiprocessing.redirects as redirects
+            matplotlib.use("Agg")
+            from matplotlib import pyplot
+            from PIL import Image
+            redirects.logger.warning("NOTE: Redirects are currently not supported")
+            Image.new("L", (40, 40)).save(sys.argv[1])
+            Image.MAX_IMAGE_PIXELS = 1000
+            Image.open(sys.argv[1]).load()
+            pyplot.title("車")
+            pyplot.savefig(sys.argv[1])
+        """
+        environ = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
+        run = [sys.executable, "-c", code, str(tmp_path / "a.png")]
+        ended = subprocess.run(run, capture_output=True, text=True, check=False, env=environ)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+    @pytest.mark.parametrize(
+        ("encoding", "shown"),
+        [
+            ("ascii", b"61.2+-0.3 - x \\u8eca \\udcff"),
+            ("latin-1", b"61.2\xb10.3 - \xd7 \\u8eca \\udcff"),
+            ("utf-8", "61.2±0.3 − × 車 \\udcff".encode()),
+        ],
+    )
+    def test_signs_have_stand_ins(self, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: bytes) -> None:
+        written = io.BytesIO()
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding=encoding, write_through=True))
+        quieten()
+        print("61.2±0.3 − × 車 \udcff")
+        print("61.2±0.3 − × 車 \udcff", file=sys.stderr)
+        assert written.getvalue().splitlines() == [shown] * 2

@@ -118,7 +118,8 @@ def _statements(node: ast.AST, late: bool) -> Iterator[tuple[ast.Import | ast.Im
 def room_of(module: str) -> str:
     """The room of a module: the second part of its name, or `data_prep`; empty for the package `slime_bench` itself."""
     first, _, rest = module.partition(".")
-    return rest.partition(".")[0] if first == "slime_bench" else first
+    room = rest.partition(".")[0] if first == "slime_bench" else first
+    return "cli" if room == "__main__" else room  # `python -m slime_bench`
 
 
 def forbidden(modules: Mapping[str, Path], imports: Sequence[Import]) -> list[str]:

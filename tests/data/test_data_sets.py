@@ -56,7 +56,9 @@ def save(folder: Path, subject: str, split: str, count: int, *, layout: str = "f
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_the_shipped_settings_and_where_the_data_are_looked_for(name: str, tmp_path: Path) -> None:
+def test_the_shipped_settings_and_where_the_data_are_looked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = data_of(f"data={name}", f"data_root={tmp_path}", "backbone=sd21_base")
     config, subject = data.config, data.config.subject
     assert config.name == name and data.root == tmp_path / FOLDERS[name]
@@ -75,6 +77,9 @@ def test_the_shipped_settings_and_where_the_data_are_looked_for(name: str, tmp_p
     command = {"car": "make prepare-car VOC=", "horse": "make prepare-horse VOC=", "face": "make prepare-face CELEBA="}
     unpack = f"python -m data_prep.archive <zip> --out {tmp_path / 'slime_release'}"
     assert (unpack if name.startswith("slime") else command[data.config.subject]) in remedy
+    monkeypatch.chdir(tmp_path)  # where there is no Makefile
+    remedy = data.how_to_get()
+    assert "make " not in remedy and "python -m data_prep." in remedy and f"--out {tmp_path}" in remedy
 
 
 # --- prepared data

@@ -17,8 +17,8 @@ from slime_bench.data.class_files import ClassSpec, parse_classes, read_classes
 from slime_bench.data.label_maps import palette
 from slime_bench.data.layouts import Pair
 from slime_bench.data.mask_files import read_mask
-from slime_bench.errors import ConfigError, LabelError
 from slime_bench.data.masks import Classes, resolve
+from slime_bench.errors import ConfigError, LabelError
 from slime_bench.segment.support import pair_up, read_support
 
 RED, GREEN, BLUE = (250, 10, 20), (30, 240, 40), (50, 60, 230)

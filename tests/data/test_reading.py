@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from slime_bench.data import reading
 from slime_bench.data.label_maps import pack, unpack, validate_colours
 from slime_bench.data.layouts import Pair
-from slime_bench.data.reading import FolderDataset, read_image, read_label, read_mask, read_sample
+from slime_bench.data.mask_files import read_mask
+from slime_bench.data.reading import FolderDataset, read_image, read_sample
 from slime_bench.errors import ConfigError, DataError, LabelError
 
 CLASSES = ("background", "body", "wheel")
@@ -53,6 +55,11 @@ def with_exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
+
+
+def read_label(path: Path, colours: dict[int, int] | None = None) -> np.ndarray:
+    """The label map in a file, of as many classes as there can be."""
+    return reading.read_label(Pair("a", path, path), ["background", *map(str, range(1, 255))], colours)
 
 
 # --- images

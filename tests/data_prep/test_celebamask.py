@@ -327,6 +327,12 @@ class TestFiles:
         assert (face.index, face.attributes, face.celeba, face.stamp) == (2000, ("hair",), None, None)
         assert face.mask("hair") == f"{MASKS}/1/02000_hair.png"
 
+    def test_a_missing_download(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        code, _, text = command(Path("~/faces.zip"))
+        assert code == 2 and f"{tmp_path}/faces.zip" in text
+        assert "CelebAMask-HQ.zip from https://github.com/switchablenorms/CelebAMask-HQ" in text
+
     def test_the_root(self, twin: Path, tmp_path: Path) -> None:
         assert find_root(twin) == find_root(twin.parent) == twin
         (tmp_path / "pictures" / "CelebA-HQ-img").mkdir(parents=True)

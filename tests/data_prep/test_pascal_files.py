@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.pascal_part.command import main
 from data_prep.pascal_part.files import Entry, find_parts, find_voc, read_list, read_lists, read_picture
 from data_prep.pascal_part.regan import COLOURS, read_pair
 from slime_bench.data.mini_world.render import render
@@ -86,6 +87,40 @@ def test_folders_are_found_at_any_depth(tmp_path: Path) -> None:
     twin.voc.rename(twin.voc.parent / "VOC2007")
     with pytest.raises(DataError, match="more than one VOC2010 found"):
         find_voc(twin.root, tmp_path / "work")
+
+
+def test_another_years_voc_is_refused(tmp_path: Path) -> None:
+    twin = write_pascal_twin(tmp_path / "raw", "horse", train=1, val=1, with_cases=False)
+    archive = tmp_path / "VOCtrainval_11-May-2012.tar"
+    archive.write_bytes(b"")  # its name is enough: nothing is unpacked
+    renamed = twin.voc.rename(twin.voc.parent / "VOC2012")
+    for source in (archive, renamed, twin.voc.parent, twin.root):
+        with pytest.raises(DataError, match="another year's VOC") as caught:
+            find_voc(source, tmp_path / "work")
+        assert "2012" in str(caught.value.found) and "VOCtrainval_03-May-2010.tar" in str(caught.value.remedy)
+    assert not (tmp_path / "work").exists()
+    # Under another name its lists give it away.
+    renamed.rename(twin.voc)
+    lines(twin.voc / "ImageSets" / "Main" / "horse_val.txt", "2009_000000 1\n2011_000003 -1\n")
+    with pytest.raises(DataError, match="another year's VOC") as caught:
+        read_lists(find_voc(twin.root, tmp_path / "work"), "horse")
+    assert "2011_000003" in str(caught.value.found)
+
+
+def test_all_missing_downloads_are_named_at_once(tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("voc", "parts", "car-test")}
+    arguments = [text for name, place in places.items() for text in (f"--{name}", str(place))]
+    with pytest.raises(DataError, match="the data are not there") as caught:
+        main([*arguments, "--subject", "car", "--out", str(tmp_path / "out")])
+    for words in (
+        *map(str, places.values()), "--voc <", "--parts <", "--car-test <", "VOCtrainval_03-May-2010.tar",
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/", "trainval.tar.gz", "https://roozbehm.info/pascal-parts",
+    ):  # fmt: skip
+        assert words in str(caught.value)
+    places["voc"].mkdir()
+    with pytest.raises(DataError, match="the data are not there") as caught:
+        main([*arguments, "--subject", "car", "--out", str(tmp_path / "out")])
+    assert "--parts <" in str(caught.value) and "--voc <" not in str(caught.value)
 
 
 def test_archives_are_unpacked_as_far_as_needed(tmp_path: Path) -> None:

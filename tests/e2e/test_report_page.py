@@ -61,7 +61,16 @@ def car(tmp_path_factory: pytest.TempPathFactory) -> Written:
     fail(root, 2, 10, "The disk is full.\nA second line.")
     for seed in range(3):
         keeps = {"environment"} if seed == 1 else {"counts"}
-        make(root, seed, 0, keeps=frozenset(keeps), method="infoscore", backbone="mini_blip", protocol="infoscore_mini")
+        make(
+            root,
+            seed,
+            0,
+            keeps=frozenset(keeps),
+            method="infoscore",
+            backbone="mini_blip",
+            protocol="infoscore_mini",
+            lr=1e-4,
+        )
     return report(root, "car")
 
 

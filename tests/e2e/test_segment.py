@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
@@ -235,7 +238,8 @@ class TestGoingOn:
 
         with monkeypatch.context() as patch:
             patch.setattr(Slime, "training_step", interrupt)
-            assert learn().code == 130
+            outcome = learn()
+        assert outcome.code == 130 and "learning that had not ended starts anew" in outcome.err
         assert set(contents(tmp_path / "out")) == {"run.json"}
         assert learn().code == 0
 
@@ -330,6 +334,41 @@ class TestBadInput:
         outcome = learn(*arguments)
         assert outcome.code == 2 and words in outcome.err, outcome.err
         assert "Traceback" not in outcome.err and not (tmp_path / "out/embeddings.safetensors").exists()
+
+    @pytest.mark.parametrize(
+        "kind", ["no GPU", "no folder", "an empty folder", "no image", "a broken mask", "a full disk", "a small GPU"]
+    )
+    def test_remedies_are_of_this_command(
+        self, learn: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        no_learning(monkeypatch)
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+        word, annotated = {
+            "no GPU": ("--device cpu", None),
+            "no folder": ("correct the folder's name", ["--support", str(tmp_path / "nowhere")]),
+            "an empty folder": ("or name another folder", ["--support", str(tmp_path / "empty")]),
+            "no image": ("correct the name", ["--image", "nowhere.png", "--mask", "nowhere.png"]),
+            "a broken mask": ("export it again", ["--image", str(tmp_path / "broken.png"), "--mask", "b.png"]),
+            "a full disk": ("--out", None),
+            "a small GPU": ("trainer.precision=bf16", None),
+        }[kind]
+        monkeypatch.setattr("slime_bench.trial.device.has_cuda", lambda: False)
+        error = {
+            "a full disk": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "out")),
+            "a small GPU": torch.OutOfMemoryError("CUDA out of memory"),
+        }.get(kind)
+        if error is not None:
+
+            def fails(*_: object) -> None:
+                raise error
+
+            monkeypatch.setattr(learning, "fit", fails)
+        device = ["--device", "cuda"] if kind == "no GPU" else []
+        outcome = learn(*device) if annotated is None else learn(annotated=annotated)
+        assert outcome.code == 2 and word in outcome.err.partition("what to do")[2], outcome.err
+        foreign = ["trainer=", "data.root", "data_root", "prepare the data", "output_root", "data.batch_size", "make "]
+        assert [each for each in foreign if each in outcome.err] == [] and "Traceback" not in outcome.err, outcome.err
 
     def test_results_among_the_images(self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path) -> None:
         assert learn(out="photos").code == 2 and len(list(photos.iterdir())) == 3

@@ -7,13 +7,16 @@ import os
 import shutil
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
+from slime_bench.config.schema import MetricConfig
 from slime_bench.lock import held
+from slime_bench.results.result import write_result
 from slime_bench.results.status import MISSING, TrialStatus
 from slime_bench.sweep import launcher
 from slime_bench.sweep import status as status_module
@@ -74,6 +77,18 @@ class TestStates:
         assert "failed" in rows[1] and rows[1].endswith("DataError: a file went missing")
         assert contents(bench.outputs) == before, "status must write nothing"
 
+    def test_the_score_follows_the_metric_that_is_asked_for(self, bench: Bench) -> None:
+        result = bench.result()
+        for convention, background in product(result.conventions, (True, False)):
+            found = states(bench, "seed=0", f"metric={convention}", f"metric.background={background}")
+            score = result.under(convention, background).average
+            assert score is not None and found[0]["detail"] == f"mIoU {100 * score:.1f}"
+        scores = {100 * (table["average"] or 0) for table in result.conventions.values()}
+        assert len({f"{score:.1f}" for score in scores}) > 1, "one number for all would show nothing"
+        older = replace(result, conventions={"slime": result.conventions["slime"]})
+        write_result(bench.folder(), older)
+        assert [each["detail"] for each in states(bench, "seed=0", "metric=dataset")] == [""]
+
     def test_running_and_killed(self, bench: Bench) -> None:
         (bench.folder(1, 1) / "result.json").unlink()
         with held(bench.folder()):  # computed once more, by force
@@ -92,7 +107,7 @@ class TestStates:
         folder = tmp_path / "runs/a/b/1-shot/seed0-0123456789abcdef"
         folder.mkdir(parents=True)
         (folder / "error.json").write_text('{"type": "KeyboardInterrupt", "status": "interrupted", "summary": ""}')
-        found = status_module.of_folder(folder, TrialStatus("", "b", "a", 1, 0, MISSING))
+        found = status_module.of_folder(folder, TrialStatus("", "b", "a", 1, 0, MISSING), MetricConfig("slime"))
         assert (found.state, found.detail) == ("killed", "interrupted")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import io
 import json
 import math
@@ -15,13 +16,25 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from slime_bench.config.compose import plan
 from slime_bench.errors import ConfigError, ResultError, StorageError
+from slime_bench.paths import config_dir
 from slime_bench.report import command
-from slime_bench.report.collect import collect, family, is_default, settings, variants
+from slime_bench.report.collect import (
+    collect,
+    default_settings,
+    departure,
+    family,
+    family_of,
+    is_default,
+    settings,
+    variants,
+)
 from slime_bench.report.figures import IGNORED, class_colours, grid_size, paint, qualitative_grid
 from slime_bench.report.published import load_published
 from slime_bench.report.rows import aggregate, comparison, difference, missing, published_rows
 from slime_bench.results.artifacts import read_qualitative, write_qualitative
+from slime_bench.results.identity import deciding
 from slime_bench.results.result import TrialResult, write_result
 from tests.fixtures.toy_results import CAR, FINGERPRINTS, cells, pictures, report_command, store, trial
 
@@ -209,10 +222,13 @@ def mini_trials() -> list[TrialResult]:
 
 def test_every_file_holds_the_table(tmp_path: Path) -> None:
     store(tmp_path, *mini_trials())
-    text = report_command(tmp_path, "--subject", "car", width=80)
+    text = report_command(tmp_path, "--subject", "car", width=300)
     for words in ("preset mini", "backbone mini_sd", "protocol slime_mini", "convention slime", "OTHER DATA"):
         assert words in text
-    assert "52.5±3.5" in text and "68.3±1.0" in text  # not folded at the 80 columns that rich guesses for a pipe
+    assert "52.5±3.5" in text and "68.3±1.0" in text
+    piped = report_command(tmp_path, "--subject", "car", width=80)  # as rich guesses for a pipe
+    assert all(len(line.rstrip()) <= 80 for line in piped.splitlines()[:-2])
+    assert all(word in piped for word in ("52.5", "±3.5", "52.15", "background")) and "…" not in piped
     folder = tmp_path / "reports" / "car"
     names = "pairs.csv pairs.json report.html table.csv table.json table.md table.tex trials.json"
     assert sorted(path.name for path in folder.iterdir()) == names.split()
@@ -255,6 +271,78 @@ def test_paper_preset_is_compared_with_the_paper(tmp_path: Path) -> None:
     assert gap["average"] == pytest.approx(18.4) and gap["per_class"]["light"] == pytest.approx(42.5)
     assert next(row for row in rows if row["preset"] == "mini")["difference"] is None
     assert not any(row["other_data"] for row in rows if row["published"])
+
+
+NAMESAKES = [("method.max_steps", 20, "max_steps=20"), ("data.support_ids", ["car-7"], 'support_ids=["car-7"]')]
+
+
+@pytest.mark.parametrize(("key", "value", "label"), NAMESAKES)
+def test_a_row_that_is_not_the_presets_says_so_where_it_stands_alone(
+    tmp_path: Path, key: str, value: object, label: str
+) -> None:
+    store(tmp_path, *(trial([80] * 6, seed=seed, config={key: value}, **PAPER) for seed in (0, 1)))
+    text, header = page_of(tmp_path, "--shots", "1"), ["method", "shots", "variant", "n"]
+    assert cells(text, "method")[:4] == header and cells(text, "**slime**")[:4] == ["slime", "1", label, "2"]
+    (row,) = [row for row in rows_of(tmp_path) if not row["published"]]
+    assert (row["variant"], row["default"], row["difference"]) == (label, False, None) and "avg-paper" not in text
+    default = "slime slime_mini 1-shot seed 0, 1, 2"
+    assert f"MISSING TRIALS (of shots 1; seeds 0, 1, 2): {default}; slime slime_mini {label} 1-shot seed 2\n" in text
+    folder = tmp_path / "reports" / "car"
+    assert label in html.unescape((folder / "report.html").read_text())
+    assert label.split("=")[0] in (folder / "table.tex").read_text().replace("\\", "")
+
+    # Beside the default's trials it is neither among them nor in their way.
+    store(tmp_path, *(trial([60 + seed] * 6, seed=seed, config={key: None}, **PAPER) for seed in (0, 1, 2)))
+    text = page_of(tmp_path, "--shots", "1")
+    assert cells(text, "method")[:3] == ["method", "shots", "n"]
+    line = cells(text, "**slime**")
+    assert (line[2], line[-3]) == ("3", "61.0±1.0") and "missing trials: none" in text
+    assert "1 series with other settings not shown" in text
+    text = page_of(tmp_path, "--shots", "1", "--variants")
+    assert cells(text, f"**slime** | 1 | {label} |")[3] == "2" and cells(text, "**slime** | 1 | - |")[3] == "3"
+
+
+def test_the_default_follows_shots_method_and_the_own_data() -> None:
+    def label(one: TrialResult) -> str:
+        return variants([one], default_settings([(family(one), one.config)]))[one.series]
+
+    # The paper's patches of faces are the experiment's, and COCO-Object has fewer passes than the preset.
+    face = PAPER | {"subject": "face", "data": "celebamask_hq", "protocol": "slime_code"}
+    assert label(trial([50] * 6, config={"method.patch_size": 400}, **face)) == ""
+    assert label(trial([50] * 6, config={"method.patch_size": None}, **face)) == "patch_size=null"
+    coco = {"method": "infoscore", "backbone": "blip_large", "data": "coco_object", "subject": "coco_object"}
+    coco |= {"preset": "paper", "protocol": "infoscore_code"}
+    config = {"method": {"name": "infoscore", "epochs": 2}}
+    assert label(trial([50] * 6, config=config, **coco)) == ""
+    # Of one's own images the preset says nothing, of the method all that it says of others.
+    own = {"data": "plants", "subject": "any"}
+    assert label(trial([50] * 6, config={"data.classes": ["leaf"]}, **own)) == ""
+    assert label(trial([50] * 6, config={"data.classes": ["leaf"], "method.lr": 0.3}, **own)) == "lr=0.3"
+    # What an older version did not record is no departure, and what nobody knows is none.
+    assert label(trial([50] * 6, config={"method": {"name": "slime"}, "old": 1})) == ""
+    assert label(trial([50] * 6, config={"method.lr": 0.3}, backbone="mine")) == ""
+    # A mapping that is empty by default, and a value of any length.
+    assert label(trial([50] * 6, config={"data.colours": {"leaf": [0, 1, 2]}})) == "leaf=[0,1,2]"
+    assert label(trial([50] * 6, config={"data.support_ids": ["car-7"] * 10})).endswith("…")
+
+
+def test_every_shipped_table_is_the_default_of_its_preset() -> None:
+    for file in sorted((config_dir() / "experiment").glob("*.yaml")):
+        trials = [
+            {**cfg.plain, "decided": deciding(cfg)} for cfg in plan([f"experiment={file.stem}"], sweep=True).trials
+        ]
+        some = [each for each in trials if each["seed"] == 0]
+        defaults = default_settings((family_of(each), each["decided"]) for each in some)
+        found = {departure(each, defaults) for each in some}
+        varied = {"refine": {"refine=none", "refine=guided", "refine=crf"}, "table1": {"maps=cross"}}
+        assert found == {"", *varied.get(file.stem, ())}, file.stem
+
+
+def test_published_rows_under_another_metric_say_whose_they_are(tmp_path: Path) -> None:
+    store(tmp_path, trial([80] * 6, **PAPER))
+    words = "they follow convention slime with background, not this table's"
+    assert words not in page_of(tmp_path)
+    assert words in page_of(tmp_path, "--convention", "dataset") and words in page_of(tmp_path, "--without-background")
 
 
 def test_differently_prepared_data_are_told_apart(tmp_path: Path) -> None:
@@ -348,6 +436,9 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     horse = ["--outputs", str(tmp_path), "--subject", "horse"]
     error = refused(capsys, *horse)
     assert "make reproduce-horse" in error and "results for car" in error
+    monkeypatch.chdir(tmp_path)  # where there is no Makefile
+    error = refused(capsys, *horse)
+    assert "make " not in error and "`slime-bench --multirun experiment=mini_horse`" in error
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ResultError):
         command.main(horse, lambda *_: [])
@@ -370,6 +461,8 @@ def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str])
         ("--ranking --shots 0 --without-background", "--shots --without-background"),
         ("--ranking --seeds 0 data=mini_car", "--seeds"),
         ("--intervals --resamples 0", "--intervals --resamples"),
+        ("--across-shots --resamples 0", "--across-shots --resamples"),
+        ("experiment=mini_car ablation=lr --across-shots", "--across-shots"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: str, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def report(root: Path, name: str, *overrides: str, **options: Any) -> tuple[AblationReport, str]:
     """The report, and what is printed, in which captions are folded anywhere: white space as one space."""
     out = io.StringIO()
-    made = command.run_ablation(Asked(Console(file=out, width=80), lambda *_: [], root, **options), name, overrides)
+    made = command.run_ablation(Asked(Console(file=out, width=300), lambda *_: [], root, **options), name, overrides)
     return made, " ".join(out.getvalue().split())
 
 

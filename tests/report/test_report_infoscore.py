@@ -9,17 +9,17 @@ from typing import Any
 from tests.fixtures.toy_results import facts_of, report_command, store, trial
 
 STATED = {
-    "refinement": "CRF, 20 iterations",
-    "layers": "the best 2 by InfoScore, ranked on up to 100 unlabelled images of the training side",
+    "refinement": "CRF, 5 iterations",
+    "layers": "the best 2 by InfoScore, ranked on up to 20 unlabelled images of the training side",
     "prompts": "mini_car, single (one word for each class)",
 }
 VLM = {"name": "infoscore", "prompts": "mini_car", "multi_prompt": False, "layers": None, "top": 2}
-VLM |= {"rank_on": "train", "rank_images": 100}
+VLM |= {"rank_on": "train", "rank_images": 20}
 
 
 def add(root: Path, percent: int, seed: int, shots: int, **method: Any) -> None:
     """A finished trial of SLiMe, or of the other method where its settings are given."""
-    said, refine = method.pop("stated", {}), method.pop("refine", {"name": "crf", "iterations": 20})
+    said, refine = method.pop("stated", {}), method.pop("refine", {"name": "crf", "iterations": 5})
     names, facts = {}, facts_of("slime", shots)
     if method:
         names = {"method": "infoscore", "backbone": "mini_blip", "protocol": "infoscore_mini"}
@@ -84,7 +84,7 @@ def test_rows_of_other_settings_say_theirs(tmp_path: Path) -> None:
     assert line.startswith("- InfoScore zero-shot (") and "rank_on=test" in line and "refine=none" in line
     assert f"layers {layers}; prompts mini_car, single (one word for each class); refinement none" in line
     (other,) = [line for line in page.splitlines() if "training side" in line]
-    assert "refinement CRF, 20 iterations" in other and "single" in other
+    assert "refinement CRF, 5 iterations" in other and "single" in other
 
 
 def test_a_method_that_nobody_knows_says_itself_what_tables_need(tmp_path: Path) -> None:

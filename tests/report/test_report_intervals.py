@@ -93,8 +93,9 @@ def two_methods(tmp_path: Path) -> Path:
 def test_rows_lie_inside_their_intervals(two_methods: Path, convention: str, background: bool) -> None:
     found = collect(two_methods)
     made = subject_report(
-        found, "car", None, convention=convention, background=background, bootstrap=ImageBootstrap(found.folders, 300)
-    )
+        found, "car", None, convention=convention, background=background, across_shots=True,
+        bootstrap=ImageBootstrap(found.folders, 300),
+    )  # fmt: skip
     assert len(made.rows) == 2
     for row in made.rows:
         interval = row.interval
@@ -159,9 +160,9 @@ def test_other_images_are_not_paired(tmp_path: Path, what: str) -> None:
     found = collect(tmp_path)
     with pytest.raises(ResultError, match="same images"):
         paired([a], [b], found.folders)
-    text = report(tmp_path, "--intervals", "--resamples", "20")
+    text = report(tmp_path, "--intervals", "--resamples", "20", "--across-shots")
     assert "95 % intervals of the IoU" in text and "paired differences of the average" not in text
-    made = subject_report(found, "car", None, bootstrap=ImageBootstrap(found.folders, 20))
+    made = subject_report(found, "car", None, bootstrap=ImageBootstrap(found.folders, 20), across_shots=True)
     assert [pair.reason for pair in made.pairs] == [
         "These trials were not tested on the same images with the same ground truth"
     ]
@@ -174,7 +175,7 @@ def test_results_without_counts_say_so(tmp_path: Path) -> None:
     for seed in (0, 1):
         add(tmp_path, counts_of(0.6, seed), seed, ids=IDS if seed else [])
     add(tmp_path, counts_of(0.5, 5), shots=10)
-    text = report(tmp_path, "--intervals", "--resamples", "20")
+    text = report(tmp_path, "--intervals", "--resamples", "20", "--across-shots")
     assert f"no interval over test images: slime 1-shot: there is no {PER_IMAGE_FILE} beside the result" in text
     folder = tmp_path / "reports" / "car"
     rows = {row["shots"]: row["interval"] for row in json.loads((folder / "table.json").read_text()) if row["series"]}
@@ -217,6 +218,10 @@ def test_intervals_stand_in_every_file_and_on_the_console_only_if_asked(two_meth
     assert float(lines["10"]["plate_high"]) == row["interval"]["per_class"]["plate"]["high"]
     assert "plate (5)" in page and "plate (5)" in text
 
+    # Rows of different shots are no pairs unless that is asked for.
+    assert json.loads((folder / "pairs.json").read_text()) == [] and "A − B" not in page + text
+    text = report(two_methods, "--intervals", "--across-shots")
+    page = (folder / "table.md").read_text()
     (pair,) = json.loads((folder / "pairs.json").read_text())
     found = pair["paired"]["average"]
     (line,) = csv.DictReader((folder / "pairs.csv").open())
@@ -227,6 +232,21 @@ def test_intervals_stand_in_every_file_and_on_the_console_only_if_asked(two_meth
     for words in ("A − B", "3 of 3", f"{found['bounds']['low']:.1f} to {found['bounds']['high']:.1f}", "≤ 0.001"):
         assert words in page and words in text
     assert "of the number of pairs" not in page
+
+
+def test_rows_of_the_same_shots_are_paired(two_methods: Path) -> None:
+    for shots in (1, 10):
+        add(two_methods, counts_of(0.4, 20 + shots), shots=shots, config={"method.lr": 0.3})
+
+    def pairs(*arguments: str) -> list[tuple[str, str]]:
+        report(two_methods, "--variants", "--resamples", "20", *arguments)
+        with (two_methods / "reports" / "car" / "pairs.csv").open() as file:
+            return [(line["a"], line["b"]) for line in csv.DictReader(file)]
+
+    same = [("slime 1-shot (lr=0.3)", "slime 1-shot"), ("slime 10-shot (lr=0.3)", "slime 10-shot")]
+    assert pairs() == same
+    every = pairs("--across-shots")
+    assert len(every) == 6 and {*same, ("slime 10-shot", "slime 1-shot")} < set(every)
 
 
 def test_no_resamples_no_intervals(two_methods: Path) -> None:

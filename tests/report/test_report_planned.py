@@ -20,7 +20,7 @@ from slime_bench.report.pictures import gallery, outline
 from slime_bench.report.planned import Planned, ablation_among
 from slime_bench.results.status import TrialStatus
 from slime_bench.sweep.status import planned_trials
-from tests.fixtures.toy_results import make
+from tests.fixtures.toy_results import config_of, make
 
 # ----------------------------------------------------------------------------------------------------- a sweep's trials
 
@@ -35,6 +35,7 @@ def values_of(shots: int, seed: int, method: str = "slime") -> dict[str, Any]:
         "protocol": {"name": "slime_mini"},
         "data": {"name": "mini_car", "subject": "car"},
         "metric": {"convention": "slime", "background": True},
+        "decided": config_of(seed, shots),
     }
 
 
@@ -88,6 +89,16 @@ def test_only_the_sweeps_own_trials_are_reported(outputs: Path) -> None:
     ]
     assert order == sorted(order)
     assert f"runs/mini_car/slime/1-shot/seed4-{'a' * 16}" in text and str(outputs) not in text
+
+
+def test_what_a_sweep_lacks_is_no_default_trial(tmp_path: Path) -> None:
+    """Its overrides may depart from the preset in all of its trials, and so in none of their names."""
+    make(tmp_path, 0, lr=0.3)
+    found = sweep(tmp_path, state(0, "done", folder_of(tmp_path, 0)), state(1, "missing"))
+    trials = [({**values, "decided": config_of(values["seed"], lr=0.3)}, each) for values, each in found.trials]
+    asked = Asked(Console(file=io.StringIO()), lambda *_: trials, tmp_path, resamples=0)
+    (report,) = run_planned(asked, ["experiment=mini_car", "method.lr=0.3"])  # type: ignore[misc]
+    assert [row.variant for row in report.rows] == [one.variant for one in report.missing] == ["lr=0.3"]
 
 
 def test_nothing_finished_is_a_typed_error(outputs: Path) -> None:

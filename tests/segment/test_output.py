@@ -19,7 +19,7 @@ from PIL import Image
 from slime_bench.data.label_maps import palette
 from slime_bench.data.transforms import unfit
 from slime_bench.errors import DataError, ResultError
-from slime_bench.segment.folder import Run, check_folder, list_images, read_run, write_run
+from slime_bench.segment.folder import Record, Run, check_folder, list_images, read_run, write_run
 from slime_bench.segment.output import (
     COLUMNS,
     GAP,
@@ -30,7 +30,7 @@ from slime_bench.segment.output import (
     grid_png,
     overlay,
 )
-from slime_bench.segment.run import label_of
+from slime_bench.segment.segmenter import label_map
 
 Array = NDArray[Any]
 COLOURS = [(int(red), int(green), int(blue)) for red, green, blue in palette(4).tolist()]
@@ -50,7 +50,7 @@ def opened(content: bytes) -> Image.Image:
 def test_a_label_is_the_argmax_of_the_enlarged_scores(scores: Array, size: tuple[int, int], fit: str) -> None:
     maps = torch.from_numpy(scores)
     expected = unfit(maps, size, fit)
-    found = torch.from_numpy(label_of(maps, size, fit)).long()
+    found = torch.from_numpy(label_map(maps, size, fit)).long()
     assert found.shape == size
     chosen = expected.gather(0, found[None])[0]
     assert bool((chosen == expected.amax(0)).all())
@@ -83,10 +83,12 @@ def test_an_overlay_has_a_legend_of_what_it_shows() -> None:
 
 
 def test_areas_add_up() -> None:
-    content = areas_csv([("a, b.png", [1, 2, 0, 1]), ("ü\udcff.png", [4, 0, 0, 0])], NAMES).decode()
+    one = Record("a, b.png", 1, 1, [2, 2], [1, 2, 0, 1], [None, 0.5, 0.25, None])
+    content = areas_csv([one, Record("ü\udcff.png", 1, 1, [2, 2], [4, 0, 0, 0])], NAMES).decode()
     rows = list(csv.DictReader(io.StringIO(content)))
-    assert list(rows[0]) == ["image", "class", "pixels", "fraction"] and len(rows) == 8
-    assert rows[2] == {"image": "a, b.png", "class": "größe", "pixels": "0", "fraction": "0.000000"}
+    assert list(rows[0]) == ["image", "class", "pixels", "fraction", "confidence"] and len(rows) == 8
+    assert list(rows[2].values()) == ["a, b.png", "größe", "0", "0.000000", "0.250"]
+    assert [row["confidence"] for row in rows] == ["", "0.500", "0.250", "", "", "", "", ""], "where it is known"
     assert sum(float(row["fraction"]) for row in rows[:4]) == 1 and rows[4]["image"] == "ü\\udcff.png"
 
 

@@ -153,7 +153,7 @@ class TestFinals:
         assert rows["wheel"] == [100 * result.per_class["wheel"], 65.0, 1.4]  # type: ignore[operator]
         assert rows["left light/lamp"] == [None, None, None]  # neither here nor there
         assert sorted(rows) == sorted([*CLASSES, "average"]) and rows["average"][1] == 61.6
-        for other in (replace(result, shots=3), replace(result, subject="boat")):
+        for other in (replace(result, shots=3), replace(result, subject="boat"), result.under("dataset")):
             assert all(row[2:] == [None, None] for row in media.class_rows(other))
 
     def test_images_have_the_iou_of_their_own_masks(self, trial: tuple[Path, TrialResult]) -> None:

@@ -24,6 +24,7 @@ from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, Validation
 
 from slime_bench.config.parts import located
 from slime_bench.config.read import nearest
+from slime_bench.data.coco_json import Runs, mask_of
 from slime_bench.data.config import SUPPORT, TEST, SceneConfig
 from slime_bench.data.label_maps import IGNORE, listing
 from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
@@ -68,14 +69,6 @@ def _corners(values: list[float]) -> NDArray[np.float32]:
 
 Polygon = Annotated[list[FiniteFloat], AfterValidator(_corners)]
 """[N,2] once it is read: corners (x, y) in pixels of the image, whose upper left pixel reaches from 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Runs:
-    """A mask as COCO's run lengths: (height, width), and numbers or text."""
-
-    size: tuple[int, int]
-    counts: list[int] | str
 
 
 @dataclass(frozen=True)
@@ -183,34 +176,6 @@ class Instances:
                 found=str(error), remedy=_REMEDY,
                 expected=f"run lengths of {photo.width}x{photo.height} pixels (width x height)",
             ) from error  # fmt: skip
-
-
-def mask_of(shape: Runs | Sequence[ArrayLike], height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels of an object, bool [height,width]: of all its polygons, or of its run lengths.
-
-    Raises:
-        ValueError: run lengths of another size, or that do not add up to the image.
-    """
-    from pycocotools import mask as coco
-
-    if not isinstance(shape, Runs):
-        flat = [np.asarray(each, np.float64).ravel().tolist() for each in shape]
-        polygons = [each for each in flat if len(each) >= 6]  # fewer corners enclose nothing
-        if not polygons:
-            return np.zeros((height, width), bool)
-        return coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))).astype(bool)
-    size, counts = shape.size, shape.counts
-    if size != (height, width):
-        raise ValueError(f"a mask of {size[1]}x{size[0]}")
-    # pycocotools leaves what the run lengths do not reach as the memory happens to be.
-    if isinstance(counts, str):
-        decoded = coco.decode({"size": size, "counts": counts.encode()})
-        if coco.encode(np.asfortranarray(decoded))["counts"] != counts.encode():
-            raise ValueError("run lengths of another image")
-        return decoded.astype(bool)
-    if min(counts, default=0) < 0 or sum(counts) != height * width:
-        raise ValueError(f"run lengths of {sum(counts)} pixels for an image of {width}x{height}")
-    return coco.decode(coco.frPyObjects({"size": size, "counts": counts}, height, width)).astype(bool)
 
 
 def fill_truncated(label: NDArray[np.uint8], polygon: ArrayLike, value: int) -> NDArray[np.uint8]:

@@ -32,7 +32,9 @@ class MiniData(FolderData):
 
     Config = MiniConfig
     config: MiniConfig
-    commands = dict.fromkeys(mini_world.SUBJECTS, "make mini-data")
+    commands = dict.fromkeys(
+        mini_world.SUBJECTS, ("mini-data", "python -m slime_bench.data.mini_world --root {root}/..")
+    )
 
     def prepare_data(self) -> None:
         """Render the data set when it is absent or of another version, then check every file against the manifest.

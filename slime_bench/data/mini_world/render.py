@@ -19,9 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from slime_bench.console import printable
 from slime_bench.data.mini_world.canvas import COLOURS, SCENES, SKIN_TONES, Canvas, chance, paint_background
 from slime_bench.data.mini_world.subjects import CLASSES, SUBJECTS, paint_clutter
 from slime_bench.errors import ConfigError, StorageError
+from slime_bench.paths import user_path
 from slime_bench.seeding import numpy_generator
 
 WORLD_VERSION = 2
@@ -102,9 +104,7 @@ def write_dataset(root: Path, subject: str, first_test: int = 0) -> None:
         captions: dict[str, str] = {}
         first = {"test": first_test}
         for split, index in (
-            (split, index)
-            for split, size in SPLIT_SIZES.items()
-            for index in range(first.get(split, 0), first.get(split, 0) + size)
+            (name, first.get(name, 0) + place) for name, size in SPLIT_SIZES.items() for place in range(size)
         ):
             picture, name = render(subject, split, index), f"{subject}-{split}-{index:04d}"
             captions[name] = picture.caption
@@ -141,9 +141,10 @@ def write_sheet(path: Path, columns: int = 10) -> None:
 
 
 def main() -> None:
+    printable()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder that receives car/, horse/ and face/")
-    parser.add_argument("--sheet", type=Path, help="PNG file that receives a sheet of examples")
+    parser.add_argument("--root", type=user_path, help="folder that receives car/, horse/ and face/")
+    parser.add_argument("--sheet", type=user_path, help="PNG file that receives a sheet of examples")
     args = parser.parse_args()
     if args.root:
         for subject in SUBJECTS:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ import yaml
 
 from slime_bench.config.read import nearest, read
 from slime_bench.errors import ConfigError
-from slime_bench.paths import config_dir
+from slime_bench.paths import config_dir, user_path
 
 _KEYS: Final = ("template", "background", "names", "related")
 
@@ -167,7 +166,7 @@ def read_prompts(name_or_path: str) -> PromptFile:
 
 
 def _locate(name: str) -> Path:
-    path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
+    path = user_path(name)
     if len(path.parts) > 1 or path.suffix in (".yaml", ".yml"):
         return path.absolute()
     options = bundled_prompts()
