@@ -102,8 +102,9 @@ class Page:
             with gr.Column(min_width=300):
                 self.example = gr.Button(f"Take the mini example ({EXAMPLES} drawn cars)")
                 self.names = gr.Textbox(
-                    label="Classes: names of the parts, with commas", placeholder="body, wheel, window", elem_id="names",
+                    label="Classes: names of the parts, with commas", placeholder="body, wheel, window",
                     info="One colour for each; press Enter to take them over. What is not painted is background.",
+                    elem_id="names",
                 )  # fmt: skip
         self.said1 = gr.HTML(padding=False, elem_id="said1")
 
@@ -166,9 +167,10 @@ class Page:
 
     def _keep(self) -> None:
         gr.Markdown("## 5. Keep it")
-        self.link = gr.HTML("<p>The archive is here once something is learned.</p>", padding=False, elem_id="link")
-        self.load = gr.UploadButton("Load an embeddings file (.safetensors)", size="sm", elem_id="load")
-        self.said5 = gr.HTML(padding=False, elem_id="said5")
+        with gr.Column(elem_id="keep"):
+            self.link = gr.HTML("<p>The archive is here once something is learned.</p>", padding=False, elem_id="link")
+            self.load = gr.UploadButton("Load an embeddings file (.safetensors)", size="sm")
+            self.said5 = gr.HTML(padding=False, elem_id="said5")
 
     # What they do
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -128,8 +129,14 @@ def _serve(host: str, port: int, at: socket.socket, browser: bool) -> None:
     if browser and _has_display():
         webbrowser.open(url)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    logging.getLogger("uvicorn.error").addFilter(_is_no_farewell)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[at])
+
+
+def _is_no_farewell(record: logging.LogRecord) -> bool:
+    """At Ctrl-C pages that are still open are cut off, which is as it should be."""
+    return "graceful shutdown" not in f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
 
 
 def bound(host: str, port: int) -> socket.socket:
