@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from slime_bench.data.label_maps import RGB, palette
+from slime_bench.data.class_files import ClassSpec
+from slime_bench.data.label_maps import RGB, pack, palette, unpack
+from slime_bench.data.mask_files import Mask
+from slime_bench.data.masks import UnnamedColours, resolve
 
 VIEW: Final = (512, 1024)
 """Smallest and largest longer side of the view that is painted on, in pixels."""
@@ -89,3 +92,27 @@ def merged(label: Array, before: Array, after: Array) -> Array:
     size = (label.shape[0], label.shape[1])
     changed = resized((before != after).astype(np.uint8), size) > 0
     return np.where(changed, resized(after, size), label)
+
+
+def understood(mask: Mask, classes: tuple[str, ...]) -> tuple[tuple[str, ...], Array, str]:
+    """A mask that was loaded: class names, label map uint8 [H,W], and a sentence where something was assumed.
+
+    Indices and the page's own colours are of the `classes` that are named already; other colours get the names that
+    are proposed for them, and say so.
+
+    Raises:
+        LabelError: see `data.masks.resolve`.
+    """
+    named = len(classes) > 1
+    own = {name: int(pack(np.array(colour))) for name, colour in zip(classes, class_colours(len(classes)), strict=True)}
+    spec = ClassSpec({name: index for index, name in enumerate(classes)} if named else {}, source="Classes")
+    if mask.coloured:
+        ours = named and {*np.unique(mask.values).tolist()} <= {*own.values()}
+        spec = ClassSpec(own, coloured=True, source="Classes") if ours else ClassSpec()
+    try:
+        found, (label,) = resolve([mask], spec)
+    except UnnamedColours as error:
+        found, (label,) = resolve([mask], spec, accept=True)
+        pairs = [f"{hexed(unpack(value))}: {name}" for name, value in error.proposal.values.items()]
+        return found.names, label, f" Its colours were taken as {', '.join(pairs)}: correct the names under Classes."
+    return found.names, label, ""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import secrets
 import socket
 import sys
 import tempfile
+import threading
 import weakref
 import webbrowser
 from typing import Any, Final
@@ -53,8 +55,9 @@ def application(hosts: list[str] | None = None) -> Any:
     """
     import gradio as gr
     from fastapi import FastAPI, Response
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from fastapi.middleware.trustedhost import TrustedHostMiddleware
 
+    from slime_bench.app.archive import archive
     from slime_bench.app.page import CSS, THEME, Page
     from slime_bench.app.session import Session
 
@@ -68,12 +71,12 @@ def application(hosts: list[str] | None = None) -> Any:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/archive/{token}")
-    def archive(token: str) -> Response:
+    def give(token: str) -> Response:
         session = tokens.get(token)
         if session is None or session.segmenter is None:
             return Response("This page is closed, or nothing is learned on it: load it again.", 404)
         named = {"content-disposition": 'attachment; filename="slime-bench.zip"'}
-        return Response(session.archive(), media_type="application/zip", headers=named)
+        return Response(archive(session), media_type="application/zip", headers=named)
 
     gr.mount_gradio_app(
         app, Page(address).blocks, "/", theme=THEME, css=CSS, footer_links=[], run_history=False, ssr_mode=False,
@@ -129,6 +132,8 @@ def _serve(host: str, port: int, at: socket.socket, browser: bool) -> None:
     if browser and _has_display():
         webbrowser.open(url)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    # While the first picture is painted: the libraries of the backbones take seconds to import.
+    threading.Thread(target=importlib.import_module, args=("slime_bench.methods.slime.method",), daemon=True).start()
     logging.getLogger("uvicorn.error").addFilter(_is_no_farewell)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[at])

@@ -5,12 +5,10 @@ The steps may come in any order and again; what cannot be yet is said in words.
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 import threading
 import weakref
-import zipfile
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -18,17 +16,16 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
 from slime_bench.app import jobs, paint
 from slime_bench.app.jobs import Progress
-from slime_bench.data.class_files import ClassSpec, parse_classes
-from slime_bench.data.label_maps import BACKGROUND, IGNORE, RGB, listing, pack, relabelled, unpack
+from slime_bench.data.class_files import parse_classes
+from slime_bench.data.label_maps import BACKGROUND, IGNORE, RGB, listing, relabelled
 from slime_bench.data.layouts import Pair
 from slime_bench.data.mask_files import DECODING_ERRORS, read_mask, unreadable
-from slime_bench.data.masks import Classes, UnnamedColours, resolve
+from slime_bench.data.masks import Classes
 from slime_bench.data.mini_world.render import render
 from slime_bench.data.mini_world.subjects import CLASSES as MINI_CLASSES
 from slime_bench.data.reading import check_size, read_image
@@ -43,7 +40,6 @@ METHODS: Final = {"slime": "SLiMe", "feature_probe": "feature probe", "feature_k
 """The methods whose learned state is all that they need."""
 PRESETS: Final = ("mini", "paper")
 EXAMPLES: Final = 8
-PAINTED: Final = "painted"
 Array = NDArray[np.uint8]
 
 
@@ -240,22 +236,7 @@ class Session:
         photo = self._painted_one()
         mask = read_mask(file)
         check_size(Pair(photo.stem, Path(photo.name), Path(file.name)), self.pixels_of(photo), mask.values)
-        named, said = len(self.classes) > 1, ""
-        spec = ClassSpec({name: index for index, name in enumerate(self.classes)} if named else {}, source="Classes")
-        own = {name: int(pack(np.array(colour))) for name, colour in zip(self.classes, self.colours, strict=True)}
-        if mask.coloured and named and set(np.unique(mask.values)) <= set(own.values()):
-            spec = ClassSpec(own, coloured=True, source="Classes")
-        elif mask.coloured:
-            spec = ClassSpec()
-        try:
-            classes, (label,) = resolve([mask], spec)
-        except UnnamedColours as error:
-            classes, (label,) = resolve([mask], spec, accept=True)
-            colours = [f"{paint.hexed(unpack(value))}: {name}" for name, value in error.proposal.values.items()]
-            said = f" Its colours were taken as {', '.join(colours)}: correct the names under Classes."
-        photo.label = label
-        if classes.names != self.classes:
-            self.classes = classes.names
+        self.classes, photo.label, said = paint.understood(mask, self.classes)
         return f"The mask of {photo.name} is loaded; paint over it where it is wrong.{said}"
 
     def take_example_mask(self) -> str:
@@ -364,7 +345,7 @@ class Session:
             ConfigError: nothing learned, no pictures. Stopped: the user has stopped it; what is done stays.
         """
         self.stop.clear()
-        segmenter = self._learned()
+        segmenter = self.learned()
         others = [photo.name for photo in self.photos.values() if photo.label is None]
         if not others:
             raise ConfigError(
@@ -384,7 +365,7 @@ class Session:
         yield from jobs.segmenting(todo, one, self.stop, self.learned_by)
         return failures
 
-    def _learned(self) -> Segmenter:
+    def learned(self) -> Segmenter:
         if self.segmenter is None:
             raise ConfigError(
                 "nothing is learned yet", path="Learn", found="neither learned nor loaded embeddings",
@@ -421,7 +402,7 @@ class Session:
 
     def overlay(self, name: str, shown: Sequence[str], opacity: float) -> Image.Image:
         """A picture with what was found of the classes `shown`, in colours of `opacity` 0..1."""
-        segmenter = self._learned()
+        segmenter = self.learned()
         kept = [index for index, one in enumerate(segmenter.classes) if one in shown]
         label = self.result(name)
         label[~np.isin(label, kept)] = 0
@@ -440,7 +421,7 @@ class Session:
         Raises:
             ConfigError: the classes have changed since.
         """
-        segmenter = self._learned()
+        segmenter = self.learned()
         if segmenter.classes != self.classes:
             raise ConfigError(
                 "the classes are no longer those of the result", path="Classes", found=", ".join(self.classes[1:]),
@@ -454,26 +435,3 @@ class Session:
     def records(self) -> list[Record]:
         """Areas and confidence of every result."""
         return [photo.record for photo in self.photos.values() if photo.record is not None]
-
-    def archive(self) -> bytes:
-        """A zip of label maps, overlays, areas, class list, painted masks and the embeddings.
-
-        Raises:
-            ConfigError: nothing learned.
-        """
-        segmenter = self._learned()
-        names = yaml.safe_dump(list(segmenter.classes), allow_unicode=True, width=1000)
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
-            file.writestr(folder.EMBEDDINGS, segmenter.content())
-            file.writestr(folder.CLASSES, f"# classes of labels/, from label 0 on\n{names}")
-            file.writestr(folder.AREAS, output.areas_csv(self.records, segmenter.classes))
-            for photo in self.photos.values():
-                if photo.label is not None:
-                    file.writestr(f"{PAINTED}/{photo.stem}.png", output.label_png(photo.label, self.colours))
-                if photo.record is not None:
-                    for kind, suffix in ((folder.LABELS, "png"), (folder.OVERLAYS, "jpg")):
-                        file.write(
-                            self.place / "results" / kind / f"{photo.stem}.{suffix}", f"{kind}/{photo.stem}.{suffix}"
-                        )
-        return buffer.getvalue()

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from slime_bench.app import html, paint
+from slime_bench.app.archive import archive
 from slime_bench.app.jobs import Progress, Stopped, duration
 from slime_bench.app.session import EXAMPLES, Session
 from slime_bench.data.label_maps import palette
@@ -22,6 +23,7 @@ from slime_bench.segment.folder import Record
 from slime_bench.segment.segmenter import Segmenter
 
 Draw = tuple[slice, slice, int]
+ROOT = "/"
 
 
 @pytest.fixture
@@ -182,21 +184,21 @@ class TestLearning:
         assert np.array_equal(label, plain.segment(session.pixels_of(session.photos["car1.png"])))
         hidden, seen = (session.overlay("car1.png", names, 1.0) for names in ([], session.classes[1:]))
         assert (hidden == seen) == (not label.any())
-        with zipfile.ZipFile(io.BytesIO(session.archive())) as archive:
-            names = set(archive.namelist())
+        with zipfile.ZipFile(io.BytesIO(archive(session))) as made:
+            names = set(made.namelist())
             assert names == {
                 "embeddings.safetensors", "classes.yaml", "areas.csv", "painted/car0.png", "labels/car1.png",
                 "labels/car2.png", "overlays/car1.jpg", "overlays/car2.jpg",
             }  # fmt: skip
-            assert np.array_equal(np.array(Image.open(archive.open("labels/car1.png"))), label)
-            everything = b"".join(archive.read(name) for name in names)
-            own = archive.read("embeddings.safetensors")
+            assert np.array_equal(np.array(Image.open(made.open("labels/car1.png"))), label)
+            everything = b"".join(made.read(name) for name in names)
+            own = made.read("embeddings.safetensors")
         assert str(session.place).encode() not in everything
         (tmp_path / "car.safetensors").write_bytes(own)
         other = Session()
         other.take_example()
         assert "slime, preset mini" in other.load(tmp_path / "car.safetensors")
-        other._segment(other.photos["car1.png"], other._learned())
+        other._segment(other.photos["car1.png"], other.learned())
         assert np.array_equal(other.result("car1.png"), label)
         other.close()
 
@@ -246,7 +248,8 @@ class TestLearning:
 class TestWords:
     def test_errors_are_those_of_the_command_line_without_folders(self) -> None:
         error = DataError(
-            "cannot read <b>", path="/home/me/photos of me/car.png", found="a & b in '/tmp/x/y.png'",
+            "cannot read <b>", path=f"{ROOT}home/me/photos of me/car.png",
+            found=f"a & b in '{ROOT}tmp/x/y.png'",
             expected="images/ and labels/", remedy="see https://example.org/a/b",
         )  # fmt: skip
         text = html.failed(error)
@@ -256,7 +259,7 @@ class TestWords:
         assert [name for name in ("where", "found", "expected", "what to do") if f"<dt>{name}</dt>" in text]
 
     def test_what_nobody_has_foreseen_is_one_sentence(self) -> None:
-        text = html.failed(KeyError("/home/me/secret"))
+        text = html.failed(KeyError(f"{ROOT}home/me/secret"))
         assert "KeyError" in text and "secret" not in text and "terminal" in text
 
     def test_bars_tables_and_curves(self) -> None:

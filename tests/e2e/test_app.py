@@ -142,9 +142,7 @@ class Visitor:
 
     def choose(self, name: str) -> None:
         """Take a class's brush, and wait for its colour."""
-        label = next(x for x in self.driver.find_elements("css selector", "#brush label") if x.text.strip() == name)
-        self.js("arguments[0].scrollIntoView({block: 'center'})", label)
-        label.click()
+        self.take(name, "#brush label")
         colour = "getComputedStyle(document.querySelector('#editor [aria-label=Color]')).color"
         wanted = self.js(
             "return getComputedStyle([...document.querySelectorAll('.legend li')].find((one) => one.dataset.name =="
@@ -153,14 +151,20 @@ class Visitor:
         awaited(lambda: self.js(f"return {colour}") == wanted)
         time.sleep(0.3)
 
+    def take(self, name: str, query: str = "label") -> None:
+        """Choose one of several."""
+        label = next(x for x in self.driver.find_elements("css selector", query) if x.text.strip() == name)
+        self.js("arguments[0].scrollIntoView({block: 'center'})", label)
+        label.click()
+
     def stroke(self, start: tuple[int, int], end: tuple[int, int]) -> None:
         """A stroke with the pointer pressed, in pixels from the canvas's middle."""
         from selenium.webdriver.common.action_chains import ActionChains
 
         action = ActionChains(self.driver, duration=20).move_to_element_with_offset(self.canvas(), *start)
         action.click_and_hold()
-        for _ in range(5):
-            action.move_by_offset(*((there - here) // 5 for here, there in zip(start, end, strict=True)))
+        for _ in range(2):
+            action.move_by_offset(*((there - here) // 2 for here, there in zip(start, end, strict=True)))
         action.release().perform()
 
     def scale(self) -> float:
@@ -224,6 +228,8 @@ def test_from_paint_to_the_archive_and_back(visitor: Visitor, photos: list[Path]
     visitor.says("#said2", "photo1.png is now painted")
     visitor.choose("wheel")
     visitor.stroke((0, 0), (100, 0))
+    visitor.type("#overrides", " ")
+    visitor.take("feature kNN")
     visitor.press("Learn")
     visitor.says("#said3", "Learned from 2 picture(s)")
     visitor.press("Find the parts")
@@ -254,7 +260,7 @@ def test_from_paint_to_the_archive_and_back(visitor: Visitor, photos: list[Path]
     visitor.give("#files", photos[2])
     visitor.says("#said1", "1 pictures added")
     visitor.give("#keep", tmp_path / "car.safetensors")
-    visitor.says("#said5", "Loaded: slime, preset mini, classes body, wheel")
+    visitor.says("#said5", "Loaded: feature_knn, preset mini, classes body, wheel")
     visitor.press("Find the parts")
     visitor.says("#said4", "1 picture(s) segmented")
     with urllib.request.urlopen(visitor.one("#link a").get_attribute("href"), timeout=30) as answer:
