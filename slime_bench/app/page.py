@@ -58,11 +58,12 @@ CSS = """
 a.download { display: inline-block; padding: 8px 16px; border-radius: 6px; background: #1d4ed8; color: #fff !important;
   text-decoration: none; font-weight: 600; }
 """
+WAITING = html.said("Waiting for its turn: one job runs at a time.")
 TAKE_BRUSH = """(name) => {
   const parts = [...document.querySelectorAll(".legend li")], at = parts.find((one) => one.dataset.name === name);
   const colors = parts.map((one) => one.dataset.colour), erase = document.querySelector("#editor [aria-label=Erase]");
   if (erase?.classList.contains("highlight")) document.querySelector("#editor [aria-label=Brush]")?.click();
-  const brush = {default_size: 12, colors, default_color: at.dataset.colour, color_mode: "fixed"};
+  const brush = {default_size: 16, colors, default_color: at.dataset.colour, color_mode: "fixed"};
   return {__type__: "update", brush};
 }"""
 """In the browser, so that no stroke is faster than its colour."""
@@ -120,8 +121,8 @@ class Page:
             with gr.Column(scale=3, min_width=300):
                 self.editor = gr.ImageEditor(
                     label="Paint the parts; the eraser takes paint away", image_mode="RGBA", type="numpy", format="png",
-                    sources=(), transforms=(), layers=False, brush=_brush([]), eraser=gr.Eraser(default_size=12),
-                    elem_id="editor", buttons=["fullscreen"], height=560,
+                    sources=(), transforms=(), layers=False, brush=_brush([]), eraser=gr.Eraser(default_size=16),
+                    elem_id="editor", buttons=["fullscreen"], height=560, canvas_size=(paint.VIEW, paint.VIEW),
                 )  # fmt: skip
         self.said2 = gr.HTML(padding=False, elem_id="said2")
 
@@ -202,6 +203,8 @@ class Page:
         told = [self.curve, self.preview, self.learn, self.stop, self.expected, *canvas, *done]
         on(self.learn.click, self._on_learn, self.said3, settings, told, **_JOB)
         on(self.find.click, self._on_find, self.said4, [editor], [self.find, self.stop_finding, *done], **_JOB)
+        for button, told_in in ((self.learn, self.said3), (self.find, self.said4)):
+            button.click(None, None, told_in, js=f"() => {WAITING!r}", api_visibility="private", **_QUICK)
         for button in (self.stop, self.stop_finding):
             button.click(_stop, session, queue=False, api_visibility="private")
         looks = [self.result, self.shown, self.opacity]
@@ -409,7 +412,7 @@ def _hexes(session: Session) -> list[str]:
 
 def _brush(colours: Sequence[str], chosen: int = 1) -> gr.Brush:
     shown: list[Any] = [*colours] or ["#808080"]
-    return gr.Brush(default_size=12, colors=shown, default_color=shown[chosen - 1], color_mode="fixed")
+    return gr.Brush(default_size=16, colors=shown, default_color=shown[chosen - 1], color_mode="fixed")
 
 
 def _layers(painted: Any) -> list[Any]:

@@ -18,8 +18,10 @@ from slime_bench.data.label_maps import RGB, pack, palette, unpack
 from slime_bench.data.mask_files import Mask
 from slime_bench.data.masks import UnnamedColours, resolve
 
-VIEW: Final = (512, 1024)
-"""Smallest and largest longer side of the view that is painted on, in pixels."""
+VIEW: Final = 800
+"""Side of the square that is painted on, in pixels. It never changes: where a picture has not the size of the canvas,
+Gradio's editor sets paint beside it."""
+_PADDING: Final = 128
 _PURE: Final = 16
 """Difference in any channel up to which paint has a class's own colour; brushes mix colours along their edges."""
 Array = NDArray[np.uint8]
@@ -35,12 +37,25 @@ def hexed(colour: RGB) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
+def place(size: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns of the square that a picture of (height, width) takes: all that keeps its form."""
+    height, width = (max(1, round(each * VIEW / max(size[:2]))) for each in size[:2])
+    top, left = (VIEW - height) // 2, (VIEW - width) // 2
+    return slice(top, top + height), slice(left, left + width)
+
+
 def painting_view(image: Array) -> Array:
-    """A picture uint8 [H,W,3] as it is painted on, [h,w,3]: small ones are enlarged, large ones reduced."""
-    height, width = image.shape[:2]
-    factor = min(max(max(height, width), VIEW[0]), VIEW[1]) / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(Image.fromarray(image).resize(size))
+    """A picture uint8 [H,W,3] as it is painted on, in the middle of the square [VIEW,VIEW,3]."""
+    here = place(image.shape)
+    view = np.full((VIEW, VIEW, 3), _PADDING, np.uint8)
+    height, width = view[here].shape[:2]
+    view[here] = np.asarray(Image.fromarray(image).resize((width, height)))
+    return view
+
+
+def painted(layers: Sequence[Array], colours: Sequence[RGB], size: tuple[int, ...]) -> Array:
+    """The labels uint8 [h,w] of a picture of (height, width) in its view; paint beside it is cut off."""
+    return labels_of(layers, colours, (VIEW, VIEW))[place(size)]
 
 
 def resized(label: Array, size: tuple[int, int]) -> Array:
@@ -77,13 +92,14 @@ def labels_of(layers: Sequence[Array], colours: Sequence[RGB], size: tuple[int, 
     return label
 
 
-def layer_of(label: Array, colours: Sequence[RGB], size: tuple[int, int]) -> Array:
-    """A label map as paint, uint8 [h,w,4] RGBA of `size`; background and ignored pixels are unpainted."""
-    label = resized(label, size)
+def layer_of(label: Array, colours: Sequence[RGB]) -> Array:
+    """A label map [H,W] as paint on the square, uint8 [VIEW,VIEW,4] RGBA; background and ignored are unpainted."""
+    paint = np.zeros((VIEW, VIEW, 4), np.uint8)
+    here = paint[place(label.shape)]
+    label = resized(label, (here.shape[0], here.shape[1]))
     inside = (label > 0) & (label < len(colours))
-    paint = np.zeros((*size, 4), np.uint8)
-    paint[inside, :3] = np.array(colours, np.uint8)[label[inside]]
-    paint[inside, 3] = 255
+    here[inside, :3] = np.array(colours, np.uint8)[label[inside]]
+    here[inside, 3] = 255
     return paint
 
 

@@ -193,30 +193,30 @@ class Session:
         self.classes = classes
 
     def open(self, name: str) -> tuple[Array, Array]:
-        """Make a picture the one that is painted: its view uint8 [h,w,3], and its paint so far [h,w,4].
+        """Make a picture the one that is painted: the square that is painted on, uint8
+        [S,S,3], and its paint so far [S,S,4].
 
         Raises:
             DataError: it cannot be read.
         """
         photo = self.photos[name]
-        view = paint.painting_view(self.pixels_of(photo))
-        size = (view.shape[0], view.shape[1])
-        self.current = name
-        label = np.zeros(size, np.uint8) if photo.label is None else photo.label
-        layer = paint.layer_of(label, self.colours, size)
-        self._in_view = paint.labels_of([layer], self.colours, size)
-        return view, layer
+        image = self.pixels_of(photo)
+        label = np.zeros(image.shape[:2], np.uint8) if photo.label is None else photo.label
+        layer = paint.layer_of(label, self.colours)
+        self.current, self._in_view = name, paint.painted([layer], self.colours, image.shape)
+        return paint.painting_view(image), layer
 
     def keep_paint(self, layers: Sequence[Array]) -> None:
         """Take over the paint, uint8 [h,w,4] each, of the picture that is painted."""
         if self.current is None or self._in_view is None or len(self.classes) == 1:
             return
         photo, before = self.photos[self.current], self._in_view
-        after = paint.labels_of(layers, self.colours, (before.shape[0], before.shape[1]))
+        size = self.pixels_of(photo).shape[:2]
+        after = paint.painted(layers, self.colours, size)
         if np.array_equal(before, after):
             return
         if photo.label is None:
-            photo.label = np.zeros(self.pixels_of(photo).shape[:2], np.uint8)
+            photo.label = np.zeros(size, np.uint8)
         photo.label = paint.merged(photo.label, before, after)
         self._in_view = after
         if not photo.label.any():

@@ -54,11 +54,15 @@ def test_later_layers_lie_above_and_sizes_may_differ() -> None:
     assert not paint.labels_of([], COLOURS, SIZE).any()
 
 
-def test_labels_become_paint_and_come_back() -> None:
-    label = np.random.default_rng(0).integers(0, 6, SIZE).astype(np.uint8)
-    assert np.array_equal(paint.labels_of([paint.layer_of(label, COLOURS, SIZE)], COLOURS, SIZE), label)
-    ignored = np.full(SIZE, 255, np.uint8)
-    assert not paint.layer_of(ignored, COLOURS, SIZE).any()
+@pytest.mark.parametrize("size", [(128, 128), (30, 40), (90, 33)])
+def test_labels_become_paint_and_come_back(size: tuple[int, int]) -> None:
+    label = np.random.default_rng(0).integers(0, 6, size).astype(np.uint8)
+    layer = paint.layer_of(label, COLOURS)
+    assert layer.shape == (paint.VIEW, paint.VIEW, 4)
+    assert np.array_equal(paint.resized(paint.painted([layer], COLOURS, size), size), label)
+    assert not paint.layer_of(np.full(size, 255, np.uint8), COLOURS).any()
+    layer[..., :] = (*COLOURS[1], 255)  # beside the picture, too
+    assert (paint.painted([layer], COLOURS, size) == 1).all()
 
 
 def test_a_correction_changes_what_was_painted_over_alone() -> None:
@@ -73,6 +77,13 @@ def test_a_correction_changes_what_was_painted_over_alone() -> None:
     assert np.array_equal(merged[:, :200], label[:, :200]) and (merged[:, 200:] == 4).all()
 
 
-@pytest.mark.parametrize(("size", "view"), [((128, 128), (512, 512)), ((3000, 4000), (768, 1024)), ((600, 700), None)])
-def test_views_are_neither_tiny_nor_huge(size: tuple[int, int], view: tuple[int, int] | None) -> None:
-    assert paint.painting_view(np.zeros((*size, 3), np.uint8)).shape == (*(view or size), 3)
+@pytest.mark.parametrize("size", [(128, 128), (3000, 4000), (600, 7)])
+def test_pictures_keep_their_form_on_the_square(size: tuple[int, int]) -> None:
+    view = paint.painting_view(np.full((*size, 3), 200, np.uint8))
+    rows, columns = np.nonzero(view[..., 0] == 200)
+    height, width = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
+    assert view.shape == (paint.VIEW, paint.VIEW, 3) and max(height, width) == paint.VIEW
+    assert height / width == pytest.approx(size[0] / size[1], rel=0.07)
+    assert (
+        abs(rows.min() + rows.max() + 1 - paint.VIEW) <= 1 and abs(columns.min() + columns.max() + 1 - paint.VIEW) <= 1
+    )

@@ -40,7 +40,7 @@ def small(tiny_sd: Path) -> list[str]:
 
 
 def drawn(session: Session, *patches: Draw) -> None:
-    """Paint on the picture in the canvas, in its view."""
+    """Paint on the picture in the canvas, on its square of 800 pixels."""
     assert session.current is not None
     _, layer = session.open(session.current)
     for rows, columns, index in patches:
@@ -96,7 +96,7 @@ class TestClasses:
     def test_paint_follows_its_class(self, session: Session, tmp_path: Path) -> None:
         opened(session, tmp_path, "a.png")
         session.name_classes("body, wheel, window")
-        drawn(session, (slice(0, 100), slice(None), 1), (slice(100, 200), slice(None), 3))
+        drawn(session, (slice(200, 400), slice(None), 1), (slice(400, 500), slice(None), 3))
         label = session.photos["a.png"].label
         assert label is not None and set(np.unique(label)) == {0, 1, 3}
         session.name_classes("hull, wheel, window")  # as many names: one is renamed
@@ -115,11 +115,11 @@ class TestPaint:
         session.name_classes("body, wheel")
         with pytest.raises(LabelError, match="nothing is painted"):
             session.support()
-        drawn(session, (slice(0, 100), slice(0, 100), 1))
+        drawn(session, (slice(200, 400), slice(0, 100), 1))
         with pytest.raises(LabelError, match=r"(?s)without paint.*no pixel of wheel"):
             session.support()
         session.open("b.png")
-        drawn(session, (slice(0, 100), slice(0, 100), 2))  # in another picture
+        drawn(session, (slice(200, 400), slice(0, 100), 2))  # in another picture
         support = session.support()
         assert support.names == ("a.png", "b.png") and [each.shape for each in support.labels] == [(30, 40)] * 2
         assert support.classes.names == ("background", "body", "wheel")
@@ -214,7 +214,7 @@ class TestLearning:
         before = session.result("car1.png")
         session.correct("car1.png")
         session.open("car1.png")
-        drawn(session, (slice(0, 40), slice(0, 40), 4))
+        drawn(session, (slice(0, 63), slice(0, 63), 4))
         corrected = session.photos["car1.png"].label
         assert corrected is not None and (corrected[:10, :10] == 4).all()
         assert np.array_equal(corrected[10:], before[10:])

@@ -245,7 +245,7 @@ def test_from_paint_to_the_archive_and_back(visitor: Visitor, photos: list[Path]
     with Image.open(archive.open("painted/photo0.png")) as picture:
         painted, colours = np.array(picture), picture.getpalette()
     assert colours is not None and colours[:9] == palette(3).ravel().tolist()
-    at = [round(64 + each / visitor.scale() / 4) for each in (-60, 0, 100, 50)]  # the view is four times as large
+    at = [round(64 + each / visitor.scale() / 800 * 128) for each in (-60, 0, 100, 50)]
     assert painted.shape == (128, 128) and painted[at[0], at[1]] == 1 and painted[at[2], at[1]] == 2
     assert painted[at[0], at[3]] == 0 and set(np.unique(painted)) == {0, 1, 2}  # erased, and no edge is soft
     private = [str(Path.home()).encode(), str(photos[0].parent).encode(), b"slime-bench-"]
