@@ -23,7 +23,7 @@ Array = NDArray[np.uint8]
 SECONDS: Final[dict[tuple[str, str, str], float]] = {
     # (what, method, preset): on two cores of a laptop; what is measured here takes their place
     ("start", "slime", "mini"): 3.0,
-    ("step", "slime", "mini"): 0.2,
+    ("step", "slime", "mini"): 0.3,
     ("picture", "slime", "mini"): 0.2,
     ("start", "feature_probe", "mini"): 5.0,
     ("picture", "feature_probe", "mini"): 0.3,

@@ -58,7 +58,6 @@ CSS = """
 a.download { display: inline-block; padding: 8px 16px; border-radius: 6px; background: #1d4ed8; color: #fff !important;
   text-decoration: none; font-weight: 600; }
 """
-WAITING = html.said("Waiting for its turn: one job runs at a time.")
 TAKE_BRUSH = """(name) => {
   const parts = [...document.querySelectorAll(".legend li")], at = parts.find((one) => one.dataset.name === name);
   const colors = parts.map((one) => one.dataset.colour), erase = document.querySelector("#editor [aria-label=Erase]");
@@ -203,8 +202,6 @@ class Page:
         told = [self.curve, self.preview, self.learn, self.stop, self.expected, *canvas, *done]
         on(self.learn.click, self._on_learn, self.said3, settings, told, **_JOB)
         on(self.find.click, self._on_find, self.said4, [editor], [self.find, self.stop_finding, *done], **_JOB)
-        for button, told_in in ((self.learn, self.said3), (self.find, self.said4)):
-            button.click(None, None, told_in, js=f"() => {WAITING!r}", api_visibility="private", **_QUICK)
         for button in (self.stop, self.stop_finding):
             button.click(_stop, session, queue=False, api_visibility="private")
         looks = [self.result, self.shown, self.opacity]
