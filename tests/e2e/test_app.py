@@ -143,7 +143,7 @@ class Visitor:
     def choose(self, name: str) -> None:
         """Take a class's brush, and wait for its colour."""
         self.take(name, "#brush label")
-        colour = "getComputedStyle(document.querySelector('#editor [aria-label=Color]')).color"
+        colour = "((it) => it && getComputedStyle(it).color)(document.querySelector('#editor [aria-label=Color]'))"
         wanted = self.js(
             "return getComputedStyle([...document.querySelectorAll('.legend li')].find((one) => one.dataset.name =="
             " arguments[0]).querySelector('.swatch')).backgroundColor", name,
