@@ -33,7 +33,7 @@ CELEBA     ?= $(RAW)/CelebAMask-HQ.zip
 CAR_TEST   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-release docs lint format mini-data report ranking bench reproduce-all ablation-all clean \
+.PHONY: help setup app test test-release docs lint format mini-data report ranking bench reproduce-all ablation-all clean \
         $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%) $(PROBED:%=ablation-%)
 
 help:  ## list the targets
@@ -59,6 +59,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' || { \
 	  echo; echo "The installation did not finish. What was fetched is kept: run the same command again."; exit 1; }
 	@touch $@
+
+app: $(STAMP)  ## a page in the browser: paint the parts in one picture, get them in others (ARGS='--port 8000')
+	@$(BIN)/slime-bench app $(ARGS)
 
 # One worker has one thread: two workers with two threads each would be slower than one.
 # What only a release needs (full-size models, kill rounds) is left out; `make test-release` runs it.

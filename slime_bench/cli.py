@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "status": "slime_bench.sweep.status",
     "compare": "slime_bench.report.compare",
     "segment": "slime_bench.segment.command",
+    "app": "slime_bench.app.command",
     "verify": "slime_bench.data.verify_command",
     "embeddings": "slime_bench.segment.embeddings_command",
 }
@@ -52,6 +53,7 @@ how far        slime-bench status experiment=mini_car  done, running, missing
 two runs       slime-bench compare RUN_A RUN_B         what differs
 own images     slime-bench segment --image car.jpg --mask car.png \\
                  --images photos --out masks
+               slime-bench app                         on a page in the browser
 check data     slime-bench verify data=pascal_part_car
 embeddings     slime-bench embeddings --help           to, from SLiMe's authors
 

@@ -82,16 +82,17 @@ def scores_npz(scores: Tensor, size: tuple[int, int], fit: str, classes: Sequenc
     return buffer.getvalue()
 
 
-def blend(image: Image.Image, label: NDArray[np.uint8], colours: Sequence[RGB]) -> Image.Image:
+def blend(image: Image.Image, label: NDArray[np.uint8], colours: Sequence[RGB], opacity: float = BLEND) -> Image.Image:
     """The image with every class but the background in its colour, outlined.
 
     Args:
         label: uint8 [h,w], brought to the image's size by nearest neighbour. Only labels with a colour are drawn.
+        opacity: part of the class's colour.
     """
     label = np.array(Image.fromarray(label).resize(image.size, Image.Resampling.NEAREST))
     width = 2 * max(1, max(image.size) // 400) + 1
     paint = _painted(label, colours).convert("RGB")
-    mixed = Image.blend(image.convert("L").convert("RGB"), paint, BLEND)
+    mixed = Image.blend(image.convert("L").convert("RGB"), paint, opacity)
     mixed.paste(paint, mask=Image.fromarray(maximum_filter(label, width) != minimum_filter(label, width)))
     return Image.composite(mixed, image, Image.fromarray((label > 0) & (label < len(colours))))
 

@@ -22,7 +22,7 @@ from tests.fixtures.plain_make import run_make
 
 PACKAGES = ("slime_bench", "data_prep")
 TARGETS = {
-    "help", "setup", "test", "docs", "lint", "format", "mini-data", "report", "ranking", "bench", "clean",
+    "help", "setup", "app", "test", "docs", "lint", "format", "mini-data", "report", "ranking", "bench", "clean",
     "reproduce-car", "reproduce-horse", "reproduce-face", "reproduce-all", "ablation-all",
     "ablation-was", "ablation-prompt", "ablation-losses", "ablation-t_opt", "ablation-t_test", "ablation-lr",
     "ablation-layers", "ablation-start", "ablation-probe_t", "ablation-probe_layers",

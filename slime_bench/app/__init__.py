@@ -1,0 +1,1 @@
+"""`slime-bench app`: a local page on which people paint parts in one picture and get them in others."""
