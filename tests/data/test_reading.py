@@ -19,6 +19,7 @@ from slime_bench.data.label_maps import pack, unpack, validate_colours
 from slime_bench.data.layouts import Pair
 from slime_bench.data.mask_files import read_mask
 from slime_bench.data.reading import FolderDataset, read_image, read_photo, read_sample, rgb
+from slime_bench.data.verify import verify_splits
 from slime_bench.errors import ConfigError, DataError, LabelError
 
 CLASSES = ("background", "body", "wheel")
@@ -406,3 +407,30 @@ def test_labels_out_of_range(tmp_path: Path, value: int) -> None:
             read(0)
         assert caught.value.found == f"{value} (1 pixels)"
         assert "0..2 (background, body, wheel) or 255" in str(caught.value.expected)
+
+
+def test_a_folder_whose_files_name_their_classes(tmp_path: Path) -> None:
+    """One file for each part; labels go by the data set's class list, whatever the order of the names."""
+    Image.fromarray(GREY).save(tmp_path / "car.jpg")
+    for name, value in (("body", 1), ("wheel", 2)):
+        Image.fromarray(((value == LABEL) * 255).astype(np.uint8)).save(tmp_path / f"car.{name}.png")
+    expected = np.where(LABEL == 255, 0, LABEL)
+    for classes, table in ((CLASSES, (0, 1, 2)), (("background", "wheel", "body"), (0, 2, 1))):
+        dataset = FolderDataset(tmp_path, classes)
+        assert (dataset.label(0) == np.array(table)[expected]).all() and (dataset[0].label == dataset.label(0)).all()
+    with pytest.raises(ConfigError, match="unknown class `wheel`"):
+        FolderDataset(tmp_path, ("background", "body", "wheels")).label(0)
+
+
+def test_interpolated_label_maps_are_found_by_the_verification(tmp_path: Path) -> None:
+    """All their values are classes, so that reading alone cannot tell."""
+    label = np.zeros((64, 64), np.uint8)
+    label[8:30, 8:40], label[34:60, 20:50] = 5, 3
+    smooth = np.array(Image.fromarray(label).resize((90, 90), Image.Resampling.BILINEAR))
+    for name, array in (("a", label), ("b", smooth)):
+        for folder, pixels in (("images", np.dstack([array] * 3)), ("labels", array)):
+            (tmp_path / "test" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "test" / folder / f"{name}.png")
+    dataset = FolderDataset(tmp_path / "test", ["background", *"abcde"])
+    (problem,) = verify_splits({"test": dataset}, tmp_path).problems
+    assert "soft edges" in problem.summary and Path(str(problem.path)).name == "b.png"
