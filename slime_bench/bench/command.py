@@ -61,7 +61,7 @@ def make_main(
             with threads(arguments.threads, deterministic=False):
                 print(measure(arguments, f"python -m {program} {shlex.join(chosen)}".strip()))
         except Exception as error:
-            wrong = typed(error)
+            wrong = typed(error, "--out <folder>")
             show(wrong)
             return exit_code(wrong)
         return 0

@@ -256,7 +256,7 @@ class TestCommands:
 
         monkeypatch.setattr(attention, "compare", measured)
         assert attention.main(["--out", str(tmp_path / "file" / "folder")]) == 2
-        assert "choose another folder" in capsys.readouterr().err
+        assert "choose another place with --out <folder>" in capsys.readouterr().err
 
     def test_attention(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -79,7 +79,8 @@ def test_the_table_in_another_folder_and_again_to_the_same_bytes(copied: Bench, 
     assert len((folder / "tiny_car-ablation-t_test.csv").read_text().splitlines()) == 1 + 3
 
 
-def test_what_failed_and_what_is_missing(copied: Bench) -> None:
+def test_what_failed_and_what_is_missing(copied: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # no line is folded
     found = folders(copied)
     shutil.rmtree(found[5])
     (found[20] / "result.json").unlink()

@@ -108,7 +108,8 @@ class TestProcesses:
         assert again.code == 0 and "2 of 2 trials finished (2 before)" in again.err
 
 
-def test_the_report_of_what_is_there(finished: Bench) -> None:
+def test_the_report_of_what_is_there(finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # no line is folded
     before = contents(finished.outputs / "runs")
     arguments = ["--outputs", str(finished.outputs), "--subject", "car", "--shots", "1,2", "--seeds", "0,1"]
     outcome = command("report", *arguments)
