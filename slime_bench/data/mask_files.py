@@ -106,7 +106,7 @@ def read_mask(path: Path) -> Mask:
     except (*DECODING_ERRORS, MemoryError) as error:  # an array's header may promise more than there is memory
         raise unreadable("label map", path, error, MASK_FORMS) from error
     raise LabelError(
-        "the label map is stored in a format that changes pixels", path=path, found=f"a {lossy} file",
+        "the label map is stored in a format that changes pixels", path=path, found=lossy,
         expected=MASK_FORMS,
         remedy="export the mask as PNG from the program that it was drawn in; converting this file keeps the false "
         "labels in it",

@@ -56,7 +56,7 @@ class TestSharedInputs:
         ("name", "words"),
         [
             ("svg_aa_rgb.png", "the mask has soft edges"),
-            ("simple_lossy.webp", "a format that changes pixels; found a lossy WebP file"),
+            ("simple_lossy.webp", "a format that changes pixels; found lossy WebP"),
             ("cvat_background_not_black.png", "#00d7ff as background, #ff00cc as magenta"),
             ("bg255.png", "58 % of the masks have the value 255, which means ignored"),
             ("voc_rgb_void.png", "#e0e0c0"),
@@ -129,6 +129,12 @@ def save(picture: Image.Image, path: Path, **options: object) -> Path:
     return path
 
 
+def written(path: Path, head: bytes) -> Path:
+    """A file of which only the first bytes are right, which is all that tells its kind."""
+    path.write_bytes(head + b"\0" * 200)
+    return path
+
+
 def made(array: np.ndarray, name: str = "m.png", **options: object) -> Callable[[Path], Path]:
     return lambda folder: save(Image.fromarray(array), folder / name, **options)
 
@@ -151,10 +157,16 @@ way("16 bits, indices", "read: background")(made(LABEL.astype(np.uint16)))
 way("TIFF", "read: background")(made(LABEL, "m.tif"))
 way("lossless WebP", "as background")(made(RGB, "m.webp", lossless=True))
 way("lossless WebP with a list", "read: background", COLOURS)(made(RGB, "m.webp", lossless=True))
-way("JPEG", "found a JPEG file")(made(RGB, "m.jpg"))
-way("JPEG called PNG", "found a JPEG file")(made(RGB, "m.png", format="JPEG"))
-way("JPEG 2000", "found a JPEG 2000 file")(made(RGB, "m.jp2"))
-way("JPEG in a TIFF", "found a JPEG file")(made(RGB, "m.tif", compression="jpeg"))
+way("JPEG", "found JPEG")(made(RGB, "m.jpg"))
+way("JPEG called PNG", "found JPEG")(made(RGB, "m.png", format="JPEG"))
+way("JPEG 2000", "found JPEG 2000")(made(RGB, "m.jp2"))
+way("AVIF", "found AVIF")(
+    lambda folder: written(folder / "m.avif", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf")
+)  # fmt: skip
+way("HEIC called PNG", "found HEIC")(
+    lambda folder: written(folder / "m.png", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+)  # fmt: skip
+way("JPEG in a TIFF", "found JPEG")(made(RGB, "m.tif", compression="jpeg"))
 way("two pages", "more than one picture")(
     made(LABEL, "m.tif", save_all=True, append_images=[Image.fromarray(LABEL)])
 )  # fmt: skip
