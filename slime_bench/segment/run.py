@@ -28,7 +28,7 @@ from slime_bench.data.mask_files import unreadable
 from slime_bench.data.masks import UnnamedColours
 from slime_bench.data.pictures import opened, size_of
 from slime_bench.data.reading import read_photo
-from slime_bench.errors import LabelError, ResultError, SlimeBenchError
+from slime_bench.errors import LabelError, ResultError, SlimeBenchError, StorageError
 from slime_bench.paths import user_path
 from slime_bench.results.state import content_hash, read_state
 from slime_bench.segment import folder, learn, output
@@ -156,11 +156,15 @@ def _asked(error: UnnamedColours) -> LabelError:
     """The error with the class file that it proposes, which is written beside the mask."""
     note("colours", columns([("colour", "pixels", "area", "could be called"), *error.table()]))
     path = Path(f"{error.path}.classes.yaml")
-    if not path.exists():
-        write(path, error.class_file().encode())
+    remedy = f"correct the names in {path} and add --classes {path}"
+    try:
+        if not path.exists():
+            write(path, error.class_file().encode())
+    except StorageError:  # the question matters, not that its folder is read-only
+        remedy = str(error.remedy)
     return LabelError(
         error.summary, path=error.path, found=error.found, expected=error.expected,
-        remedy=f"correct the names in {path} and add --classes {path}; or take them as they are with --yes",
+        remedy=f"{remedy}; or take them as they are with --yes",
     )  # fmt: skip
 
 

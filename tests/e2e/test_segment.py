@@ -193,6 +193,21 @@ class TestFromAnnotatedImages:
         with Image.open(tmp_path / "colours/labels/print.png") as label:
             assert label.getpalette()[:18] == colours.flatten().tolist()
 
+    def test_colours_without_a_list_are_asked_about(
+        self, learn: Callable[..., Outcome], car_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        no_learning(monkeypatch)
+        with Image.open(car_pictures / "support/labels/car-support-0.png") as label:
+            body = np.array(label) == 1
+        Image.fromarray(np.where(body[..., None], np.uint8([255, 0, 0]), np.uint8(0))).save(tmp_path / "mask.png")
+        pair = ["--image", str(car_pictures / "support/images/car-support-0.png"), "--mask", str(tmp_path / "mask.png")]
+        outcome = learn(annotated=pair)
+        assert outcome.code == 2 and "could be called" in outcome.err and "--yes" in outcome.err
+        proposed = tmp_path / "mask.png.classes.yaml"
+        assert str(proposed) in outcome.err
+        assert yaml.safe_load(proposed.read_text()) == {"background": "#000000", "red": "#ff0000"}
+        assert not (tmp_path / "out/embeddings.safetensors").exists()
+
     def test_the_paper_preset_is_composed(self, learn: Callable[..., Outcome], tmp_path: Path) -> None:
         names = ",".join(f"up_blocks.{block}.attentions.{index}" for block in (1, 2) for index in (0, 1))
         layers = [f"backbone.cross_layers=[{names}]", "backbone.self_layers=[up_blocks.3.attentions.0]"]
