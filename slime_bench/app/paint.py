@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from slime_bench.data.class_files import ClassSpec
-from slime_bench.data.label_maps import RGB, pack, palette, unpack
+from slime_bench.data.label_maps import RGB, pack, palette, shown
 from slime_bench.data.mask_files import Mask
 from slime_bench.data.masks import UnnamedColours, resolve
 
@@ -129,6 +129,6 @@ def understood(mask: Mask, classes: tuple[str, ...]) -> tuple[tuple[str, ...], A
         found, (label,) = resolve([mask], spec)
     except UnnamedColours as error:
         found, (label,) = resolve([mask], spec, accept=True)
-        pairs = [f"{hexed(unpack(value))}: {name}" for name, value in error.proposal.values.items()]
+        pairs = [f"{shown(value, True)}: {name}" for name, value in error.proposal.values.items()]
         return found.names, label, f" Its colours were taken as {', '.join(pairs)}: correct the names under Classes."
     return found.names, label, ""

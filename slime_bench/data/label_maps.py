@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ MAX_CLASSES = 255
 """Label maps have 8 bits and 255 is no class. How many classes a method takes is the method's to check."""
 
 RGB = tuple[int, int, int]
+Packed = TypeVar("Packed", int, NDArray[np.int64])
 
 _GOLDEN = 0.6180339887498949
 _SHADES = ((0.90, 0.95), (0.45, 1.00), (0.95, 0.60), (0.60, 0.80))
@@ -114,8 +115,8 @@ def pack(colours: NDArray[Any]) -> NDArray[np.int64]:
     return colours.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
 
-def unpack(value: int) -> RGB:
-    """0xRRGGBB -> (r, g, b)."""
+def unpack(value: Packed) -> tuple[Packed, Packed, Packed]:
+    """0xRRGGBB -> (r, g, b), of one colour or of int64 [...]."""
     return value >> 16 & 255, value >> 8 & 255, value & 255
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_bench.data.label_maps import unpack
+
 LONGEST = 4
 """Pixels of a ramp; longer ones are photographs' or soft brushes', which have many values."""
 _LINES = 1024  # rows and columns that are looked at
@@ -109,7 +111,7 @@ def _between(start: Values, end: Values, middle: Values, coloured: bool) -> NDAr
         line = np.column_stack([start, middle, end])
         steps = line[:, 1:] - line[:, :-1]
         return _rises(steps) | _rises(-steps)
-    a, b, m = (np.stack(unpack_all(each), axis=-1).astype(np.float64) for each in (start, end, middle))
+    a, b, m = (np.stack(unpack(each), axis=-1).astype(np.float64) for each in (start, end, middle))
     whole = b - a
     place = ((m - a[:, None]) * whole[:, None]).sum(-1) / np.maximum((whole**2).sum(-1), 1)[:, None]
     off = np.abs(m - a[:, None] - place[..., None] * whole[:, None]).max(axis=-1)
@@ -121,11 +123,6 @@ def _between(start: Values, end: Values, middle: Values, coloured: bool) -> NDAr
 def _rises(steps: Values) -> NDArray[np.bool_]:
     """[N]: steps [N,L+1] that never go down, and neither begin nor end flat."""
     return np.asarray((steps >= 0).all(axis=1) & (steps[:, 0] > 0) & (steps[:, -1] > 0))
-
-
-def unpack_all(values: Values) -> tuple[Values, Values, Values]:
-    """0xRRGGBB [...] -> three channels [...]."""
-    return values >> 16 & 255, values >> 8 & 255, values & 255
 
 
 def border_value(values: Values) -> int | None:

@@ -31,7 +31,7 @@ MASK_FORMS: Final = (
 )
 _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP")
 _MODES = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA")
-# In a ISO media file the brand follows `ftyp`.
+# In an ISO media file the brand follows `ftyp`.
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC"}
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000"}
 _LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP", "jpeg2000": "JPEG 2000"}
@@ -232,9 +232,8 @@ def unreadable(kind: str, path: Path, error: BaseException, expected: str) -> Da
             expected=f"at most {DECODED / 1e6:.0f} megapixels; photos to be segmented {LARGEST / 1e6:.0f}, as JPEG",
             remedy="export it smaller, e.g. 4000 pixels wide; its parts are looked for at a few hundred pixels anyway",
         )  # fmt: skip
-    found = broken_link(path) or getattr(
-        error, "strerror", None
-    )  # of a file that is not there, a folder, or one that may not be read
+    # What the system says of a file that is not there, of a folder, or of one that may not be read.
+    found = broken_link(path) or getattr(error, "strerror", None)
     if found is None:
         found = f"{path.stat().st_size} bytes that do not decode ({type(error).__name__}: {error})"
     remedy = "correct the name, or restore the file or export it again"
