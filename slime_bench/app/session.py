@@ -32,7 +32,7 @@ from slime_bench.data.reading import check_size, read_image
 from slime_bench.errors import ConfigError, DataError, LabelError, SlimeBenchError
 from slime_bench.segment import folder, learn, output
 from slime_bench.segment.folder import Record
-from slime_bench.segment.segmenter import Segmenter, label_map, noise_key
+from slime_bench.segment.segmenter import Segmenter, noise_key
 from slime_bench.segment.support import Support
 from slime_bench.storage import write_atomic
 
@@ -377,14 +377,12 @@ class Session:
         image = self.pixels_of(photo)
         size = (int(image.shape[0]), int(image.shape[1]))
         (scored,) = segmenter.scored([segmenter.fitted(image)], [noise_key(image)])
-        label = label_map(scored.maps, size, segmenter.recipe.data.fit)
+        label, pixels, confidence = segmenter.found(scored, size)
         results = self.place / "results"
         seen = output.view(Image.fromarray(image))
         drawn = output.overlay(seen, label, segmenter.classes, segmenter.colours)
         write_atomic(results / folder.OVERLAYS / f"{photo.stem}.jpg", drawn)
         write_atomic(results / folder.LABELS / f"{photo.stem}.png", output.label_png(label, segmenter.colours))
-        pixels = np.bincount(label.ravel(), minlength=len(segmenter.classes)).tolist()
-        confidence = None if segmenter.reached is None else segmenter.reached.confidence(scored.best)
         status = photo.path.stat()
         photo.record = Record(photo.name, status.st_size, status.st_mtime_ns, [*size], pixels, confidence)
 

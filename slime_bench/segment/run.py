@@ -36,7 +36,7 @@ from slime_bench.segment.confidence import LARGE, UNSURE, doubtful
 from slime_bench.segment.folder import EMBEDDINGS, LABELS, Record, Run, write, write_run
 from slime_bench.segment.learn import Recipe
 from slime_bench.segment.output import Shown, columns, note, percent
-from slime_bench.segment.segmenter import Scored, Segmenter, label_map, noise_key
+from slime_bench.segment.segmenter import Scored, Segmenter, noise_key
 from slime_bench.segment.support import Support, pair_up, read_support
 from slime_bench.trial.failure import typed_error
 
@@ -338,14 +338,12 @@ def _load(name: str, path: Path, segmenter: Segmenter) -> _Loaded | SlimeBenchEr
 def _finish(loaded: _Loaded, scored: Scored, segmenter: Segmenter, out: Path, run: Run, save_scores: bool) -> None:
     """Write one image's results, and record them."""
     made = segmenter.recipe
-    label = label_map(scored.maps, loaded.size, made.data.fit)
+    label, pixels, confidence = segmenter.found(scored, loaded.size)
     label_file, overlay_file, scores_file = folder.results_of(out, loaded.name)
     if save_scores or scores_file.exists():  # which may be of an earlier picture of this name
         write(scores_file, output.scores_npz(scored.maps, loaded.size, made.data.fit, made.classes))
     write(overlay_file, output.overlay(loaded.view, label, made.classes, made.colours))
     write(label_file, output.label_png(label, made.colours))
-    pixels = output.pixel_counts(label, len(made.classes))
-    confidence = None if segmenter.reached is None else segmenter.reached.confidence(scored.best)
     file = loaded.path.name, loaded.bytes, loaded.changed
     run.images[loaded.name] = Record(*file, list(loaded.size), pixels, confidence)
 

@@ -30,7 +30,7 @@ from slime_bench.segment import learn
 from slime_bench.segment.confidence import Reached, best_scores, reached
 from slime_bench.segment.inputs import Classlike, Masklike, Picture, read_any, read_classlike, read_examples
 from slime_bench.segment.learn import Recipe
-from slime_bench.segment.output import VIEW
+from slime_bench.segment.output import VIEW, pixel_counts
 from slime_bench.segment.support import Support
 from slime_bench.storage import write_atomic
 from slime_bench.trial import fitting
@@ -46,6 +46,14 @@ class Scored(NamedTuple):
 
     maps: torch.Tensor
     best: torch.Tensor
+
+
+class Found(NamedTuple):
+    """What is in a picture: label map uint8 [H,W], and of each class its pixels and, where it is known, confidence."""
+
+    label: Array
+    pixels: list[int]
+    confidence: list[float | None] | None
 
 
 class Segmenter:
@@ -222,6 +230,12 @@ class Segmenter:
             scores = method.scores(images, list(keys))
             best = [best_scores(each) for each in scores.float().cpu()]
             return [Scored(*each) for each in zip(method.refine(scores, images).float().cpu(), best, strict=True)]
+
+    def found(self, scored: Scored, size: tuple[int, int]) -> Found:
+        """What score maps say of a picture of `size` (H, W)."""
+        label = label_map(scored.maps, size, self.recipe.data.fit)
+        confidence = None if self.reached is None else self.reached.confidence(scored.best)
+        return Found(label, pixel_counts(label, len(self.classes)), confidence)
 
     @property
     def reached(self) -> Reached | None:
