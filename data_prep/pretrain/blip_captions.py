@@ -152,13 +152,13 @@ def draw_example(index: int, rng: np.random.Generator, shares: Sequence[float] =
     """
     kind = int(rng.choice(len(shares), p=shares))
     if kind == 0:
-        view = draw_view(4 * index, rng)
+        view = draw_view(index, rng)
         told = [Caption(text, truth, weight(text, truth, _TRUE)) for text, truth in captions(view, rng)]
         return Example(view.image, told, True)
     grid = GRIDS[kind - 1]
     views = []
     for offset in range(4):
-        place = 4 * index + offset
+        place = index + offset
         picture, subject = stream_picture(place), _SUBJECT_NAMES[place % len(_SUBJECT_NAMES)]
         views += [make_view(picture, subject, rng, grid=grid) for _ in range(grid * grid // 4)]
     return mosaic([views[number] for number in rng.permutation(len(views))], rng)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ KINDS = ("long", "part", "colour", "scene")
 """Of captions: a description, "Image of wheel.", "Image of black wheel.", "Image of grass." or "Image of car."."""
 
 
-def export(work: Path, out: Path, size: Mapping[str, int], device: torch.device) -> None:
+def export(work: Path, out: Path, size: Mapping[str, int], stages: Sequence[str], device: torch.device) -> None:
     """Averaged weights of the last stage in `work` -> the folder `out`, replaced when the new one is complete."""
 
     def write(folder: Path) -> dict[str, Any]:
         tokenizer = build_blip_tokenizer(vocabulary())
         matcher = Matcher(build_blip(tokenizer, **size))
-        matcher.load_state_dict(averaged_weights(work, "blip128"))
+        matcher.load_state_dict(averaged_weights(work, stages[-1]))
         matcher.model.to(torch.float16).save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         # Measure what was written, not what was trained: half precision included.
@@ -38,7 +38,7 @@ def export(work: Path, out: Path, size: Mapping[str, int], device: torch.device)
         measured = measure(loaded.to(device).eval(), tokenizer, device)
         return {"parameters": parameter_count(loaded), "measured": measured}
 
-    export_model(out, work, ("blip64", "blip128"), device, write, PAGE)
+    export_model(out, work, stages, device, write, PAGE)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -110,7 +110,7 @@ class Scores:
 
 
 @contextmanager
-def recorded(model: BlipForImageTextRetrieval, layers: Sequence[int]) -> Iterator[Scores]:
+def recorded(model: BlipForImageTextRetrieval, layers: Iterable[int]) -> Iterator[Scores]:
     """Keep what the named layers' cross-attention projects."""
     scores, handles = Scores(), []
     for index in layers:
@@ -124,15 +124,18 @@ def recorded(model: BlipForImageTextRetrieval, layers: Sequence[int]) -> Iterato
             handle.remove()
 
 
-def attention_losses(scores: Scores, heads: int, packed: Packed, gain: nn.Parameter) -> dict[str, torch.Tensor]:
-    """Two losses on the cross-attention's scores before the softmax, means over the recorded layers.
+def attention_losses(
+    scores: Scores, heads: int, packed: Packed, gain: nn.Parameter, grounded: int
+) -> dict[str, torch.Tensor]:
+    """Two losses on the cross-attention's scores before the softmax, means over layers.
 
     `level`: mean of logsumexp(scores)^2 over the tokens: zero where every row of scores holds log-probabilities. A
-    softmax over patches ignores a constant that is added to a row; the method compares rows of different prompts.
+    softmax over patches ignores a constant that is added to a row; the method compares rows of different prompts. Of
+    all recorded layers.
 
     `evidence`: binary cross-entropy of whether a caption is true, from its scores: the largest over heads, the mean
     over its tokens, the log-sum-exp over patches, tile by tile of a mosaic. So the scores of a false caption are low
-    everywhere; where those of a true one are high, nobody says.
+    everywhere; where those of a true one are high, nobody says. Of the first `grounded` of them.
 
     Args:
         gain: log of the scale, and offset, of the evidence's logits, float [2].
@@ -140,14 +143,17 @@ def attention_losses(scores: Scores, heads: int, packed: Packed, gain: nn.Parame
     valid = packed.segment >= 0
     zero = torch.zeros((), device=packed.ids.device)
     found = {"level": zero, "evidence": zero}
-    for query, key in zip(scores.queries, scores.keys, strict=True):
+    for number, (query, key) in enumerate(zip(scores.queries, scores.keys, strict=True)):
         q, k = (each.float().unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key))  # [B,heads,S,d]
         raw = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # [B,heads,S,1+N]
-        found["level"] = found["level"] + torch.logsumexp(raw, dim=-1).square().transpose(1, 2)[valid].mean()
-        maps = packed.of_captions(raw[..., 1:].amax(1))
-        logits = by_tile(maps, packed.grid, torch.logsumexp) * gain[0].exp() + gain[1]
-        found["evidence"] = found["evidence"] + told_apart(logits, packed.tiles, packed.tile_weight)
-    return {name: value / len(scores.queries) for name, value in found.items()}
+        level = torch.logsumexp(raw, dim=-1).square().transpose(1, 2)[valid].mean()
+        found["level"] = found["level"] + level / len(scores.queries)
+        if number < grounded:
+            maps = packed.of_captions(raw[..., 1:].amax(1))
+            logits = by_tile(maps, packed.grid, torch.logsumexp) * gain[0].exp() + gain[1]
+            evidence = told_apart(logits, packed.tiles, packed.tile_weight)
+            found["evidence"] = found["evidence"] + evidence / grounded
+    return found
 
 
 def contrast(

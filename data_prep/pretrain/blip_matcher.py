@@ -1,8 +1,8 @@
-"""One stage of the mini BLIP's training: views of one picture side."""
+"""The mini BLIP and its losses as one module, and a stage of its training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,29 @@ from data_prep.pretrain.blip_losses import (
 from data_prep.pretrain.stream import stream_rng
 from data_prep.pretrain.trainloop import Stage, train
 
-LEARNING_RATE = {64: 7e-4, 128: 4e-4}  # per picture side
 WEIGHTS = {"contrast": 0.1, "fine": 0.5, "evidence": 1.0, "level": 0.02}  # beside the matching loss's 1
-WATCHED = 2  # layers whose attention scores have losses in a step, drawn anew each time
-EMA_DECAY = 0.998
+AVERAGING = 0.998
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class BlipStage:
+    """A stretch of the training.
+
+    Attributes:
+        number: part of its name. side: of the pictures. images, rate, decay_from: as of `Stage`; by default the rate
+            stays.
+    """
+
+    number: str
+    side: int
+    images: int
+    rate: float
+    decay_from: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"blip{self.number}"
 
 
 class Matcher(nn.Module):
@@ -42,14 +61,21 @@ class Matcher(nn.Module):
         self.gain = nn.Parameter(torch.tensor([2.5, -3.0]))
         self.evidence = nn.Parameter(torch.tensor([0.0, 1.0]))
 
+    @property
+    def grounded(self) -> tuple[int, int]:
+        """The two middle layers. They alone learn where a word is; the layers after them are left to the decision
+        whether a caption matches, as in released models, whose layers differ in what their attention shows."""
+        middle = len(self.model.text_encoder.encoder.layer) // 2
+        return middle - 1, middle
+
     def forward(
-        self, pixels: torch.Tensor, packed: Packed, described: torch.Tensor, layers: Sequence[int]
+        self, pixels: torch.Tensor, packed: Packed, described: torch.Tensor, levelled: int
     ) -> dict[str, torch.Tensor]:
         """The losses of B images and their captions.
 
         Args:
             pixels: float32 [B,3,side,side], normalised. packed: their captions. described: bool [B], whether the first
-                caption describes the image. layers: those whose attention scores have losses.
+                caption describes the image. levelled: the layer whose scores are levelled beside the grounded ones'.
 
         Returns:
             `loss`, its terms `match`, `contrast`, `fine`, `level`, `evidence`, and `accuracy`: the share of captions
@@ -57,7 +83,7 @@ class Matcher(nn.Module):
         """
         model, device = self.model, self.scale.device
         states = model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
-        with recorded(model, layers) as scores:
+        with recorded(model, dict.fromkeys((*self.grounded, levelled))) as scores:
             hidden = packed.read(model, states)
         logits = model.itm_head(hidden[packed.image, packed.start]).float()
         text = packed.read(model)
@@ -68,7 +94,7 @@ class Matcher(nn.Module):
                 "match": told_apart(logits[:, 1] - logits[:, 0], packed.match, packed.weight),
                 "contrast": contrastive.float(),
                 "fine": fine.float(),
-                **attention_losses(scores, model.text_encoder.config.num_attention_heads, packed, self.evidence),
+                **attention_losses(scores, model.text_encoder.config.num_attention_heads, packed, self.evidence, 2),
             }
         loss = terms["match"] + sum(weight * terms[name] for name, weight in WEIGHTS.items())
         accuracy = (logits.argmax(1) == packed.match).float().mean()
@@ -76,27 +102,31 @@ class Matcher(nn.Module):
 
 
 def train_blip(
-    matcher: Matcher, tokenizer: BertTokenizer, fabric: Fabric, work: Path, seconds: float, side: int, batch: int
+    matcher: Matcher, tokenizer: BertTokenizer, fabric: Fabric, work: Path, stage: BlipStage, number: int
 ) -> None:
-    """Train at one picture side (64 or 128) for so many seconds, or load what was trained."""
-    stage = Stage(
-        f"blip{side}", seconds, LEARNING_RATE[side], batch, decay_from=0.99 if side == 64 else 0.6,
-        averaging=EMA_DECAY,
-    )  # fmt: skip
+    """Train one stage, or load what was trained of it.
+
+    Args:
+        number: of the stage; each reads its own stretch of the stream.
+    """
+    batch = BATCH // fabric.world_size
+    of = Stage(stage.name, stage.images, batch * fabric.world_size, stage.rate, decay_from=stage.decay_from,
+               averaging=AVERAGING)  # fmt: skip
     gains = [p for p in matcher.parameters() if p.ndim < 2]
     matrices = [p for p in matcher.parameters() if p.ndim >= 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": gains, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98))
-    # Each rank reads its own stretch of the stream; a resumed run goes on behind what it has already seen.
-    start = side * 1_000_000 + fabric.global_rank * 20_000_000
+    layers = len(matcher.model.text_encoder.encoder.layer)
 
     def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:
-        rng, _ = stream_rng(f"blip{side}-{fabric.global_rank}", step)
-        examples = [draw_example(start + step * batch + i, rng) for i in range(batch)]
+        rng, _ = stream_rng(f"{stage.name}.{fabric.global_rank}", step)
+        # A resumed run goes on behind what it has already seen.
+        first = number * 10_000_000 + step * of.batch + fabric.global_rank * batch
+        examples = [draw_example(first + place, rng) for place in range(batch)]
         pixels = normalised(torch.from_numpy(np.stack([each.image for each in examples])).to(fabric.device))
         packed = pack(tokenizer, [each.captions for each in examples]).to(fabric.device)
         described = torch.tensor([each.described for each in examples], device=fabric.device)
-        layers = rng.choice(len(matcher.model.text_encoder.encoder.layer), WATCHED, replace=False).tolist()
-        return dict(module(F.avg_pool2d(pixels, pixels.shape[-1] // side), packed, described, layers))
+        pixels = F.avg_pool2d(pixels, pixels.shape[-1] // stage.side)
+        return dict(module(pixels, packed, described, int(rng.integers(layers))))
 
-    train(fabric, stage, work, matcher.train(), optimiser, losses)
+    train(fabric, of, work, matcher.train(), optimiser, losses)

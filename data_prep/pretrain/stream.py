@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from slime_bench.seeding import numpy_generator
 _SUBJECTS = list(SUBJECTS)
 
 
+@lru_cache(maxsize=16)  # neighbouring examples show the same pictures in other views
 def stream_picture(index: int) -> Picture:
     """Picture `index` of the endless pre-training stream; the subjects take turns."""
     return render(_SUBJECTS[index % len(_SUBJECTS)], STREAM, index // len(_SUBJECTS))

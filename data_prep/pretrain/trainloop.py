@@ -1,4 +1,4 @@
-"""What the stages of training share: a wall-clock budget, a checkpoint that resumes, averaged weights."""
+"""What the stages of training share: a budget of pictures, a checkpoint that resumes, averaged weights."""
 
 from __future__ import annotations
 
@@ -29,25 +29,23 @@ class Stage:
     """A stage of training.
 
     Attributes:
-        name: also of its folder. seconds: of training; time spent before an interruption counts, so that a resumed
-            stage ends when an uninterrupted one would have.
+        name: also of its folder. images: its budget. batch: images per step, of all processes together.
         rate: learning rate, after a linear warm-up of `warmup` steps; falls linearly to 2 % from `decay_from` of the
             budget on.
-        images: per step and process.
         averaging: decay of the moving average of the weights, to which it grows as steps accumulate; 0: none is kept.
     """
 
     name: str
-    seconds: float
-    rate: float
     images: int
+    batch: int
+    rate: float
     warmup: int = 200
     decay_from: float = 0.7
     averaging: float = 0.0
 
-    def rate_at(self, step: int, spent: float) -> float:
-        """The learning rate at a step, after so many seconds."""
-        left = (1 - spent / self.seconds) / (1 - self.decay_from)
+    def rate_at(self, step: int) -> float:
+        """The learning rate at a step."""
+        left = (1 - step * self.batch / self.images) / (1 - self.decay_from) if self.decay_from < 1 else 1.0
         return self.rate * min(1.0, (step + 1) / self.warmup, max(0.02, left))
 
 
@@ -76,10 +74,9 @@ def train(
         fabric.load(path, state)
         fabric.print(f"{stage.name}: resumed at step {state['step']}", file=sys.stderr)
     last = saved = shown = time.monotonic()
-    # Rank 0 decides: no process leaves while another waits for its gradients.
-    while (spent := fabric.broadcast(state["spent"])) < stage.seconds:
+    while state["images"] < stage.images:
         for group in optimiser.param_groups:
-            group["lr"] = stage.rate_at(state["step"], spent)
+            group["lr"] = stage.rate_at(state["step"])
         terms = losses(module, state["step"])
         wrapped.zero_grad(set_to_none=True)
         fabric.backward(terms["loss"])
@@ -91,15 +88,16 @@ def train(
         state["spent"] += now - last
         last = now
         state["step"] += 1
-        state["images"] += stage.images * fabric.world_size
+        state["images"] += stage.batch
         for name, value in terms.items():
             number = float(value.detach())
             state["means"][name] = 0.98 * state["means"].get(name, number) + 0.02 * number
         if now - shown > SHOWN_SECONDS:
             shown = now
             facts = " ".join(f"{name} {value:.4g}" for name, value in state["means"].items())
-            minutes = f"{state['spent'] / 60:.1f}/{stage.seconds / 60:.1f} min"
-            fabric.print(f"{stage.name} {minutes} step {state['step']} {facts}", file=sys.stderr, flush=True)
+            done = f"{state['images']}/{stage.images} pictures, {state['spent'] / 60:.1f} min"
+            fabric.print(f"{stage.name} {done} {facts}", file=sys.stderr, flush=True)
+        # Rank 0 decides: no process writes while another waits for its gradients.
         if fabric.broadcast(now - saved > CHECKPOINT_SECONDS):
             saved = now
             save(fabric, path, state)
@@ -125,11 +123,11 @@ def averaged_weights(work: Path, stage: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in weights.items() if name != "n_averaged"}
 
 
-def arguments(doc: str | None, name: str, minutes: float, last_stage: str) -> argparse.Namespace:
+def arguments(doc: str | None, name: str, last_stage: str) -> argparse.Namespace:
     """The options of a pre-training command.
 
     Args:
-        doc: of the command's module. name: of the model, for its folders. minutes: usual training time.
+        doc: of the command's module. name: of the model, for its folders.
         last_stage: of which a checkpoint has to be there for `--export-only`.
 
     Raises:
@@ -137,7 +135,6 @@ def arguments(doc: str | None, name: str, minutes: float, last_stage: str) -> ar
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--minutes", type=float, default=minutes, help="training time of all stages together")
     parser.add_argument("--processes", type=int, default=0, help="0: one per CPU core, or one on CUDA")
     parser.add_argument("--work", type=user_path, default=Path("outputs/pretrain") / name, help="checkpoints")
     parser.add_argument("--out", type=user_path, default=Path("slime_bench/assets") / name)
@@ -153,10 +150,14 @@ def arguments(doc: str | None, name: str, minutes: float, last_stage: str) -> ar
 
 
 def fabric_of(device: str, processes: int = 0) -> Fabric:
-    """bfloat16 in one process, or in one per CPU core (0), which beats threads inside one small network."""
+    """One process, or one per CPU core (0), which beats threads inside one small network. On the CPU in float32:
+    without matrix units half precision is slower."""
     size = processes or (1 if device == "cuda" else os.cpu_count() or 1)
     several = DDPStrategy(start_method="spawn", find_unused_parameters=True)
-    return Fabric(accelerator=device, devices=size, strategy="auto" if size == 1 else several, precision="bf16-mixed")
+    return Fabric(
+        accelerator=device, devices=size, strategy="auto" if size == 1 else several,
+        precision="bf16-mixed" if device == "cuda" else "32-true",
+    )  # fmt: skip
 
 
 def _average(decay: float) -> Callable[..., None]:

@@ -19,6 +19,7 @@ from data_prep.pretrain.trainloop import Stage, train
 from slime_bench.data.mini_world.render import vocabulary
 
 LEARNING_RATE = {64: 1e-3, 128: 7e-4}  # per picture side
+BATCH = {64: 32, 128: 16}  # of all processes together
 CAPTION_DROPOUT = 0.1  # for classifier-free guidance
 POOL, FIRST_FILL, REFILL_EVERY, REFILL = 24_576, 3072, 32, 192
 EMA_DECAY = 0.999
@@ -77,12 +78,13 @@ def draw_timesteps(rng: np.random.Generator, batch: int) -> torch.Tensor:
 
 def train_unet(
     denoiser: Denoiser, tokenizer: CLIPTokenizer, vae: AutoencoderKL,
-    fabric: Fabric, work: Path, seconds: float, side: int, batch: int,
+    fabric: Fabric, work: Path, images: int, side: int,
 ) -> None:  # fmt: skip
-    """Denoise at one picture side (64 or 128) for so many seconds, or load what was trained."""
+    """Denoise at one picture side (64 or 128) until so many images were seen, or load what was trained."""
+    batch = BATCH[side] // fabric.world_size
     stage = Stage(
-        f"unet{side}", seconds, LEARNING_RATE[side], batch, decay_from=0.99 if side == 64 else 0.75,
-        averaging=EMA_DECAY,
+        f"unet{side}", images, batch * fabric.world_size, LEARNING_RATE[side],
+        decay_from=0.99 if side == 64 else 0.75, averaging=EMA_DECAY,
     )  # fmt: skip
     denoiser.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(denoiser.parameters(), lr=stage.rate, betas=(0.9, 0.99), weight_decay=0.01)

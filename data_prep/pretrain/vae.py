@@ -55,8 +55,8 @@ def vae_losses(model: nn.Module, pixels: torch.Tensor, generator: torch.Generato
     return {"loss": loss, "psnr": 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
 
 
-def train_vae(vae: AutoencoderKL, fabric: Fabric, work: Path, seconds: float) -> None:
-    """Train for so many seconds, or load what was trained."""
+def train_vae(vae: AutoencoderKL, fabric: Fabric, work: Path, images: int) -> None:
+    """Train until so many images were seen, or load what was trained."""
     model = Reconstruction(vae).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
 
@@ -64,7 +64,7 @@ def train_vae(vae: AutoencoderKL, fabric: Fabric, work: Path, seconds: float) ->
         generator = stream_rng("vae_noise", step)[1] if fabric.device.type == "cpu" else None
         return vae_losses(module, training_pixels(step, fabric.device), generator)
 
-    train(fabric, Stage("vae", seconds, LEARNING_RATE, BATCH, warmup=100), work, model, optimiser, losses)
+    train(fabric, Stage("vae", images, BATCH, LEARNING_RATE, warmup=100), work, model, optimiser, losses)
 
 
 @torch.no_grad()

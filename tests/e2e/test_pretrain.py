@@ -19,7 +19,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_unet, "FIRST_FILL", 16)
     monkeypatch.setattr(pretrain_unet, "REFILL", 2)
     monkeypatch.setattr(pretrain_mini_sd, "CHANNELS", (32, 32, 32, 32))
-    monkeypatch.setattr(pretrain_mini_sd, "BATCH", {"cpu": {64: 2, 128: 2}})
+    monkeypatch.setattr(pretrain_mini_sd, "PICTURES", {"vae": 32, "unet64": 4, "unet128": 4})
+    monkeypatch.setattr(pretrain_unet, "BATCH", {64: 2, 128: 2})
     measure, generate, measure_vae = pretrain_export.measure, pretrain_export.generate, pretrain_export.measure_vae
     for module in (pretrain_export, pretrain_mini_sd):
         monkeypatch.setattr(module, "measure_vae", lambda vae, device: measure_vae(vae, device, pictures=4))
@@ -42,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
 def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from slime_bench.backbones.weights import DIFFUSION, check_hashes
 
-    run(monkeypatch, tmp_path, "--minutes", "0.05")
+    run(monkeypatch, tmp_path)
     model = tmp_path / "model"
     check_hashes(model)
     card = json.loads((model / "card.json").read_text())
@@ -50,7 +51,7 @@ def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tm
     assert (model / "samples.png").stat().st_size > 1000 and "Held out" in (model / "README.md").read_text()
     first = DIFFUSION.fingerprint(model)
     # The budget is spent: the same command trains nothing and writes the same weights.
-    run(monkeypatch, tmp_path, "--minutes", "0.05")
+    run(monkeypatch, tmp_path)
     assert DIFFUSION.fingerprint(model) == first
 
 

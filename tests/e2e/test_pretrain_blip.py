@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.pretrain import blip_captions, blip_export
+from data_prep.pretrain import blip_captions, blip_export, blip_matcher
 from data_prep.pretrain import mini_blip as pretrain_mini_blip
 from data_prep.pretrain.blip_captions import Caption
 from data_prep.pretrain.blip_losses import by_tile, pack
+from data_prep.pretrain.blip_matcher import BlipStage
 from data_prep.pretrain.models import build_blip, build_blip_tokenizer
 from slime_bench.data.mini_world.render import SUBJECTS, render, vocabulary
 from tests.fixtures.rounding import same
@@ -23,7 +24,9 @@ from tests.fixtures.rounding import same
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_mini_blip, "SIZE", {"width": 32, "layers": 2})
-    monkeypatch.setattr(pretrain_mini_blip, "BATCH", {"cpu": {64: 2, 128: 2}})
+    stages = [BlipStage("64", 64, 4, 7e-4), BlipStage("128-1", 128, 4, 4e-4, decay_from=0.0)]
+    monkeypatch.setattr(pretrain_mini_blip, "STAGES", stages)
+    monkeypatch.setattr(blip_matcher, "BATCH", 2)
     measure = blip_export.measure
     monkeypatch.setattr(blip_export, "measure", lambda *arguments: measure(*arguments, pictures=40))
 
@@ -43,18 +46,18 @@ def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tm
     from slime_bench.backbones.blip import BlipBackbone
     from slime_bench.backbones.weights import check_hashes
 
-    run(monkeypatch, tmp_path, "--minutes", "0.05")
+    run(monkeypatch, tmp_path)
     model = tmp_path / "model"
     check_hashes(model)
     card = json.loads((model / "card.json").read_text())
-    assert set(card["stages"]) == {"blip64", "blip128"} and card["stages"]["blip128"]["steps"] > 0
+    assert set(card["stages"]) == {"blip64", "blip128-1"} and card["stages"]["blip128-1"]["steps"] == 2
     assert "Held out" in (model / "README.md").read_text() and card["measured"]["attribute_swap_pairs"] > 10
     config = BlipBackbone.Config(weights=str(model), image_size=128)
     backbone = BlipBackbone(config)
     assert backbone.layers == ("layer.0", "layer.1") and backbone.grid((128, 128)) == (16, 16)
     first = BlipBackbone.content_hash_of(config)
     # The budget is spent: the same command trains nothing and writes the same weights.
-    run(monkeypatch, tmp_path, "--minutes", "0.05")
+    run(monkeypatch, tmp_path)
     assert BlipBackbone.content_hash_of(config) == first
 
 
@@ -107,7 +110,7 @@ class TestCaptions:
         sums: Counter[tuple[str, bool]] = Counter()
         shares = tuple(float(kind == grid) for kind in (1, *blip_captions.GRIDS))
         for index in range(100):
-            example = blip_captions.draw_example(index, np.random.default_rng(index), shares)
+            example = blip_captions.draw_example(4 * index, np.random.default_rng(index), shares)
             for caption in example.captions:
                 *_, word, _ = caption.text.split()
                 if len(caption.text.split()) == 4:
