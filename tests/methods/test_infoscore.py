@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ class Data:
 
     def test_dataloader(self) -> Iterator[dict[str, Any]]:
         return iter(batches(self.test, 2))
+
+    def support_dataloader(self) -> Iterator[dict[str, Any]]:
+        return iter(self.support)
 
 
 def pictures(name: str, count: int) -> dict[str, Any]:
@@ -268,6 +272,43 @@ class TestTuning:
                         total -= w * float(found[b, k, y, x].double().clamp(min=1e-12).log())
                         weight += w
         assert float(method.loss(found, label)) == pytest.approx(total / weight, rel=1e-5)
+
+    @pytest.mark.parametrize("rule", ["none", "root", "balanced"])
+    def test_class_weights(self, make: Make, rule: str) -> None:
+        data = Data(shots=3)
+        labels = torch.cat([batch["label"] for batch in data.support])
+        labels[labels == 2] = 1  # a class that no support image shows
+        labels[0, 5:9] = 0
+        data.support = [{"label": labels[:2]}, {"label": labels[2:]}]
+        method = make(data, class_weights=rule, background_weight=0.5)
+        pixels = [sum(int(each) == k for each in labels.flatten()) for k in range(3)]
+        expected = [sum(pixels) / (2 * count) if count else 0.0 for count in pixels]
+        expected = {"none": [1.0, 1.0, 1.0], "root": [each**0.5 for each in expected], "balanced": expected}[rule]
+        expected[0] *= 0.5
+        assert method.class_weights(data).tolist() == pytest.approx(expected)
+        found = torch.rand(1, 3, 1, 2) + 0.1
+        loss = float(method.loss(found, torch.tensor([[[0, 1]]])))
+        ours = sum(-expected[k] * math.log(float(found[0, k, 0, k])) for k in (0, 1)) / (expected[0] + expected[1])
+        assert loss == pytest.approx(ours)
+
+    def test_augmented_images_are_never_taken_for_seen_ones(self, make: Make) -> None:
+        data = Data(shots=2)
+        method = make(data, augment=True)
+        assert method.support_group is None
+        batch = data.support[0]
+        first = float(method.training_step(batch, 0).detach())
+        varied = {**batch, "image": batch["image"].flip(3)}  # of the same name
+        assert float(method.training_step(varied, 0).detach()) != first
+        assert float(method.training_step(batch, 0).detach()) == first
+
+    def test_all_layers_can_be_tuned_while_some_segment(self, make: Make) -> None:
+        data = Data(shots=2)
+        method = make(data, layers=["layer.1"], tuned_layers="all", lr=1e-2)
+        before = weights_of(method)
+        self.fit(method, data.support, 2)
+        changed = {name for name, value in weights_of(method).items() if not torch.equal(value, before[name])}
+        assert method.layers == ("layer.1",)
+        assert {name.split(".")[3] for name in changed if "encoder.layer" in name} == {"0", "1", "2"}
 
     @pytest.mark.parametrize("precision", ["bf16", "fp16"])
     def test_half_precision_loses_the_steps(self, make: Make, precision: str) -> None:

@@ -38,8 +38,14 @@ class InfoScoreConfig:
         rank_images: at most so many of the train side, drawn with the seed; null for all. The test side is taken whole.
         epochs: passes over the support images. max_steps: ends the tuning after so many steps, where that is earlier.
         lr, weight_decay: of AdamW; the decay acts on every tuned parameter, biases included.
-        group: support images per step, in the order of the draw.
-        background_weight: weight of the background's pixels in the loss, beside the other classes' 1.
+        group: support images per step, in the order of the draw; without effect where they are augmented.
+        augment: whether the support images are varied as `data.augment` says and come `data.train_batch_size` a step,
+            in random order; as they are otherwise, which is the authors' code.
+        class_weights: what a pixel weighs in the loss by its class. `none`: 1, the authors' code, by which small parts
+            are given up; `balanced`: pixels of all classes / (classes * pixels of its class), counted over the support
+            images; `root`: the root of that. A class that no support image shows then has none.
+        background_weight: by which the background's weight is multiplied.
+        tuned_layers: those whose cross-attention is tuned: the `top` that segment, or `all`.
         keep_gb: memory for maps that are kept between ranking and test when the images are the same, in 10^9 bytes.
     """
 
@@ -56,7 +62,10 @@ class InfoScoreConfig:
     lr: NotNegative = 2e-4
     weight_decay: NotNegative = 0.05
     group: Positive = 2
+    augment: bool = False
+    class_weights: Literal["none", "root", "balanced"] = "none"
     background_weight: NotNegative = 0.5
+    tuned_layers: Literal["top", "all"] = "top"
     keep_gb: NotNegative = field(default=2.0, metadata=NO_NUMBERS)
 
 
@@ -126,7 +135,7 @@ class InfoScoreDescription(MethodDescription):
 
     @classmethod
     def stated(cls, config: InfoScoreConfig) -> dict[str, str]:
-        """`layers` and `prompts`."""
+        """`layers`, `prompts` and `tuning`."""
         layers = f"named: {', '.join(dict.fromkeys(config.layers or ()))}"
         if config.layers is None:
             number = "all" if config.rank_images is None else f"up to {config.rank_images}"
@@ -136,6 +145,8 @@ class InfoScoreDescription(MethodDescription):
         return {
             "layers": layers,
             "prompts": f"{PurePath(config.prompts).name}, {words}",  # a table says nothing of folders
+            "tuning": f"{'augmented' if config.augment else 'plain'} support images, class weights "
+            f"{config.class_weights}, cross-attention of {'all layers' if config.tuned_layers == 'all' else 'these'}",
         }
 
 

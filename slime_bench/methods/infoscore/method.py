@@ -60,7 +60,9 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
     ) -> None:
         super().__init__(classes, keep_maps)
         self.config, self.protocol, self.backbone, self.seed = config, protocol, backbone, seed
-        self.support_group = config.group
+        self.support_group = None if config.augment else config.group
+        self._weights = torch.ones(len(self.classes))
+        self._weights[0] = config.background_weight
         if prompts is None:
             file = read_prompts(config.prompts)
             prompts = (file.expand(self.classes, multi=False), file.expand(self.classes, multi=config.multi_prompt))
@@ -93,7 +95,10 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
         self.layers = tuple(name for name in self.backbone.layers if name in names)
         if tunes:
             self.epochs, self.max_steps = self.config.epochs, self.config.max_steps
-            self._tuned = self.backbone.tuned(self.layers)
+            self._weights = self.class_weights(data)
+            self._tuned = self.backbone.tuned(
+                self.layers if self.config.tuned_layers == "top" else self.backbone.layers
+            )
             self._before = {name: value.detach().clone() for name, value in self._tuned.items()}
             for value in self._tuned.values():
                 value.requires_grad_(True)
@@ -131,6 +136,19 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
                     if size <= self.config.keep_gb * 1e9:
                         self._readings[name] = found.rows(row)
         return score.compute()
+
+    def class_weights(self, data: Any) -> torch.Tensor:
+        """What a pixel of each class weighs in the loss, float32 [K]; see `InfoScoreConfig`."""
+        weights = torch.ones(len(self.classes))
+        if self.config.class_weights != "none":
+            labels = torch.cat([batch["label"].flatten() for batch in data.support_dataloader()])
+            pixels = torch.bincount(labels[labels != IGNORE], minlength=len(self.classes))
+            share = pixels / pixels.sum().clamp(min=1) * (pixels > 0).sum()
+            weights = torch.where(share > 0, 1 / share, 0.0)
+            if self.config.class_weights == "root":
+                weights = weights.sqrt()
+        weights[0] *= self.config.background_weight
+        return weights
 
     def seen_marginals(self, marginals: torch.Tensor) -> None:
         """Called with every batch's, float32 [B,L,C], while layers are ranked; for subclasses."""
@@ -171,15 +189,18 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
         """Weighted negative log-likelihood of a group of support images:
         sum_i w(y_i) (-ln max(u_{y_i}(i), 1e-12)) / sum_i w(y_i) over their annotated pixels."""
         images, label = batch["image"], batch["label"]
-        # The image's side of the model is frozen, and support images are not augmented: it sees each of them once.
-        for row, name in enumerate(batch["id"]):
-            if name not in self._states:
-                self._states[name] = self.backbone.encode_images(images[row : row + 1])
-        states = torch.cat([self._states[name] for name in batch["id"]])
+        states = self.backbone.encode_images(images) if self.config.augment else self._seen(images, batch["id"])
         found = read(self.backbone, states, self._prompts, self.protocol, self.layers)
         loss = self.loss(self.combined(found, self._frame(images)), label)
         self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
+
+    def _seen(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
+        """The image's side of the model is frozen: it sees a picture that comes again only once."""
+        for row, name in enumerate(ids):
+            if name not in self._states:
+                self._states[name] = self.backbone.encode_images(images[row : row + 1])
+        return torch.cat([self._states[name] for name in ids])
 
     def loss(self, found: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """As `training_step`.
@@ -187,8 +208,7 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
         Args:
             found: float32 [B,K,H,W]. label: int64 [B,H,W], 255 = ignore.
         """
-        weight = found.new_ones(len(self.classes))
-        weight[0] = self.config.background_weight
+        weight = self._weights.to(found)
         if not bool(weight[label[label != IGNORE]].sum() > 0):  # nothing that counts: no annotation, or weight 0
             return found.sum() * 0
         return F.nll_loss(found.clamp(min=_FLOOR).log(), label, weight, ignore_index=IGNORE)
