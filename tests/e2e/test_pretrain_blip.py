@@ -27,7 +27,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = [BlipStage("64", 64, 4, 7e-4), BlipStage("128-1", 128, 4, 4e-4, decay_from=0.0)]
     monkeypatch.setattr(pretrain_mini_blip, "STAGES", stages)
     monkeypatch.setattr(blip_matcher, "BATCH", 2)
-    measure = blip_export.measure
+    measure, layers = blip_export.measure, blip_export.measure_layers
+    monkeypatch.setattr(blip_export, "measure_layers", lambda *arguments: layers(*arguments, pictures=3))
     monkeypatch.setattr(blip_export, "measure", lambda *arguments: measure(*arguments, pictures=40))
 
 
@@ -51,6 +52,8 @@ def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tm
     check_hashes(model)
     card = json.loads((model / "card.json").read_text())
     assert set(card["stages"]) == {"blip64", "blip128-1"} and card["stages"]["blip128-1"]["steps"] == 2
+    for facts in card["measured"]["layers"].values():
+        assert len(facts["layers"]) == 2 and 0 <= facts["spread"] <= 100 and 0 < facts["top2"] < 100
     assert "Held out" in (model / "README.md").read_text() and card["measured"]["attribute_swap_pairs"] > 10
     config = BlipBackbone.Config(weights=str(model), image_size=128)
     backbone = BlipBackbone(config)
