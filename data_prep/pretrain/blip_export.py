@@ -130,6 +130,6 @@ contrast of attention scores is asked of the two middle layers alone, so that la
 `right`, `wrong`: share of true and of false captions on the right side of a match probability of one half: descriptions
 with one word changed (`long`), "Image of wheel." (`part`), "Image of black wheel." (`colour`), "Image of grass." or
 "Image of car." (`scene`). `attribute_swap`: two parts' colours exchanged; how often the true caption has the higher
-probability (chance: 0.5). `layers`: zero-shot mIoU by the two layers that InfoScore puts first and by every layer alone,
-without refinement, and Spearman's rho between the two orders.
+probability (chance: 0.5). `layers`: zero-shot mIoU by the two layers that InfoScore puts first and by every layer
+alone, without refinement, and Spearman's rho between the two orders.
 """
