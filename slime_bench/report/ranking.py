@@ -89,6 +89,8 @@ class SeedStudy:
         top2_are_best: no other layer has a higher mIoU alone than either of InfoScore's first two; None below three.
         top2: mIoU of these two together; None for one layer.
         pairs_above: random pairs with a higher mIoU than that, of `pairs`.
+        above_pairs, above_interval: that mIoU less the mean of the random pairs', and the interval of its bootstrap.
+        entropy_ratio_rho, cov_rho: as `rho`, of each factor of InfoScore by itself.
         seconds: of ranking and test.
     """
 
@@ -103,6 +105,10 @@ class SeedStudy:
     pairs: int
     pairs_mean: float | None
     pairs_above: int
+    above_pairs: float | None
+    above_interval: tuple[float, float] | None
+    entropy_ratio_rho: float | None
+    cov_rho: float | None
     rank_images: int
     test_images: int
     forwarded_images: int
@@ -384,6 +390,8 @@ def _seed(seed: int, study: Study, measured: Study) -> SeedStudy:
     rest = [alone[name] for name in order[2:]]
     top2 = measured["selections"]["top-2"]["miou"] if number > 1 else None
     pairs, interval = _random_pairs(measured), measured["interval"]
+    # Studies of before 2026-11-30 have neither.
+    above, factors = measured.get("above_pairs") or {}, measured.get("factors", {})
     return SeedStudy(
         seed=seed, rho=measured["rho"], interval=interval and (interval[0], interval[1]), best_by_info=order[0],
         best_by_miou=max(study["layers"], key=alone.__getitem__),
@@ -391,6 +399,8 @@ def _seed(seed: int, study: Study, measured: Study) -> SeedStudy:
         top2_are_best=min(alone[name] for name in order[:2]) >= max(rest) if rest else None,
         top2=top2, pairs=len(pairs), pairs_mean=statistics.fmean(pairs) if pairs else None,
         pairs_above=sum(value > top2 for value in pairs) if top2 is not None else 0,
+        above_pairs=above.get("difference"), above_interval=above.get("interval") and tuple(above["interval"]),
+        entropy_ratio_rho=factors.get("entropy_ratio"), cov_rho=factors.get("cov"),
         rank_images=study["rank_images"], test_images=study["test_images"],
         forwarded_images=study["forwarded_images"], seconds=dict(study.get("seconds", {})),
     )  # fmt: skip

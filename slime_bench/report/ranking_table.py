@@ -12,7 +12,7 @@ from typing import Any
 from slime_bench.report.collect import relative
 from slime_bench.report.published import Stat
 from slime_bench.report.ranking import REPORT, Ensemble, Group, Layer, RankingReport, SeedStudy
-from slime_bench.report.rows import NOTHING
+from slime_bench.report.rows import NOTHING, stat
 from slime_bench.report.table import (
     DASH,
     UNIT,
@@ -29,7 +29,8 @@ from slime_bench.report.uncertainty import claim_lines
 
 _SEED_COLUMNS = (
     *("seed", "rho", "rho_std", "interval_low", "interval_high", "best_by_info", "best_by_miou", "top1_is_best"),
-    *("top2_are_best", "top2", "pairs", "pairs_mean", "pairs_above", "rank_images", "test_images", "forwarded_images"),
+    *("top2_are_best", "top2", "pairs", "pairs_mean", "pairs_above", "above_pairs", "above_low", "above_high"),
+    *("entropy_ratio_rho", "cov_rho", "rank_images", "test_images", "forwarded_images"),
 )
 
 
@@ -112,13 +113,14 @@ def _ensembles(group: Group) -> Grid:
 
 def _seeds(group: Group) -> Grid:
     header = ["seed", "rho", f"{group.bootstrap['percent']} % interval", "first by InfoScore", "best by mIoU"]
-    header += ["top-1 is best", "top-2 are best", "top-2 mIoU", "pairs above top-2"]
+    header += ["top-1 is best", "top-2 are best", "top-2 mIoU", "pairs above top-2", "top-2 less the pairs' mean"]
+    header += ["rho, entropy ratio", "rho, variation"]
     words = {None: DASH, True: "yes", False: "no"}
     lines = [
         Line(
             [
                 str(one.seed),
-                DASH if one.rho is None else f"{one.rho:.2f}",
+                _rho([one.rho]),
                 DASH if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}",
                 one.best_by_info,
                 one.best_by_miou,
@@ -126,26 +128,49 @@ def _seeds(group: Group) -> Grid:
                 words[one.top2_are_best],
                 stat_text(Stat(one.top2, None)),
                 f"{one.pairs_above} of {one.pairs}",
+                _above(one),
+                _rho([one.entropy_ratio_rho]),
+                _rho([one.cov_rho]),
             ]
         )
         for one in group.seeds
     ]
     top2 = stat_text(next((one.miou for one in group.ensembles if one.name == "top-2"), NOTHING))
     above = f"{sum(one.pairs_above for one in group.seeds)} of {sum(one.pairs for one in group.seeds)}"
-    rho = DASH if group.rho.mean is None else f"{group.rho.mean:.2f}"
-    rho += "" if group.rho.std is None else f"±{group.rho.std:.2f}"
+    seeds = group.seeds
+    above_pairs = stat([one.above_pairs for one in seeds if one.above_pairs is not None])
     tallies = [_tally(group, name) for name in ("top1_is_best", "top2_are_best")]
     best = [f"{found['yes']} of {found['of']}" if found["of"] else DASH for found in tallies]
-    lines.append(Line(["all seeds", rho, DASH, DASH, DASH, *best, top2, above]))
+    factors = [_rho([getattr(one, name) for one in seeds]) for name in ("entropy_ratio_rho", "cov_rho")]
+    rho = _rho([one.rho for one in seeds])
+    lines.append(Line(["all seeds", rho, DASH, DASH, DASH, *best, top2, above, stat_text(above_pairs), *factors]))
     resamples = group.bootstrap["resamples"]
     drawn = f"bootstrap of {resamples} resamples over {group.bootstrap['over']}" if resamples else "no bootstrap"
     notes = [
         f"rho: Spearman's rank correlation of InfoScore and mIoU of the {len(group.layers)} single layers; {drawn}",
         "top-1 is, top-2 are best: no other layer has a higher mIoU alone than the first by InfoScore (than either of "
         "the first two)",
+        "top-2 less the pairs' mean: with the interval over resampled test images; rho of the entropy ratio and of the "
+        "coefficient of variation: the two factors of InfoScore, each by itself",
         "what the caption of the first table says holds here too",
     ]
     return Grid(f"{group.subject}: rank correlation ({place(group)})", header, lines, notes)
+
+
+def _above(one: SeedStudy) -> str:
+    if one.above_pairs is None:
+        return DASH
+    return f"{one.above_pairs:+.1f}" + (
+        "" if one.above_interval is None else " [{:+.1f}, {:+.1f}]".format(*one.above_interval)
+    )
+
+
+def _rho(values: Sequence[float | None]) -> str:
+    """Mean and sample deviation of those that are defined."""
+    found = stat([value for value in values if value is not None])
+    if found.mean is None:
+        return DASH
+    return f"{found.mean:.2f}" + ("" if found.std is None else f"±{found.std:.2f}")
 
 
 def _tally(group: Group, name: str) -> dict[str, int]:
@@ -284,8 +309,9 @@ def _flat(record: Layer | Ensemble | SeedStudy) -> dict[str, Any]:
         value = getattr(record, name)
         if isinstance(value, Stat):
             cells |= {f"{name}_mean": value.mean, f"{name}_std": value.std}
-        elif name == "interval" and value:
-            cells |= {"interval_low": value[0], "interval_high": value[1]}
+        elif name.endswith("interval") and value:
+            stem = name if name == "interval" else name.removesuffix("_interval")
+            cells |= {f"{stem}_low": value[0], f"{stem}_high": value[1]}
         else:
             cells[name] = " ".join(value) if isinstance(value, tuple) else value
     return cells

@@ -143,5 +143,23 @@ class TestStudy:
         apart, together = self.numbers(), self.numbers(same=True)
         assert "each" in apart["bootstrap"]["over"] and "alike" in together["bootstrap"]["over"]
 
+    def test_the_two_best_beside_random_pairs(self) -> None:
+        for each in self.numbers()["conventions"].values():
+            pairs = [one["miou"] for name, one in each["selections"].items() if name.startswith("pair-")]
+            above = each["above_pairs"]
+            assert above["difference"] == pytest.approx(each["selections"]["top-2"]["miou"] - sum(pairs) / len(pairs))
+            low, high = above["interval"]
+            assert low < above["difference"] < high and high - low < 40
+
+    def test_factors(self) -> None:
+        """InfoScore that follows one of its factors alone."""
+        made = Ranking(LAYERS[:3], (1.0,) * 3, (1.0,) * 3, (3.0, 2.0, 1.0), (1.0, 20.0, 300.0), (3.0, 40.0, 300.0), 4)
+        chosen = selections(made, pairs=0, seed=0)
+        every = {name: counts(1, quality=0.1 + 0.2 * LAYERS.index(layers[0])) for name, layers in chosen.items()}
+        marginals = torch.rand(5, 3, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
+        found = study(every, chosen, made, marginals, False, 5, seed=0)["conventions"]["slime"]
+        assert found["factors"] == {"entropy_ratio": pytest.approx(-1), "cov": pytest.approx(1)}
+        assert found["rho"] == pytest.approx(1) and found["above_pairs"] is None
+
     def test_without_a_bootstrap(self) -> None:
         assert self.numbers(resamples=0)["conventions"]["slime"]["interval"] is None

@@ -177,7 +177,9 @@ def test_random_pairs_and_the_convention(tmp_path: Path) -> None:
     assert cells(page, "**random pairs, best")[1] == "37.0±0.0"
     assert cells(page, "**random pairs, deviation")[1] == "7.4±0.0"
     # top-2 (layers 1 and 3) has 32: one of five pairs is above it.
-    assert cells(page, "**0")[-1] == "1 of 5" and cells(page, "**all seeds")[-1] == "3 of 15"
+    assert cells(page, "**0")[8] == "1 of 5" and cells(page, "**all seeds")[8] == "3 of 15"
+    # Every image is like every other here, so no resample differs.
+    assert cells(page, "**0")[9] == "+6.0 [+6.0, +6.0]" and cells(page, "**all seeds")[9] == "6.0±0.0"
     assert "missing trials: none (of seeds 0, 1, 2)" in page
     assert "mIoU of a layer is the same for every seed" in page and "the images ranked on" in page
     (made,), out = report(tmp_path, convention="dataset")

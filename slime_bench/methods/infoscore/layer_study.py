@@ -66,12 +66,14 @@ def study(
         single = [values[name] for name in ranking.layers]
         mious = torch.stack([resampled_miou(counts[name], tested, convention) for name in ranking.layers], dim=1)
         rhos = [correlation(*pair) for pair in zip(scores_of, mious.tolist(), strict=True)]
-        defined, tail = [rho for rho in rhos if rho is not None], (100 - PERCENT) / 2
+        defined = [rho for rho in rhos if rho is not None]
         conventions[convention] = {
             "single": single,
             "single_rank": ranks(single),
             "rho": correlation(ranking.score, single),
-            "interval": [float(np.percentile(defined, edge)) for edge in (tail, 100 - tail)] if defined else None,
+            "interval": _interval(defined) if defined else None,
+            "factors": {name: correlation(getattr(ranking, name), single) for name in ("entropy_ratio", "cov")},
+            "above_pairs": _above_pairs(counts, values, tested, convention),
             "selections": {name: {"layers": list(layers), "miou": values[name]} for name, layers in chosen.items()},
         }
     return {
@@ -88,6 +90,25 @@ def study(
         },
         "conventions": conventions,
     }
+
+
+def _above_pairs(
+    counts: Mapping[str, IouCounts], values: Mapping[str, float], tested: torch.Tensor, convention: str
+) -> dict[str, Any] | None:
+    pairs = [name for name in counts if name.startswith("pair-")]
+    if not pairs:
+        return None
+    drawn = {name: resampled_miou(counts[name], tested, convention) for name in ("top-2", *pairs)}
+    differences = drawn["top-2"] - torch.stack([drawn[name] for name in pairs]).mean(0)
+    return {
+        "difference": values["top-2"] - sum(values[name] for name in pairs) / len(pairs),
+        "interval": _interval(differences.tolist()) if len(differences) else None,
+    }
+
+
+def _interval(values: Sequence[float]) -> list[float]:
+    tail = (100 - PERCENT) / 2
+    return [float(np.percentile(values, edge)) for edge in (tail, 100 - tail)]
 
 
 def percent(counts: IouCounts, convention: str) -> float:
