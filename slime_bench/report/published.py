@@ -1,4 +1,4 @@
-"""Published numbers: the rows of `conf/paper/<subject>.yaml`."""
+"""Published numbers: the rows of `conf/paper/<subject>.yaml`, and layers that a paper names."""
 
 from __future__ import annotations
 
@@ -101,6 +101,23 @@ class Published:
     def main_row(self, key: str, shots: int) -> PublishedRow | None:
         """The row of the main table that our method `key` compares with."""
         return next((row for row in self.rows if (row.key, row.shots) == (key, shots)), None)
+
+
+@dataclass(frozen=True)
+class PublishedLayers:
+    """The two layers that InfoScore puts first, as a source states them for one backbone on some data sets."""
+
+    backbone: str
+    data: list[str]
+    layers: list[str]
+    source: str
+
+
+def load_layers(backbone: str, data: str) -> PublishedLayers | None:
+    """What is published of the layers of our backbone on our data set; `conf/paper/infoscore_layers.yaml`."""
+    content = yaml.safe_load((config_dir() / "paper" / "infoscore_layers.yaml").read_text(encoding="utf-8"))
+    found = TypeAdapter(list[PublishedLayers]).validate_python(content)
+    return next((each for each in found if each.backbone == backbone and data in each.data), None)
 
 
 def load_published(subject: str, folder: Path | None = None) -> Published | None:

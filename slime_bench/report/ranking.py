@@ -84,7 +84,7 @@ class SeedStudy:
 
     Attributes:
         rho, interval: Spearman's rank correlation with the interval of its bootstrap.
-        best_by_info, best_by_miou: names of layers.
+        best_by_info, best_by_miou: names of layers. first_two: by InfoScore.
         top1_is_best: no layer alone has a higher mIoU than InfoScore's first; None for one layer.
         top2_are_best: no other layer has a higher mIoU alone than either of InfoScore's first two; None below three.
         top2: mIoU of these two together; None for one layer.
@@ -98,6 +98,7 @@ class SeedStudy:
     rho: float | None
     interval: tuple[float, float] | None
     best_by_info: str
+    first_two: tuple[str, ...]
     best_by_miou: str
     top1_is_best: bool | None
     top2_are_best: bool | None
@@ -394,6 +395,7 @@ def _seed(seed: int, study: Study, measured: Study) -> SeedStudy:
     above, factors = measured.get("above_pairs") or {}, measured.get("factors", {})
     return SeedStudy(
         seed=seed, rho=measured["rho"], interval=interval and (interval[0], interval[1]), best_by_info=order[0],
+        first_two=tuple(order[:2]),
         best_by_miou=max(study["layers"], key=alone.__getitem__),
         top1_is_best=alone[order[0]] == max(alone.values()) if number > 1 else None,
         top2_are_best=min(alone[name] for name in order[:2]) >= max(rest) if rest else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.report.collect import relative
-from slime_bench.report.published import Stat
+from slime_bench.report.published import Stat, load_layers
 from slime_bench.report.ranking import REPORT, Ensemble, Group, Layer, RankingReport, SeedStudy
 from slime_bench.report.rows import NOTHING, stat
 from slime_bench.report.table import (
@@ -152,9 +152,21 @@ def _seeds(group: Group) -> Grid:
         "the first two)",
         "top-2 less the pairs' mean: with the interval over resampled test images; rho of the entropy ratio and of the "
         "coefficient of variation: the two factors of InfoScore, each by itself",
+        *_published(group),
         "what the caption of the first table says holds here too",
     ]
     return Grid(f"{group.subject}: rank correlation ({place(group)})", header, lines, notes)
+
+
+def _published(group: Group) -> list[str]:
+    """Whether the first two layers are those that are published for this backbone and data, if any are."""
+    known = load_layers(group.facts["backbone"], group.facts["data"])
+    if known is None:
+        return []
+    same = [one.seed for one in group.seeds if set(one.first_two) == set(known.layers)]
+    others = [f"{' and '.join(one.first_two)} in seed {one.seed}" for one in group.seeds if one.seed not in same]
+    ours = [f"the same here in seed {numbers(same)}"] if same else []
+    return [f"published: {' and '.join(known.layers)} first ({known.source}); {'; '.join(ours + others)}"]
 
 
 def _above(one: SeedStudy) -> str:

@@ -186,6 +186,18 @@ def test_random_pairs_and_the_convention(tmp_path: Path) -> None:
     assert "convention dataset" in out and made.groups[0].layers[1].miou.mean == pytest.approx(20)
 
 
+def test_layers_that_the_authors_name(tmp_path: Path) -> None:
+    alone = dict(ALONE)
+    for seed, scores in enumerate([(4.0, 0.5, 1.0, 3.0), (3.0, 1.0, 0.5, 4.0), (4.0, 3.0, 1.0, 2.0)]):
+        config = config_of(seed) | {"backbone": {"name": "blip_large"}, "data": {"name": "voc2012"}}
+        keep(tmp_path, result_of(config, 32), content_of(seed, scores, alone))
+    _, out = report(tmp_path)
+    assert "published: layer.0 and layer.3 first" in out
+    assert "the same here in seed 0, 1; layer.0 and layer.1 in seed 2" in out
+    trial(tmp_path / "mini")
+    assert "published:" not in report(tmp_path / "mini")[1]
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_few_layers_and_no_pairs(number: int, tmp_path: Path) -> None:
     alone = {name: ALONE[name] for name in LAYERS[:number]}
