@@ -101,6 +101,18 @@ def pack(tokenizer: BertTokenizer, captions: Sequence[Sequence[Caption]]) -> Pac
     )
 
 
+def pack_texts(tokenizer: BertTokenizer, captions: Sequence[Sequence[Caption]]) -> tuple[Packed, torch.Tensor]:
+    """The different captions of several images, in as many rows, and the place of every caption among them, int64 [N]:
+    most captions of a batch are the same few words."""
+    every = [caption for each in captions for caption in each]
+    places: dict[str, int] = {}
+    of = [places.setdefault(caption.text, len(places)) for caption in every]
+    some = [Caption(text, True) for text in places]
+    size = -(-len(some) // len(captions))
+    rows = [some[at : at + size] for at in range(0, len(some), size)]
+    return pack(tokenizer, rows), torch.tensor(of)
+
+
 @dataclass
 class Scores:
     """Cross-attention queries and keys of some layers, while `recorded` is open."""
@@ -156,6 +168,30 @@ def attention_losses(
     return found
 
 
+@dataclass
+class Texts:
+    """The different captions of a batch, read once without any image.
+
+    Attributes:
+        first: states of their first tokens, float [U,D].
+        mean: normalised projections of their tokens, the mean over each caption's, float [U,D'].
+        of: int64 [N], the place here of every caption of the batch.
+    """
+
+    first: torch.Tensor
+    mean: torch.Tensor
+    of: torch.Tensor
+
+
+def read_texts(model: BlipForImageTextRetrieval, alone: Packed, of: torch.Tensor) -> Texts:
+    """Args:
+    alone: the different captions, packed as if each row were an image.
+    """
+    states = alone.read(model)
+    tokens = F.normalize(model.text_proj(states).float(), dim=-1)
+    return Texts(states[alone.image, alone.start], alone.of_captions(tokens), of)
+
+
 def contrast(
     model: BlipForImageTextRetrieval, image: torch.Tensor, text: torch.Tensor, scale: nn.Parameter
 ) -> torch.Tensor:
@@ -173,18 +209,16 @@ def contrast(
 
 
 def fine_contrast(
-    model: BlipForImageTextRetrieval, states: torch.Tensor, text: torch.Tensor, packed: Packed, gain: nn.Parameter
+    model: BlipForImageTextRetrieval, states: torch.Tensor, texts: Texts, packed: Packed, gain: nn.Parameter
 ) -> torch.Tensor:
     """Binary cross-entropy of whether a caption is true, from how similar its tokens and the patches are: the mean over
     tokens, the largest over patches, tile by tile of a mosaic (after FILIP, arXiv 2111.07783).
 
     Args:
-        states: float [B,1+N,D]. text: states of the packed captions without the image, float [B,S,D].
-        gain: scale and offset of the logits, float [2].
+        states: float [B,1+N,D]. gain: scale and offset of the logits, float [2].
     """
     patches = F.normalize(model.vision_proj(states[:, 1:]).float(), dim=-1)
-    tokens = F.normalize(model.text_proj(text).float(), dim=-1)
-    maps = packed.of_captions(tokens @ patches.transpose(1, 2))
+    maps = torch.einsum("cd,cnd->cn", texts.mean[texts.of], patches[packed.image])
     logits = by_tile(maps, packed.grid, torch.amax) * gain[0].exp() + gain[1]
     return told_apart(logits, packed.tiles, packed.tile_weight)
 

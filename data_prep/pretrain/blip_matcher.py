@@ -20,6 +20,8 @@ from data_prep.pretrain.blip_losses import (
     fine_contrast,
     normalised,
     pack,
+    pack_texts,
+    read_texts,
     recorded,
     told_apart,
 )
@@ -69,13 +71,20 @@ class Matcher(nn.Module):
         return middle - 1, middle
 
     def forward(
-        self, pixels: torch.Tensor, packed: Packed, described: torch.Tensor, levelled: int
+        self,
+        pixels: torch.Tensor,
+        packed: Packed,
+        alone: Packed,
+        of: torch.Tensor,
+        described: torch.Tensor,
+        levelled: int,
     ) -> dict[str, torch.Tensor]:
         """The losses of B images and their captions.
 
         Args:
-            pixels: float32 [B,3,side,side], normalised. packed: their captions. described: bool [B], whether the first
-                caption describes the image. levelled: the layer whose scores are levelled beside the grounded ones'.
+            pixels: float32 [B,3,side,side], normalised. packed: their captions. alone, of: see `pack_texts`.
+            described: bool [B], whether the first caption describes the image.
+            levelled: the layer whose scores are levelled beside the grounded ones'.
 
         Returns:
             `loss`, its terms `match`, `contrast`, `fine`, `level`, `evidence`, and `accuracy`: the share of captions
@@ -86,9 +95,10 @@ class Matcher(nn.Module):
         with recorded(model, dict.fromkeys((*self.grounded, levelled))) as scores:
             hidden = packed.read(model, states)
         logits = model.itm_head(hidden[packed.image, packed.start]).float()
-        text = packed.read(model)
-        contrastive = contrast(model, states[described, 0], text[described, 0], self.scale)
-        fine = fine_contrast(model, states, text, packed, self.gain)
+        texts = read_texts(model, alone, of)
+        first = texts.first[of[packed.start == 0]]  # of every image
+        contrastive = contrast(model, states[described, 0], first[described], self.scale)
+        fine = fine_contrast(model, states, texts, packed, self.gain)
         with torch.autocast(device.type, enabled=False):
             terms = {
                 "match": told_apart(logits[:, 1] - logits[:, 0], packed.match, packed.weight),
@@ -110,7 +120,7 @@ def train_blip(
         number: of the stage; each reads its own stretch of the stream.
     """
     batch = BATCH // fabric.world_size
-    of = Stage(stage.name, stage.images, batch * fabric.world_size, stage.rate, decay_from=stage.decay_from,
+    schedule = Stage(stage.name, stage.images, batch * fabric.world_size, stage.rate, decay_from=stage.decay_from,
                averaging=AVERAGING)  # fmt: skip
     gains = [p for p in matcher.parameters() if p.ndim < 2]
     matrices = [p for p in matcher.parameters() if p.ndim >= 2]
@@ -121,12 +131,14 @@ def train_blip(
     def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:
         rng, _ = stream_rng(f"{stage.name}.{fabric.global_rank}", step)
         # A resumed run goes on behind what it has already seen.
-        first = number * 10_000_000 + step * of.batch + fabric.global_rank * batch
+        first = number * 10_000_000 + step * schedule.batch + fabric.global_rank * batch
         examples = [draw_example(first + place, rng) for place in range(batch)]
         pixels = normalised(torch.from_numpy(np.stack([each.image for each in examples])).to(fabric.device))
-        packed = pack(tokenizer, [each.captions for each in examples]).to(fabric.device)
+        captions = [each.captions for each in examples]
+        packed, (alone, of) = pack(tokenizer, captions).to(fabric.device), pack_texts(tokenizer, captions)
         described = torch.tensor([each.described for each in examples], device=fabric.device)
         pixels = F.avg_pool2d(pixels, pixels.shape[-1] // stage.side)
-        return dict(module(pixels, packed, described, int(rng.integers(layers))))
+        words = (packed, alone.to(fabric.device), of.to(fabric.device))
+        return dict(module(pixels, *words, described, int(rng.integers(layers))))
 
-    train(fabric, of, work, matcher.train(), optimiser, losses)
+    train(fabric, schedule, work, matcher.train(), optimiser, losses)

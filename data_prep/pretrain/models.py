@@ -10,10 +10,12 @@ from __future__ import annotations
 import itertools
 import string
 from collections import Counter
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import pre_tokenizers
+from torch.nn import functional as F
 from transformers import (
     BertTokenizer,
     BlipConfig,
@@ -22,6 +24,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
 )
+from transformers.models.blip.modeling_blip import BlipAttention
 
 HEAD_WIDTH = 32  # narrower heads make the CPU's fused attention slow in the backward pass
 MAX_TOKENS = 77
@@ -149,6 +152,15 @@ def build_blip_tokenizer(words: list[str]) -> BertTokenizer:
     return BertTokenizer(vocab=vocab, model_max_length=BLIP_TOKENS)
 
 
+class FusedAttention(BlipAttention):
+    """The library's, which writes the attention out, with torch's fused kernel: a third less time for an image."""
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+        heads = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3,B,heads,N,d]
+        found = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return self.projection(found), None
+
+
 def build_blip(tokenizer: BertTokenizer, width: int = 192, layers: int = 6) -> BlipForImageTextRetrieval:
     """`layers` vision layers and as many text layers, each with cross-attention to the image."""
     shared = {
@@ -174,4 +186,7 @@ def build_blip(tokenizer: BertTokenizer, width: int = 192, layers: int = 6) -> B
         "initializer_range": 0.02,
     }
     sizes = {"projection_dim": width // 2, "image_text_hidden_size": width // 2}
-    return BlipForImageTextRetrieval(BlipConfig(text_config=shared | text, vision_config=shared | vision, **sizes))
+    model = BlipForImageTextRetrieval(BlipConfig(text_config=shared | text, vision_config=shared | vision, **sizes))
+    for layer in model.vision_model.encoder.layers:
+        layer.self_attn.__class__ = FusedAttention  # the same parameters under the same names
+    return model

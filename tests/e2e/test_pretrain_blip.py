@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import BlipForImageTextRetrieval
 
 from data_prep.pretrain import blip_captions, blip_export, blip_matcher
 from data_prep.pretrain import mini_blip as pretrain_mini_blip
 from data_prep.pretrain.blip_captions import Caption
-from data_prep.pretrain.blip_losses import by_tile, pack
+from data_prep.pretrain.blip_losses import by_tile, pack, pack_texts, read_texts
 from data_prep.pretrain.blip_matcher import BlipStage
 from data_prep.pretrain.models import build_blip, build_blip_tokenizer
 from slime_bench.data.mini_world.render import SUBJECTS, render, vocabulary
@@ -164,6 +165,19 @@ class TestCaptions:
         assert "[UNK]" not in tokenizer.tokenize("Image of zebra crossing.")
 
 
+@torch.no_grad()
+def test_fused_attention_is_the_librarys() -> None:
+    """The model that is trained gives what the model that is written will give."""
+    torch.manual_seed(0)
+    tokenizer = build_blip_tokenizer(vocabulary())
+    trained = build_blip(tokenizer, width=64, layers=1).eval()
+    plain = BlipForImageTextRetrieval(trained.config).eval()
+    plain.load_state_dict(trained.state_dict())
+    pixels = torch.randn(2, 3, 64, 64)
+    ours, theirs = (m.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state for m in (trained, plain))
+    same(ours, theirs, terms=64, steps=10)
+
+
 def test_tiles() -> None:
     maps = torch.rand(4, 256)
     grids = [1, *blip_captions.GRIDS]
@@ -187,8 +201,18 @@ def test_packed_captions_are_read_as_alone() -> None:
     texts = [["image of wheel .", "a car with red body"], ["image of red tail ."]]
     told = [[Caption(text, True) for text in each] for each in texts]
     packed = pack(tokenizer, told)
-    states = model.vision_model(torch.randn(2, 3, 128, 128)).last_hidden_state
+    pixels = torch.randn(2, 3, 128, 128)
+    states = model.vision_model(pixels).last_hidden_state
     hidden = packed.read(model, states)[packed.image, packed.start]
+    repeated, of = pack_texts(tokenizer, [*told, [Caption("image of red tail .", False)]])
+    found = read_texts(model, repeated, of)
+    assert of.tolist() == [0, 1, 2, 2] and len(found.first) == 3
+    for place, text in enumerate((*texts[0], *texts[1])):
+        states = model.text_encoder(**tokenizer(text, return_tensors="pt")).last_hidden_state
+        same(found.first[place : place + 1], states[:, 0], terms=64, steps=20)
+        tokens = torch.nn.functional.normalize(model.text_proj(states[0]), dim=-1)
+        same(found.mean[place], tokens.mean(0), terms=64, steps=30)
+    states = model.vision_model(pixels).last_hidden_state
     for row, (image, text) in enumerate([(0, texts[0][0]), (0, texts[0][1]), (1, texts[1][0])]):
         alone = model.text_encoder(
             **{key: tokenizer(text, return_tensors="pt")[key] for key in ("input_ids", "attention_mask")},
