@@ -73,7 +73,7 @@ def test_maps_side_by_side_are_torchs_own_network_each() -> None:
     weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
     for place in range(3):
         layers: list[nn.Module] = []
-        for index in range(3):
+        for _ in range(3):
             layers += [nn.Conv2d(256, 256, 1), nn.ReLU(), nn.BatchNorm2d(256)]
         network = nn.Sequential(*layers, nn.Conv2d(256, 1, 1))
         linear = [each for each in network if isinstance(each, nn.Conv2d)]
@@ -159,7 +159,7 @@ def test_gradient_on_alpha_is_the_chain_rules() -> None:
 def test_draws_are_their_streams_alone_and_in_range() -> None:
     many = drawn(streams(200), (4, 2, 2), [20, 23], torch.device("cpu"))
     assert set(many.timesteps.tolist()) == {20, 21, 22, 23} and many.timesteps.dtype == torch.long
-    assert many.colours.shape == (200, 3, 1, 1) and 0 <= many.colours.min() and many.colours.max() <= 1
+    assert many.colours.shape == (200, 3, 1, 1) and many.colours.min() >= 0 and many.colours.max() <= 1
     assert not torch.equal(many.posterior, many.noise)
     one = drawn(streams(200)[7:8], (4, 2, 2), [20, 23], torch.device("cpu"))
     for name in ("colours", "timesteps", "posterior", "noise"):
@@ -171,7 +171,9 @@ def test_what_the_model_wishes_is_found(kind: Any, lr: float) -> None:
     """It wishes for the disc of the image on grey, which random backgrounds are on average."""
     ticks = torch.arange(SIDE) - SIDE / 2
     disc = ticks[:, None] ** 2 + ticks**2 < 8**2
-    image = torch.where(disc, torch.tensor([0.9, 0.1, 0.2])[:, None, None], torch.tensor([0.1, 0.4, 0.9])[:, None, None])
+    image = torch.where(
+        disc, torch.tensor([0.9, 0.1, 0.2])[:, None, None], torch.tensor([0.1, 0.4, 0.9])[:, None, None]
+    )
     model: Any = Wishing(torch.where(disc, image, 0.5)[None])
     config = PeekabooConfig(alpha=kind, size=SIDE, steps=60, lr=lr, guidance=1.0, gravity=0.0)
     method = Peekaboo(config, None, model, CLASSES[:2], seed=0)
@@ -238,7 +240,9 @@ def test_more_draws_and_steps_are_other_maps(make: Callable[..., Peekaboo]) -> N
     for switch in ("method.draws=2", "method.steps=3", "method.gravity=5", "method.guidance=1"):
         assert not torch.equal(make(switch).scores(*images(1)), plain), switch
     # What is returned is from before the last update, which the authors throw away.
-    assert torch.equal(make("method.steps=1", "method.lr=9").scores(*images(1)), make("method.steps=1").scores(*images(1)))
+    assert torch.equal(
+        make("method.steps=1", "method.lr=9").scores(*images(1)), make("method.steps=1").scores(*images(1))
+    )
 
 
 def test_progress_is_told(make: Callable[..., Peekaboo]) -> None:

@@ -205,14 +205,13 @@ def test_loop(
     first = "image" if run == "rb" else "model.0.bias"
     monkeypatch.setattr(method, "AlphaMaps", maps)
     monkeypatch.setattr(method, "drawn", lambda *_: golden.draws("loop", run, next(calls)))
-    monkeypatch.setattr(
-        type(backbone), "embed", lambda _, prompt: golden.text if prompt else golden.empty
-    )
+    monkeypatch.setattr(type(backbone), "embed", lambda _, prompt: golden.text if prompt else golden.empty)
     pictures, upstream = list[Tensor](), list[Tensor]()
     monkeypatch.setattr(sds, "composite", kept(composite, pictures))
     monkeypatch.setattr(sds, "latent_gradient", kept(latent_gradient, upstream))
+    rate, draws = golden.rate(run, first, start(first)), len(want[f"{run}_t"]) // steps
     config = PeekabooConfig(
-        alpha=kind, size=side, steps=steps, lr=golden.rate(run, first, start(first)), draws=len(want[f"{run}_t"]) // steps,
+        alpha=kind, size=side, steps=steps, lr=rate, draws=draws,
         guidance=facts["guidance"], gravity=facts["gravity"], timesteps=[facts["min_step"], facts["max_step"]],
     )  # fmt: skip
     found = Peekaboo(config, None, backbone, ["background", "part"], seed=0).scores(golden.image, ["a"])

@@ -85,7 +85,9 @@ class RasterAlpha(nn.Module):
         return self.image
 
 
-def bilateral_weights(images: Tensor, window: int = WINDOW, tolerance: float = TOLERANCE, sigma: float = SIGMA) -> Tensor:
+def bilateral_weights(
+    images: Tensor, window: int = WINDOW, tolerance: float = TOLERANCE, sigma: float = SIGMA
+) -> Tensor:
     """Weights of the neighbours of every pixel, which sum to 1; a neighbour outside the image weighs 0.
 
     w(p, q) ~ exp(-|p - q|^2 / (2 sigma^2)) exp(-|I(p) - I(q)|^2 / (2 tolerance^2))

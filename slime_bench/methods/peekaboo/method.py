@@ -96,9 +96,7 @@ class Peekaboo(PeekabooDescription, SegmentationMethod):
             for draw in range(config.draws):
                 streams = [generator(self.seed, "peekaboo step", *name, step, draw) for name in names]
                 draws = drawn(streams, latent, config.timesteps, device)
-                gradient += alpha_gradient(
-                    self.backbone, shown, alpha, draws, text, self.empty, config.guidance
-                )
+                gradient += alpha_gradient(self.backbone, shown, alpha, draws, text, self.empty, config.guidance)
             optimiser.zero_grad()
             alpha.backward(gradient)
             optimiser.step()
