@@ -35,7 +35,8 @@ def test_two_steps_of_one_part(tmp_path: Path, repository: Path, capsys: pytest.
     with capsys.disabled():
         print(
             f"\npeekaboo, {precision}, {side} pixels, alpha of {found['size']}: load {found['load']} s, steps "
-            f"{found['steps']} s, {found['peak_bytes'] / 1e9:.1f} GB; 300 steps {5 * found['steps'][-1]:.0f} minutes"
+            f"{found['steps']} s ({found['processors']} s of processors), {found['peak_bytes'] / 1e9:.1f} GB; "
+            f"300 steps {5 * found['processors'][-1]:.0f} minutes of a processor"
         )
     assert found["backbone"] == "sd14" and found["size"] == 256
     assert found["scores"] == [1, 2, side, side] and len(found["steps"]) == 2

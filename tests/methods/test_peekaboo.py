@@ -79,6 +79,7 @@ def test_maps_side_by_side_are_torchs_own_network_each() -> None:
         linear = [each for each in network if isinstance(each, nn.Conv2d)]
         for index, layer in enumerate(linear):
             layer.weight.data.copy_(together.weights[index][place][..., None, None])
+            assert layer.bias is not None
             layer.bias.data.copy_(together.biases[index][place, :, 0])
         features = together.get_buffer("features")[place].unflatten(1, (12, 12))[None]
         expected = network(features)

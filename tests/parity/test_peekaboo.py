@@ -20,7 +20,7 @@ from torch.optim import optimizer as torch_optimizer
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.methods.peekaboo import alpha, method, sds
 from slime_bench.methods.peekaboo.alpha import AlphaMaps, FourierAlpha, RasterAlpha, bilateral_blur, bilateral_weights
-from slime_bench.methods.peekaboo.config import PeekabooConfig
+from slime_bench.methods.peekaboo.config import Alpha, PeekabooConfig
 from slime_bench.methods.peekaboo.method import Peekaboo
 from slime_bench.methods.peekaboo.sds import composite, latent_gradient, latents_of
 from tests.fixtures.rounding import rounding
@@ -84,9 +84,13 @@ def test_filter(golden: Golden, checks: Start) -> None:
 def test_features_and_alpha(golden: Golden, checks: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     side, want = golden.image.shape[-1], golden.arrays("alpha")
     maps = golden.start(FourierAlpha(streams(), side))
-    seen = list[Tensor]()
-    plain = F.batch_norm
-    monkeypatch.setattr(alpha.F, "batch_norm", lambda x, *rest, **how: (seen.append(x), plain(x, *rest, **how))[1])
+    seen, plain = list[Tensor](), F.batch_norm
+
+    def seeing(hidden: Tensor, *rest: Any, **how: Any) -> Tensor:
+        seen.append(hidden)
+        return plain(hidden, *rest, **how)
+
+    monkeypatch.setattr(alpha.F, "batch_norm", seeing)
     found = maps()
     with checks("alpha") as check:
         features = maps.get_buffer("features")[0].unflatten(1, (side, side))[:, ::9, ::7]
@@ -187,7 +191,8 @@ def test_loop(
 ) -> None:
     """Whole optimisations through the method's own `scores`."""
     want, facts, side = golden.arrays("loop"), golden.facts("loop"), golden.image.shape[-1]
-    steps, kind = golden.updates(run), "raster_bilateral" if run == "rb" else "fourier_bilateral"
+    kind: Alpha = "raster_bilateral" if run == "rb" else "fourier_bilateral"
+    steps = golden.updates(run)
     made, calls = list[AlphaMaps](), iter(range(len(want[f"{run}_t"])))
 
     def maps(*given: Any) -> AlphaMaps:
