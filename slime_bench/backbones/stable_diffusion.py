@@ -162,6 +162,13 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
             mean, logvar = self._encoded.get(images, self._encoder_state(), self._posterior)
         else:
             mean, logvar = self._posterior(images)
+        return self._sampled(mean, logvar, noise)
+
+    def latents(self, images: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """As `encode`, where a gradient is to reach the images: float [B,3,H,W] in [0,1] -> float32 [B,4,h,w]."""
+        return self._sampled(*self._posterior(images), noise)
+
+    def _sampled(self, mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         latents = mean.float()
         if noise is not None:
             latents = latents + (0.5 * logvar.float()).exp() * noise.to(latents)

@@ -108,6 +108,8 @@ class DataConfig:
             `paper`: `none` for one shot, whose last embeddings are used, `val` otherwise.
         val_size: images of the validation split that are used, drawn with the seed; null = all. A list of `support`
             that has its own validation images is taken whole.
+        test_limit: only the first so many test images are tested, in order of the id, or of a list of scenes; null =
+            all. For methods that take minutes for an image; tables say so.
 
     Raises:
         ConfigError: a value outside its range, a bad class list or colour, or a class file that cannot be read.
@@ -134,6 +136,7 @@ class DataConfig:
     min_pixels: Positive = 12
     validation: Literal["auto", "paper", "support", "val", "none"] = "auto"
     val_size: Positive | None = None
+    test_limit: Positive | None = None
 
     def __post_init__(self) -> None:
         if (self.classes_file is None) != bool(self.classes):
@@ -174,16 +177,14 @@ class SceneConfig(DataConfig):
 
     `drawn` and `in_order` prefer images that show one class only, and at least `min_pixels` of it (the files' own
     pixels; 16384 in the code); an image may stand for two classes, and is in the set once. `support_ids` and lists are
-    taken whole, whatever `shots` says; `require_all_classes` means nothing here.
+    taken whole, whatever `shots` says; `require_all_classes` means nothing here. `test_limit` counts what is left after
+    `authors_eval` has taken its own; the second paper's code stops after 10000 images of COCO.
 
     Args:
         max_pool_images: the first so many images of the support split are its pool; null = all.
-        max_test_images: the first so many images of the test split are tested, after `authors_eval` has taken its own;
-            null = all. The second paper's code stops after 10000 images of COCO.
     """
 
     max_pool_images: Positive | None = None
-    max_test_images: Positive | None = None
 
 
 def _labels_of(path: Path) -> list[str]:

@@ -144,8 +144,29 @@ class FolderData(Part):
 
     @cached_property
     def test(self) -> FolderDataset:
-        """The test split, in order of the id."""
-        return self.split(TEST)
+        """The test split in order of the id, as far as it is tested; see `within_limit`."""
+        return self.within_limit(self.split(TEST))
+
+    def within_limit(self, images: FolderDataset) -> FolderDataset:
+        """The first `test_limit` of the test images.
+
+        Raises:
+            ConfigError: there are fewer, so that tables would say what is not so.
+        """
+        limit = self.config.test_limit
+        if limit is None:
+            return images
+        if limit > len(images):
+            raise ConfigError(
+                "there are fewer test images", path="data.test_limit", found=limit, expected=f"1 to {len(images)}",
+                remedy=f"data.test_limit=null, which takes all {len(images)}",
+            )  # fmt: skip
+        return images.select(images.ids[:limit])
+
+    def limited(self) -> dict[str, str]:
+        """What tables have to say of `test_limit`, as `prepared` does."""
+        limit = self.config.test_limit
+        return {} if limit is None else {"test images": f"the first {limit}"}
 
     def unlabelled(self, limit: int | None) -> FolderDataset:
         """Images of the pool whose labels are not to be used: at most `limit`, drawn with the seed; None for all."""
@@ -205,12 +226,12 @@ class FolderData(Part):
             DataError: the manifest cannot be read.
         """
         if not self.choices or not (self.root / MANIFEST).is_file():
-            return {}
+            return self.limited()
         settings = read_manifest(self.root).get("settings") or {}
         chosen = {name: str(settings[name]) for name in self.choices if settings.get(name) is not None}
         if self.split_path(TEST) != self.root / TEST:  # what the manifest says of its own test split does not hold
             chosen["test"] = self.split_path(TEST).name
-        return chosen
+        return chosen | self.limited()
 
     def prepare_data(self) -> None:
         """Check that the data are there, and every file of the needed splits, unless that was done before; data sets

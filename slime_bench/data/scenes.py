@@ -99,8 +99,7 @@ class SceneData(FolderData):
 
     def prepared(self) -> dict[str, str]:
         chosen = {"support": self.config.support} if self.config.support in (AUTHORS_EVAL, AUTHORS_TRAIN) else {}
-        limit = self.config.max_test_images
-        return chosen | ({"test images": f"the first {limit}"} if limit is not None else {})
+        return chosen | self.limited()
 
     @cached_property
     def support_ids(self) -> list[str]:
@@ -119,16 +118,16 @@ class SceneData(FolderData):
 
     @cached_property
     def test(self) -> FolderDataset:
-        """The images that are tested, in order of their list."""
+        """The images that are tested, in order of their list; see `within_limit`."""
         whole = self.split(TEST)
         if self.config.support != AUTHORS_EVAL:
-            return whole
+            return self.within_limit(whole)
         left = whole.ids
         if self.shots > 0:  # without supports the code tests all images
             taken = {each.index for each in self._examples if each.only is None}
             shown = (self._source_counts[:, 1:] > 0).sum(1) > 0
             left = [key for index, key in enumerate(left) if shown[index] and index not in taken]
-        return whole.select(left[: self.config.max_test_images])
+        return self.within_limit(whole.select(left))
 
     @cached_property
     def val(self) -> FolderDataset:
@@ -156,7 +155,7 @@ class SceneData(FolderData):
             self._read[listed] = self.read_split(listed)
         whole, limit = self._read[listed], None
         if name == TEST and self.config.support != AUTHORS_EVAL:  # whose code cuts what is left
-            limit = self.config.max_test_images
+            limit = self.config.test_limit
         elif name == SUPPORT or (name == VAL and not self._own_name(VAL)):
             limit = self.config.max_pool_images
         return whole if limit is None or limit >= len(whole) else whole.select(whole.ids[:limit])

@@ -6,7 +6,7 @@ A method is one Python file with a subclass of `SegmentationMethod` and one YAML
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -49,6 +49,8 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
         #: of the score maps, before the argmax; the trial sets its own
         self.refine: Refinement = NoRefinement()
         self.keep_maps = keep_maps
+        #: a method that takes minutes for a batch of images calls it with how much is done and how much there is to do
+        self.progress: Callable[[int, int], None] = lambda done, total: None
         self.best_score = -1.0
         self.best_epoch: int | None = None
         self.test_ids: list[str] = []

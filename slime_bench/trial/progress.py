@@ -28,6 +28,14 @@ class ProgressLine(Callback):
         best = f"best val mIoU {100 * pl_module.best_score:.1f}" if pl_module.best_epoch is not None else ""
         self._show("fit ", trainer.global_step, self._steps, f"{loss}  {best}")
 
+    def on_test_batch_start(
+        self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        def within(done: int, total: int) -> None:
+            self._show("test", batch_idx, self._batches, f"{done / total:.0%} of the next batch", done / total)
+
+        pl_module.progress = within
+
     def on_test_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
@@ -37,12 +45,12 @@ class ProgressLine(Callback):
         """The trial's last line."""
         self._write(f"{self._title}  {text}  ({time.monotonic() - self._began:.0f} s)", end="\n")
 
-    def _show(self, stage: str, done: int, total: int, facts: str) -> None:
+    def _show(self, stage: str, done: int, total: int, facts: str, within: float = 0.0) -> None:
         now = time.monotonic()
         if done < total and now - self._shown < (0.25 if self._terminal else 10):
             return
         self._shown = now
-        bar = "#" * round(_BAR * done / max(1, total))
+        bar = "#" * round(_BAR * (done + within) / max(1, total))
         self._write(
             f"{self._title}  {stage} [{bar:<{_BAR}}] {done}/{total}  {facts}", end="" if self._terminal else "\n"
         )

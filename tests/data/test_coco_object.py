@@ -178,7 +178,7 @@ def test_the_whole_class_list_and_ids_with_gaps(tmp_path: Path) -> None:
 def test_supports_of_the_authors_and_images_without_objects(tmp_path: Path) -> None:
     scenes = [alone(1), alone(2), [], alone(3), alone(4), alone(1), [Thing(2, (0, 0, 5, 5))]]
     write_coco_split(tmp_path, "val2017", scenes, CLASSES)
-    data = coco(tmp_path, FEW, "data.support=authors_eval", "data.max_test_images=1")
+    data = coco(tmp_path, FEW, "data.support=authors_eval", "data.test_limit=1")
     data.prepare_data()
     split = data.split_datasets(["test"])["test"]
     assert data.needed == ("test",) and data.present_splits() == ["test"]

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from slime_bench.config.compose import plan
 from slime_bench.data.config import DataConfig
 from slime_bench.data.mini_world import render as mini_world
 from slime_bench.errors import ConfigError, DataError
+from slime_bench.results.identity import signature
 
 FOLDERS = {
     "pascal_part_car": "pascal_part/car",
@@ -272,3 +274,39 @@ print(data.fingerprint(), *sorted({{"torch", "lightning", "scipy", "pandas"}} & 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert len(done.stdout.strip()) == 64
+
+
+# --- the first test images alone
+
+
+def test_a_limit_takes_the_first_test_images_by_id(folder_set: Callable[..., Any]) -> None:
+    whole, limited = folder_set(), folder_set("data.test_limit=2")
+    assert limited.test.ids == whole.test.ids[:2] and len(whole.test.ids) == 3
+    assert [name for batch in limited.datamodule().test_dataloader() for name in batch["id"]] == limited.test.ids
+    assert limited.fingerprint() == whole.fingerprint() and limited.support_ids == whole.support_ids
+    assert (whole.prepared(), limited.prepared()) == ({}, {"test images": "the first 2"})
+    assert folder_set("data.test_limit=3").test.ids == whole.test.ids
+
+
+def test_a_limit_that_says_what_is_not_so_is_refused(folder_set: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="fewer test images") as caught:
+        folder_set("data.test_limit=4").datamodule().setup()
+    assert caught.value.expected == "1 to 3" and "null" in str(caught.value.remedy)
+    for bad in ("0", "-1", "few", "1.5"):
+        with pytest.raises(ConfigError, match="test_limit"):
+            folder_set(f"data.test_limit={bad}")
+
+
+def test_a_limit_is_part_of_the_signature() -> None:
+    one, other = (plan(["data=mini_car", f"data.test_limit={limit}"]).trials[0] for limit in ("10", "null"))
+    prints = {"data": "a" * 64, "backbone": "b" * 64}
+    assert signature(one, prints) != signature(other, prints)
+
+
+@pytest.fixture
+def folder_set(tmp_path: Path) -> Callable[..., Any]:
+    """folder_set(overrides) -> a data set of 2 support, 1 validation and 3 test pictures."""
+    for split, count in (("support", 2), ("val", 1), ("test", 3)):
+        save(tmp_path / split, "car", split, count)
+    classes = "data.classes=[background,body,light,plate,wheel,window]"
+    return lambda *overrides: data_of("data=folder", f"data.root={tmp_path}", classes, *overrides)

@@ -172,11 +172,11 @@ def test_no_support_at_all(twin: Path, tmp_path: Path) -> None:
     assert data.support_ids == [] and data.missing_classes == [] and len(data.datamodule().test_dataloader()) == 3
     with pytest.raises(ConfigError, match="nothing to learn from"):
         data.datamodule().train_dataloader()
-    none = voc(twin, "data.support=authors_eval", "data.max_test_images=2", shots=0)
+    none = voc(twin, "data.support=authors_eval", "data.test_limit=2", shots=0)
     none.prepare_data()
     none.datamodule().setup()
     assert none.support_ids == [] and [len(batch["id"]) for batch in none.datamodule().test_dataloader()] == [1, 1]
-    assert none.fingerprint() == voc(twin, "data.support=authors_eval", "data.max_test_images=2", shots=1).fingerprint()
+    assert none.fingerprint() == voc(twin, "data.support=authors_eval", "data.test_limit=2", shots=1).fingerprint()
 
 
 def test_fixed_ids_and_lists_are_taken_whole(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_supports_of_the_authors_come_from_the_evaluation_list_and_leave_it(
     assert [each for batch in data.datamodule().test_dataloader() for each in batch["id"]] == left
     assert any(only is not None for _, only in expected), "classes 4 and 9 are never alone"
     assert data.prepared() == {"support": "authors_eval"}
-    cut = voc(tmp_path, "data.support=authors_eval", "data.max_test_images=3", shots=shots, seed=run)
+    cut = voc(tmp_path, "data.support=authors_eval", "data.test_limit=3", shots=shots, seed=run)
     assert [each for batch in cut.datamodule().test_dataloader() for each in batch["id"]] == left[:3]
 
 
@@ -274,12 +274,12 @@ def test_a_class_that_nothing_shows_stops_the_authors_choice(twin: Path) -> None
 
 
 def test_limits_cut_lists(twin: Path) -> None:
-    data = voc(twin, "data.max_test_images=2", "data.max_pool_images=20")
+    data = voc(twin, "data.test_limit=2", "data.max_pool_images=20")
     assert data.split_datasets(["test"])["test"].ids == ["2008_000000", "2008_000001"]
     assert set(data.support_ids) == {f"2007_{index:06d}" for index in range(20)}
     assert data.prepared() == {"test images": "the first 2"}
-    with pytest.raises(ConfigError, match="max_test_images"):
-        voc(twin, "data.max_test_images=0")
+    with pytest.raises(ConfigError, match="test_limit"):
+        voc(twin, "data.test_limit=0")
 
 
 # --- bad files

@@ -368,6 +368,7 @@ def test_only_like_is_compared_with_like() -> None:
         aggregate([trial([80] * 6, **PAPER | {"backbone": "mini_sd"})])[0],
         aggregate([trial([80] * 6, **PAPER | {"data": "own_cars"})])[0],
         aggregate([dataclasses.replace(one, prepared={"limit": "50"})])[0],
+        aggregate([dataclasses.replace(one, prepared={"test images": "the first 10"})])[0],
         aggregate([dataclasses.replace(one, prepared={"test": "my_cars"})])[0],
     ):
         assert comparison(row, published) is None

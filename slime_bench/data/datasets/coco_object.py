@@ -7,7 +7,7 @@ Two ways of making label maps are in use. The field's COCO-Object (GroupViT, and
 5000 images of val2017 and the pixel maps of COCO-Stuff with its stuff set to background: prepare those and name them in
 `label_maps`. The second paper's lists (github sinahmr/DIaM, data/coco/create_masks.py) take val2014, paint the first
 polygon of every object that is no crowd, corners cut to whole pixels, later objects over earlier ones, and leave out
-images without such objects: `polygons: first`, `crowd: background`, `max_test_images: 10000`.
+images without such objects: `polygons: first`, `crowd: background`, `test_limit: 10000`.
 """
 
 from __future__ import annotations
