@@ -105,7 +105,7 @@ def test_another_version_is_rendered_again(
 ) -> None:
     calls = []
 
-    def write(root: Path, subject: str, first_test: int) -> None:
+    def write(root: Path, subject: str, first_test: int, pool: int | None) -> None:
         calls.append((root, subject))
         manifest = json.loads((root / "manifest.json").read_text())
         (root / "manifest.json").write_text(json.dumps({**manifest, "version": mini_world.WORLD_VERSION}))
@@ -122,7 +122,7 @@ def test_another_version_is_rendered_again(
 def test_trials_that_start_together_render_once(
     rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(root: Path, subject: str, first_test: int) -> None:
+    def write(root: Path, subject: str, first_test: int, pool: int | None) -> None:
         with (tmp_path / "calls").open("a") as calls:
             calls.write(subject)
         time.sleep(0.3)
