@@ -25,9 +25,9 @@ class SupervisedConfig:
     """
 
     name: str = "supervised"
-    steps: Annotated[int, Field(ge=2)] = 1500
+    steps: Annotated[int, Field(ge=2)] = 1000
     batch: Positive = 8
-    lr: Annotated[float, Field(gt=0)] = 3e-3
+    lr: Annotated[float, Field(gt=0)] = 1e-2
     weight_decay: NotNegative = 0.01
 
 
