@@ -60,6 +60,8 @@ LIGHT: dict[str, set[str]] = {
     "slime_bench.methods.infoscore.config": HEAVY,
     "slime_bench.refine.config": HEAVY,
     "slime_bench.methods.segddpm.config": HEAVY,
+    "slime_bench.methods.supervised.config": HEAVY,
+    "slime_bench.backbones.upernet": HEAVY,
     "slime_bench.report": HEAVY - {"matplotlib", "pandas"},
 }
 
