@@ -33,7 +33,7 @@ CELEBA     ?= $(RAW)/CelebAMask-HQ.zip
 CAR_TEST   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup app test test-release docs lint format mini-data report ranking bench reproduce-all ablation-all clean \
+.PHONY: help setup app test test-release docs lint format mini-data report ranking supervised-curve bench reproduce-all ablation-all clean \
         $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%) $(PROBED:%=ablation-%)
 
 help:  ## list the targets
@@ -163,6 +163,9 @@ ablation-all: $(STAMP)  ## all of them
 
 ranking: $(STAMP)  ## InfoScore's order of the layers beside that of their mIoU, for SUBJECT (the paper's data: PRESET=paper ARGS='data=voc2012 metric=dataset')
 	$(call sweep_and_report,experiment=infoscore_ranking preset=$(PRESET)_infoscore $(RANKED) $(OTHER_VLM) $(ARGS),--ranking experiment=infoscore_ranking preset=$(PRESET)_infoscore $(RANKED) $(OTHER_VLM) $(ARGS))
+
+supervised-curve: $(STAMP)  ## a network trained on 10 to 3000 annotated mini cars, to hold SLiMe's and the probe's rows against
+	$(call sweep_and_report,experiment=supervised_curve $(ARGS),experiment=supervised_curve $(ARGS))
 
 bench: $(STAMP)  ## speed and memory, as ratios within one run: SLiMe against the authors' way of computing, one pass of a VLM against the plain way, whole trials of several methods (BENCH_OUT=docs/results/bench keeps the tables)
 	$(BIN)/python -m slime_bench.bench.slime $(BENCH_OUT:%=--out "%") $(ARGS)

@@ -2,11 +2,15 @@
 
 python docs/figures.py slime
 python docs/figures.py infoscore
+python docs/figures.py supervised
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,9 @@ TRIALS = {
     "slime": ["preset=mini", "data=mini_car", "shots=1", "seed=0"],
     "infoscore": ["preset=mini_infoscore", "data=mini_car", "shots=0", "seed=0"],
 }
+CURVE = "supervised"
+KEPT = Path(__file__).parent / "results" / "mini" / "probe.md"
+"""Its table of the usual test pictures has the rows that the curve is held against."""
 PICTURES = {"slime": 2, "infoscore": 1}  # of the test split, the first ones
 COLUMNS = 5
 Row = list[tuple[str, Any]]  # titles and images
@@ -36,11 +43,14 @@ Row = list[tuple[str, Any]]  # titles and images
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure that is asked for; further arguments are overrides of its trial."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", choices=list(TRIALS))
+    parser.add_argument("figure", choices=[*TRIALS, CURVE])
     parser.add_argument("overrides", nargs="*", help="of the trial, e.g. seed=1")
     parser.add_argument("--part", default="wheel", help="class whose maps are shown")
     parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_intermixed_args(argv)
+    if args.figure == CURVE:
+        draw_curve(args.out / f"{CURVE}.png", curve(args.overrides))
+        return
     chosen = {each.partition("=")[0]: each for each in [*TRIALS[args.figure], *args.overrides]}  # the last word counts
     (cfg,) = plan(list(chosen.values())).trials
     method, images, labels, ids = tested(cfg, PICTURES[args.figure])
@@ -105,6 +115,52 @@ def infoscore_rows(method: Any, images: torch.Tensor, ids: Sequence[str], part: 
         ]
         for row in range(len(images))
     ]
+
+
+def curve(overrides: Sequence[str]) -> dict[int, list[float]]:
+    """Average IoU in percent of the trials of experiment=supervised_curve, by their number of annotated pictures."""
+    found = defaultdict[int, list[float]](list)
+    for cfg in plan(["experiment=supervised_curve", *overrides], sweep=True).trials:
+        average = trial.run(trial.spec_of(cfg)).result.average
+        found[cfg.shots].append(100 * average)
+    return dict(sorted(found.items()))
+
+
+def kept_rows() -> list[tuple[str, int, float, float]]:
+    """(method, shots, mean, deviation) of SLiMe and the feature probe on the usual pictures of the car."""
+    section = KEPT.read_text(encoding="utf-8").split("## The usual test pictures", 1)[1].split("\n## ", 1)[0]
+    rows = []
+    for shots in (1, 10):
+        cells = re.search(rf"^\| car \| {shots} \|(.*)$", section, re.MULTILINE)[1].replace("*", "").split("|")
+        for method, cell in (("SLiMe", cells[0]), ("feature probe", cells[2])):
+            rows.append((method, shots, *map(float, cell.strip().split("±"))))
+    return rows
+
+
+def draw_curve(path: Path, found: dict[int, list[float]]) -> None:
+    """Average IoU against the number of annotated pictures, with the kept rows as lines with bands, as PNG."""
+    figure = Figure(figsize=(7.2, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    means = [statistics.fmean(values) for values in found.values()]
+    spread = [statistics.stdev(values) if len(values) > 1 else 0 for values in found.values()]
+    axis.errorbar(list(found), means, spread, color="black", marker="o", capsize=3)
+    axis.annotate("supervised UPerNet", (list(found)[-1], means[-1]), (-6, 8), textcoords="offset points", ha="right")
+    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    for method, shots, mean, deviation in kept_rows():
+        colour, dashes = {"SLiMe": "tab:blue", "feature probe": "tab:orange"}[method], "-" if shots == 10 else "--"
+        axis.axhline(mean, color=colour, linestyle=dashes, linewidth=1.2)
+        axis.axhspan(mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0)
+        above = 5 if method == "feature probe" else -5  # its 1-shot row and SLiMe's 10-shot row are all but equal
+        axis.annotate(f"{method}, {shots}-shot", (1.01, mean), (0, above), color=colour, va="center", **beside)
+    axis.set_xscale("log")
+    axis.set_xticks(list(found), [str(count) for count in found], minor=False)
+    axis.minorticks_off()
+    axis.set_xlabel("annotated pictures of the training")
+    axis.set_ylabel("average IoU in percent")
+    axis.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
 
 
 def draw(path: Path, cells: Row) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ from slime_bench.data.class_files import read_classes
 from slime_bench.data.label_maps import listing, validate_classes, validate_colours
 from slime_bench.errors import ConfigError
 
+IN_MEMORY: Final = 1000
+"""Support images that are kept decoded; more are read when they are needed."""
 SUPPORT, VAL, TEST = SPLITS = ("support", "val", "test")
 SHOTS = "{shots}"
 """In the name of a split's folder: the number of shots."""

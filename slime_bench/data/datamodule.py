@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from slime_bench.data.augment import augment
-from slime_bench.data.config import DRAWN, DataConfig
-from slime_bench.data.reading import FolderDataset, Sample
-from slime_bench.data.transforms import fit_sample
+from slime_bench.data.config import DRAWN, IN_MEMORY, DataConfig
+from slime_bench.data.reading import FolderDataset, Sample, each_of
+from slime_bench.data.transforms import Fitted, fit_sample
 from slime_bench.errors import ConfigError, SlimeBenchError
 from slime_bench.seeding import generator
 
@@ -34,6 +34,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
     Attributes:
         support_group: None for augmented training batches in random order; otherwise so many support images a batch,
             as they are and in the order of the draw.
+        train_batch: images of an augmented training batch; a method's `prepare` may ask for its own number.
         first_batch: batches that the first epoch of training leaves out; above 0 where a trial is resumed within one.
     """
 
@@ -44,6 +45,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         super().__init__()
         self.data = data
         self.config = data.config
+        self.train_batch: int = data.config.train_batch_size
 
     @property
     def shots(self) -> int:
@@ -81,7 +83,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         if self.support_group is not None:
             plain = SupportBatches(len(support), self.support_group, passes, None, self.first_batch)
             return self._loader(QueryDataset(support, self.config), batch_sampler=plain)
-        batches = SupportBatches(len(support), self.config.train_batch_size, passes, seed, self.first_batch)
+        batches = SupportBatches(len(support), self.train_batch, passes, seed, self.first_batch)
         return self._loader(SupportDataset(support, self.config, seed), batch_sampler=batches)
 
     def support_dataloader(self) -> DataLoader[Any]:
@@ -127,22 +129,24 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
 
 class SupportDataset(Dataset[Batch]):
-    """Augmented support items, keyed by (index, logical epoch), which with the seed is all that an item depends on; the
-    few images stay decoded in memory."""
+    """Augmented support items, keyed by (index, logical epoch), which with the seed is all that an item depends on; up
+    to `IN_MEMORY` images stay decoded in memory."""
 
-    def __init__(self, samples: Sequence[Sample], config: DataConfig, seed: int) -> None:
-        self.samples = [fit_sample(sample, config.image_size, config.resize, config.fit) for sample in samples]
-        self.augmentation = config.augment
-        self.seed = seed
+    def __init__(self, samples: Sequence[Sample] | FolderDataset, config: DataConfig, seed: int) -> None:
+        self.samples, self.config, self.seed = samples, config, seed
+        self._fitted = [self._fit(sample) for sample in each_of(samples)] if len(samples) <= IN_MEMORY else []
+
+    def _fit(self, sample: Sample) -> Fitted:
+        return fit_sample(sample, self.config.image_size, self.config.resize, self.config.fit)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         index, epoch = key
-        sample = self.samples[index]
+        sample = self._fitted[index] if self._fitted else self._fit(self.samples[index])
         keyed = generator(self.seed, "augment", sample.id, epoch)
-        image, label = augment(sample.image.float() / 255, sample.label, self.augmentation, keyed)
+        image, label = augment(sample.image.float() / 255, sample.label, self.config.augment, keyed)
         return {"image": image, "label": label, "id": sample.id, "epoch": epoch}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slime_bench.config.parts import Part
-from slime_bench.data.config import SHOTS, SPLITS, SUPPORT, TEST, VAL, DataConfig
+from slime_bench.data.config import IN_MEMORY, SHOTS, SPLITS, SUPPORT, TEST, VAL, DataConfig
 from slime_bench.data.label_maps import check_same_classes, listing
 from slime_bench.data.manifest import (
     MANIFEST,
@@ -21,7 +21,7 @@ from slime_bench.data.manifest import (
     read_manifest,
     text_sha256,
 )
-from slime_bench.data.reading import FolderDataset, Sample
+from slime_bench.data.reading import FolderDataset, Sample, each_of
 from slime_bench.data.support import (
     check_support,
     choose_support,
@@ -126,10 +126,10 @@ class FolderData(Part):
         return self.split(SUPPORT)
 
     @cached_property
-    def support(self) -> list[Sample]:
-        """The support set, in order of `support_ids`."""
+    def support(self) -> Sequence[Sample] | FolderDataset:
+        """The support set, in order of `support_ids`; more than `IN_MEMORY` images are decoded when they are needed."""
         chosen = self._source.select(self.support_ids)
-        return [chosen[index] for index in range(len(chosen))]
+        return chosen if len(chosen) > IN_MEMORY else list(each_of(chosen))
 
     @cached_property
     def val(self) -> FolderDataset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,3 +262,8 @@ class FolderDataset:
         """The samples called `ids`, in that order; KeyError for an id that is not there."""
         by_id = {pair.id: pair for pair in self.pairs}
         return FolderDataset(self.folder, self.classes, self.colours, pairs=[by_id[key] for key in ids])
+
+
+def each_of(samples: Sequence[Sample] | FolderDataset) -> Iterator[Sample]:
+    """The samples one after another; those of a folder are decoded when it is their turn."""
+    return (samples[index] for index in range(len(samples)))

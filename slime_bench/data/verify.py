@@ -240,12 +240,14 @@ def _looks(
         pair = dataset.pairs[index]
         try:
             sample = dataset[index]
-            check_edges(sample.label, dataset.classes, pair.label)
+            both = ((_relative(pair.image, root), sample.image), (_relative(pair.label, root), sample.label))
+            hashes = {name: pixels_sha256(pixels.astype(np.uint8)) for name, pixels in both if name in files}
+            label = both[1][0]
+            if label not in files or hashes[label] != files[label]:  # one that a builder made has hard edges
+                check_edges(sample.label, dataset.classes, pair.label)
         except SlimeBenchError as error:
             return error
         height, width = sample.label.shape
-        both = ((_relative(pair.image, root), sample.image), (_relative(pair.label, root), sample.label))
-        hashes = {name: pixels_sha256(pixels.astype(np.uint8)) for name, pixels in both if name in files}
         counts, ignored = class_pixels(sample.label, len(dataset.classes)), int((sample.label == IGNORE).sum())
         return _Look(counts, ignored, f"{width}x{height}", *fingerprint(sample.image), hashes)
 

@@ -26,6 +26,8 @@ class MethodDescription(Part):
         only_shots: the numbers of support images that a trial can have; None for any from `least_shots`.
         self_contained: whether the learned state is all that segmenting a folder of images needs
             (`slime-bench segment`).
+        whole_set: whether it is trained on a whole annotated set, as the papers' starred rows: tables star its rows,
+            and expect none with one or ten support images.
         may_differ: settings in which trials may differ and still be fitted in one batch, beside the seed: keys of the
             method, with everything below them. None where trials cannot share a pass of the backbone; otherwise the
             method is a `slime_bench.methods.batch.BatchedMethod`.
@@ -38,6 +40,7 @@ class MethodDescription(Part):
     least_shots: int = 1
     only_shots: tuple[int, ...] | None = None
     self_contained: bool = True
+    whole_set: bool = False
     may_differ: tuple[str, ...] | None = None
     own_report: str | None = None
     table_order: int = 0
@@ -77,6 +80,7 @@ class MethodDescription(Part):
             "least_shots": cls.least_shots,
             "only_shots": None if cls.only_shots is None else list(cls.only_shots),
             "own_report": cls.own_report,
+            "whole_set": cls.whole_set,
             "table_order": cls.table_order,
             "stated": cls.stated(config),
         }

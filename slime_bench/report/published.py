@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ class PublishedRow:
     """One row of a published table, in percent.
 
     Attributes:
-        method: name as printed; `key` is the name of our method that it compares with, if any.
+        method: name as printed; `key` is the name of our method that runs it, None where none does.
+        note: what is different in our run, or why there is none.
         shots: support images, None for a method trained on a whole annotated set.
         supervised: whether the method's training saw annotations beyond the support images.
         n: runs behind the mean, None if not stated.
@@ -49,6 +51,7 @@ class PublishedRow:
     average: Stat
     average_gap: float = 0.0
     backbones: list[str] = field(default_factory=list)
+    note: str = ""
     setting: str = ""
     values: dict[str, Any] = field(default_factory=dict)
 
@@ -97,6 +100,21 @@ class Published:
     def ablation(self, name: str) -> PublishedAblation | None:
         """The published ablation with the grid of conf/ablation/<name>.yaml, if there is one."""
         return next((each for each in self.ablations if each.name == name), None)
+
+    def runs(self, ours: Iterable[str]) -> list[str]:
+        """Lines that say of every row of the main table whether the bench runs it.
+
+        Args:
+            ours: names of our methods that have rows in the table.
+        """
+        have = set(ours)
+        said: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            kind = "alone" if row.key is None else "too" if row.key in have else "not yet"
+            about = "; ".join(filter(None, [f"method={row.key}" if row.key else "", row.note]))
+            said.setdefault(kind, {})[f"{row.method} ({about})"] = None
+        titles = {"too": "run here too", "not yet": "to be run here", "alone": "as published alone"}
+        return [f"{title}: {', '.join(said[kind])}" for kind, title in titles.items() if kind in said]
 
     def main_row(self, key: str, shots: int) -> PublishedRow | None:
         """The row of the main table that our method `key` compares with."""

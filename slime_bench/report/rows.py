@@ -40,6 +40,7 @@ class Row:
             `TrialResult`.
         notes: reservations that have to stand under the table.
         missing_seeds: expected seeds without a valid result.
+        supervised: trained on a whole annotated set.
         other_data: a published row that was not measured on this table's data.
         key: for a published row, the name of our method it compares with.
         default: whether the settings are the default ones, or it is not known what those are.
@@ -162,7 +163,8 @@ def aggregate(
                 published=False, prepared=dict(first.prepared), stated=dict(first.facts.get("stated", {})), notes=notes,
                 missing_seeds=tuple(seed for seed in expected_seeds if seed not in seeds),
                 default=is_default(first, defaults), label=first.facts.get("label", first.method),
-                order=first.facts.get("table_order", 0), least_shots=first.facts.get("least_shots", 1),
+                order=first.facts.get("table_order", 0), supervised=first.facts.get("whole_set", False),
+                least_shots=first.facts.get("least_shots", 1),
                 interval=bootstrap.interval(trials, convention, background) if bootstrap else None,
             )
         )  # fmt: skip
@@ -199,8 +201,9 @@ def without_variants(rows: Sequence[Row]) -> list[Row]:
 
 
 def possible_shots(rows: Iterable[Row], shots: Sequence[int]) -> tuple[int, ...]:
-    """Those of `shots` that a method of the rows can have: one that learns from support images has no 0."""
-    least = [row.least_shots for row in rows if not row.published]
+    """Those of `shots` that a method of the rows can have: one that learns from support images has no 0, one that is
+    trained on a whole annotated set none of them."""
+    least = [row.least_shots for row in rows if not row.published and not row.supervised]
     return tuple(number for number in shots if least and number >= min(least))
 
 

@@ -215,6 +215,7 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     if report.published:
         theirs = published_line(report.published, preset, report.convention, report.background_in_average)
         lines.append(f"{theirs}; * = trained on a whole annotated set")
+        lines += [f"rows of the paper {line}" for line in report.published.runs(row.method for row in ours)]
         lines += welch_lines(ours, report.published)
     lines += [f"{row.method} {row.variant} {row.shots}-shot: {note}" for row in ours for note in row.notes]
     hidden = len({row.series for row in report.hidden if (row.preset, row.data) == (preset, data)})

@@ -24,6 +24,7 @@ from PIL import Image
 import slime_bench.methods
 from slime_bench.backbones.base import DiffusionModel, VlmFacts
 from slime_bench.backbones.diffusion import StableDiffusion
+from slime_bench.backbones.upernet import UperNet
 from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import config_class, implementation_of, load_target
@@ -42,6 +43,7 @@ from tests.backbones.test_albef import save as save_checkpoint
 from tests.backbones.test_llava import save_tiny_llava
 from tests.fixtures.adm import SMALL, save_adm
 from tests.fixtures.blip_toys import save_blip
+from tests.fixtures.resnet import save_resnet
 from tests.fixtures.twins.coco import write_coco_twin
 from tests.fixtures.twins.pascal import write_car_test_twin
 from tests.fixtures.twins.voc2012 import write_voc_twin
@@ -59,18 +61,21 @@ COVERED: dict[str, set[str]] = {
         "slime_bench.methods.infoscore.ranking.InfoScoreRanking",
         "slime_bench.methods.segddpm.method.SegDdpm",
         "slime_bench.methods.peekaboo.method.Peekaboo",
+        "slime_bench.methods.supervised.method.Supervised",
     },
     # files of conf/<group>, without `.yaml`
-    "method": {"slime", "feature_knn", "feature_probe", "infoscore", "infoscore_ranking", "segddpm", "peekaboo"},
+    "method": {"slime", "feature_knn", "feature_probe", "infoscore", "infoscore_ranking", "segddpm", "peekaboo"}
+    | {"supervised"},
     "backbone": {"mini_sd", "sd21_base", "sd15", "sd14"}
     | {"mini_blip", "blip_base", "blip_large", "albef", "llava15_7b"}
-    | {"ddpm_horse", "ddpm_ffhq", "adm_uncond"},
+    | {"ddpm_horse", "ddpm_ffhq", "adm_uncond"}
+    | {"mini_upernet", "upernet_resnet50"},
     "protocol": {"slime_code", "slime_paper", "slime_mini", "infoscore_code", "infoscore_paper", "infoscore_mini"}
     | {"none"},
     "data": {"mini_car", "mini_horse", "mini_face", "pascal_part_car", "pascal_part_horse", "celebamask_hq"}
     | {"pascal_part_car_regan", "slime_release_car", "slime_release_horse", "slime_release_face", "folder"}
     | {"voc2012", "coco_object"}
-    | {"mini_car_fresh", "mini_horse_fresh", "mini_face_fresh"},
+    | {"mini_car_fresh", "mini_horse_fresh", "mini_face_fresh", "mini_car_3000"},
     "refine": {"none", "guided", "crf"},
     "preset": {"mini", "paper", "mini_infoscore", "paper_infoscore"},
     "metric": {"slime", "dataset", "present_or_predicted"},
@@ -172,6 +177,7 @@ def tiny_weights(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Map
         "albef": convert_albef(root, save_checkpoint(root / "albef.pth", random_state())),
         "llava15_7b": llava,
         **dict.fromkeys(("ddpm_horse", "ddpm_ffhq", "adm_uncond"), save_adm(root / "adm.pt")),
+        **dict.fromkeys(("mini_upernet", "upernet_resnet50"), save_resnet(root / "resnet")),
     }
 
 
@@ -193,9 +199,24 @@ def test_backbone(name: str, tiny_weights: Mapping[str, Path]) -> None:
     if isinstance(backbone, VlmBackbone):
         check_vlm(backbone, target.describe(node))
         return
+    if isinstance(backbone, UperNet):
+        check_trainable(backbone, target.describe(node))
+        return
     check_features(backbone, node, target.describe(node))
     if isinstance(backbone, StableDiffusion):
         check_diffusion(backbone, node)
+
+
+def check_trainable(backbone: Any, facts: Any) -> None:
+    """What makes networks has none itself; each is new, and starts by its seed."""
+    assert facts.image_size == SIZE and not list(backbone.parameters())
+    one, other = backbone.network(3, seed=0), backbone.network(3, seed=0)
+    assert all(value.requires_grad for value in one.parameters())
+    assert not {id(value) for value in one.parameters()} & {id(value) for value in other.parameters()}
+    images = torch.rand(2, 3, SIZE, SIZE + 16)
+    found = one(images)
+    assert found.shape == (2, 3, SIZE, SIZE + 16) and found.dtype == torch.float32 and found.isfinite().all()
+    assert torch.equal(found, other(images))
 
 
 def check_features(backbone: Any, node: Any, facts: Any) -> None:
@@ -268,6 +289,7 @@ SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
     "feature_probe": ("mini_sd", ["method.draws=1", "method.test_draws=1", "shots=2"]),
     "infoscore": ("mini_blip", _VLM),
     "infoscore_ranking": ("mini_blip", [*_VLM, "method.resamples=3", "shots=0"]),
+    "supervised": ("mini_upernet", ["method.steps=10"]),
     "segddpm": ("mini_sd", ["method.networks=2", "method.size=16", "method.timesteps=[50]", ONE_LAYER]),
     "peekaboo": ("mini_sd", ["method.size=16", "method.steps=2", "shots=0"]),
 }
@@ -318,7 +340,8 @@ def make(tiny_weights: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> C
 
 
 def fit_one_step(method: SegmentationMethod) -> None:
-    optimiser: Any = method.configure_optimizers()
+    configured: Any = method.configure_optimizers()
+    optimiser = configured["optimizer"] if isinstance(configured, dict) else configured
     loss: Any = method.training_step(batch(), 0)
     assert loss.ndim == 0 and loss.isfinite()
     optimiser.zero_grad()
@@ -516,7 +539,8 @@ def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(mini_world, "SPLIT_SIZES", SAMPLES)
     own = [f"data.root={tmp_path}/own", "data.classes=[background,body,light,plate,wheel,window]"]
     small = ["shots=2", "data.batch_size=2", "data.val_size=2", "data.validation=val"]
-    cfg = trial(f"data={name}", f"data_root={tmp_path}", *small, *(own if name == "folder" else []))
+    own = {"folder": own, "mini_car_3000": ["data.pool=4"]}.get(name, [])
+    cfg = trial(f"data={name}", f"data_root={tmp_path}", *small, *own)
     data = cfg.build("data", shots=cfg.shots, seed=cfg.seed)
     if name in STAND_INS:
         with pytest.raises(DataError) as caught:

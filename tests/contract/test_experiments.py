@@ -28,6 +28,7 @@ from slime_bench.trial import runner as trial
 from tests.conftest import save_tiny_sd
 from tests.contract.test_contract import SAMPLES, STAND_INS, options, uncovered
 from tests.fixtures.blip_toys import save_blip
+from tests.fixtures.resnet import save_resnet
 
 SIDE = 64
 SEEDS = {"seed": "0,1,2"}
@@ -56,13 +57,15 @@ class Expected:
     Attributes:
         params: of its sweep, exactly.
         data: preset that it fits -> data set that it then has; the first is its own default.
-        method: where it is not the preset's. metric: the convention.
+        method, backbone, protocol: where they are not the preset's. metric: the convention.
         same_as: preset -> another experiment with the same trials.
     """
 
     params: dict[str, str]
     data: dict[str, str]
     method: str | None = None
+    backbone: str | None = None
+    protocol: str | None = None
     metric: str = "slime"
     same_as: dict[str, str] = field(default_factory=dict)
 
@@ -94,6 +97,13 @@ EXPERIMENTS: dict[str, Expected] = {
     "refine": Expected(
         {"method": "slime,feature_probe,segddpm,infoscore", "refine": "none,guided,crf", **SLIME},
         {"mini": "mini_car", "mini_infoscore": "mini_car"},
+    ),
+    "supervised_curve": Expected(
+        {"shots": "10,30,300,3000", "seed": "0"},
+        {"mini": "mini_car_3000"},
+        method="supervised",
+        backbone="mini_upernet",
+        protocol="none",
     ),
     "paper_voc2012_infoscore": Expected(RUNS, {"paper_infoscore": "voc2012"}, metric="dataset"),
     "paper_coco_object_infoscore": Expected(RUNS, {"paper_infoscore": "coco_object"}, metric="dataset"),
@@ -135,7 +145,7 @@ def test_every_published_table_has_its_file(subject: str) -> None:
 
 
 def test_no_published_number_is_left_out(shared: Path) -> None:
-    """Every number with a decimal that the protocol's list of published ones has stands in conf/paper."""
+    """Every number with a decimal that the protocol's lists of published ones have stands in conf/paper."""
 
     def numbers(node: Any) -> set[float]:
         if isinstance(node, dict | list):
@@ -144,7 +154,8 @@ def test_no_published_number_is_left_out(shared: Path) -> None:
 
     page = (shared / "protocol.md").read_text()
     listed = page.split("### 1.4 Published numbers", 1)[1].split("The paper states no run time", 1)[0]
-    printed = {float(number) for number in re.findall(r"\d+\.\d+", listed)}
+    listed += page.split("### 1.5 Ablation tables in full", 1)[1].split("\n", 1)[1].split("Oddities", 1)[0]
+    printed = {float(number) for number in re.findall(r"\d*\.\d+", listed)}
     files = [yaml.safe_load((config_dir() / "paper" / f"{subject}.yaml").read_text()) for subject in SUBJECTS]
     assert len(printed) > 150 and printed <= numbers(files)
 
@@ -216,17 +227,23 @@ class World:
     def small(self, name: str, preset: str) -> list[str]:
         """Overrides that make a trial small and change nothing that an experiment file decides."""
         (backbone, _, method), data = PRESETS[preset], EXPERIMENTS[name].data[preset]
-        method = EXPERIMENTS[name].method or method
+        method, backbone = EXPERIMENTS[name].method or method, EXPERIMENTS[name].backbone or backbone
         sizes = [f"backbone.weights={self.weights[backbone]}", f"backbone.image_size={SIDE}", "data.batch_size=3"]
         sizes += [] if data in ("voc2012", "coco_object") else [f"data.image_size={SIDE}"]
+        if method == "supervised":
+            return [*sizes, *self.places, "method.steps=2", "data.pool=4"]
         if method == "slime":
             sizes += ["method.train_map_size=16", "method.epochs=1"]
             sizes += ["method.patch_size=48"] if data == "celebamask_hq" else []  # of 64 pixels instead of 512
         else:
             sizes += ["method.max_steps=1"] if method == "infoscore" else ["method.resamples=2", "method.pairs=1"]
             sizes += ["method.rank_images=2"]
-        places = [f"data_root={self.data}", f"output_root={self.outputs}"]
-        return [*sizes, *places, "trainer=cpu", "trainer.progress=false"]
+        return [*sizes, *self.places]
+
+    @property
+    def places(self) -> list[str]:
+        """Overrides that say where, and with what."""
+        return [f"data_root={self.data}", f"output_root={self.outputs}", "trainer=cpu", "trainer.progress=false"]
 
 
 @pytest.fixture
@@ -243,7 +260,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for name in {data for expected in EXPERIMENTS.values() for data in expected.data.values()} & set(STAND_INS):
         place, subject, write = STAND_INS[name]
         write(root / "data" / place, subject)
-    weights = {"mini_sd": sd, "sd21_base": deeper, "mini_blip": blip, "blip_large": blip}
+    resnet = save_resnet(root / "resnet")
+    weights = {"mini_sd": sd, "sd21_base": deeper, "mini_blip": blip, "blip_large": blip, "mini_upernet": resnet}
     return World(weights, root / "data", root / "outputs")
 
 
@@ -253,16 +271,16 @@ def test_every_experiment_runs_with_every_preset_that_it_fits(name: str, preset:
     expected, (backbone, protocol, method) = EXPERIMENTS[name], PRESETS[preset]
     found = world.tried(name, preset)
     maps = [result.config["method"].get("maps") for result in found]
-    assert list(dict.fromkeys(maps)) == (
-        ["was", "cross"] if name == "table1" else ["was" if method == "slime" else None]
-    )
+    slimes = (expected.method or method) == "slime"
+    assert list(dict.fromkeys(maps)) == (["was", "cross"] if name == "table1" else ["was" if slimes else None])
     refined = [result.config["refine"]["name"] for result in found]
     own = "crf" if (expected.method or method) == "infoscore" else "none"
     assert refined == (["none", "guided", "crf"] if name == "refine" else [own] * len(maps))
     assert len({result.signature for result in found}) == len(found)
     for result in found:
         names = (result.data, result.backbone, result.protocol, result.method)
-        assert names == (expected.data[preset], backbone, protocol, expected.method or method)
+        parts = (expected.backbone or backbone, expected.protocol or protocol, expected.method or method)
+        assert names == (expected.data[preset], *parts)
         assert result.preset == preset.removesuffix("_infoscore"), (
             "tables of both methods stand under the preset's own name"
         )
@@ -302,7 +320,8 @@ PROBED = {"probe_t": (7, "1"), "probe_layers": (5, "1"), "probe_parts": (3, "1,1
 BASES = [
     name
     for name, expected in EXPERIMENTS.items()
-    if "slime" in {PRESETS[preset][2] for preset in expected.data} and "method" not in expected.params
+    if "slime" in {expected.method or PRESETS[preset][2] for preset in expected.data}
+    and "method" not in expected.params
 ]
 
 

@@ -61,6 +61,8 @@ LIGHT: dict[str, set[str]] = {
     "slime_bench.refine.config": HEAVY,
     "slime_bench.methods.segddpm.config": HEAVY,
     "slime_bench.methods.peekaboo.config": HEAVY,
+    "slime_bench.methods.supervised.config": HEAVY,
+    "slime_bench.backbones.upernet": HEAVY,
     "slime_bench.report": HEAVY - {"matplotlib", "pandas"},
 }
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from slime_bench.config.compose import plan
 from slime_bench.config.schema import read_part
+from slime_bench.data import datamodule, folder
 from slime_bench.data.datasets.mini import MiniData
 from slime_bench.data.mini_world import render as mini_world
 from slime_bench.data.reading import FolderDataset
@@ -100,12 +103,28 @@ def test_support_sets_are_those_of_the_published_tables(subject: str, rendered: 
             assert data.support_ids == expected[:shots]
 
 
+def test_a_larger_pool_is_taken_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pictures are the usual pool; where there are many, they are read when they are needed."""
+    monkeypatch.setattr(mini_world, "SPLIT_SIZES", {"support": 4, "val": 2, "test": 2})
+    (cfg,) = plan(["data=mini_car_3000", "data.pool=6", f"data_root={tmp_path}", "shots=5"]).trials
+    found = []
+    for limit in (5, 4):
+        monkeypatch.setattr(folder, "IN_MEMORY", limit)
+        monkeypatch.setattr(datamodule, "IN_MEMORY", limit)
+        data = cfg.build("data", shots=5, seed=3)
+        data.prepare_data()
+        assert data.support_ids == [f"car-support-{index:04d}" for index in range(5)]
+        assert isinstance(data.support, FolderDataset) == (limit == 4) and data.missing_classes == []
+        found.append(next(iter(data.datamodule().train_dataloader())))
+    assert torch.equal(found[0]["image"], found[1]["image"]) and found[0]["id"] == found[1]["id"]
+
+
 def test_another_version_is_rendered_again(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = []
 
-    def write(root: Path, subject: str, first_test: int) -> None:
+    def write(root: Path, subject: str, first_test: int, pool: int | None) -> None:
         calls.append((root, subject))
         manifest = json.loads((root / "manifest.json").read_text())
         (root / "manifest.json").write_text(json.dumps({**manifest, "version": mini_world.WORLD_VERSION}))
@@ -122,7 +141,7 @@ def test_another_version_is_rendered_again(
 def test_trials_that_start_together_render_once(
     rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(root: Path, subject: str, first_test: int) -> None:
+    def write(root: Path, subject: str, first_test: int, pool: int | None) -> None:
         with (tmp_path / "calls").open("a") as calls:
             calls.write(subject)
         time.sleep(0.3)

@@ -128,6 +128,13 @@ class TestDataSet:
         same = [{n: v for n, v in one["files"].items() if not n.startswith("test/")} for one in (ours, fresh)]
         assert same[0] == same[1]
 
+    def test_a_larger_pool_begins_with_the_usual_one(self, tmp_path: Path) -> None:
+        write_dataset(tmp_path / "usual", "car")
+        write_dataset(tmp_path / "large", "car", pool=7)
+        usual, large = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("usual", "large"))
+        assert large["pool"] == 7 and "pool" not in usual
+        assert usual["files"].items() < large["files"].items() and len(large["files"]) == len(usual["files"]) + 2 * 3
+
     def test_a_failure_leaves_nothing_half_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         root = tmp_path / "car"
         write_dataset(root, "car")
@@ -151,3 +158,10 @@ class TestDataSet:
         with pytest.raises(StorageError):
             write_dataset(tmp_path / "horse", "horse")
         assert [path.name for path in tmp_path.iterdir()] == ["car"]
+
+
+def test_training_pictures_share_none_with_validation_and_test() -> None:
+    """Pictures are keyed by split and number; here of the pool's both ends."""
+    pool = {render("car", "support", index).image.tobytes() for index in (*range(20), *range(2980, 3000))}
+    others = {render("car", split, index).image.tobytes() for split in ("val", "test") for index in range(10)}
+    assert len(pool) == 40 and not pool & others

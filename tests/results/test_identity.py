@@ -32,9 +32,9 @@ EXCLUDED = {
     # what cannot change a number, whoever declares it; everything else counts
     "data_root", "output_root", "force", "save_maps", "per_preset", "ablates", "logger", "launcher", "metric",
     "trainer.progress", "trainer.threads", "trainer.checkpoint_every", "data.root", "data.splits", "data.first_test",
-    "data.batch_size", "data.num_workers", "backbone.weights", "backbone.revision", "backbone.single_file_config",
-    "backbone.memory_gb", "backbone.encoder_cache_mb", "backbone.checkpoint_activations", "backbone.compile",
-    "backbone.layer_groups", "method.start.path",
+    "data.pool", "data.batch_size", "data.num_workers", "backbone.weights", "backbone.revision",
+    "backbone.single_file_config", "backbone.memory_gb", "backbone.encoder_cache_mb",
+    "backbone.checkpoint_activations", "backbone.compile", "backbone.layer_groups", "method.start.path",
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from slime_bench.config.parts import located
-from slime_bench.data.config import SPLITS, DataConfig, Natural
+from slime_bench.data.config import SPLITS, DataConfig, Natural, Positive
 from slime_bench.data.folder import FolderData
 from slime_bench.data.manifest import MANIFEST, read_manifest
 from slime_bench.data.mini_world import render as mini_world
@@ -22,9 +22,11 @@ class MiniConfig(DataConfig):
 
     Args:
         first_test: index of the first test picture; others than 0 are test sets on which nothing was chosen.
+        pool: pictures of the support pool; null for the usual 30, which are the first of any larger pool.
     """
 
     first_test: Natural = field(default=0, metadata=located("data"))
+    pool: Positive | None = field(default=None, metadata=located("data"))
 
 
 class MiniData(FolderData):
@@ -73,11 +75,11 @@ class MiniData(FolderData):
             )  # fmt: skip
         manifest = read_manifest(self.root)
         same = manifest["subject"] == self.config.subject  # what is another subject's is not replaced
-        made = (str(manifest["version"]), int(manifest.get("first_test", 0)))
-        return same and made != (str(mini_world.WORLD_VERSION), self.config.first_test)
+        made = (str(manifest["version"]), int(manifest.get("first_test", 0)), manifest.get("pool"))
+        return same and made != (str(mini_world.WORLD_VERSION), self.config.first_test, self.config.pool)
 
     def _render(self) -> None:
         started, title = time.perf_counter(), f"mini {self.config.subject}"
         print(f"{title}: rendering the data set into {self.root} ...", file=sys.stderr, flush=True)
-        mini_world.write_dataset(self.root, self.config.subject, self.config.first_test)
+        mini_world.write_dataset(self.root, self.config.subject, self.config.first_test, self.config.pool)
         print(f"{title}: ready after {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)

@@ -83,13 +83,14 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
-def write_dataset(root: Path, subject: str, first_test: int = 0) -> None:
+def write_dataset(root: Path, subject: str, first_test: int = 0, pool: int | None = None) -> None:
     """Write `<root>/{support,val,test}/{images,labels}/<id>.png` and `<root>/manifest.json`.
 
     The manifest holds the sha256 of each file's pixels, the classes and the captions.
 
     Args:
         first_test: index of the first test picture; in the manifest where it is not 0.
+        pool: pictures of the support pool, None for the usual number; in the manifest where it is given.
 
     The folder is built beside its place and moved there when complete, so a half-written data set is never seen.
 
@@ -102,9 +103,9 @@ def write_dataset(root: Path, subject: str, first_test: int = 0) -> None:
         shutil.rmtree(building, ignore_errors=True)
         files: dict[str, str] = {}
         captions: dict[str, str] = {}
-        first = {"test": first_test}
+        first, sizes = {"test": first_test}, SPLIT_SIZES | ({} if pool is None else {"support": pool})
         for split, index in (
-            (name, first.get(name, 0) + place) for name, size in SPLIT_SIZES.items() for place in range(size)
+            (name, first.get(name, 0) + place) for name, size in sizes.items() for place in range(size)
         ):
             picture, name = render(subject, split, index), f"{subject}-{split}-{index:04d}"
             captions[name] = picture.caption
@@ -116,6 +117,7 @@ def write_dataset(root: Path, subject: str, first_test: int = 0) -> None:
         manifest = {
             "version": WORLD_VERSION, "subject": subject, "classes": CLASSES[subject], "files": files,
             "captions": captions, **({"first_test": first_test} if first_test else {}),
+            **({} if pool is None else {"pool": pool}),
         }  # fmt: skip
         (building / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         shutil.rmtree(root, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""A segmentation network, trained on the whole annotated training split."""
