@@ -24,6 +24,8 @@ from PIL import Image
 import slime_bench.methods
 from slime_bench.backbones.base import DiffusionModel, VlmFacts
 from slime_bench.backbones.diffusion import StableDiffusion
+from slime_bench.backbones.in_context import SegGptFacts
+from slime_bench.backbones.seggpt import SegGptBackbone
 from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import config_class, implementation_of, load_target
@@ -42,6 +44,7 @@ from tests.backbones.test_albef import save as save_checkpoint
 from tests.backbones.test_llava import save_tiny_llava
 from tests.fixtures.adm import SMALL, save_adm
 from tests.fixtures.blip_toys import save_blip
+from tests.fixtures.seggpt import save_seggpt
 from tests.fixtures.twins.coco import write_coco_twin
 from tests.fixtures.twins.pascal import write_car_test_twin
 from tests.fixtures.twins.voc2012 import write_voc_twin
@@ -58,12 +61,14 @@ COVERED: dict[str, set[str]] = {
         "slime_bench.methods.infoscore.method.InfoScore",
         "slime_bench.methods.infoscore.ranking.InfoScoreRanking",
         "slime_bench.methods.segddpm.method.SegDdpm",
+        "slime_bench.methods.seggpt.method.SegGptMethod",
     },
     # files of conf/<group>, without `.yaml`
-    "method": {"slime", "feature_knn", "feature_probe", "infoscore", "infoscore_ranking", "segddpm"},
+    "method": {"slime", "feature_knn", "feature_probe", "infoscore", "infoscore_ranking", "segddpm", "seggpt"},
     "backbone": {"mini_sd", "sd21_base", "sd15", "sd14"}
     | {"mini_blip", "blip_base", "blip_large", "albef", "llava15_7b"}
-    | {"ddpm_horse", "ddpm_ffhq", "adm_uncond"},
+    | {"ddpm_horse", "ddpm_ffhq", "adm_uncond"}
+    | {"seggpt", "mini_seggpt"},
     "protocol": {"slime_code", "slime_paper", "slime_mini", "infoscore_code", "infoscore_paper", "infoscore_mini"}
     | {"none"},
     "data": {"mini_car", "mini_horse", "mini_face", "pascal_part_car", "pascal_part_horse", "celebamask_hq"}
@@ -171,6 +176,7 @@ def tiny_weights(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Map
         "albef": convert_albef(root, save_checkpoint(root / "albef.pth", random_state())),
         "llava15_7b": llava,
         **dict.fromkeys(("ddpm_horse", "ddpm_ffhq", "adm_uncond"), save_adm(root / "adm.pt")),
+        **dict.fromkeys(("seggpt", "mini_seggpt"), save_seggpt(root / "seggpt")),
     }
 
 
@@ -191,6 +197,9 @@ def test_backbone(name: str, tiny_weights: Mapping[str, Path]) -> None:
     assert not any(value.requires_grad for value in backbone.parameters())
     if isinstance(backbone, VlmBackbone):
         check_vlm(backbone, target.describe(node))
+        return
+    if isinstance(backbone, SegGptBackbone):
+        check_painter(backbone, target.describe(node))
         return
     check_features(backbone, node, target.describe(node))
     if isinstance(backbone, StableDiffusion):
@@ -251,6 +260,17 @@ def check_vlm(backbone: VlmBackbone, facts: VlmFacts) -> None:
     assert hooks_of(backbone) == hooks, "hooks are removed"
 
 
+def check_painter(backbone: SegGptBackbone, facts: SegGptFacts) -> None:
+    hooks, side = hooks_of(backbone), facts.side
+    pictures = backbone.pictures(torch.rand(3, 3, SIZE, SIZE))
+    masks = backbone.painted(backbone.labels(batch()["label"]), torch.tensor([[0, 0, 0], [255, 255, 255], [255, 0, 0]]))
+    for count in (1, 2):
+        prompts = (each[None, :count].expand(3, -1, -1, -1, -1) for each in (pictures, masks))
+        found = backbone.paint(pictures, *prompts)
+        assert found.shape == (3, 3, side, side) and found.min() >= 0 and found.max() <= 255
+    assert hooks_of(backbone) == hooks, "hooks are removed"
+
+
 def hooks_of(backbone: torch.nn.Module) -> int:
     """Hooks of all modules; the library keeps some of its own."""
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in backbone.modules())
@@ -267,6 +287,7 @@ SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
     "feature_probe": ("mini_sd", ["method.draws=1", "method.test_draws=1", "shots=2"]),
     "infoscore": ("mini_blip", _VLM),
     "infoscore_ranking": ("mini_blip", [*_VLM, "method.resamples=3", "shots=0"]),
+    "seggpt": ("mini_seggpt", []),
     "segddpm": ("mini_sd", ["method.networks=2", "method.size=16", "method.timesteps=[50]", ONE_LAYER]),
 }
 
@@ -376,7 +397,13 @@ def test_protocol(name: str, make: Callable[..., SegmentationMethod]) -> None:
 
 @pytest.mark.parametrize(
     ("method", "backbone"),
-    [("slime", "mini_blip"), ("infoscore", "mini_sd"), ("feature_probe", "mini_blip"), ("feature_knn", "mini_blip")],
+    [
+        ("slime", "mini_blip"),
+        ("infoscore", "mini_sd"),
+        ("feature_probe", "mini_blip"),
+        ("feature_knn", "mini_blip"),
+        ("seggpt", "mini_sd"),
+    ],
 )
 def test_parts_of_different_papers_do_not_go_together(method: str, backbone: str) -> None:
     for overrides in (

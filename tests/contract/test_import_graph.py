@@ -55,11 +55,13 @@ LIGHT: dict[str, set[str]] = {
     "slime_bench.backbones.diffusion": HEAVY,
     "slime_bench.backbones.ddpm": HEAVY,
     "slime_bench.backbones.vision_language": HEAVY,
+    "slime_bench.backbones.in_context": HEAVY,
     "slime_bench.data.datasets": HEAVY,
     "slime_bench.methods.slime.config": HEAVY,
     "slime_bench.methods.infoscore.config": HEAVY,
     "slime_bench.refine.config": HEAVY,
     "slime_bench.methods.segddpm.config": HEAVY,
+    "slime_bench.methods.seggpt.config": HEAVY,
     "slime_bench.report": HEAVY - {"matplotlib", "pandas"},
 }
 
