@@ -48,7 +48,9 @@ def at_side(model: SegGptForImageSegmentation, side: int) -> None:
 def stage_of(side: int) -> Stage:
     """The stage of pictures of `side` pixels."""
     last = side == max(PICTURES)
-    return Stage(f"seggpt{side}", PICTURES[side], BATCH, RATE[side], decay_from=0.4 if last else 1.0, averaging=0.998)
+    return Stage(
+        f"seggpt{side}", PICTURES[side], BATCH, RATE[side], warmup=100, decay_from=0.4 if last else 1.0, averaging=0.998
+    )
 
 
 def train_stage(model: SegGptForImageSegmentation, fabric: Fabric, work: Path, side: int) -> None:

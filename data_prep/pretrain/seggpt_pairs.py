@@ -28,7 +28,8 @@ SUBJECTS = ("horse", "face")
 """The car is never shown: the table of cars then says what the model does with what it has not seen."""
 WINDOW = 512
 """Pictures of a subject among which pairs are drawn; it moves on by one picture with each pair."""
-SHAPES = 0.3  # share of pairs of general shapes
+SHAPES, SAME = 0.3, 0.15  # shares of pairs of general shapes, and of two views of one picture
+BINARY = 0.4  # share of draws of white on black
 LEAST = 0.001  # share of the prompt's pixels, from which on a label can be painted
 
 
@@ -45,8 +46,8 @@ def draw_pair(index: int, side: int, rng: np.random.Generator) -> Pair:
         pictures = shapes(rng)
     else:
         subject, first = SUBJECTS[index % len(SUBJECTS)], index // len(SUBJECTS)
-        chosen = first + rng.choice(WINDOW, size=2, replace=False)
-        pictures = [(each.image, each.label) for each in (stream_picture(subject, int(place)) for place in chosen)]
+        one, other = (stream_picture(subject, first + int(place)) for place in rng.choice(WINDOW, 2, replace=False))
+        pictures = [(each.image, each.label) for each in (one, one if chance(rng, SAME) else other)]
     views = [view(image, label, side, rng) for image, label in pictures]
     colours = draw_colours(views[0][1], rng)
     return Pair(np.stack([image for image, _ in views]), np.stack([colours[label] for _, label in views]))
@@ -72,26 +73,26 @@ def view(image: np.ndarray, label: np.ndarray, side: int, rng: np.random.Generat
 def draw_colours(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A colour for each label, uint8 [256,3]: a random subset of those that the prompt shows, in random groups.
 
-    Half of the draws are binary, one group in white on black, mostly of a single part, as a method prompts; in the
-    others one to four groups have random colours, and the rest of the picture is black or, less often, has one too. The
-    background can be in a group.
+    Some draws are binary, one group in white on black, mostly of a single part, as a method prompts. In the others
+    groups have random colours: the more of them, the more a picture teaches. The rest of the picture is black or has a
+    colour too; it can also be part of a group.
 
     Args:
         label: uint8 [S,S], of the prompt.
     """
     shown = np.flatnonzero(np.bincount(label.ravel()) >= LEAST * label.size)
     shown = rng.permutation(shown if chance(rng, 0.15) or len(shown) == 1 else shown[shown > 0])
-    binary = chance(rng, 0.5)
-    groups = 1 if binary else int(rng.integers(1, min(4, len(shown)) + 1))
-    single = binary and chance(rng, 0.7)
-    chosen = shown[: 1 if single else int(rng.integers(groups, len(shown) + 1))]
-    # 27 colours far apart, and a little noise; the last one is the rest's.
-    grid = rng.permutation(np.stack(np.meshgrid(*[[32, 128, 223]] * 3), -1).reshape(-1, 3))[: groups + 1]
-    drawn = np.full((1, 3), 255) if binary else grid[:groups] + rng.integers(-32, 33, size=(groups, 3))
     colours = np.zeros((256, 3), dtype=np.uint8)
-    if not binary and chance(rng, 0.3):
-        colours[:] = grid[groups]
-    for place, each in enumerate(chosen):
+    if chance(rng, BINARY):
+        colours[shown[: 1 if chance(rng, 0.7) else int(rng.integers(1, len(shown) + 1))]] = 255
+        return colours
+    # 27 colours far apart, and a little noise; the last one is the rest's.
+    grid = rng.permutation(np.stack(np.meshgrid(*[[32, 128, 223]] * 3), -1).reshape(-1, 3))
+    groups = int(rng.integers(1, len(shown) + 1))
+    drawn = grid[:groups] + rng.integers(-32, 33, size=(groups, 3))
+    if chance(rng, 0.4):
+        colours[:] = grid[-1]
+    for place, each in enumerate(shown[: int(rng.integers(groups, len(shown) + 1))]):
         colours[each] = drawn[place if place < groups else int(rng.integers(groups))]
     return colours
 
@@ -101,7 +102,7 @@ def shapes(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
     uint8 [128,128,3] and label maps uint8 [128,128]."""
     names = list(COLOURS)
     things = [(_polygons(rng), COLOURS[choose(rng, names)]) for _ in range(int(rng.integers(2, 7)))]
-    recoloured = chance(rng, 0.4)
+    recoloured = chance(rng, 0.25)
     found = []
     for second in (False, True):
         canvas = Canvas(paint_background(rng)[0])

@@ -25,7 +25,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_mini_seggpt, "PICTURES", {64: 4, 128: 4})
     monkeypatch.setattr(seggpt_pairs, "WINDOW", 4)
     measure = seggpt_export.measure
-    monkeypatch.setattr(seggpt_export, "measure", lambda backbone: measure(backbone, pictures=6))
+    monkeypatch.setattr(seggpt_export, "measure", lambda backbone: measure(backbone, pictures=2))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -77,16 +77,15 @@ class TestPairs:
         assert seen == set(SUBJECTS) == {"horse", "face"}
 
     def test_colours(self) -> None:
-        """Something of the prompt is always painted; half of the draws are white on black."""
+        """Something of the prompt is always painted, otherwise than the rest; some draws are white on black."""
         label = np.zeros((64, 64), dtype=np.uint8)
         label[:20], label[20:30], label[30:40] = 1, 2, 3
         binary = 0
         for seed in range(300):
             colours = draw_colours(label, np.random.default_rng(seed))
-            painted = {tuple(map(int, each)) for each in colours[:4]}
-            assert 2 <= len(painted) <= 4 + 1 or (len(painted) == 1 and tuple(colours[255]) not in painted)
-            binary += painted == {(0, 0, 0), (255, 255, 255)}
-        assert 100 < binary < 200
+            assert (colours[:4] != colours[255]).any() and (colours[4:] == colours[255]).all()
+            binary += bool(np.isin(colours, (0, 255)).all())
+        assert 80 < binary < 160
         assert draw_colours(np.zeros_like(label), np.random.default_rng(0)).any(), "of an empty picture the rest"
 
     def test_shapes_are_the_same_in_both_pictures(self) -> None:
