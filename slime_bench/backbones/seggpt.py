@@ -115,8 +115,8 @@ class SegGptBackbone(SegGpt, nn.Module):
             return self._call(queries, prompts[:, 0], masks[:, 0], type_token)
         with self._ensemble(ensemble):  # the library averages over the batch: one query at a time
             rows = [
-                self._call(query.expand(count, 3, side, side), *each, type_token, feature_ensemble=True)[:1]
-                for query, *each in zip(queries, prompts, masks, strict=True)
+                self._call(query.expand(count, 3, side, side), shown, mask, type_token, feature_ensemble=True)[:1]
+                for query, shown, mask in zip(queries, prompts, masks, strict=True)
             ]
         return torch.cat(rows)
 

@@ -67,11 +67,11 @@ def test_ignored_pixels_are_black(backbone: SegGptBackbone) -> None:
 @pytest.mark.parametrize("prompts", [1, 3])
 def test_a_query_is_by_itself(backbone: SegGptBackbone, prompts: int) -> None:
     """Queries of one call do not see each other, neither in a batch nor in an ensemble."""
-    queries, *others = random_prompts(backbone, 2, prompts)
-    whole = backbone.paint(queries, *others)
-    for row in range(2):
-        alone = backbone.paint(*(each[row : row + 1] for each in (queries, *others)))
-        torch.testing.assert_close(whole[row : row + 1], alone, rtol=0, atol=1e-3)  # of 255
+    queries, pictures, masks = random_prompts(backbone, 2, prompts)
+    whole = backbone.paint(queries, pictures, masks)
+    for row in (slice(0, 1), slice(1, 2)):
+        alone = backbone.paint(queries[row], pictures[row], masks[row])
+        torch.testing.assert_close(whole[row], alone, rtol=0, atol=1e-3)  # of 255
 
 
 def test_ensembles(backbone: SegGptBackbone) -> None:

@@ -441,7 +441,7 @@ def test_every_bundle_sets_every_switch(name: str) -> None:
 
 @pytest.mark.parametrize("kind", BUNDLES)
 def test_every_switch_stands_in_the_documentation(kind: str, repository: Path) -> None:
-    first, second = (repository / "docs" / "switches.md").read_text().split("\n# ", 2)[-2:]
+    first, second = (repository / "docs" / "switches.md").read_text().split("\n# ")[:2]
     page = first if kind == "slime" else second
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]

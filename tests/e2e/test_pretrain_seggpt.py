@@ -15,6 +15,7 @@ from data_prep.pretrain import seggpt_export, seggpt_pairs
 from data_prep.pretrain.seggpt_pairs import SUBJECTS, draw_colours, draw_pair, shapes
 from slime_bench.backbones.seggpt import SegGptBackbone
 from slime_bench.backbones.weights import check_hashes
+from slime_bench.data.mini_world.render import STREAM, Picture, render
 
 
 @pytest.fixture
@@ -69,8 +70,12 @@ class TestPairs:
 
     def test_show_no_car(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen = set()
-        picture = seggpt_pairs.stream_picture
-        monkeypatch.setattr(seggpt_pairs, "stream_picture", lambda *of: (seen.add(of[0]), picture(*of))[1])
+
+        def rendered(subject: str, index: int) -> Picture:
+            seen.add(subject)
+            return render(subject, STREAM, index)
+
+        monkeypatch.setattr(seggpt_pairs, "stream_picture", rendered)
         monkeypatch.setattr(seggpt_pairs, "WINDOW", 2)
         for index in range(12):
             draw_pair(index, 64, np.random.default_rng(index))
