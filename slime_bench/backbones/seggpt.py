@@ -28,7 +28,7 @@ from slime_bench.backbones.load import DTYPES, load_seggpt
 from slime_bench.backbones.weights import check_hashes
 
 Ensemble = Literal["authors", "transformers"]
-TypeToken = Literal["instance", "semantic"]
+TypeEmbedding = Literal["instance", "semantic"]
 BICUBIC = Image.Resampling.BICUBIC
 ATTENTION_MAPS = 4
 """Attention maps of all heads that a layer holds at its peak: products, relative positions added, softmax, and its copy
@@ -96,7 +96,7 @@ class SegGptBackbone(SegGpt, nn.Module):
     @torch.no_grad()
     def paint(
         self, queries: Tensor, prompts: Tensor, masks: Tensor, ensemble: Ensemble = "authors",
-        type_token: TypeToken = "instance",
+        type_embedding: TypeEmbedding = "instance",
     ) -> Tensor:  # fmt: skip
         """The masks of the queries, in the colours of their prompts: float32 [N,3,R,R] in [0,255].
 
@@ -108,23 +108,25 @@ class SegGptBackbone(SegGpt, nn.Module):
             masks: float32 [N,P,3,R,R], of `painted`.
             ensemble: `authors` is as above; `transformers` averages over both streams too in the layer after which they
                 are merged, as the library does. Equal for P = 1.
-            type_token: what is added to every token.
+            type_embedding: what is added to every token.
         """
         count, side = prompts.shape[1], self.facts.side
         if count == 1:
-            return self._call(queries, prompts[:, 0], masks[:, 0], type_token)
+            return self._call(queries, prompts[:, 0], masks[:, 0], type_embedding)
         with self._ensemble(ensemble):  # the library averages over the batch: one query at a time
             rows = [
-                self._call(query.expand(count, 3, side, side), shown, mask, type_token, feature_ensemble=True)[:1]
+                self._call(query.expand(count, 3, side, side), shown, mask, type_embedding, feature_ensemble=True)[:1]
                 for query, shown, mask in zip(queries, prompts, masks, strict=True)
             ]
         return torch.cat(rows)
 
-    def _call(self, queries: Tensor, prompts: Tensor, masks: Tensor, type_token: TypeToken, **settings: Any) -> Tensor:
+    def _call(
+        self, queries: Tensor, prompts: Tensor, masks: Tensor, type_embedding: TypeEmbedding, **settings: Any
+    ) -> Tensor:
         dtype = self.network.dtype
         found = self.network(
             pixel_values=queries.to(dtype), prompt_pixel_values=prompts.to(dtype), prompt_masks=masks.to(dtype),
-            embedding_type=type_token, **settings,
+            embedding_type=type_embedding, **settings,
         ).pred_masks  # fmt: skip
         return ((found[:, :, self.facts.side :].float() * self.std + self.mean) * 255).clamp(0, 255)
 

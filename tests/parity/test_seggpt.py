@@ -91,7 +91,7 @@ def test_labels(golden: Golden, backbone: SegGptBackbone, checks: Start) -> None
         for case in [each for each in golden.cases if golden.case(each)[1] == "binary"]:
             means = golden.arrays[case].mean(-1)
             for threshold in (128.0, float(means.median()), float(means.quantile(0.9))):
-                settings: Any = {"threshold": threshold, "type_token": golden.case(case)[2]}
+                settings: Any = {"threshold": threshold, "type_embedding": golden.case(case)[2]}
                 method = SegGptMethod(SegGptConfig(**settings), None, backbone, ["background", "part"], seed=0)
                 images, masks = golden.prompts(case)
                 labels = masks[:, 0].long()

@@ -27,7 +27,7 @@ class SegGptConfig:
             ones over earlier ones; `background_prompt`: the background is one more prompt, and the argmax decides.
         threshold: of the mean of the three channels, in 0..255 (the authors' video tool has 128).
         ensemble: what several prompts share; see `slime_bench.backbones.seggpt.SegGptBackbone.paint`.
-        type_token: the authors' tools say `instance`; the other one that the network has is `semantic`.
+        type_embedding: what is added to every token; the authors' tools take `instance`.
     """
 
     name: str = "seggpt"
@@ -35,7 +35,7 @@ class SegGptConfig:
     merge: Literal["argmax", "painted", "background_prompt"] = "argmax"
     threshold: Annotated[float, Field(ge=0, lt=255)] = 128.0
     ensemble: Literal["authors", "transformers"] = "authors"
-    type_token: Literal["instance", "semantic"] = "instance"
+    type_embedding: Literal["instance", "semantic"] = "instance"
 
 
 class SegGptDescription(MethodDescription):

@@ -88,7 +88,7 @@ class SegGptMethod(SegGptDescription, FittedMethod):
         for some in queries.split(self.backbone.queries_per_call(len(pictures))):
             shape = (len(some), *pictures.shape)
             prompts = (pictures.expand(shape), masks.expand(shape))
-            parts.append(self.backbone.paint(some, *prompts, self.config.ensemble, self.config.type_token))
+            parts.append(self.backbone.paint(some, *prompts, self.config.ensemble, self.config.type_embedding))
         return torch.cat(parts)
 
 
