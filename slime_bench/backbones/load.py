@@ -227,6 +227,22 @@ def load_llava(folder: Path, dtype: torch.dtype) -> Any:
     return guarded("network", folder, load)
 
 
+def load_seggpt(folder: Path, config: Any, dtype: torch.dtype) -> Any:
+    """The library's own `SegGptForImageSegmentation` with the weights of a folder, in `dtype`.
+
+    Args:
+        config: `SegGptConfig`.
+
+    Raises:
+        BackboneError: torn files, missing tensors, or tensors of another shape.
+    """
+    from transformers import SegGptForImageSegmentation
+
+    return guarded(
+        "network", folder, lambda: _pretrained(SegGptForImageSegmentation, folder, config=config, dtype=dtype)
+    )
+
+
 def load_llava_tokenizer(folder: Path) -> Any:
     """The tokeniser of the folder, one that knows where in the text a token lies.
 

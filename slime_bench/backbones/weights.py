@@ -235,7 +235,7 @@ class VlmLayout(Layout):
 
     Args:
         vocabularies: files of which one must be there. processors: descriptions of the image processor of which one
-            must be there; () where there need be none.
+            must be there; () where there need be none. kind: what such a model is called.
     """
 
     marker = CONFIG
@@ -248,14 +248,15 @@ class VlmLayout(Layout):
         remedy: str = PUT_IN_A_FOLDER,
         vocabularies: tuple[str, ...] = VOCABULARIES,
         processors: tuple[str, ...] = (),
+        kind: str = "a vision-language model",
     ) -> None:
-        self.remedy, self._vocabularies, self._processors = remedy, vocabularies, processors
+        self.remedy, self._vocabularies, self._processors, self._kind = remedy, vocabularies, processors, kind
 
     def files(self, folder: Path) -> dict[str, Path]:
         # Without a vocabulary the library would go on with one of five tokens.
         for names in ((CONFIG,), self._vocabularies, self._processors):
             if names and not any((folder / name).is_file() for name in names):
-                raise unusable(folder, f"no {' and no '.join(names)}", f"a vision-language model: {' or '.join(names)}")
+                raise unusable(folder, f"no {' and no '.join(names)}", f"{self._kind}: {' or '.join(names)}")
         weights = weight_files(folder)
         for path in weights:
             if not path.is_file():

@@ -1,4 +1,5 @@
-"""What methods share that read the hidden states of a frozen diffusion model, and fit on the support images at once.
+"""What methods share that fit on the support images at once; and those of them that read the hidden states of a frozen
+diffusion model.
 
 Shapes: B images, K classes.
 """
@@ -49,7 +50,7 @@ def support_of(data: Any, device: torch.device) -> Annotated:
     return Annotated(images, labels, [name for each in batches for name in each["id"]])
 
 
-class FeatureMethod(SegmentationMethod):
+class FittedMethod(SegmentationMethod):
     """A method without an optimisation by steps: `fit` learns from all support images before the test.
 
     Args:
@@ -57,14 +58,10 @@ class FeatureMethod(SegmentationMethod):
     """
 
     config: Any
-    empty: Tensor
 
-    def __init__(
-        self, backbone: StableDiffusionBackbone, classes: Sequence[str], seed: int, keep_maps: int = 0
-    ) -> None:
+    def __init__(self, backbone: Any, classes: Sequence[str], seed: int, keep_maps: int = 0) -> None:
         super().__init__(classes, keep_maps)
         self.backbone, self.seed = backbone, seed
-        self.register_buffer("empty", backbone.embed(""), persistent=False)  # [1,T,D]
         self._learned: dict[str, Tensor] = {}
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
@@ -118,7 +115,18 @@ class FeatureMethod(SegmentationMethod):
             )  # fmt: skip
         self._learned = {name: value.to(self.device) for name, value in state.items()}
 
-    # Features
+
+class FeatureMethod(FittedMethod):
+    """A fitted method on the hidden states of a Stable Diffusion."""
+
+    backbone: StableDiffusionBackbone
+    empty: Tensor
+
+    def __init__(
+        self, backbone: StableDiffusionBackbone, classes: Sequence[str], seed: int, keep_maps: int = 0
+    ) -> None:
+        super().__init__(backbone, classes, seed, keep_maps)
+        self.register_buffer("empty", backbone.embed(""), persistent=False)  # [1,T,D]
 
     def latent(self, images: Tensor) -> Size:
         """(h, w) of the images' latents."""

@@ -55,6 +55,7 @@ LIGHT: dict[str, set[str]] = {
     "slime_bench.backbones.diffusion": HEAVY,
     "slime_bench.backbones.ddpm": HEAVY,
     "slime_bench.backbones.vision_language": HEAVY,
+    "slime_bench.backbones.in_context": HEAVY,
     "slime_bench.data.datasets": HEAVY,
     "slime_bench.methods.slime.config": HEAVY,
     "slime_bench.methods.infoscore.config": HEAVY,
@@ -63,6 +64,7 @@ LIGHT: dict[str, set[str]] = {
     "slime_bench.methods.peekaboo.config": HEAVY,
     "slime_bench.methods.supervised.config": HEAVY,
     "slime_bench.backbones.upernet": HEAVY,
+    "slime_bench.methods.seggpt.config": HEAVY,
     "slime_bench.report": HEAVY - {"matplotlib", "pandas"},
 }
 
