@@ -55,8 +55,9 @@ class Supervised(SupervisedDescription, SegmentationMethod):
         optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
         )
+        steps = self.config.steps
         rate = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.config.lr, total_steps=self.config.steps, pct_start=0.1, cycle_momentum=False
+            optimiser, self.config.lr, total_steps=steps, pct_start=max(0.1, 2 / steps), cycle_momentum=False
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
