@@ -58,9 +58,10 @@ COVERED: dict[str, set[str]] = {
         "slime_bench.methods.infoscore.method.InfoScore",
         "slime_bench.methods.infoscore.ranking.InfoScoreRanking",
         "slime_bench.methods.segddpm.method.SegDdpm",
+        "slime_bench.methods.diffseg.method.DiffSeg",
     },
     # files of conf/<group>, without `.yaml`
-    "method": {"slime", "feature_knn", "feature_probe", "infoscore", "infoscore_ranking", "segddpm"},
+    "method": {"slime", "feature_knn", "feature_probe", "infoscore", "infoscore_ranking", "segddpm", "diffseg"},
     "backbone": {"mini_sd", "sd21_base", "sd15", "sd14"}
     | {"mini_blip", "blip_base", "blip_large", "albef", "llava15_7b"}
     | {"ddpm_horse", "ddpm_ffhq", "adm_uncond"},
@@ -268,6 +269,7 @@ SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
     "infoscore": ("mini_blip", _VLM),
     "infoscore_ranking": ("mini_blip", [*_VLM, "method.resamples=3", "shots=0"]),
     "segddpm": ("mini_sd", ["method.networks=2", "method.size=16", "method.timesteps=[50]", ONE_LAYER]),
+    "diffseg": ("mini_sd", ["method.grid=4", "method.thresholds=[0.01,0.01]"]),
 }
 
 

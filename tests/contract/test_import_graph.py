@@ -60,6 +60,7 @@ LIGHT: dict[str, set[str]] = {
     "slime_bench.methods.infoscore.config": HEAVY,
     "slime_bench.refine.config": HEAVY,
     "slime_bench.methods.segddpm.config": HEAVY,
+    "slime_bench.methods.diffseg.config": HEAVY,
     "slime_bench.report": HEAVY - {"matplotlib", "pandas"},
 }
 

@@ -129,7 +129,7 @@ class DiffSegDescription(MethodDescription):
         names = {
             ORACLE: "THE TEST LABELS, matched one to one in each image; clusters that are left over are "
             + ("of no class and cost no false alarm" if config.unmatched == "no_class" else "background"),
-            PROTOTYPES: "the class of the support images that is nearest in hidden features",
+            PROTOTYPES: "the class of the support images whose mean hidden state is nearest",
             NOUNS: f"the noun of the strongest cross-attention ({config.vote})",
         }
         steps = ", ".join(f"{threshold:g}" for threshold in config.thresholds)

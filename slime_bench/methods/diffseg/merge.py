@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from slime_bench.attention.maps import Size, resize
+from slime_bench.errors import ConfigError
 from slime_bench.methods.diffseg.aggregate import BLOCK
 
 Arithmetic = Literal["half", "exact"]
@@ -99,9 +100,17 @@ def merge(maps: Tensor, start: Tensor, thresholds: Sequence[float], first_step: 
     Args:
         maps: float64 [N,N]. start: int64, positions of the anchors. thresholds: of the steps, one or more.
         first_step: `half`: D of the first step as `half_distances` has it; an anchor whose D are NaN is left out.
+
+    Raises:
+        ConfigError: no anchor is left.
     """
     near = first_decisions(maps, start, thresholds[0], first_step)
     near = near[near.any(dim=1)].double()  # an anchor is near itself, if it is near anything
+    if not len(near):
+        raise ConfigError(
+            "every anchor's map has numbers that float16 rounds to 0", path="method.first_step", found="half",
+            expected="maps of numbers above 3e-8", remedy="method.first_step=exact",
+        )  # fmt: skip
     found = near @ maps / near.sum(dim=1, keepdim=True)
     for threshold in thresholds[1:]:
         near = distances(found, found) < threshold

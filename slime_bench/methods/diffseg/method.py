@@ -9,7 +9,7 @@ Shapes: B images, K classes, n clusters, (h, w) the latent grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -142,8 +142,7 @@ class DiffSeg(DiffSegDescription, FeatureMethod):
             some = support.part(here)
             regions = [label == classes for label in some.labels]
             found += [
-                names.region_features(seen.hidden, own)
-                for seen, own in zip(self.passes(some), regions, strict=True)
+                names.region_features(seen.hidden, own) for seen, own in zip(self.passes(some), regions, strict=True)
             ]
         return {"prototypes": torch.stack(found).sum(dim=0)}
 
@@ -188,7 +187,8 @@ class DiffSeg(DiffSegDescription, FeatureMethod):
                 found="oracle, and images without labels", expected="a trial's test images",
                 remedy="method.naming=prototypes learns the names from annotated images",
             )  # fmt: skip
-        size, found = (int(images.shape[-2]), int(images.shape[-1])), []
+        found: list[Tensor] = []
+        size = (int(images.shape[-2]), int(images.shape[-1]))
         every = Annotated(images, images[:, 0].long(), list(ids))
         for here in self.calls(every):
             for seen in self.passes(every.part(here)):

@@ -88,7 +88,8 @@ def region_features(maps: Sequence[Tensor], regions: Tensor) -> Tensor:
     """
     found = []
     for features in maps:
-        shares = F.adaptive_avg_pool2d(regions.to(features.dtype), features.shape[-2:]).flatten(1)
+        grid = (int(features.shape[-2]), int(features.shape[-1]))
+        shares = F.adaptive_avg_pool2d(regions.to(features.dtype), grid).flatten(1)
         found.append(shares @ F.normalize(features.flatten(1), dim=0).T / shares.shape[1])
     return torch.cat(found, dim=1)
 
