@@ -203,7 +203,7 @@ def test_keys_and_choices_of_the_configuration_exist() -> None:
     """Of every `group.key`, `group.key=value` and `group=choice` in the running text."""
     groups = {folder.name for folder in config_dir().iterdir() if folder.is_dir()}
     chosen = ("preset=mini", "preset=mini_infoscore", "refine=guided", "data=voc2012", "data=coco_object")
-    methods = ("method=feature_probe", "method=feature_knn", "method=segddpm", "data=mini_car_fresh")
+    methods = ("method=feature_probe", "method=feature_knn", "method=segddpm", "method=diffseg", "data=mini_car_fresh")
     known = [composed(each) for each in (*chosen, *methods)]
     folder = ("data=folder", "data.root=x", "data.classes=[background,leaf]")
     known += [composed(*folder), composed("launcher=submitit_slurm"), composed("launcher=ray")]
