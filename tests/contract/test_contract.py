@@ -66,10 +66,11 @@ COVERED: dict[str, set[str]] = {
         "slime_bench.methods.peekaboo.method.Peekaboo",
         "slime_bench.methods.seggpt.method.SegGptMethod",
         "slime_bench.methods.supervised.method.Supervised",
+        "slime_bench.methods.diffseg.method.DiffSeg",
     },
     # files of conf/<group>, without `.yaml`
     "method": {"slime", "feature_knn", "feature_probe", "infoscore", "infoscore_ranking", "segddpm", "peekaboo"}
-    | {"seggpt", "supervised"},
+    | {"seggpt", "supervised", "diffseg"},
     "backbone": {"mini_sd", "sd21_base", "sd15", "sd14"}
     | {"mini_blip", "blip_base", "blip_large", "albef", "llava15_7b"}
     | {"ddpm_horse", "ddpm_ffhq", "adm_uncond"}
@@ -312,6 +313,7 @@ SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
     "seggpt": ("mini_seggpt", []),
     "segddpm": ("mini_sd", ["method.networks=2", "method.size=16", "method.timesteps=[50]", ONE_LAYER]),
     "peekaboo": ("mini_sd", ["method.size=16", "method.steps=2", "shots=0"]),
+    "diffseg": ("mini_sd", ["method.grid=4", "method.thresholds=[0.01,0.01]"]),
 }
 
 

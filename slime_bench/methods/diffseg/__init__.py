@@ -1,0 +1,1 @@
+"""DiffSeg: clusters of Stable Diffusion's self-attention, and three ways to name them."""
