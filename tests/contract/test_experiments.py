@@ -232,7 +232,7 @@ class World:
         sizes = [f"backbone.weights={self.weights[backbone]}", f"backbone.image_size={SIDE}", "data.batch_size=3"]
         sizes += [] if data in ("voc2012", "coco_object") else [f"data.image_size={SIDE}"]
         if method == "supervised":
-            return [*sizes, *self.places, "method.steps=2", "data.pool=4"]
+            return [*sizes, *self.places, "method.steps=11", "data.pool=4"]
         if method == "slime":
             sizes += ["method.train_map_size=16", "method.epochs=1"]
             sizes += ["method.patch_size=48"] if data == "celebamask_hq" else []  # of 64 pixels instead of 512

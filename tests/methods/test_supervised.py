@@ -37,7 +37,7 @@ def start(**settings: Any) -> UperNetStart:
 
 
 def method(seed: int = 0, classes: list[str] = CLASSES, **settings: Any) -> Supervised:
-    return Supervised(SupervisedConfig(steps=10), None, start(**settings), classes, seed)
+    return Supervised(SupervisedConfig(steps=11), None, start(**settings), classes, seed)
 
 
 @pytest.fixture(scope="module")
