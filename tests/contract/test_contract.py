@@ -309,7 +309,7 @@ SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
     "feature_probe": ("mini_sd", ["method.draws=1", "method.test_draws=1", "shots=2"]),
     "infoscore": ("mini_blip", _VLM),
     "infoscore_ranking": ("mini_blip", [*_VLM, "method.resamples=3", "shots=0"]),
-    "supervised": ("mini_upernet", ["method.steps=11"]),
+    "supervised": ("mini_upernet", ["method.steps=4"]),
     "seggpt": ("mini_seggpt", []),
     "segddpm": ("mini_sd", ["method.networks=2", "method.size=16", "method.timesteps=[50]", ONE_LAYER]),
     "peekaboo": ("mini_sd", ["method.size=16", "method.steps=2", "shots=0"]),

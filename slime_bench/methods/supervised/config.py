@@ -18,14 +18,14 @@ class SupervisedConfig:
 
     Args:
         name: in tables and folder names.
-        steps: of the training, whatever the number of images; a tenth of them is more than one step.
+        steps: of the training, whatever the number of images.
         batch: augmented images per step; takes the place of `data.train_batch_size`.
         lr: highest learning rate; it rises to it over the first tenth and falls to 0 by a cosine.
         weight_decay: of AdamW.
     """
 
     name: str = "supervised"
-    steps: Annotated[int, Field(ge=11)] = 1000
+    steps: Annotated[int, Field(ge=2)] = 1000
     batch: Positive = 8
     lr: Annotated[float, Field(gt=0)] = 1e-2
     weight_decay: NotNegative = 0.01
