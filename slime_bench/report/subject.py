@@ -255,7 +255,7 @@ def _missing_line(report: SubjectReport, ours: Sequence[Row], preset: str, data:
         if (one.preset, one.data) == (preset, data)
     )
     shots, seeds = possible_shots(ours, report.expected_shots), report.expected_seeds
-    expected = f"of shots {numbers(shots)}; seeds {numbers(seeds)}"
+    expected = (f"of shots {numbers(shots)}; " if shots else "of ") + f"seeds {numbers(seeds)}"
     if not absent:
         return f"missing trials: none ({expected})"
     parts = [f"{name} seed {', '.join(lacking)}" for name, lacking in absent.items()]

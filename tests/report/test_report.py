@@ -520,3 +520,37 @@ def test_report_draws_the_first_seed_that_kept_pictures(tmp_path: Path, caplog: 
     (picture,) = (tmp_path / "reports" / "car").glob("*.png")
     assert picture.name == f"qualitative-mini_car-slime-1-shot-seed1-{trials[1].signature}.png"
     assert f"]({picture.name})" in page and "cannot be read" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------- whole annotated sets
+
+
+def test_a_network_trained_on_a_whole_set_is_starred_and_expected_with_no_number_of_shots(tmp_path: Path) -> None:
+    facts = {"label": "supervised UPerNet", "whole_set": True}
+    store(tmp_path, trial([80] * 6, method="supervised", shots=30, facts=facts))
+    page = page_of(tmp_path)
+    assert "supervised UPerNet*" in page and "MISSING TRIALS (of seeds 0, 1, 2): supervised" in page
+    assert "1-shot seed" not in page and "10-shot seed" not in page
+
+
+@pytest.mark.parametrize("subject", ["car", "horse", "face"])
+def test_every_published_row_says_who_runs_it_or_why_nobody_does(subject: str) -> None:
+    published = load_published(subject)
+    assert published is not None
+    methods = {file.stem for file in (config_dir() / "method").glob("*.yaml")}
+    coming = {"seggpt", "regan"}  # being built
+    for row in published.rows:
+        assert row.key in methods | coming if row.key else len(row.note) > 20, row.method
+    lines = published.runs(["slime", "slime"])
+    assert lines[0].startswith("run here too: SLiMe (method=slime)")
+    assert all(sum(f"{row.method} (" in line for line in lines) >= 1 for row in published.rows)
+    if subject == "horse":
+        assert "CNN+CRF (method=supervised; a UPerNet with refine=crf takes its place)" in lines[1]
+        assert "Shape+Appearance (compositional models" in lines[2]
+
+
+def test_a_table_says_which_published_rows_are_run(tmp_path: Path) -> None:
+    store(tmp_path, trial([80] * 6))
+    page = page_of(tmp_path)
+    assert "rows of the paper run here too: SLiMe (method=slime)" in page
+    assert "rows of the paper to be run here: CNN (method=supervised; a UPerNet takes its place)" in page
