@@ -21,7 +21,8 @@ from slime_bench.data.mini_world.render import vocabulary
 
 STAGES = (
     BlipStage("64", side=64, images=20_000, rate=7e-4),
-    *(BlipStage(f"128-{number}", side=128, images=50_000, rate=4e-4) for number in range(1, 8)),
+    BlipStage("128-1", side=128, images=35_000, rate=4e-4),
+    *(BlipStage(f"128-{number}", side=128, images=50_000, rate=4e-4) for number in range(2, 8)),
     BlipStage("128-8", side=128, images=50_000, rate=4e-4, decay_from=0.0),
 )
 SIZE = {"width": 192, "layers": 6}

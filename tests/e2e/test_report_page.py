@@ -372,10 +372,10 @@ def test_an_ablation_follows_the_switches(browser: Browser, tmp_path: Path) -> N
         len(browser.each("#points0 svg:not(.key) .dot", "1")) == 3
         and len(browser.each("#points0 svg:not(.key) .diamond", "1")) == 3
     )
-    browser.choose("points0-what", "wheel")  # for a class the paper states the default setting alone
+    browser.choose("points0-what", "wheel")
     assert (
         len(browser.each("#points0 svg:not(.key) .dot", "1")) == 3
-        and len(browser.each("#points0 svg:not(.key) .diamond", "1")) == 1
+        and len(browser.each("#points0 svg:not(.key) .diamond", "1")) == 3
     )
     browser.choose("convention", "dataset")
     browser.tick("#background", False)

@@ -108,7 +108,8 @@ def trials(tiny_sd: Path, car_pictures: Path, tmp_path_factory: pytest.TempPathF
         # `max_steps` ends the second epoch of 6 steps.
         "slime, 3 shots": Trial([*slime, *passes, *several, "method.epochs=5", "method.max_steps=8"], Slime, 8),
         # Groups of two: 4 steps an epoch, 6 in all. The validation counts as forwarded images.
-        "vlm, 3 shots": Trial([*vlm, *passes, *several, "method.epochs=3"], InfoScore, 6),
+        "vlm, 3 shots": Trial([*vlm, *passes, *several, "method.epochs=3", "method.augment=false"], InfoScore, 6),
+        "vlm, augmented": Trial([*vlm, *passes, *several, "method.epochs=2", "method.augment=true"], InfoScore, 6),
     }
 
 
@@ -132,7 +133,7 @@ def no_thrift(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "SHARE", float("inf"))
 
 
-@pytest.mark.parametrize(("name", "every"), [("slime, 3 shots", 3), ("vlm, 3 shots", 2)])
+@pytest.mark.parametrize(("name", "every"), [("slime, 3 shots", 3), ("vlm, 3 shots", 2), ("vlm, augmented", 2)])
 def test_a_trial_may_be_killed_at_any_step(
     trials: dict[str, Trial], undisturbed: Callable[[str], Path], tmp_path: Path, name: str, every: int
 ) -> None:

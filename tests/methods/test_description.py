@@ -55,6 +55,7 @@ def test_a_description_names_the_class_that_computes(light: type[MethodDescripti
 def test_facts_of_slime() -> None:
     assert Slime.facts(SlimeConfig(), 1) == SlimeDescription.facts(SlimeConfig(), 1) == {
         "label": "slime", "least_shots": 1, "only_shots": None, "own_report": None, "table_order": 0, "stated": {},
+        "whole_set": False,
     }  # fmt: skip
 
 
@@ -66,7 +67,12 @@ def test_facts_of_infoscore() -> None:
     assert found[0]["stated"] == {
         "layers": "the best 2 by InfoScore, ranked on up to 100 unlabelled images of the training side",
         "prompts": "mini_car, single (one word for each class)",
+        "tuning": "plain support images, class weights none, cross-attention of these",
     }
+    varied = InfoScoreConfig(augment=True, class_weights="root", tuned_layers="all")
+    assert InfoScoreDescription.stated(varied)["tuning"] == (
+        "augmented support images, class weights root, cross-attention of all layers"
+    )
     ranking = InfoScoreRankingDescription.facts(InfoScoreRankingConfig(), 0)
     assert (ranking["label"], ranking["own_report"], ranking["only_shots"]) == ("infoscore_ranking", "ranking", [0])
 
