@@ -80,7 +80,7 @@ class MethodDescription(Part):
             "least_shots": cls.least_shots,
             "only_shots": None if cls.only_shots is None else list(cls.only_shots),
             "own_report": cls.own_report,
-            "whole_set": cls.whole_set,
+            **({"whole_set": True} if cls.whole_set else {}),
             "table_order": cls.table_order,
             "stated": cls.stated(config),
         }
