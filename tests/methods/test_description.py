@@ -55,7 +55,6 @@ def test_a_description_names_the_class_that_computes(light: type[MethodDescripti
 def test_facts_of_slime() -> None:
     assert Slime.facts(SlimeConfig(), 1) == SlimeDescription.facts(SlimeConfig(), 1) == {
         "label": "slime", "least_shots": 1, "only_shots": None, "own_report": None, "table_order": 0, "stated": {},
-        "whole_set": False,
     }  # fmt: skip
 
 
