@@ -104,7 +104,9 @@ class Matcher(nn.Module):
                 "match": told_apart(logits[:, 1] - logits[:, 0], packed.match, packed.weight),
                 "contrast": contrastive.float(),
                 "fine": fine.float(),
-                **attention_losses(scores, model.text_encoder.config.num_attention_heads, packed, self.evidence, 2),
+                **attention_losses(
+                    scores, model.text_encoder.config.num_attention_heads, packed, self.evidence, len(self.grounded)
+                ),
             }
         loss = terms["match"] + sum(weight * terms[name] for name, weight in WEIGHTS.items())
         accuracy = (logits.argmax(1) == packed.match).float().mean()

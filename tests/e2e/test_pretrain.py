@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from data_prep.pretrain import mini_sd as pretrain_mini_sd
 from data_prep.pretrain import sd_export as pretrain_export
 from data_prep.pretrain import unet as pretrain_unet
+from tests.fixtures.pretraining import pretrain
 
 
 @pytest.fixture
@@ -29,21 +28,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_export, "SAMPLES", 1)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
-    fixed = ["--device", "cpu", "--processes", "1", "--work", str(folder / "work"), "--out", str(folder / "model")]
-    monkeypatch.setattr(sys, "argv", ["pretrain_mini_sd", *fixed, *arguments])
-    threads = torch.get_num_threads()
-    try:
-        pretrain_mini_sd.main()
-    finally:
-        torch.set_num_threads(threads)  # a command may keep what it sets; this process goes on
-
-
 @pytest.mark.release
 def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from slime_bench.backbones.weights import DIFFUSION, check_hashes
 
-    run(monkeypatch, tmp_path)
+    pretrain(monkeypatch, pretrain_mini_sd, tmp_path)
     model = tmp_path / "model"
     check_hashes(model)
     card = json.loads((model / "card.json").read_text())
@@ -51,10 +40,10 @@ def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tm
     assert (model / "samples.png").stat().st_size > 1000 and "Held out" in (model / "README.md").read_text()
     first = DIFFUSION.fingerprint(model)
     # The budget is spent: the same command trains nothing and writes the same weights.
-    run(monkeypatch, tmp_path)
+    pretrain(monkeypatch, pretrain_mini_sd, tmp_path)
     assert DIFFUSION.fingerprint(model) == first
 
 
 def test_nothing_to_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="nothing to export"):
-        run(monkeypatch, tmp_path, "--export-only")
+        pretrain(monkeypatch, pretrain_mini_sd, tmp_path, "--export-only")

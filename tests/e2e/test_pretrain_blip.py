@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from data_prep.pretrain.blip_losses import by_tile, pack, pack_texts, read_texts
 from data_prep.pretrain.blip_matcher import BlipStage
 from data_prep.pretrain.models import build_blip, build_blip_tokenizer
 from slime_bench.data.mini_world.render import SUBJECTS, render, vocabulary
+from tests.fixtures.pretraining import pretrain
 from tests.fixtures.rounding import same
 
 
@@ -33,22 +33,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blip_export, "measure", lambda *arguments: measure(*arguments, pictures=40))
 
 
-def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
-    fixed = ["--device", "cpu", "--processes", "1", "--work", str(folder / "work"), "--out", str(folder / "model")]
-    monkeypatch.setattr(sys, "argv", ["pretrain_mini_blip", *fixed, *arguments])
-    threads = torch.get_num_threads()
-    try:
-        pretrain_mini_blip.main()
-    finally:
-        torch.set_num_threads(threads)  # a command may keep what it sets; this process goes on
-
-
 @pytest.mark.release
 def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from slime_bench.backbones.blip import BlipBackbone
     from slime_bench.backbones.weights import check_hashes
 
-    run(monkeypatch, tmp_path)
+    pretrain(monkeypatch, pretrain_mini_blip, tmp_path)
     model = tmp_path / "model"
     check_hashes(model)
     card = json.loads((model / "card.json").read_text())
@@ -61,7 +51,7 @@ def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tm
     assert backbone.layers == ("layer.0", "layer.1") and backbone.grid((128, 128)) == (16, 16)
     first = BlipBackbone.content_hash_of(config)
     # The budget is spent: the same command trains nothing and writes the same weights.
-    run(monkeypatch, tmp_path)
+    pretrain(monkeypatch, pretrain_mini_blip, tmp_path)
     assert BlipBackbone.content_hash_of(config) == first
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from data_prep.pretrain import mini_seggpt as pretrain_mini_seggpt
 from data_prep.pretrain import seggpt_export, seggpt_pairs
@@ -16,6 +14,7 @@ from data_prep.pretrain.seggpt_pairs import SUBJECTS, draw_colours, draw_pair, s
 from slime_bench.backbones.seggpt import SegGptBackbone
 from slime_bench.backbones.weights import check_hashes
 from slime_bench.data.mini_world.render import STREAM, Picture, render
+from tests.fixtures.pretraining import pretrain
 
 
 @pytest.fixture
@@ -29,19 +28,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seggpt_export, "measure", lambda backbone: measure(backbone, pictures=2))
 
 
-def run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    fixed = ["--device", "cpu", "--processes", "1", "--work", str(folder / "work"), "--out", str(folder / "model")]
-    monkeypatch.setattr(sys, "argv", ["pretrain_mini_seggpt", *fixed])
-    threads = torch.get_num_threads()
-    try:
-        pretrain_mini_seggpt.main()
-    finally:
-        torch.set_num_threads(threads)  # a command may keep what it sets; this process goes on
-
-
 @pytest.mark.release
 def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run(monkeypatch, tmp_path)
+    pretrain(monkeypatch, pretrain_mini_seggpt, tmp_path)
     model = tmp_path / "model"
     check_hashes(model)
     card = json.loads((model / "card.json").read_text())
@@ -53,7 +42,7 @@ def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tm
     assert SegGptBackbone(config).facts.side == 128
     first = SegGptBackbone.content_hash_of(config)
     # The budget is spent: the same command trains nothing and writes the same weights.
-    run(monkeypatch, tmp_path)
+    pretrain(monkeypatch, pretrain_mini_seggpt, tmp_path)
     assert SegGptBackbone.content_hash_of(config) == first
 
 

@@ -6,11 +6,8 @@ number of heads, cases or regions; the sides are the authors' own, which their c
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,31 +16,11 @@ import torch
 from torch import Tensor
 
 from slime_bench.attention.capture import LayerAttention
-
-VARIABLE = "SLIME_BENCH_GOLDEN_DIFFSEG"
-DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden" / "diffseg"
+from tests.parity.golden_folder import GoldenFolder, golden_folder
 
 
-class Golden:
+class Golden(GoldenFolder):
     """A golden folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._arrays: dict[str, Any] = {}
-
-    def arrays(self, name: str) -> Any:
-        """The arrays of `<name>.npz` by name."""
-        if name not in self._arrays:
-            self._arrays[name] = dict(np.load(self.folder / f"{name}.npz"))
-        return self._arrays[name]
-
-    def facts(self, name: str) -> dict[str, Any]:
-        """What `<name>.json` says."""
-        return dict(json.loads((self.folder / f"{name}.json").read_text()))
-
-    def tensor(self, file: str, name: str) -> Tensor:
-        """The array as a tensor."""
-        return torch.from_numpy(self.arrays(file)[name].copy())
 
     @cached_property
     def sides(self) -> list[int]:
@@ -77,12 +54,5 @@ class Golden:
 
 
 def open_golden(request: pytest.FixtureRequest) -> Golden:
-    """The golden folder, for a fixture. One that the environment names has to be there; without the default one: skip,
-    in CI fail."""
-    chosen = os.environ.get(VARIABLE)
-    if chosen is None:
-        request.getfixturevalue("shared")
-    folder = Path(chosen or DEFAULT)
-    if not folder.is_dir():
-        pytest.fail(f"no golden folder {folder} ({VARIABLE}={chosen})")
-    return Golden(folder)
+    """See `golden_folder`."""
+    return Golden(golden_folder(request, "diffseg"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -19,8 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-VARIABLE = "SLIME_BENCH_GOLDEN_INFOSCORE"
-DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden" / "infoscore"
+from tests.parity import golden_folder
 
 # README, section 6: ImageNet's statistics of the network input, whatever BLIP's own processor says.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -154,16 +152,10 @@ class Golden:
 
 
 def chosen_folder() -> Path:
-    """The folder that the environment names, or the one beside the checkout."""
-    return Path(os.environ.get(VARIABLE) or DEFAULT)
+    """See `golden_folder.chosen_folder`."""
+    return golden_folder.chosen_folder("infoscore")
 
 
 def open_golden(request: pytest.FixtureRequest) -> Golden:
-    """The golden folder, for a fixture. One that the environment names has to be there; without the default one: skip,
-    in CI fail."""
-    if os.environ.get(VARIABLE) is None:
-        request.getfixturevalue("shared")
-    folder = chosen_folder()
-    if not folder.is_dir():
-        pytest.fail(f"no golden folder {folder} ({VARIABLE}={os.environ.get(VARIABLE)})")
-    return Golden(folder)
+    """See `golden_folder.golden_folder`."""
+    return Golden(golden_folder.golden_folder(request, "infoscore"))

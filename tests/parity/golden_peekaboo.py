@@ -7,13 +7,10 @@ size, a timestep or a rate.
 from __future__ import annotations
 
 import json
-import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,34 +20,19 @@ from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.data.manifest import file_sha256
 from slime_bench.methods.peekaboo.alpha import FourierAlpha, fourier_features
 from slime_bench.methods.peekaboo.sds import Draws
+from tests.parity.golden_folder import SHARED, GoldenFolder, golden_folder
 from tests.parity.models import _save_text_encoder
 
-VARIABLE = "SLIME_BENCH_GOLDEN_PEEKABOO"
-DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden" / "peekaboo"
 LINEAR, NORM = (0, 3, 6, 9), (2, 5, 8)
 """Places of the layers in the authors' network."""
 
 
-class Golden:
+class Golden(GoldenFolder):
     """A golden folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._arrays: dict[str, dict[str, Any]] = {}
-
-    def arrays(self, name: str) -> dict[str, Any]:
-        """The arrays of `<name>.npz` by name."""
-        if name not in self._arrays:
-            self._arrays[name] = dict(np.load(self.folder / f"{name}.npz"))
-        return self._arrays[name]
-
-    def facts(self, name: str) -> dict[str, Any]:
-        """What `<name>.json` says."""
-        return dict(json.loads((self.folder / f"{name}.json").read_text()))
 
     def tensor(self, file: str, name: str) -> Tensor:
         """The array as a tensor, float32 where it is of another precision."""
-        found = torch.from_numpy(self.arrays(file)[name].copy())
+        found = super().tensor(file, name)
         return found.float() if found.is_floating_point() else found
 
     @cached_property
@@ -118,7 +100,7 @@ class Golden:
         facts = self.facts("inputs")
         for part in ("unet", "vae"):
             own = self.folder.parent / facts["weights"][part]
-            source = own if own.is_dir() else DEFAULT.parent / facts["weights"][part]
+            source = own if own.is_dir() else SHARED / facts["weights"][part]
             (file,) = source.glob("*.safetensors")
             assert file_sha256(file) == facts["weights"][f"{part}_sha256"], f"{file} is another model"
             (folder / part).symlink_to(source)
@@ -143,11 +125,5 @@ def parameters(maps: FourierAlpha) -> dict[str, Tensor]:
 
 
 def open_golden(request: pytest.FixtureRequest) -> Golden:
-    """The folder that the environment names, which has to be there; without a name the shared one, or skip."""
-    named = os.environ.get(VARIABLE)
-    if named is None:
-        request.getfixturevalue("shared")
-    folder = Path(named) if named else DEFAULT
-    if not folder.is_dir():
-        pytest.fail(f"no golden folder {folder} ({VARIABLE}={named})")
-    return Golden(folder)
+    """See `golden_folder`."""
+    return Golden(golden_folder(request, "peekaboo"))

@@ -7,13 +7,10 @@ size, a block, a number of classes or networks.
 from __future__ import annotations
 
 import json
-import os
 import re
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,9 +19,7 @@ from torch import Tensor
 from slime_bench.backbones.ddpm import Ddpm
 from slime_bench.methods.segddpm.classifier import Networks
 from slime_bench.methods.segddpm.hypercolumns import Hypercolumns, Key, Shape
-
-VARIABLE = "SLIME_BENCH_GOLDEN_SEGDDPM"
-DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden" / "segddpm"
+from tests.parity.golden_folder import GoldenFolder, golden_folder
 
 # The authors' names in a network -> ours; their dropped `num_batches_tracked` decides nothing.
 _NAMES = {
@@ -35,26 +30,8 @@ _NAMES = {
 }  # fmt: skip
 
 
-class Golden:
+class Golden(GoldenFolder):
     """A golden folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._arrays: dict[str, Any] = {}
-
-    def arrays(self, name: str) -> Any:
-        """The arrays of `<name>.npz` by name."""
-        if name not in self._arrays:
-            self._arrays[name] = dict(np.load(self.folder / f"{name}.npz"))
-        return self._arrays[name]
-
-    def facts(self, name: str) -> dict[str, Any]:
-        """What `<name>.json` says."""
-        return dict(json.loads((self.folder / f"{name}.json").read_text()))
-
-    def tensor(self, file: str, name: str) -> Tensor:
-        """The array as a tensor; scalars have shape (1,)."""
-        return torch.from_numpy(self.arrays(file)[name].copy())
 
     @property
     def side(self) -> int:
@@ -164,17 +141,6 @@ def hypercolumns(golden: Golden, backbone: Any, images: list[str]) -> Hypercolum
     return columns
 
 
-def chosen_folder() -> Path:
-    """The folder that the environment names, or the one beside the checkout."""
-    return Path(os.environ.get(VARIABLE) or DEFAULT)
-
-
 def open_golden(request: pytest.FixtureRequest) -> Golden:
-    """The golden folder, for a fixture. One that the environment names has to be there; without the default one: skip,
-    in CI fail."""
-    if os.environ.get(VARIABLE) is None:
-        request.getfixturevalue("shared")
-    folder = chosen_folder()
-    if not folder.is_dir():
-        pytest.fail(f"no golden folder {folder} ({VARIABLE}={os.environ.get(VARIABLE)})")
-    return Golden(folder)
+    """See `golden_folder`."""
+    return Golden(golden_folder(request, "segddpm"))

@@ -7,7 +7,6 @@ or a number of prompts.
 from __future__ import annotations
 
 import json
-import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import SegGptConfig, SegGptForImageSegmentation
 
-VARIABLE = "SLIME_BENCH_GOLDEN_SEGGPT"
-DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "golden" / "seggpt"
+from tests.parity.golden_folder import golden_folder
 
 # The authors' names -> the library's, in this order.
 _NAMES = (
@@ -102,11 +100,5 @@ def _renamed(name: str) -> str:
 
 
 def open_golden(request: pytest.FixtureRequest) -> Golden:
-    """The golden folder, for a fixture. One that the environment names has to be there; without the default one: skip,
-    in CI fail."""
-    if os.environ.get(VARIABLE) is None:
-        request.getfixturevalue("shared")
-    folder = Path(os.environ.get(VARIABLE) or DEFAULT)
-    if not folder.is_dir():
-        pytest.fail(f"no golden folder {folder} ({VARIABLE}={os.environ.get(VARIABLE)})")
-    return Golden(folder)
+    """See `golden_folder`."""
+    return Golden(golden_folder(request, "seggpt"))
