@@ -157,7 +157,7 @@ def attention_losses(
     found = {"level": zero, "evidence": zero}
     for number, (query, key) in enumerate(zip(scores.queries, scores.keys, strict=True)):
         q, k = (each.float().unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key))  # [B,heads,S,d]
-        raw = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # [B,heads,S,1+N]
+        raw = (q / q.shape[-1] ** 0.5) @ k.transpose(-1, -2)  # [B,heads,S,1+N]
         level = torch.logsumexp(raw, dim=-1).square().transpose(1, 2)[valid].mean()
         found["level"] = found["level"] + level / len(scores.queries)
         if number < grounded:

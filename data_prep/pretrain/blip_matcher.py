@@ -127,7 +127,7 @@ def train_blip(
     gains = [p for p in matcher.parameters() if p.ndim < 2]
     matrices = [p for p in matcher.parameters() if p.ndim >= 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": gains, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98), fused=True)
     layers = len(matcher.model.text_encoder.encoder.layer)
 
     def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:
