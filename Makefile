@@ -4,13 +4,18 @@ PRESET   ?= mini
 SUBJECT  ?= car
 BACKBONE ?=
 VLM      ?=
-METHODS  ?= slime feature_probe segddpm infoscore
+METHODS  ?= $(QUICK)
 RULE     ?= paper
 MERGE    ?= slime
 ARGS     ?=
 BENCH_OUT ?=
 
-EVERY    := slime feature_probe feature_knn segddpm infoscore
+# What a laptop does in minutes on the mini world, and what takes longer.
+QUICK    := slime feature_probe segddpm seggpt diffseg infoscore
+EVERY    := $(QUICK) feature_knn supervised peekaboo
+# Methods whose trials are not those of 1 and 10 shots: the whole annotated set, and no annotation on the first ten test images.
+OF_supervised := shots=$(if $(filter paper,$(PRESET)),400,30)
+OF_peekaboo   := shots=0 data.test_limit=10
 $(if $(strip $(filter-out $(EVERY),$(METHODS)) $(if $(strip $(METHODS)),,none)),$(error METHODS is "$(METHODS)"; choose among: $(EVERY)))
 
 SUBJECTS  := car horse face
@@ -33,7 +38,7 @@ CELEBA     ?= $(RAW)/CelebAMask-HQ.zip
 CAR_TEST   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup app test test-release docs lint format mini-data report ranking supervised-curve bench reproduce-all ablation-all clean \
+.PHONY: help setup app test test-release docs lint format mini-data report ranking supervised-curve bench reproduce-all reproduce-all-methods ablation-all clean \
         $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%) $(PROBED:%=ablation-%)
 
 help:  ## list the targets
@@ -128,9 +133,12 @@ endef
 
 $(SUBJECTS:%=reproduce-%): reproduce-%:
 	@status=0; \
-	$(foreach method,$(filter-out infoscore,$(METHODS)),$(call sweep,experiment=$(PRESET)_$* $(if $(filter-out slime,$(method)),method=$(method)) $(OTHER_BACKBONE) $(ARGS))) \
+	$(foreach method,$(filter-out infoscore,$(METHODS)),$(call sweep,experiment=$(PRESET)_$* $(if $(filter-out slime,$(method)),method=$(method)) $(OF_$(method)) $(OTHER_BACKBONE) $(ARGS))) \
 	$(if $(filter infoscore,$(METHODS)),$(call sweep,experiment=$(PRESET)_$*_infoscore $(OTHER_VLM) $(ARGS))) \
 	$(call report_after,--subject $*)
+
+reproduce-all-methods: $(STAMP)  ## the table of SUBJECT with every method, the slow ones too
+	@$(MAKE) --no-print-directory reproduce-$(SUBJECT) METHODS="$(EVERY)"
 
 reproduce-all: $(STAMP)  ## all three tables
 	@status=0; \

@@ -35,9 +35,9 @@ class Row:
         per_class: class name -> mean and sample standard deviation over the seeds that define the class.
         average: mean and sample standard deviation of the per-seed averages.
         prepared: choices with which the data set was prepared, as in `TrialResult`.
-        stated: what the caption has to say of the settings. label, order, least_shots: what the table calls the row,
-            where it stands among rows of the same shots, and the shots that its method needs at least; see `facts` of
-            `TrialResult`.
+        stated: what the caption has to say of the settings. label, order, least_shots, only_shots: what the table calls
+            the row, where it stands among rows of the same shots, and the shots that its method can have; see `facts`
+            of `TrialResult`.
         notes: reservations that have to stand under the table.
         missing_seeds: expected seeds without a valid result.
         supervised: trained on a whole annotated set.
@@ -76,6 +76,7 @@ class Row:
     label: str = ""
     order: int = 0
     least_shots: int = 1
+    only_shots: tuple[int, ...] | None = None
     interval: Interval | None = None
 
     @property
@@ -165,6 +166,7 @@ def aggregate(
                 default=is_default(first, defaults), label=first.facts.get("label", first.method),
                 order=first.facts.get("table_order", 0), supervised=first.facts.get("whole_set", False),
                 least_shots=first.facts.get("least_shots", 1),
+                only_shots=None if (only := first.facts.get("only_shots")) is None else tuple(only),
                 interval=bootstrap.interval(trials, convention, background) if bootstrap else None,
             )
         )  # fmt: skip
@@ -202,17 +204,22 @@ def without_variants(rows: Sequence[Row]) -> list[Row]:
 
 def possible_shots(rows: Iterable[Row], shots: Sequence[int]) -> tuple[int, ...]:
     """Those of `shots` that a method of the rows can have: one that learns from support images has no 0, one that is
-    trained on a whole annotated set none of them."""
-    least = [row.least_shots for row in rows if not row.published and not row.supervised]
-    return tuple(number for number in shots if least and number >= min(least))
+    trained on a whole annotated set none of them. Rows of the default settings decide, where there are some."""
+    ours = [row for row in rows if not row.published and not row.supervised]
+    ours = [row for row in ours if row.default] or ours
+    return tuple(
+        number
+        for number in shots
+        if any(number in (row.only_shots or (number,)) and number >= row.least_shots for row in ours)
+    )
 
 
 def missing(rows: Iterable[Row], shots: Sequence[int], expected_seeds: Sequence[int]) -> list[MissingTrial]:
     """Expected trials without a valid result.
 
     Each of our rows should have every expected seed; each method (with its backbone, data, preset and protocol) should
-    have every expected number of shots that it can have, with its default settings where these are known. A variant
-    alone, e.g. one line of an ablation, need not have every shot.
+    have every expected number of shots that it can have, with its default settings where these are known, or on the
+    first of the test images. A variant alone, e.g. one line of an ablation, need not have every shot.
     """
     methods: dict[tuple[str, str, str, str, str], list[Row]] = defaultdict(list)
     found: list[MissingTrial] = []
@@ -223,7 +230,7 @@ def missing(rows: Iterable[Row], shots: Sequence[int], expected_seeds: Sequence[
         absent = [seed for seed in expected_seeds if seed not in row.seeds]
         found += [MissingTrial(*row.names, row.variant, row.shots, seed) for seed in absent]
     for names, members in methods.items():
-        have = {row.shots for row in members if row.default}
+        have = {row.shots for row in members if row.default or "test images" in row.prepared}
         absent = [number for number in possible_shots(members, shots) if number not in have]
         found += [MissingTrial(*names, "", number, seed) for number in absent for seed in expected_seeds]
     return sorted(found, key=lambda one: (one.data, one.method, one.shots, one.variant, one.seed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -122,6 +122,12 @@ class DiffSegDescription(MethodDescription):
         """`DiffSeg (prototypes)`, `DiffSeg (nouns)`, `DiffSeg (oracle: sees the test labels)`; the name in front where
         a file of one's own gives another."""
         return f"{'DiffSeg' if config.name == 'diffseg' else config.name} ({_SAID[config.naming]})"
+
+    @classmethod
+    def facts(cls, config: DiffSegConfig, shots: int) -> dict[str, Any]:
+        """As of every method; the shots are those of the naming."""
+        least, only = (1, None) if config.naming == PROTOTYPES else (0, [0])
+        return {**super().facts(config, shots), "least_shots": least, "only_shots": only}
 
     @classmethod
     def stated(cls, config: DiffSegConfig) -> dict[str, str]:
