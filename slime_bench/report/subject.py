@@ -152,7 +152,7 @@ def subject_report(
 
 
 def sections(report: SubjectReport) -> list[Section]:
-    """One table per preset and data set of our rows, published rows first within each number of shots."""
+    """One table per preset and data set of our rows."""
     return [_section(report, *key) for key in dict.fromkeys((row.preset, row.data) for row in report.rows)]
 
 
@@ -194,13 +194,23 @@ def _section(report: SubjectReport, preset: str, data: str) -> Section:
     return Section(
         title=f"{report.subject}: IoU in percent {where}",
         columns=report.columns,
-        # Fully supervised rows have no number of shots and come first, as in the paper; the sort is stable.
-        rows=sorted([*theirs, *ours], key=lambda row: -1 if row.shots is None else row.shots),
+        rows=_side_by_side([*theirs, *ours]),
         caption=_caption(report, ours, preset, data),
         published=report.published,
         compared=any(comparison(row, report.published) for row in ours),
         extra=[grid for grid in extra if grid is not None],
     )
+
+
+def _side_by_side(rows: Sequence[Row]) -> list[Row]:
+    """By shots, those of whole annotated sets first, as in the paper; among equal shots by method, each published row
+    before those of the bench's method that runs it."""
+    groups: dict[int, dict[str, list[Row]]] = {}
+    for row in rows:
+        shots = -1 if row.shots is None or (row.supervised and not row.published) else row.shots
+        method = (row.key or row.label) if row.published else row.method
+        groups.setdefault(shots, {}).setdefault(method, []).append(row)
+    return [row for shots in sorted(groups) for same in groups[shots].values() for row in same]
 
 
 def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str) -> list[str]:

@@ -542,6 +542,14 @@ def test_a_network_trained_on_a_whole_set_is_starred_and_expected_with_no_number
     assert "1-shot seed" not in page and "10-shot seed" not in page
 
 
+def test_published_rows_stand_beside_those_of_the_method_that_runs_them(tmp_path: Path) -> None:
+    store(tmp_path, trial([80] * 6, method="supervised", shots=30, facts={"label": "UPerNet", "whole_set": True}))
+    store(tmp_path, *(trial([50] * 6, method=name, shots=1, facts={}) for name in ("slime", "seggpt", "mine")))
+    rows = [line.split("|")[1].strip().strip("*") for line in page_of(tmp_path).splitlines() if line.startswith("| ")]
+    expected = ["CNN", "CNN+CRF", "UPerNet", "SegGPT", "seggpt", "SLiMe", "slime", "OIParts", "mine", "ReGAN"]
+    assert rows[1 : 1 + len(expected)] == expected
+
+
 @pytest.mark.parametrize("subject", ["car", "horse", "face"])
 def test_every_published_row_says_who_runs_it_or_why_nobody_does(subject: str) -> None:
     published = load_published(subject)

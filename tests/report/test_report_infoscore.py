@@ -94,6 +94,6 @@ def test_a_method_that_nobody_knows_says_itself_what_tables_need(tmp_path: Path)
         store(tmp_path, trial([50] * 6, method=name, facts=said))
     add(tmp_path, 60, 0, 1)
     page = table(tmp_path, "--seeds", "0")
-    assert [line[0] for line in ours(page)] == ["silent", "slime", "Foreign"]
+    assert [line[0] for line in ours(page)] == ["slime", "silent", "Foreign"]  # slime stands beside the published row
     assert "- Foreign: prompts none" in page.splitlines()
     assert "foreign slime_mini 0-shot seed 0; foreign slime_mini 10-shot seed 0; silent slime_mini 10-shot" in page
