@@ -2,13 +2,15 @@
 
     python -m data_prep.pretrain.mini_seggpt --out slime_bench/assets/mini_seggpt
 
-Stages: 64-pixel pictures, then 128-pixel ones. Every stage saves a checkpoint every three minutes in `--work`, and the
-same command goes on from there after an interruption.
+Stages: pictures of 64 pixels whose parts always have the same colours, as Painter, SegGPT's forerunner, learned; then
+colours that the prompt alone tells, at 64 and at 128 pixels. Every stage saves a checkpoint every three minutes in
+`--work`, and the same command goes on from there after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,32 @@ from data_prep.pretrain.stream import stream_rng
 from data_prep.pretrain.trainloop import Stage, arguments, averaged_weights, fabric_of, train
 
 SIDE, PATCH = 128, 8
-SIZE = {"hidden_size": 160, "num_hidden_layers": 6, "num_attention_heads": 2, "decoder_hidden_size": 16}
+SIZE = {"hidden_size": 160, "num_hidden_layers": 6, "num_attention_heads": 5, "decoder_hidden_size": 16}
 BATCH = 16
-PICTURES = {64: 64_000, 128: 14_400}  # side -> pairs
-RATE = {64: 1e-3, 128: 7e-4}
+
+
+@dataclass(frozen=True)
+class PainterStage:
+    """A stretch of the training.
+
+    Attributes:
+        name: also of its folder. side: of the pictures. fixed: see `draw_pair`. images, rate, decay_from: as of
+            `Stage`; by default the rate stays.
+    """
+
+    name: str
+    side: int
+    images: int
+    rate: float
+    fixed: bool = False
+    decay_from: float = 1.0
+
+
+STAGES = (
+    PainterStage("seggpt64-fixed", 64, 20_000, 1e-3, fixed=True),
+    PainterStage("seggpt64", 64, 120_000, 1e-3),
+    PainterStage("seggpt128", 128, 14_400, 7e-4, decay_from=0.4),
+)
 
 
 def build_seggpt() -> SegGptForImageSegmentation:
@@ -45,27 +69,27 @@ def at_side(model: SegGptForImageSegmentation, side: int) -> None:
     patches.image_size, patches.num_patches = (2 * side, side), 2 * (side // PATCH) ** 2
 
 
-def stage_of(side: int) -> Stage:
-    """The stage of pictures of `side` pixels."""
-    last = side == max(PICTURES)
-    return Stage(
-        f"seggpt{side}", PICTURES[side], BATCH, RATE[side], warmup=100, decay_from=0.4 if last else 1.0, averaging=0.998
-    )
+def train_stage(
+    model: SegGptForImageSegmentation, fabric: Fabric, work: Path, stage: PainterStage, number: int
+) -> None:
+    """Train one stage, or load what was trained of it: the whole mask of the query is hidden and painted anew.
 
-
-def train_stage(model: SegGptForImageSegmentation, fabric: Fabric, work: Path, side: int) -> None:
-    """Train one stage, or load what was trained of it: the whole mask of the query is hidden and painted anew."""
-    at_side(model, side)
-    stage, batch = stage_of(side), BATCH // fabric.world_size
+    Args:
+        number: of the stage; each reads its own stretch of the stream.
+    """
+    at_side(model, stage.side)
+    schedule = Stage(stage.name, stage.images, BATCH, stage.rate, warmup=100, decay_from=stage.decay_from,
+                     averaging=0.998)  # fmt: skip
+    batch, patches = BATCH // fabric.world_size, (stage.side // PATCH) ** 2
     matrices, gains = ([p for p in model.parameters() if (p.ndim >= 2) == wide] for wide in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": gains, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98))
-    hidden = torch.arange(2).repeat_interleave((side // PATCH) ** 2).bool().expand(batch, -1).to(fabric.device)
+    optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98), fused=True)
+    hidden = torch.arange(2).repeat_interleave(patches).bool().expand(batch, -1).to(fabric.device)
 
     def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:
         rng, _ = stream_rng(f"{stage.name}.{fabric.global_rank}", step)
-        first = (0 if side == min(PICTURES) else 10_000_000) + step * BATCH + fabric.global_rank * batch
-        pairs = [draw_pair(first + place, side, rng) for place in range(batch)]
+        first = number * 10_000_000 + step * BATCH + fabric.global_rank * batch
+        pairs = [draw_pair(first + place, stage.side, rng, stage.fixed) for place in range(batch)]
         images, masks = (
             normalised(torch.from_numpy(np.concatenate(each)).to(fabric.device)).unflatten(0, (batch, 2))
             for each in zip(*pairs, strict=True)
@@ -76,23 +100,23 @@ def train_stage(model: SegGptForImageSegmentation, fabric: Fabric, work: Path, s
         )  # fmt: skip
         return {"loss": found.loss}
 
-    train(fabric, stage, work, model.train(), optimiser, losses)
+    train(fabric, schedule, work, model.train(), optimiser, losses)
 
 
 def train_painter(fabric: Fabric, args: argparse.Namespace) -> None:
-    """Both stages, in each of the processes."""
+    """All stages, in each of the processes."""
     torch.manual_seed(0)
     model = build_seggpt()
-    for side in PICTURES:
-        train_stage(model, fabric, args.work, side)
-        model.load_state_dict(averaged_weights(args.work, stage_of(side).name))
+    for number, stage in enumerate(STAGES):
+        train_stage(model, fabric, args.work, stage, number)
+        model.load_state_dict(averaged_weights(args.work, stage.name))
 
 
 def main() -> None:
-    args = arguments(__doc__, "mini_seggpt", stage_of(max(PICTURES)).name)
+    args = arguments(__doc__, "mini_seggpt", STAGES[-1].name)
     if not args.export_only:
         fabric_of(args.device, args.processes).launch(train_painter, args)  # type: ignore[arg-type]
-    export(args.work, args.out, build_seggpt(), [stage_of(side).name for side in PICTURES], torch.device(args.device))
+    export(args.work, args.out, build_seggpt(), [stage.name for stage in STAGES], torch.device(args.device))
     print(f"wrote {args.out}")
 
 

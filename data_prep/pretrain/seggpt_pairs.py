@@ -22,7 +22,7 @@ from slime_bench.data.mini_world.canvas import (
     random_pose,
 )
 from slime_bench.data.mini_world.render import STREAM, Picture, render
-from slime_bench.data.mini_world.subjects import paint_clutter
+from slime_bench.data.mini_world.subjects import CLASSES, paint_clutter
 
 SUBJECTS = ("horse", "face")
 """The car is never shown: the table of cars then says what the model does with what it has not seen."""
@@ -30,6 +30,8 @@ WINDOW = 512
 """Pictures of a subject among which pairs are drawn; it moves on by one picture with each pair."""
 SHAPES, SAME = 0.3, 0.15  # shares of pairs of general shapes, and of two views of one picture
 BINARY = 0.4  # share of draws of white on black
+GRID = np.stack(np.meshgrid(*[[32, 128, 223]] * 3), -1).reshape(-1, 3)
+"""27 colours far apart."""
 LEAST = 0.001  # share of the prompt's pixels, from which on a label can be painted
 
 
@@ -40,16 +42,20 @@ class Pair(NamedTuple):
     masks: np.ndarray
 
 
-def draw_pair(index: int, side: int, rng: np.random.Generator) -> Pair:
-    """Pair number `index` of the endless stream, in pictures of `side` pixels."""
-    if chance(rng, SHAPES):
+def draw_pair(index: int, side: int, rng: np.random.Generator, fixed: bool = False) -> Pair:
+    """Pair number `index` of the endless stream, in pictures of `side` pixels.
+
+    Args:
+        fixed: whether every part has its own colour in all pairs, so that the prompt says nothing; without shapes.
+    """
+    subject, first = SUBJECTS[index % len(SUBJECTS)], index // len(SUBJECTS)
+    if not fixed and chance(rng, SHAPES):
         pictures = shapes(rng)
     else:
-        subject, first = SUBJECTS[index % len(SUBJECTS)], index // len(SUBJECTS)
         one, other = (stream_picture(subject, first + int(place)) for place in rng.choice(WINDOW, 2, replace=False))
         pictures = [(each.image, each.label) for each in (one, one if chance(rng, SAME) else other)]
     views = [view(image, label, side, rng) for image, label in pictures]
-    colours = draw_colours(views[0][1], rng)
+    colours = fixed_colours(subject) if fixed else draw_colours(views[0][1], rng)
     return Pair(np.stack([image for image, _ in views]), np.stack([colours[label] for _, label in views]))
 
 
@@ -86,14 +92,22 @@ def draw_colours(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if chance(rng, BINARY):
         colours[shown[: 1 if chance(rng, 0.7) else int(rng.integers(1, len(shown) + 1))]] = 255
         return colours
-    # 27 colours far apart, and a little noise; the last one is the rest's.
-    grid = rng.permutation(np.stack(np.meshgrid(*[[32, 128, 223]] * 3), -1).reshape(-1, 3))
+    grid = rng.permutation(GRID)  # with a little noise; the last one is the rest's
     groups = int(rng.integers(1, len(shown) + 1))
     drawn = grid[:groups] + rng.integers(-32, 33, size=(groups, 3))
     if chance(rng, 0.4):
         colours[:] = grid[-1]
     for place, each in enumerate(shown[: int(rng.integers(groups, len(shown) + 1))]):
         colours[each] = drawn[place if place < groups else int(rng.integers(groups))]
+    return colours
+
+
+def fixed_colours(subject: str) -> np.ndarray:
+    """A colour for each label, uint8 [256,3]; the background is black."""
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    parts = len(CLASSES[subject]) - 1
+    first = sum(len(CLASSES[each]) - 1 for each in SUBJECTS[: SUBJECTS.index(subject)])
+    colours[1 : parts + 1] = GRID[first : first + parts]
     return colours
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from data_prep.pretrain.seggpt_pairs import SUBJECTS, draw_colours, draw_pair, s
 from slime_bench.backbones.seggpt import SegGptBackbone
 from slime_bench.backbones.weights import check_hashes
 from slime_bench.data.mini_world.render import STREAM, Picture, render
+from slime_bench.data.mini_world.subjects import CLASSES
 from tests.fixtures.pretraining import pretrain
 
 
@@ -22,7 +24,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     size = {"hidden_size": 24, "num_hidden_layers": 6, "num_attention_heads": 2, "decoder_hidden_size": 4}
     monkeypatch.setattr(pretrain_mini_seggpt, "SIZE", size)
     monkeypatch.setattr(pretrain_mini_seggpt, "BATCH", 2)
-    monkeypatch.setattr(pretrain_mini_seggpt, "PICTURES", {64: 4, 128: 4})
+    few = tuple(replace(stage, images=4) for stage in pretrain_mini_seggpt.STAGES)
+    monkeypatch.setattr(pretrain_mini_seggpt, "STAGES", few)
     monkeypatch.setattr(seggpt_pairs, "WINDOW", 4)
     measure = seggpt_export.measure
     monkeypatch.setattr(seggpt_export, "measure", lambda backbone: measure(backbone, pictures=2))
@@ -34,7 +37,8 @@ def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tm
     model = tmp_path / "model"
     check_hashes(model)
     card = json.loads((model / "card.json").read_text())
-    assert set(card["stages"]) == {"seggpt64", "seggpt128"} and card["stages"]["seggpt128"]["steps"] == 2
+    assert set(card["stages"]) == {"seggpt64-fixed", "seggpt64", "seggpt128"}
+    assert card["stages"]["seggpt128"]["steps"] == 2
     assert set(card["measured"]) == {"car", "horse", "face"}
     assert set(card["measured"]["car"]) == {"1 prompt", "4 prompts", "parts"}
     assert "never a car" in (model / "README.md").read_text()
@@ -56,6 +60,17 @@ class TestPairs:
         one, other = (draw_pair(3, 64, np.random.default_rng(1)) for _ in range(2))
         assert all((a == b).all() for a, b in zip(one, other, strict=True))
         assert one.images.shape == one.masks.shape == (2, 64, 64, 3) and one.images.dtype == np.uint8
+
+    def test_fixed_colours_tell_the_part_whatever_the_prompt(self) -> None:
+        """And every part of both subjects has its own."""
+        seen: dict[str, set[bytes]] = {}
+        for index in range(12):
+            masks = draw_pair(index, 64, np.random.default_rng(index), fixed=True).masks
+            colours = {each.tobytes() for each in masks.reshape(-1, 3)} - {bytes(3)}
+            seen.setdefault(SUBJECTS[index % len(SUBJECTS)], set()).update(colours)
+        parts = {subject: len(CLASSES[subject]) - 1 for subject in SUBJECTS}
+        assert {subject: len(each) for subject, each in seen.items()} == parts
+        assert not set.intersection(*seen.values())
 
     def test_show_no_car(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen = set()
