@@ -109,7 +109,9 @@ class StyleGan2(Part):
             found = TypeAdapter(Architecture).validate_python(content)
         except ValidationError as error:
             first = error.errors()[0]
-            raise unusable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "sizes of a generator") from error
+            raise unusable(
+                path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "sizes of a generator"
+            ) from error
         if found.size < 8 or list(found.channels) != found.sides or found.sides[-1] != found.size:
             raise unusable(
                 path, f"size {found.size}, channels of the sides {', '.join(map(str, found.channels))}",

@@ -234,6 +234,7 @@ class StyleGan2Backbone(StyleGan2, nn.Module):
 
     implementation: ClassVar[str | None] = None
     mean_style: Tensor
+    spread: Tensor
 
     def __init__(self, config: StyleGan2.Config) -> None:
         super().__init__()
@@ -246,17 +247,14 @@ class StyleGan2Backbone(StyleGan2, nn.Module):
         guarded("network", folder, lambda: self.network.load_state_dict(load_file(folder / WEIGHTS)))
         self.requires_grad_(False).eval()
         draws = torch.randn(AVERAGED, self.sizes.style_dim, generator=generator(0, "stylegan2 mean style"))
-        self.register_buffer("mean_style", self.styles(draws).mean(0), persistent=False)  # [D]
+        styles = self.styles(draws)
+        self.register_buffer("mean_style", styles.mean(0), persistent=False)  # [D]
+        self.register_buffer("spread", styles.std(0).square().mean().sqrt(), persistent=False)  # [], of a number of w
 
     def styles(self, latents: Tensor) -> Tensor:
         """Latents z float32 [B,D], standard normal -> styles w [B,D]."""
         found: Tensor = self.network.style(latents)
         return found
-
-    def latent(self, seed: int) -> Tensor:
-        """The latent of a number as ReGAN's authors draw it, NumPy's RandomState(seed): float32 [1,D]."""
-        drawn = np.random.RandomState(seed).randn(1, self.sizes.style_dim).astype(np.float32)
-        return torch.from_numpy(drawn).to(self.mean_style)
 
     def noises(self, streams: Sequence[torch.Generator]) -> list[Tensor]:
         """Noise of B pictures, each from its own stream: float32 [B,1,h,h] for each styled convolution."""
@@ -267,6 +265,13 @@ class StyleGan2Backbone(StyleGan2, nn.Module):
         """See `Generator.forward`."""
         found: Generated = self.network(styles, noises)
         return found
+
+    def numbered(self, number: int) -> Generated:
+        """The picture that a number names, B = 1: latent as ReGAN's authors draw it, NumPy's RandomState(number), and
+        noise keyed by the number, where theirs is new in each call."""
+        latent = np.random.RandomState(number).randn(1, self.sizes.style_dim).astype(np.float32)
+        noises = self.noises([generator(0, "stylegan2 numbered", number)])
+        return self.generate(self.styles(torch.from_numpy(latent).to(self.mean_style)), noises)
 
 
 def bytes_of(pictures: Tensor) -> Tensor:
