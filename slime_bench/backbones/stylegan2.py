@@ -46,7 +46,7 @@ def activated(values: Tensor, bias: Tensor) -> Tensor:
 
 
 def blurred(maps: Tensor, up: int, pad: tuple[int, int], gain: float) -> Tensor:
-    """The maps [B,C,h,w] with zeros between their pixels (`up` - 1 of them), padded by `pad` before and after along each
+    """The maps [B,C,h,w] with `up` - 1 zeros after each of their pixels, padded by `pad` before and after, along each
     axis, and correlated with the outer product of [1,3,3,1] / 8, times `gain`."""
     if up > 1:
         count, channels, height, width = maps.shape
@@ -267,11 +267,16 @@ class StyleGan2Backbone(StyleGan2, nn.Module):
         return found
 
     def numbered(self, number: int) -> Generated:
-        """The picture that a number names, B = 1: latent as ReGAN's authors draw it, NumPy's RandomState(number), and
-        noise keyed by the number, where theirs is new in each call."""
-        latent = np.random.RandomState(number).randn(1, self.sizes.style_dim).astype(np.float32)
+        """The picture that a number names, B = 1: its latent is that of ReGAN's authors; the noise, which is new in each
+        of their calls, is keyed by the number."""
+        latent = numbered_latent(number, self.sizes.style_dim).to(self.mean_style)
         noises = self.noises([generator(0, "stylegan2 numbered", number)])
-        return self.generate(self.styles(torch.from_numpy(latent).to(self.mean_style)), noises)
+        return self.generate(self.styles(latent), noises)
+
+
+def numbered_latent(number: int, width: int) -> Tensor:
+    """The latent that ReGAN's authors give a number: float32 [1,D]."""
+    return torch.from_numpy(np.random.RandomState(number).randn(1, width).astype(np.float32))
 
 
 def bytes_of(pictures: Tensor) -> Tensor:

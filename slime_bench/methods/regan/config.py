@@ -36,7 +36,7 @@ class Inversion:
     starts: Positive = 500
     steps: Positive = 1000
     lr: Rate = 0.05
-    pull: NotNegative = 0.01
+    pull: NotNegative = 1e-3
 
 
 @dataclass
@@ -64,7 +64,8 @@ class AutoShot:
     Args:
         pairs: pictures that are generated and labelled. validation: share of them that only the rate depends on.
         epochs: passes over the others. batch: pictures of a step.
-        lr, weight_decay: of Adam; the rate is divided by 10 when `patience` passes have not lowered the validation's loss.
+        lr, weight_decay: of Adam. patience: passes that do not lower the validation loss, after which the rate is divided
+            by 10.
         clip: bound of each number of the gradient. width: channels of the U-Net's first level.
     """
 
@@ -156,7 +157,8 @@ class ReganDescription(MethodDescription):
             raise ConfigError(
                 "the generated pictures do not fit the memory that they may take", path="method.memory_gb",
                 found=f"{config.memory_gb} GB", expected=f"{needed:.2f} GB for {config.auto_shot.pairs} pictures",
-                remedy=f"method.memory_gb={needed + 0.1:.1f} where the machine has so much, or fewer method.auto_shot.pairs",
+                remedy=f"method.memory_gb={needed + 0.1:.1f} where the machine has so much,"
+                " or a smaller method.auto_shot.pairs",
             )  # fmt: skip
 
     @classmethod

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,7 +170,8 @@ class Regan(ReganDescription, FittedMethod):
         if found != expected:
             raise ConfigError(
                 "the learned state is of another method or another U-Net", path="state.safetensors",
-                found=f"{len(found)} tensors", expected=f"{len(expected)}, of method.auto_shot.width={self.unet.last.in_channels}",
+                found=f"{len(found)} tensors",
+                expected=f"{len(expected)} tensors of a U-Net of the width {self.config.auto_shot.width}",
                 remedy="use the classes, the method and the settings that it was made with",
             )  # fmt: skip
         self.unet.load_state_dict({name.removeprefix("unet."): state[name] for name in found})
@@ -185,11 +187,8 @@ def started(seed: int, purpose: str) -> Iterator[None]:
 
 def _ended(name: str, steps: Iterable[Step]) -> None:
     """Go through all steps of a training."""
-    count, step = 0, None
-    for count, step in enumerate(steps, start=1):
-        pass
-    if step is not None:
-        _log.info("%s: %d steps, last loss %.3f", name, count, float(step.loss))
+    (last,) = deque(steps, maxlen=1)
+    _log.info("%s: last loss %.3f", name, float(last.loss))
 
 
 def _shrunk(images: Tensor, side: int) -> Tensor:
@@ -208,12 +207,8 @@ def read_labels(path: Path, classes: int) -> Tensor:
     try:
         with Image.open(path) as file:
             values = np.asarray(file)
-        found = (
-            f"labels {sorted(set(np.unique(values)) - {*range(classes), IGNORE})[:5]}"
-            if values.ndim == 2
-            else "colours"
-        )
-        wrong = values.ndim != 2 or bool(((values >= classes) & (values != IGNORE)).any())
+        strange = sorted({*np.unique(values).tolist()} - {*range(classes), IGNORE})
+        found, wrong = f"labels {strange[:5]}" if values.ndim == 2 else "colours", values.ndim != 2 or bool(strange)
     except (OSError, ValueError) as error:
         found, wrong = f"{type(error).__name__}: {error}", True
     if wrong:

@@ -53,6 +53,7 @@ class FewShotNetwork(nn.Module):
             found, grid = F.conv2d(small, columns), int(small.shape[-1])
             sums[grid] = sums[grid] + found if grid in sums else found
         hidden = sum(each if grid == self.side else resized(each, self.side) for grid, each in sums.items())
+        assert self.first.bias is not None  # for mypy
         logits: Tensor = self.rest(hidden + self.first.bias[None, :, None, None])
         return logits
 

@@ -44,8 +44,8 @@ class Pairs(NamedTuple):
 def few_shot_steps(
     network: FewShotNetwork, maps: Sequence[Sequence[Tensor]], labels: Tensor, config: FewShot
 ) -> Iterator[Step]:
-    """Train on the labelled pictures, one a step and in their order, until the passes or steps are over. The loss is the
-    mean of -ln softmax(logits)_y over the labelled pixels.
+    """Train on the labelled pictures, one a step and in their order, until the passes or steps are over. The loss is
+    the mean of -ln softmax(logits)_y over the labelled pixels.
 
     Args:
         maps: of each of n pictures, see `Generated`. labels: int64 [n,S,S], 255 = ignore.
@@ -54,7 +54,7 @@ def few_shot_steps(
     steps, ones = config.epochs * len(maps), torch.ones(256, device=labels.device)
     for step in range(min(steps, config.max_steps or steps)):
         epoch, place = divmod(step, len(maps))
-        # Pass 0 to `every` have the first rate: the authors multiply it at the end of a pass whose number `every` divides.
+        # Passes 0 to `every` have the first rate: it is multiplied after a pass whose number `every` divides.
         rate = config.lr * config.decay ** (max(0, epoch - 1) // config.every)
         for group in optimiser.param_groups:
             group["lr"] = rate
