@@ -24,8 +24,8 @@ FIRST_LOSSES, FIRST_STEPS = 2e-3, 5
 LAST_STEPS, LAST_LOSSES = 20, 0.2
 # Of our own: the README has a stack in half precision, with 11 bits of up to 16.
 HALF = 16 * 2**-11
-# Of our own: Adam moves each number by its rate in a first step, whatever its gradient; where that is nearly 0, rounding
-# decides the sign. A step of 1e-3 is then made the other way.
+# Of our own: Adam moves each number by its rate in a first step, whatever its gradient; where that is nearly 0,
+# rounding decides the sign. A step of 1e-3 is then made the other way.
 UPDATED = {1: 2e-3, 2: 4e-3, 5: 1e-2}
 UPDATES_L2 = 1e-2
 # Of the README: two ways of computing the same differ on 5 to 7 % of the pixels of the last mask.

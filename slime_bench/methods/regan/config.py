@@ -64,8 +64,8 @@ class AutoShot:
     Args:
         pairs: pictures that are generated and labelled. validation: share of them that only the rate depends on.
         epochs: passes over the others. batch: pictures of a step.
-        lr, weight_decay: of Adam. patience: passes that do not lower the validation loss, after which the rate is divided
-            by 10.
+        lr, weight_decay: of Adam.
+        patience: passes that do not lower the validation's loss, after which the rate is divided by 10.
         clip: bound of each number of the gradient. width: channels of the U-Net's first level.
     """
 
