@@ -267,8 +267,8 @@ class StyleGan2Backbone(StyleGan2, nn.Module):
         return found
 
     def numbered(self, number: int) -> Generated:
-        """The picture that a number names, B = 1: its latent is that of ReGAN's authors; the noise, new in each of their
-        calls, is keyed by the number."""
+        """The picture that a number names, B = 1. Its latent is that of ReGAN's authors; the noise, which they draw
+        anew in each call, is keyed by the number."""
         latent = numbered_latent(number, self.sizes.style_dim).to(self.mean_style)
         noises = self.noises([generator(0, "stylegan2 numbered", number)])
         return self.generate(self.styles(latent), noises)
