@@ -28,11 +28,14 @@ class Inversion:
     """How a support picture is found among the generator's.
 
     Args:
+        space: `w_plus` finds a style for each place of the generator, `w` one for all, as generated pictures have: what
+            it finds looks less like the support, and its hidden maps more like those that are labelled later.
         starts: random styles of which the best is the start.
         steps: of Adam. lr: its highest rate; it falls to 0 by a cosine.
         pull: weight of the squared distance of the styles from their mean.
     """
 
+    space: Literal["w", "w_plus"] = "w_plus"
     starts: Positive = 500
     steps: Positive = 1000
     lr: Rate = 0.05

@@ -4,8 +4,9 @@ With x the picture, w_l = mean + spread v_l the style at place l, and P_j the me
 
     min over v of  mean over j of |P_j G(w) - P_j x|^2 / pixels  +  pull mean(v^2)
 
-from the best of some random styles, by Adam. The noise is drawn once and is not optimised, so that the hidden maps stay
-of the kind that generated pictures have. L styles, D numbers of a style, R side of a picture.
+from the best of some random styles, by Adam; in the space `w` all v_l are one. The noise is drawn once and is not
+optimised, so that the hidden maps stay of the kind that generated pictures have. L styles, D numbers of a style, R side
+of a picture.
 """
 
 from __future__ import annotations
@@ -51,17 +52,19 @@ def invert(
             if float(apart.min()) < least:
                 least, best = float(apart.min()), styles[apart.argmin()][None]
         start = (best - backbone.mean_style) / backbone.spread
-    offsets = start[:, None].repeat(1, backbone.sizes.styles, 1).requires_grad_()
+    places = backbone.sizes.styles
+    offsets = start[:, None].repeat(1, places if config.space == "w_plus" else 1, 1).requires_grad_()
     optimiser = torch.optim.Adam([offsets], lr=config.lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
     for _ in range(config.steps):
         optimiser.zero_grad()
-        found = backbone.generate(backbone.mean_style + backbone.spread * offsets, noises).pictures
+        styles = backbone.mean_style + backbone.spread * offsets.expand(-1, places, -1)
+        found = backbone.generate(styles, noises).pictures
         loss = distance(found, picture).sum() + config.pull * offsets.square().mean()
         loss.backward()
         optimiser.step()
         rate.step()
-    return (backbone.mean_style + backbone.spread * offsets).detach()
+    return (backbone.mean_style + backbone.spread * offsets.expand(-1, places, -1)).detach()
 
 
 def stream_of(seed: int, purpose: str, name: str | int) -> torch.Generator:
