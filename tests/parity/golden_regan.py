@@ -67,7 +67,8 @@ class Golden(GoldenFolder):
     @property
     def widths(self) -> list[int]:
         """Channels of each map of the stack."""
-        return [self.made["channels"][str(4 * 2 ** (1 + place // 2))] for place in range(len(self.made["layers"]))]
+        places = [int(name.removeprefix("convs.")) for name in self.made["layers"]]
+        return [self.made["channels"][str(8 * 2 ** (place // 2))] for place in places]
 
     @staticmethod
     def names(network: FewShotNetwork) -> dict[str, str]:
