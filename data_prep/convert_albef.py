@@ -10,13 +10,10 @@ github.com/salesforce/ALBEF. Vocabulary: vocab.txt of bert-base-uncased, from --
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import re
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,12 +21,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from data_prep.checkpoint import json_bytes, read_tensors, refuse_filled, write_model
 from data_prep.commands import run
 from slime_bench.backbones.hashes import sha256
 from slime_bench.backbones.load import blip_class, guarded
-from slime_bench.errors import BackboneError, StorageError
+from slime_bench.errors import BackboneError
 from slime_bench.paths import user_path
-from slime_bench.storage import ordered, write_atomic
+from slime_bench.storage import ordered
 
 BERT: Final = ("google-bert/bert-base-uncased", "bert-base-uncased")
 """Where the hub keeps, or kept, the vocabulary."""
@@ -86,12 +84,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--head-width", type=int, default=64, help="numbers per attention head (64 in ALBEF)")
     args = parser.parse_args(arguments)
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise StorageError(
-            "the folder for the converted model is not empty",
-            path=args.out,
-            remedy="name a new folder with --out, or remove this one",
-        )
+    refuse_filled(args.out)
     made = convert(read_checkpoint(args.checkpoint))
     config = architecture(made.tensors, args.head_width)
     words = read_vocabulary(args.vocab or cached_vocabulary(), config["text_config"]["vocab_size"])
@@ -104,30 +97,13 @@ def main(arguments: list[str]) -> int:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth` file, those under its key `model` where it has one; objects other than numbers, texts and
-    their containers are refused unread.
+    """The tensors of a `.pth` file, those under its key `model` where it has one; see `read_tensors`.
 
     Raises:
         BackboneError: no such file, a torn one, one that asks for code to be run, or one without tensors.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn archive, a pickle that names a class, a file of another kind
-        found = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else type(error).__name__
-        with suppress(Exception):  # torch's own message advises to run the code
-            wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            found = f"it asks for {', '.join(wanted)}" if wanted else found
-        raise BackboneError(
-            "the checkpoint cannot be read safely",
-            path=path,
-            found=found,
-            expected="tensors, numbers and texts only: anything else in a pickle can run code when it is read",
-            remedy="fetch the file again; of a model of your own, save the tensors alone: "
-            "torch.save({'model': model.state_dict()}, 'weights.pth')",
-        ) from error
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    items = state.items() if isinstance(state, Mapping) else ()
-    tensors = {str(name): each for name, each in items if isinstance(each, Tensor)}
+    remedy = "fetch the file again; of a model of your own, save the tensors alone: "
+    tensors = read_tensors(path, "model", remedy + "torch.save({'model': model.state_dict()}, 'weights.pth')")
     if not tensors:
         raise _foreign(str(path), "no tensors, neither at the top nor under the key 'model'")
     return tensors
@@ -203,14 +179,11 @@ def write(out: Path, made: Conversion, config: Mapping[str, Any], words: list[st
     files = {
         "model.safetensors": ordered(save(made.tensors)),
         "vocab.txt": ("\n".join(words) + "\n").encode(),
-        "tokenizer_config.json": _json(tokenizer),
-        "conversion.json": _json(manifest),
-        "config.json": _json(config),
+        "tokenizer_config.json": json_bytes(tokenizer),
+        "conversion.json": json_bytes(manifest),
+        "config.json": json_bytes(config),
     }
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    last = files.pop("config.json")
-    for name, content in {**files, "sha256.json": _json(hashes), "config.json": last}.items():
-        write_atomic(out / name, content)
+    write_model(out, files)
 
 
 @dataclass
@@ -334,10 +307,6 @@ def _foreign(name: str, found: str) -> BackboneError:
         " itm_head",
         remedy="take ALBEF.pth, mscoco.pth, flickr30k.pth or refcoco.pth of github.com/salesforce/ALBEF",
     )
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ from PIL import Image
 import slime_bench.methods
 from slime_bench.backbones.base import DiffusionModel, VlmFacts
 from slime_bench.backbones.diffusion import StableDiffusion
+from slime_bench.backbones.gan import Architecture
 from slime_bench.backbones.in_context import SegGptFacts
 from slime_bench.backbones.seggpt import SegGptBackbone
+from slime_bench.backbones.stylegan2 import StyleGan2Backbone
 from slime_bench.backbones.upernet import UperNet
 from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.config.compose import plan
@@ -45,6 +47,7 @@ from tests.backbones.test_albef import save as save_checkpoint
 from tests.backbones.test_llava import save_tiny_llava
 from tests.fixtures.adm import SMALL, save_adm
 from tests.fixtures.blip_toys import save_blip
+from tests.fixtures.gan import save_gan
 from tests.fixtures.resnet import save_resnet
 from tests.fixtures.seggpt import save_seggpt
 from tests.fixtures.twins.coco import write_coco_twin
@@ -64,17 +67,19 @@ COVERED: dict[str, set[str]] = {
         "slime_bench.methods.infoscore.ranking.InfoScoreRanking",
         "slime_bench.methods.segddpm.method.SegDdpm",
         "slime_bench.methods.peekaboo.method.Peekaboo",
+        "slime_bench.methods.regan.method.Regan",
         "slime_bench.methods.seggpt.method.SegGptMethod",
         "slime_bench.methods.supervised.method.Supervised",
         "slime_bench.methods.diffseg.method.DiffSeg",
     },
     # files of conf/<group>, without `.yaml`
     "method": {"slime", "feature_knn", "feature_probe", "infoscore", "infoscore_ranking", "segddpm", "peekaboo"}
-    | {"seggpt", "supervised", "diffseg"},
+    | {"seggpt", "supervised", "diffseg", "regan"},
     "backbone": {"mini_sd", "sd21_base", "sd15", "sd14"}
     | {"mini_blip", "blip_base", "blip_large", "albef", "llava15_7b"}
     | {"ddpm_horse", "ddpm_ffhq", "adm_uncond"}
-    | {"seggpt", "mini_seggpt", "mini_upernet", "upernet_resnet50"},
+    | {"seggpt", "mini_seggpt", "mini_upernet", "upernet_resnet50"}
+    | {"mini_gan", "stylegan2"},
     "protocol": {"slime_code", "slime_paper", "slime_mini", "infoscore_code", "infoscore_paper", "infoscore_mini"}
     | {"none"},
     "data": {"mini_car", "mini_horse", "mini_face", "pascal_part_car", "pascal_part_horse", "celebamask_hq"}
@@ -183,6 +188,7 @@ def tiny_weights(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Map
         "llava15_7b": llava,
         **dict.fromkeys(("ddpm_horse", "ddpm_ffhq", "adm_uncond"), save_adm(root / "adm.pt")),
         **dict.fromkeys(("mini_upernet", "upernet_resnet50"), save_resnet(root / "resnet")),
+        **dict.fromkeys(("mini_gan", "stylegan2"), save_gan(root / "gan")),
         **dict.fromkeys(("seggpt", "mini_seggpt"), save_seggpt(root / "seggpt")),
     }
 
@@ -210,6 +216,9 @@ def test_backbone(name: str, tiny_weights: Mapping[str, Path]) -> None:
         return
     if isinstance(backbone, SegGptBackbone):
         check_painter(backbone, target.describe(node))
+        return
+    if isinstance(backbone, StyleGan2Backbone):
+        check_generator(backbone, target.describe(node))
         return
     check_features(backbone, node, target.describe(node))
     if isinstance(backbone, StableDiffusion):
@@ -293,6 +302,18 @@ def check_painter(backbone: SegGptBackbone, facts: SegGptFacts) -> None:
     assert hooks_of(backbone) == hooks, "hooks are removed"
 
 
+def check_generator(backbone: StyleGan2Backbone, sizes: Architecture) -> None:
+    side = sizes.size
+    streams = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    styles = backbone.styles(torch.randn(2, sizes.style_dim))
+    found = backbone.generate(styles, backbone.noises(streams))
+    assert found.pictures.shape == (2, 3, side, side) and found.pictures.isfinite().all()
+    expected = [(2, sizes.channels[each], each, each) for each in sizes.sides[1:] for _ in range(2)]
+    assert [tuple(each.shape) for each in found.maps] == expected
+    one, same, other = (backbone.numbered(number).pictures for number in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
 def hooks_of(backbone: torch.nn.Module) -> int:
     """Hooks of all modules; the library keeps some of its own."""
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in backbone.modules())
@@ -302,6 +323,13 @@ def hooks_of(backbone: torch.nn.Module) -> int:
 
 #: method file -> (backbone file for the stand-in weights, settings that make it small)
 _VLM = ["protocol=infoscore_code", "method.layers=[layer.0,layer.1]", "method.prompts=mini_car"]
+_REGAN = ["method.size=32", "method.inversion.starts=2", "method.inversion.steps=2", "method.few_shot.max_steps=2"]
+_REGAN += [
+    "method.auto_shot.pairs=4",
+    "method.auto_shot.epochs=1",
+    "method.auto_shot.batch=2",
+    "method.auto_shot.width=4",
+]
 ONE_LAYER = "method.layers=[up_blocks.3.attentions.0]"
 SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
     "slime": ("mini_sd", ["method.train_map_size=16"]),
@@ -310,6 +338,7 @@ SMALL_METHODS: dict[str, tuple[str, list[str]]] = {
     "infoscore": ("mini_blip", _VLM),
     "infoscore_ranking": ("mini_blip", [*_VLM, "method.resamples=3", "shots=0"]),
     "supervised": ("mini_upernet", ["method.steps=4"]),
+    "regan": ("mini_gan", _REGAN),
     "seggpt": ("mini_seggpt", []),
     "segddpm": ("mini_sd", ["method.networks=2", "method.size=16", "method.timesteps=[50]", ONE_LAYER]),
     "peekaboo": ("mini_sd", ["method.size=16", "method.steps=2", "shots=0"]),
@@ -429,6 +458,7 @@ def test_protocol(name: str, make: Callable[..., SegmentationMethod]) -> None:
         ("feature_probe", "mini_blip"),
         ("feature_knn", "mini_blip"),
         ("seggpt", "mini_sd"),
+        ("regan", "mini_sd"),
     ],
 )
 def test_parts_of_different_papers_do_not_go_together(method: str, backbone: str) -> None:

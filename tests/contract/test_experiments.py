@@ -298,7 +298,8 @@ def test_every_experiment_runs_with_every_preset_that_it_fits(name: str, preset:
 def test_the_smoke_test_tries_every_kind_of_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a newcomer types it, with the bundled backbones."""
     kinds = content(SMOKE)["hydra"]["sweeper"]["params"]["method"].split(",")
-    without_weights = set() if (ASSETS / "mini_seggpt").is_dir() else {"seggpt"}  # not trained yet
+    models = {"seggpt": "mini_seggpt", "regan": "mini_gan"}
+    without_weights = {method for method, model in models.items() if not (ASSETS / model).is_dir()}  # not trained yet
     assert sorted(kinds) == sorted({*options("method")} - without_weights)
     monkeypatch.setenv("SLIME_BENCH_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setattr("sys.argv", ["slime-bench"])

@@ -65,6 +65,8 @@ LIGHT: dict[str, set[str]] = {
     "slime_bench.methods.supervised.config": HEAVY,
     "slime_bench.backbones.upernet": HEAVY,
     "slime_bench.methods.seggpt.config": HEAVY,
+    "slime_bench.methods.regan.config": HEAVY,
+    "slime_bench.backbones.gan": HEAVY,
     "slime_bench.methods.diffseg.config": HEAVY,
     "slime_bench.report": HEAVY - {"matplotlib", "pandas"},
 }

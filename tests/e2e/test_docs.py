@@ -203,7 +203,7 @@ def test_keys_and_choices_of_the_configuration_exist() -> None:
     """Of every `group.key`, `group.key=value` and `group=choice` in the running text."""
     groups = {folder.name for folder in config_dir().iterdir() if folder.is_dir()}
     chosen = ("preset=mini", "preset=mini_infoscore", "refine=guided", "data=voc2012", "data=coco_object")
-    names = ("feature_probe", "feature_knn", "segddpm", "seggpt", "diffseg", "peekaboo", "supervised")
+    names = ("feature_probe", "feature_knn", "segddpm", "seggpt", "diffseg", "peekaboo", "supervised", "regan")
     methods = [f"method={name}" for name in names]
     known = [composed(each) for each in (*chosen, *methods, "data=mini_car_fresh")]
     folder = ("data=folder", "data.root=x", "data.classes=[background,leaf]")
