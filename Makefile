@@ -11,8 +11,8 @@ ARGS     ?=
 BENCH_OUT ?=
 
 # What a laptop does in minutes on the mini world, and what takes longer.
-QUICK    := slime feature_probe segddpm seggpt diffseg infoscore
-EVERY    := $(QUICK) feature_knn supervised peekaboo
+QUICK    := slime feature_probe segddpm diffseg infoscore
+EVERY    := $(QUICK) feature_knn supervised peekaboo seggpt regan
 # Methods whose trials are not those of 1 and 10 shots: the whole annotated set, and no annotation on the first ten test images.
 OF_supervised := shots=$(if $(filter paper,$(PRESET)),400,30)
 OF_peekaboo   := shots=0 data.test_limit=10
