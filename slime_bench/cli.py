@@ -15,7 +15,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from slime_bench.console import FULL_ERROR, environment, exit_code, heard, is_interrupt, quieten, show, terminable, typed
+from slime_bench.console import (
+    FULL_ERROR,
+    environment,
+    exit_code,
+    heard,
+    is_interrupt,
+    quieten,
+    show,
+    terminable,
+    typed,
+)
 from slime_bench.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -266,7 +266,9 @@ class RayPool(Pool):
         import ray
 
         if not ray.is_initialized():
-            ray.init(address=self._address, include_dashboard=False, log_to_driver=False)
+            # Without an address Ray would join a cluster that happens to run on this machine.
+            address = self._address or "local"
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
         # A trial that died is run again by the next command, and not at once, when it may kill the next worker as well.
         run = ray.remote(**{"max_retries": 0, **self._each})(Job.run)
         job = ray.put(self.job)

@@ -20,7 +20,8 @@ from slime_bench.errors import ConfigError
 from slime_bench.sweep import job_result as states
 from slime_bench.sweep.engines import Engine, engine, launcher_of
 from slime_bench.sweep.job_result import JobResult
-from slime_bench.sweep.pools import Pool, Submitted
+from slime_bench.sweep.pools import Pool
+from tests.fixtures.ray import GPUS
 from tests.fixtures.twins.standin import StandIn, is_alive, runs, tasks, times_run
 
 EVERYWHERE = ("joblib", "submitit_local", "submitit_slurm", "ray")
@@ -28,9 +29,7 @@ Start = Callable[..., tuple[StandIn, Engine]]
 
 
 @pytest.fixture
-def start(
-    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Start:
+def start(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Start:
     """`start(launcher, jobs, options, **job)` -> the job and the launcher's runner of it."""
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repository), str(repository / "tests"), before]))
@@ -41,6 +40,8 @@ def start(
     ) -> tuple[StandIn, Engine]:
         if name in ("ray", "submitit_slurm"):
             request.getfixturevalue(name.removeprefix("submitit_"))
+        if name == "ray" and options is None:
+            options = {"address": "auto"}
         job = StandIn(tmp_path / "sweep", recorded=True, **settings)
         runner = engine(LauncherConfig(name=name, jobs=jobs, options=dict(options or {})), job)
         if isinstance(runner, Pool):
@@ -95,16 +96,21 @@ class TestResults:
 
 
 class TestWorkers:
-    @pytest.mark.parametrize("name", ["joblib", "submitit_local"])
+    @pytest.mark.parametrize("name", ["joblib", "submitit_local", "ray"])
     def test_they_have_the_folder_and_the_gpus_of_this_process(
         self, start: Start, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """submitit's own local jobs see no GPU at all."""
+        """submitit's own local jobs see no GPU at all; Ray would join the cluster that runs here."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-        job, runner = start(name)
+        job, runner = start(name, options={})
         list(runner.run(tasks(["ok"])))
         assert [line[2:] for line in runs(job.folder)] == [["3", str(tmp_path)]]
+
+    def test_ray_gives_every_trial_gpus_of_its_own(self, start: Start) -> None:
+        job, runner = start("ray", options={"address": "auto", "num_gpus": 1})
+        assert statuses(list(runner.run(tasks(["ok", "ok"])))) == dict.fromkeys(range(2), states.DONE)
+        assert {line[2] for line in runs(job.folder)} <= {str(index) for index in range(GPUS)}
 
     def test_slurm_gets_one_array_and_the_options(self, start: Start) -> None:
         options = {"timeout_min": 30, "gpus_per_node": 1, "slurm_partition": "main", "slurm_qos": None}
@@ -115,12 +121,6 @@ class TestWorkers:
         told = subprocess.run(["scontrol", "show", "job", array], capture_output=True, text=True, check=True).stdout
         assert told.count(f"ArrayJobId={array}") == 3 and "ArrayTaskThrottle=2" in told
         assert told.count("TimeLimit=00:30:00") == told.count("gres:gpu:1") == told.count("Partition=main") == 3
-
-    def test_a_job_that_slurm_stops_comes_again_with_the_same_trial(self, start: Start) -> None:
-        job, _ = start("sequential")
-        (task,) = tasks(["ok"])
-        again = Submitted(job, task).checkpoint()
-        assert again.result().status == states.DONE
 
 
 @pytest.fixture
