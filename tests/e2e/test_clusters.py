@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from slime_bench.lock import holder
 from tests.e2e.conftest import Bench
 from tests.e2e.waiting import FILE, STEP, steps
 from tests.fixtures.slurm import until
@@ -140,11 +141,29 @@ class TestSlurm:
         assert sweep.ends() == 1 and time.monotonic() - began < 60
         assert f"without a word: job {job} CANCELLED" in sweep.said and "1 of 2 trials finished, 1 failed" in sweep.said
 
-    @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-    def test_a_command_that_is_ended_ends_its_jobs(self, start: Callable[..., Sweep], sent: signal.Signals) -> None:
+    def test_a_command_that_is_terminated_ends_its_jobs(self, start: Callable[..., Sweep]) -> None:
         sweep = start(*SLURM, "seed=0")
         sweep.waits()
-        sweep.process.send_signal(sent)
+        sweep.process.terminate()
         assert sweep.ends(60) == 130
         assert "scancel" in sweep.said and "interrupted: finished trials are kept" in sweep.said
         until(lambda: not jobs("pending", "running", "completing"), "its jobs have ended")
+
+
+@pytest.mark.release
+@pytest.mark.usefixtures("ray")
+def test_a_ray_worker_that_is_killed(start: Callable[..., Sweep], sequential: Bench) -> None:
+    """Its trial fails alone; the same command, now on a cluster that runs already, goes on with it."""
+    sweep = start("launcher=ray", "seed=0,1,2")
+    sweep.waits()
+    until(lambda: "[2/3] done" in sweep.said, "the other trials have finished", 300)
+    worker = holder(sweep.bench.folder())
+    assert worker is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    assert sweep.ends() == 1
+    assert "2 of 3 trials finished, 1 failed" in sweep.said and "without a word" in sweep.said
+    again = start("launcher=ray", "launcher.options.address=auto", "seed=0,1,2")
+    assert again.ends() == 0, again.said
+    assert "3 of 3 trials finished (2 before)" in again.said
+    for seed in range(3):
+        assert products(sweep.bench, seed) == products(sequential, seed)
