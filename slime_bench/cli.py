@@ -1,7 +1,7 @@
 """The command `slime-bench`: Hydra's entry point, the subcommands, and the way errors and interruptions end.
 
 Exit codes: 0 all trials finished; 1 a trial of a sweep failed, or something unexpected did; 2 a mistake that the user
-can mend, of the command or of its only trial; 130 interrupted.
+can mend, of the command or of its only trial; 130 interrupted, by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations

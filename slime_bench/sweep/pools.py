@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from slime_bench.sweep.job import Job, Task
 from slime_bench.sweep.job_result import JobResult, died, forget_records, read_records
 
 _A_WEEK: Final = 7 * 24 * 60  # minutes
-_GONE: Final = "no longer known"
+GONE: Final = "no longer known"
 _ENDED: Final = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
-    "TIMEOUT", _GONE,
+    "TIMEOUT", GONE,
 }  # fmt: skip
 """SLURM's states of a job that does not come again; one that was put back into the queue is PENDING."""
 
@@ -137,7 +138,7 @@ class SlurmQueue:
         self._until = 0.0
 
     def state(self, job: str) -> str:
-        """One of SLURM's states, e.g. PENDING; _GONE for a job that was there and is not any more, and the last one
+        """One of SLURM's states, e.g. PENDING; GONE for a job that was there and is not any more, and the last one
         that is known where SLURM gives no answer."""
         if time.monotonic() >= self._until:
             self._ask()
@@ -149,7 +150,7 @@ class SlurmQueue:
         answer = subprocess.run(listing, capture_output=True, text=True, check=False)
         if answer.returncode == 0:
             found = dict(line.split("|", 1) for line in answer.stdout.split())
-            self._states = {**dict.fromkeys(self._states, _GONE), **found}
+            self._states = {**dict.fromkeys(self._states, GONE), **found}
         elif not self._warned:
             self._warned = True
             print(
@@ -221,7 +222,7 @@ class SubmititPool(Pool):
         """From the trial's own record, as long as there is one: for a job that died submitit has none, and waits."""
         log, state = str(handle.paths.stderr), self._state(handle)
         # A trial that failed has a job that is completed; any other left nothing worth a long wait.
-        until = time.monotonic() + min(self._sight, 30.0 if state in ("COMPLETED", _GONE) else 3.0)
+        until = time.monotonic() + min(self._sight, 30.0 if state in ("COMPLETED", GONE) else 3.0)
         while True:
             found = read_records(self.job.folder).get(task.index)
             if found is not None and found.status != states.STARTED:
@@ -268,7 +269,7 @@ class RayPool(Pool):
         if not ray.is_initialized():
             # Without an address Ray would join a cluster that happens to run on this machine.
             address = self._address or "local"
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
         # A trial that died is run again by the next command, and not at once, when it may kill the next worker as well.
         run = ray.remote(**{"max_retries": 0, **self._each})(Job.run)
         job = ray.put(self.job)

@@ -17,6 +17,7 @@ from tests.e2e.conftest import Bench
 from tests.e2e.waiting import FILE, STEP, steps
 from tests.fixtures.slurm import until
 
+pytestmark = pytest.mark.timeout(1800)  # a limit for what hangs: a dozen processes start here, each with its imports
 FILES = ("result.json", "state.safetensors", "per_image.parquet", "curves.csv", "confusion.json", "qualitative.npz")
 SEEDS = range(6)
 METHOD = ("method._target_=tests.e2e.waiting.Waiting", "trainer.threads=1", "trainer.checkpoint_every=1")
@@ -154,16 +155,16 @@ class TestSlurm:
 @pytest.mark.usefixtures("ray")
 def test_a_ray_worker_that_is_killed(start: Callable[..., Sweep], sequential: Bench) -> None:
     """Its trial fails alone; the same command, now on a cluster that runs already, goes on with it."""
-    sweep = start("launcher=ray", "seed=0,1,2")
+    sweep = start("launcher=ray", "seed=0,1")
     sweep.waits()
-    until(lambda: "[2/3] done" in sweep.said, "the other trials have finished", 300)
+    until(lambda: "[1/2] done" in sweep.said, "the other trial has finished", 300)
     worker = holder(sweep.bench.folder())
     assert worker is not None
     os.kill(worker.pid, signal.SIGKILL)
     assert sweep.ends() == 1
-    assert "2 of 3 trials finished, 1 failed" in sweep.said and "without a word" in sweep.said
-    again = start("launcher=ray", "launcher.options.address=auto", "seed=0,1,2")
+    assert "1 of 2 trials finished, 1 failed" in sweep.said and "without a word" in sweep.said
+    again = start("launcher=ray", "launcher.options.address=auto", "seed=0,1")
     assert again.ends() == 0, again.said
-    assert "3 of 3 trials finished (2 before)" in again.said
-    for seed in range(3):
+    assert "2 of 2 trials finished (1 before)" in again.said
+    for seed in range(2):
         assert products(sweep.bench, seed) == products(sequential, seed)

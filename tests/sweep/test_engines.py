@@ -20,8 +20,9 @@ from slime_bench.errors import ConfigError
 from slime_bench.sweep import job_result as states
 from slime_bench.sweep.engines import Engine, engine, launcher_of
 from slime_bench.sweep.job_result import JobResult
-from slime_bench.sweep.pools import Pool
+from slime_bench.sweep.pools import GONE, Pool, SlurmQueue
 from tests.fixtures.ray import GPUS
+from tests.fixtures.slurm import until
 from tests.fixtures.twins.standin import StandIn, is_alive, runs, tasks, times_run
 
 EVERYWHERE = ("joblib", "submitit_local", "submitit_slurm", "ray")
@@ -121,6 +122,36 @@ class TestWorkers:
         told = subprocess.run(["scontrol", "show", "job", array], capture_output=True, text=True, check=True).stdout
         assert told.count(f"ArrayJobId={array}") == 3 and "ArrayTaskThrottle=2" in told
         assert told.count("TimeLimit=00:30:00") == told.count("gres:gpu:1") == told.count("Partition=main") == 3
+
+
+class TestSlurmQueue:
+    @pytest.mark.usefixtures("slurm")
+    def test_jobs_that_are_there_and_gone(self) -> None:
+        queue = SlurmQueue()
+        queue.every = 0.0
+        submitted = subprocess.run(
+            ["sbatch", "--hold", "--parsable", "--output=/dev/null", "--wrap=true"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        job = submitted.stdout.strip()
+        assert queue.state(job) == "PENDING" and queue.state("0") == "UNKNOWN"
+        subprocess.run(["scancel", job], check=True)
+        until(lambda: queue.state(job) == "CANCELLED", "the job has ended")
+
+    def test_slurm_gives_no_answer(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        """What is known stays known, and a warning says so once."""
+        answer = tmp_path / "squeue"
+        answer.write_text("#!/bin/sh\necho '1_0|RUNNING'\necho '1_1|PENDING'\n")
+        answer.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        queue = SlurmQueue()
+        queue.every = 0.0
+        assert (queue.state("1_0"), queue.state("1_1")) == ("RUNNING", "PENDING")
+        answer.write_text("#!/bin/sh\necho 'no controller' >&2\nexit 1\n")
+        assert (queue.state("1_0"), queue.state("1_1")) == ("RUNNING", "PENDING")
+        assert capsys.readouterr().err.count("no controller") == 1
+        answer.write_text("#!/bin/sh\necho '1_1|COMPLETED'\n")
+        assert (queue.state("1_0"), queue.state("1_1")) == (GONE, "COMPLETED")
 
 
 @pytest.fixture
