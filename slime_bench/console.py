@@ -27,8 +27,9 @@ NOISY = (
     "omegaconf", "PIL", "matplotlib",
     # torch sets the level of its own root when it is imported.
     "torch.distributed", "torch.distributed.elastic.multiprocessing.redirects",
-    # Lightning sets the level of its own root when it is imported; what it says comes from these two.
+    # Lightning sets the level of its own root when it is imported; what it says comes from these.
     "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.signal_connector",
 )  # fmt: skip
 
 
