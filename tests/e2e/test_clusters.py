@@ -17,7 +17,8 @@ from tests.e2e.conftest import Bench
 from tests.e2e.waiting import FILE, STEP, steps
 from tests.fixtures.slurm import until
 
-pytestmark = pytest.mark.timeout(1800)  # a limit for what hangs: a dozen processes start here, each with its imports
+# A dozen processes start here, each with its imports: the limit is for what hangs.
+pytestmark = [pytest.mark.release, pytest.mark.timeout(1800)]
 FILES = ("result.json", "state.safetensors", "per_image.parquet", "curves.csv", "confusion.json", "qualitative.npz")
 SEEDS = range(6)
 METHOD = ("method._target_=tests.e2e.waiting.Waiting", "trainer.threads=1", "trainer.checkpoint_every=1")
@@ -107,7 +108,6 @@ def idle(slurm: Path) -> None:
 
 @pytest.mark.usefixtures("idle")
 class TestSlurm:
-    @pytest.mark.release
     def test_six_trials_of_which_one_is_requeued_in_its_fit(
         self, start: Callable[..., Sweep], sequential: Bench
     ) -> None:
@@ -121,7 +121,6 @@ class TestSlurm:
         for seed in SEEDS:
             assert products(sweep.bench, seed) == products(sequential, seed)
 
-    @pytest.mark.release
     def test_a_job_over_its_time_limit_comes_again(self, start: Callable[..., Sweep], sequential: Bench) -> None:
         """The limit is lowered once the fit stands where it shall end, and raised again for the job's second life: how
         long a process takes to get there is the machine's affair."""
@@ -157,7 +156,6 @@ class TestSlurm:
         until(lambda: not jobs("pending", "running", "completing"), "its jobs have ended")
 
 
-@pytest.mark.release
 @pytest.mark.usefixtures("ray")
 def test_a_ray_worker_that_is_killed(start: Callable[..., Sweep], sequential: Bench) -> None:
     """Its trial fails alone; the same command, now on a cluster that runs already, goes on with it."""
