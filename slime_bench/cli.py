@@ -1,7 +1,7 @@
 """The command `slime-bench`: Hydra's entry point, the subcommands, and the way errors and interruptions end.
 
 Exit codes: 0 all trials finished; 1 a trial of a sweep failed, or something unexpected did; 2 a mistake that the user
-can mend, of the command or of its only trial; 130 interrupted.
+can mend, of the command or of its only trial; 130 interrupted, by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from slime_bench.console import FULL_ERROR, environment, exit_code, heard, is_interrupt, quieten, show, typed
+from slime_bench.console import (
+    FULL_ERROR,
+    environment,
+    exit_code,
+    heard,
+    is_interrupt,
+    quieten,
+    show,
+    terminable,
+    typed,
+)
 from slime_bench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -133,7 +143,7 @@ def _trials(arguments: list[str]) -> int:
     launcher.register()
     command = launcher.Command(os.environ.get(FULL_ERROR))
     try:
-        with nullcontext() if args.info is None else heard("hydra"):
+        with terminable(), nullcontext() if args.info is None else heard("hydra"):
             compose.with_additions(arguments, lambda texts: _by_hydra(texts, command))
         if command.error is not None:
             raise command.error

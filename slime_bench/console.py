@@ -7,7 +7,9 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,8 +27,9 @@ NOISY = (
     "omegaconf", "PIL", "matplotlib",
     # torch sets the level of its own root when it is imported.
     "torch.distributed", "torch.distributed.elastic.multiprocessing.redirects",
-    # Lightning sets the level of its own root when it is imported; what it says comes from these two.
+    # Lightning sets the level of its own root when it is imported; what it says comes from these.
     "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.signal_connector",
 )  # fmt: skip
 
 
@@ -164,6 +167,23 @@ def assign(values: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Take SIGTERM, as of `kill` or of a batch system, for Ctrl-C: trials that run elsewhere are ended, too."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python hears no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_interrupt(error: BaseException) -> bool:

@@ -85,6 +85,50 @@ def real() -> Path:
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="session")
+def slurm_conf() -> Iterator[Path]:
+    """The slurm.conf of a cluster of this machine alone; skips where SLURM is not installed, but fails in CI."""
+    from tests.fixtures.slurm import PACKAGES, cluster, missing
+
+    if lacks := missing():
+        reason = f"no SLURM on this machine ({', '.join(lacks)}); Debian: apt install {PACKAGES}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with cluster() as conf:
+        yield conf
+
+
+@pytest.fixture
+def slurm(slurm_conf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`sbatch` and its like are those of the tests' own cluster, which has no accounting; the folder of its logs."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm_conf))
+    return slurm_conf.parent
+
+
+@pytest.fixture(scope="session")
+def ray_variables() -> Iterator[dict[str, str]]:
+    """How to find a Ray cluster of this machine alone; skips where Ray is not installed, but fails in CI."""
+    from importlib.util import find_spec
+
+    from tests.fixtures.ray import cluster
+
+    if find_spec("ray") is None:
+        reason = "Ray is not installed: pip install --constraint constraints.txt ray"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with cluster() as variables:
+        yield variables
+
+
+@pytest.fixture
+def ray(ray_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray cluster runs, and is the one that `launcher.options.address=auto` means."""
+    for name, value in ray_variables.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture
 def compose_config() -> Iterator[Callable[..., object]]:
     """`compose_config("shots=10", ...)` -> the composed (not yet validated) configuration of the bench."""

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from slime_bench.errors import ConfigError
 from slime_bench.sweep import job_result as states
 from slime_bench.sweep.job import Job, Task
 from slime_bench.sweep.job_result import JobResult, died, forget_records, read_records
 
-_A_WEEK = 7 * 24 * 60  # minutes
+_A_WEEK: Final = 7 * 24 * 60  # minutes
+GONE: Final = "no longer known"
+_ENDED: Final = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT", GONE,
+}  # fmt: skip
+"""SLURM's states of a job that does not come again; one that was put back into the queue is PENDING."""
 
 
 class Pool(ABC):
@@ -50,8 +58,8 @@ class Pool(ABC):
         """What became of a trial that has ended; `died` where its process ended without a word."""
 
     @abstractmethod
-    def cancel(self, handle: Any) -> None:
-        """Interrupt a trial that has not ended."""
+    def cancel(self, handles: Sequence[Any]) -> None:
+        """Interrupt trials, one at least, that have not ended."""
 
     def close(self) -> None:  # noqa: B027 - most launchers hold nothing
         """Let go of everything, when no trial is running any more."""
@@ -79,9 +87,9 @@ class Pool(ABC):
     def _end(self, handles: list[Any]) -> None:
         # Ctrl-C at a terminal reaches the trials as well: then they are ending by themselves, and a second interruption
         # would only hinder them.
-        for handle in self._not_ended(handles, self.grace):
-            self.cancel(handle)
-        self._not_ended(handles, self.patience)
+        if left := self._not_ended(handles, self.grace):
+            self.cancel(left)
+            self._not_ended(left, self.patience)
 
     def _not_ended(self, handles: list[Any], seconds: float) -> list[Any]:
         """Those of the trials that have not ended after so many seconds."""
@@ -111,6 +119,47 @@ class Submitted:
         return DelayedSubmission(self)
 
 
+class SlurmQueue:
+    """What SLURM says of this user's jobs. Every cluster has `squeue`; `sacct`, which submitit asks, needs accounting.
+
+    Attributes:
+        every: seconds that an answer is good for, lest many commands keep SLURM from its work.
+    """
+
+    every: float = 10.0
+
+    def __init__(self) -> None:
+        self._states: dict[str, str] = {}
+        self._until = 0.0
+        self._warned = False
+
+    def forget(self) -> None:
+        """Ask anew when asked next: there are new jobs."""
+        self._until = 0.0
+
+    def state(self, job: str) -> str:
+        """One of SLURM's states, e.g. PENDING; GONE for a job that was there and is not any more, and the last one
+        that is known where SLURM gives no answer."""
+        if time.monotonic() >= self._until:
+            self._ask()
+            self._until = time.monotonic() + self.every
+        return self._states.get(job, "UNKNOWN")
+
+    def _ask(self) -> None:
+        listing = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T"]
+        answer = subprocess.run(listing, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            found = dict(line.split("|", 1) for line in answer.stdout.split())
+            self._states = {**dict.fromkeys(self._states, GONE), **found}
+        elif not self._warned:
+            self._warned = True
+            print(
+                f"warning: SLURM does not say how the jobs are; asked again every {self.every:.0f} s\n"
+                f"  found: squeue: {answer.stderr.strip()}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+
 class SubmititPool(Pool):
     """Trials as jobs of SLURM, or as processes of this machine that SLURM's jobs are tried out with, through submitit.
 
@@ -130,6 +179,7 @@ class SubmititPool(Pool):
         given = {name: value for name, value in options.items() if value is not None}
         # Seconds that a file of a job that has ended may take to be seen here: network drives are slow to tell.
         self._sight = 1.0 if cluster == "local" else 30.0
+        self._queue = None if cluster == "local" else SlurmQueue()
         if cluster == "local":
             self.at_once, self.grace, self.patience = at_once, 3.0, 5.0
             # Its own limit is two minutes; and it hides all GPUs but those that it is asked for, which `job` mends.
@@ -149,6 +199,8 @@ class SubmititPool(Pool):
             ) from error  # fmt: skip
 
     def start(self, tasks: Sequence[Task]) -> list[Any]:
+        if self._queue is not None:
+            self._queue.forget()
         try:
             with self._executor.batch():
                 return [self._executor.submit(Submitted(self.job, task)) for task in tasks]
@@ -159,11 +211,18 @@ class SubmititPool(Pool):
             ) from error  # fmt: skip
 
     def ended(self, handle: Any) -> bool:
-        return bool(handle.done())
+        if self._queue is None:
+            return bool(handle.done())
+        return bool(handle.paths.result_pickle.exists() or self._state(handle) in _ENDED)
+
+    def _state(self, handle: Any) -> str:
+        return str(handle.state) if self._queue is None else self._queue.state(handle.job_id)
 
     def result(self, handle: Any, task: Task) -> JobResult:
         """From the trial's own record, as long as there is one: for a job that died submitit has none, and waits."""
-        log, until = str(handle.paths.stderr), time.monotonic() + self._sight
+        log, state = str(handle.paths.stderr), self._state(handle)
+        # A trial that failed has a job that is completed; any other left nothing worth a long wait.
+        until = time.monotonic() + min(self._sight, 30.0 if state in ("COMPLETED", GONE) else 3.0)
         while True:
             found = read_records(self.job.folder).get(task.index)
             if found is not None and found.status != states.STARTED:
@@ -173,11 +232,18 @@ class SubmititPool(Pool):
                 last = str(error).strip().splitlines()[-1] if error else ""
                 return died(task.index, task.name, last, log) if error else handle.result()
             if time.monotonic() > until:
-                return died(task.index, task.name, f"job {handle.job_id} {handle.state}", log)
+                return died(task.index, task.name, f"job {handle.job_id} {state}", log)
             time.sleep(self.pause)
 
-    def cancel(self, handle: Any) -> None:
-        handle.cancel(check=False)
+    def cancel(self, handles: Sequence[Any]) -> None:
+        if self._queue is None:
+            for handle in handles:
+                handle.cancel(check=False)
+            return
+        line = ["scancel", *(handle.job_id for handle in handles)]
+        # Said first: whoever interrupts this, too, knows what is left to do.
+        print(f"ending the jobs of this sweep: {' '.join(line)}", file=sys.stderr, flush=True)
+        subprocess.run(line, check=False)
 
 
 class RayPool(Pool):
@@ -201,7 +267,9 @@ class RayPool(Pool):
         import ray
 
         if not ray.is_initialized():
-            ray.init(address=self._address, include_dashboard=False, log_to_driver=False)
+            # Without an address Ray would join a cluster that happens to run on this machine.
+            address = self._address or "local"
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
         # A trial that died is run again by the next command, and not at once, when it may kill the next worker as well.
         run = ray.remote(**{"max_retries": 0, **self._each})(Job.run)
         job = ray.put(self.job)
@@ -220,10 +288,11 @@ class RayPool(Pool):
         except ray.exceptions.RayError as error:
             return died(task.index, task.name, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
 
-    def cancel(self, handle: Any) -> None:
+    def cancel(self, handles: Sequence[Any]) -> None:
         import ray
 
-        ray.cancel(handle, force=True)
+        for handle in handles:
+            ray.cancel(handle, force=True)
 
     def close(self) -> None:
         import ray

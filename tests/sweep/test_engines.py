@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,9 @@ from slime_bench.errors import ConfigError
 from slime_bench.sweep import job_result as states
 from slime_bench.sweep.engines import Engine, engine, launcher_of
 from slime_bench.sweep.job_result import JobResult
-from slime_bench.sweep.pools import Pool, SubmititPool, Submitted
-from tests.fixtures.twins import slurm
+from slime_bench.sweep.pools import GONE, Pool, SlurmQueue
+from tests.fixtures.ray import GPUS
+from tests.fixtures.slurm import until
 from tests.fixtures.twins.standin import StandIn, is_alive, runs, tasks, times_run
 
 EVERYWHERE = ("joblib", "submitit_local", "submitit_slurm", "ray")
@@ -28,25 +30,23 @@ Start = Callable[..., tuple[StandIn, Engine]]
 
 
 @pytest.fixture
-def start(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """`start(launcher, **job)` -> the job and the launcher's runner of it."""
+def start(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Start:
+    """`start(launcher, jobs, options, **job)` -> the job and the launcher's runner of it."""
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repository), str(repository / "tests"), before]))
-    slurm.install(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "sweep").mkdir()
 
-    def make(name: str, jobs: int = 2, **settings: object) -> tuple[StandIn, Engine]:
-        if name == "ray" and importlib.util.find_spec("ray") is None:
-            pytest.skip("ray is not installed")
-        options = {"num_cpus": 1} if name == "ray" else {}
-        launcher = LauncherConfig(name=name, jobs=jobs, options=options)
-        job = StandIn(tmp_path / "sweep", recorded=True, **settings)  # type: ignore[arg-type]
-        runner = engine(launcher, job)
+    def make(
+        name: str, jobs: int = 2, options: Mapping[str, Any] | None = None, **settings: Any
+    ) -> tuple[StandIn, Engine]:
+        if name in ("ray", "submitit_slurm"):
+            request.getfixturevalue(name.removeprefix("submitit_"))
+        if name == "ray" and options is None:
+            options = {"address": "auto"}
+        job = StandIn(tmp_path / "sweep", recorded=True, **settings)
+        runner = engine(LauncherConfig(name=name, jobs=jobs, options=dict(options or {})), job)
         if isinstance(runner, Pool):
             monkeypatch.setattr(runner, "pause", 0.05)
-        if isinstance(runner, SubmititPool):
-            monkeypatch.setattr(runner, "_sight", 1.0)
         return job, runner
 
     return make
@@ -97,33 +97,61 @@ class TestResults:
 
 
 class TestWorkers:
-    @pytest.mark.parametrize("name", ["joblib", "submitit_local"])
+    @pytest.mark.parametrize("name", ["joblib", "submitit_local", "ray"])
     def test_they_have_the_folder_and_the_gpus_of_this_process(
         self, start: Start, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """submitit's own local jobs see no GPU at all."""
+        """submitit's own local jobs see no GPU at all; Ray would join the cluster that runs here."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-        job, runner = start(name)
+        job, runner = start(name, options={})
         list(runner.run(tasks(["ok"])))
         assert [line[2:] for line in runs(job.folder)] == [["3", str(tmp_path)]]
 
-    def test_slurm_gets_one_array_and_the_options(self, start: Start, tmp_path: Path) -> None:
-        job, _ = start("sequential")
-        options = {"timeout_min": 30, "slurm_partition": "gpu", "slurm_qos": None}
-        launcher = LauncherConfig(name="submitit_slurm", jobs=3, options=options)
-        runner = engine(launcher, job)
-        runner.pause, runner._sight = 0.05, 1.0  # type: ignore[attr-defined]
-        assert len(list(runner.run(tasks(["ok"] * 4)))) == 4
-        script = (tmp_path / "bin/jobs/script").read_text()
-        assert "--array=0-3%3" in script and "--partition=gpu" in script and "--time=30" in script
-        assert "qos" not in script
+    def test_ray_gives_every_trial_gpus_of_its_own(self, start: Start) -> None:
+        job, runner = start("ray", options={"address": "auto", "num_gpus": 1})
+        assert statuses(list(runner.run(tasks(["ok", "ok"])))) == dict.fromkeys(range(2), states.DONE)
+        assert {line[2] for line in runs(job.folder)} <= {str(index) for index in range(GPUS)}
 
-    def test_a_job_that_slurm_stops_comes_again_with_the_same_trial(self, start: Start) -> None:
-        job, _ = start("sequential")
-        (task,) = tasks(["ok"])
-        again = Submitted(job, task).checkpoint()
-        assert again.result().status == states.DONE
+    def test_slurm_gets_one_array_and_the_options(self, start: Start) -> None:
+        options = {"timeout_min": 30, "gpus_per_node": 1, "slurm_partition": "main", "slurm_qos": None}
+        job, runner = start("submitit_slurm", jobs=2, options=options)
+        assert statuses(list(runner.run(tasks(["ok"] * 3)))) == dict.fromkeys(range(3), states.DONE)
+        (script,) = (job.folder / "submitit").glob("*/*_submission.sh")
+        array = script.name.partition("_")[0]
+        told = subprocess.run(["scontrol", "show", "job", array], capture_output=True, text=True, check=True).stdout
+        assert told.count(f"ArrayJobId={array}") == 3 and "ArrayTaskThrottle=2" in told
+        assert told.count("TimeLimit=00:30:00") == told.count("gres:gpu:1") == told.count("Partition=main") == 3
+
+
+class TestSlurmQueue:
+    @pytest.mark.usefixtures("slurm")
+    def test_jobs_that_are_there_and_gone(self) -> None:
+        queue = SlurmQueue()
+        queue.every = 0.0
+        submitted = subprocess.run(
+            ["sbatch", "--hold", "--parsable", "--output=/dev/null", "--wrap=true"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        job = submitted.stdout.strip()
+        assert queue.state(job) == "PENDING" and queue.state("0") == "UNKNOWN"
+        subprocess.run(["scancel", job], check=True)
+        until(lambda: queue.state(job) == "CANCELLED", "the job has ended")
+
+    def test_slurm_gives_no_answer(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        """What is known stays known, and a warning says so once."""
+        answer = tmp_path / "squeue"
+        answer.write_text("#!/bin/sh\necho '1_0|RUNNING'\necho '1_1|PENDING'\n")
+        answer.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        queue = SlurmQueue()
+        queue.every = 0.0
+        assert (queue.state("1_0"), queue.state("1_1")) == ("RUNNING", "PENDING")
+        answer.write_text("#!/bin/sh\necho 'no controller' >&2\nexit 1\n")
+        assert (queue.state("1_0"), queue.state("1_1")) == ("RUNNING", "PENDING")
+        assert capsys.readouterr().err.count("no controller") == 1
+        answer.write_text("#!/bin/sh\necho '1_1|COMPLETED'\n")
+        assert (queue.state("1_0"), queue.state("1_1")) == (GONE, "COMPLETED")
 
 
 @pytest.fixture
@@ -165,18 +193,14 @@ class TestMistakes:
         with pytest.raises(ConfigError, match=r"pip install 'slime-bench\[launchers\]'"):
             engine(launcher, StandIn(tmp_path))
 
-    def test_options_that_submitit_does_not_know(self, start: Start, tmp_path: Path) -> None:
-        start("sequential")  # puts SLURM's commands into the path
-        launcher = LauncherConfig(name="submitit_slurm", jobs=2, options={"slurm_partitoin": "gpu"})
+    def test_options_that_submitit_does_not_know(self, start: Start) -> None:
         with pytest.raises(ConfigError, match=r"launcher\.options"):
-            engine(launcher, StandIn(tmp_path))
+            start("submitit_slurm", options={"slurm_partitoin": "gpu"})
 
     def test_a_cluster_that_refuses_the_jobs(self, start: Start) -> None:
-        job, _ = start("sequential")
-        options = {"slurm_partition": "closed"}
-        launcher = LauncherConfig(name="submitit_slurm", jobs=2, options=options)
+        _, runner = start("submitit_slurm", options={"slurm_partition": "closed"})
         with pytest.raises(ConfigError, match="invalid partition specified"):
-            list(engine(launcher, job).run(tasks(["ok", "ok"])))
+            list(runner.run(tasks(["ok", "ok"])))
 
     def test_no_slurm_on_this_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
