@@ -91,8 +91,8 @@ procedural world and general shapes, and **never a car**. The table of cars is t
 Data: rendered on the fly by `slime_bench/data/mini_world`, split `pretrain`, which shares no picture with support, val
 or test, and pairs of pictures with the same polygons, ellipses and stripes. A pair is a prompt and a query; a random
 subset of the prompt's parts, in random groups, is painted in random colours, or in white on black, in both masks. The
-first stage paints every part in its own colour, always the same, as Painter learned before SegGPT. So the parts of horses and faces are known as parts from training, as PASCAL-Part's and PACO's may be to the published
-SegGPT.
+first stage paints every part in its own colour, always the same, as Painter learned before SegGPT. So the parts of
+horses and faces are known as parts from training, as PASCAL-Part's and PACO's may be to the published SegGPT.
 
 Architecture: that of SegGPT, 6 layers of width 160, 8-pixel patches, two streams in the first layer. Loss: smooth L1
 (beta 1; the published configuration has 0.01) on the query's mask, which is hidden as a whole, as at inference; SegGPT

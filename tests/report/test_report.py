@@ -187,12 +187,13 @@ def test_missing_trials() -> None:
     trials = [trial([50] * 6), trial([50] * 6, shots=10), trial([40] * 6, shots=10, config={"method.maps": "cross"})]
     assert missing(aggregate(trials), (1, 10), (0,)) == []
     # A method of certain shots need have no others, and one that is slow none on all test images.
-    few = trial([50] * 6, shots=0, facts={"least_shots": 0, "only_shots": [0]}, prepared={"test images": "the first 10"})
+    facts = {"least_shots": 0, "only_shots": [0]}
+    few = trial([50] * 6, shots=0, facts=facts, prepared={"test images": "the first 10"})
     rows = aggregate([few], defaults={family(few): {"data.test_limit": "null"}})
     assert [row.default for row in rows] == [False] and missing(rows, (0, 1, 10), (0,)) == []
     # Variants do not add to the shots that the default settings can have.
     named = trial([50] * 6, facts={"least_shots": 1})
-    nouns = trial([40] * 6, shots=0, config={"method.naming": "nouns"}, facts={"least_shots": 0, "only_shots": [0]})
+    nouns = trial([40] * 6, shots=0, config={"method.naming": "nouns"}, facts=facts)
     rows = aggregate([named, nouns], defaults={family(named): settings(named.config)})
     assert missing(rows, (0, 1), (0,)) == []
 
