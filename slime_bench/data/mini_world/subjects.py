@@ -269,9 +269,7 @@ def draw_horse(
     return words + ([f"{tail_name} tail"] if has_tail else [])
 
 
-def draw_face(
-    canvas: Canvas, rng: np.random.Generator, small: bool = False, pose: Pose | None = None
-) -> list[str]:
+def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False, pose: Pose | None = None) -> list[str]:
     """A head and shoulders, slightly turned."""
     skin, eye, mouth, nose, brow, ear, neck, cloth, hair = range(1, 10)
     pose = pose or random_pose(rng, (26, 34) if small else (48, 60), 14, 0.1, 22 if small else 8)
