@@ -17,7 +17,6 @@ from slime_bench.data.mini_world.canvas import (
     BLOCK,
     COLOURS,
     OTHER,
-    SIZE,
     Canvas,
     choose,
     ellipse,
@@ -84,7 +83,7 @@ def _camouflage(
 ) -> list[str]:
     words = draw_horse(canvas, rng)
     # The texture of another place of the same surface: taken from its own place, the horse would be transparent.
-    canvas.blend(np.roll(background, int(rng.integers(SIZE // 4, SIZE * 3 // 4)), axis=1), strength)
+    canvas.blend(background[:, ::-1].copy(), strength)
     return [f"hidden: {words[0]}", *words[1:]]
 
 
