@@ -122,7 +122,7 @@ class TestMakefile:
         assert done.returncode == 0
         listed = {line.split()[0] for line in done.stdout.split("\n\n", 1)[1].splitlines()}
         text = (repository / "Makefile").read_text()
-        written = set(re.findall(r"^([a-z][a-z_-]*):(?![=])", text, flags=re.MULTILINE))
+        written = set(re.findall(r"^([a-z][a-z0-9_-]*):(?![=])", text, flags=re.MULTILINE))
         assert written <= listed and listed >= TARGETS
         # A file called `test` or `report` must not make the target done.
         done = self.make(repository, "--print-data-base", "--question", "help")
@@ -196,6 +196,7 @@ class TestMakefile:
                     "report --ablation probe_t experiment=mini_horse method=feature_probe",
                 ],
             ),
+            (["figure-13", "ARGS=seed=0"], ["--multirun experiment=figure13 seed=0", "figure 13 seed=0"]),
             (
                 ["ablation-lr", "BACKBONE=sd15"],
                 [
