@@ -291,7 +291,9 @@ def test_every_experiment_runs_with_every_preset_that_it_fits(name: str, preset:
     found = world.tried(name, preset)
     maps = [result.config["method"].get("maps") for result in found]
     slimes = (expected.method or method) == "slime"
-    assert list(dict.fromkeys(maps)) == (["was", "cross"] if name in ("table1", "figure2") else ["was" if slimes else None])
+    assert list(dict.fromkeys(maps)) == (
+        ["was", "cross"] if name in ("table1", "figure2") else ["was" if slimes else None]
+    )
     refined = [result.config["refine"]["name"] for result in found]
     own = "crf" if (expected.method or method) == "infoscore" else "none"
     assert refined == (["none", "guided", "crf"] if name == "refine" else [own] * len(maps))
