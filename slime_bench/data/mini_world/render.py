@@ -1,10 +1,11 @@
-"""The mini world: 128x128 images of cars, horses and faces with exact part masks and captions.
+"""The mini world: 128x128 images of cars, horses and faces, and of scenes of them, with exact part masks and captions.
 
 A picture is a pure function of (subject, split, index). The splits draw from differently keyed generators, so the
 pre-training stream shares no picture with `support`, `val` or `test`.
 
     python -m slime_bench.data.mini_world --root data/mini            write the folder data sets
     python -m slime_bench.data.mini_world --sheet docs/mini_world.png  write a sheet of examples
+    python -m slime_bench.data.mini_world --scenes docs/scenes.webp    write one of the figures' scenes
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -172,14 +174,28 @@ def write_dataset(root: Path, subject: str, first_test: int = 0, pool: int | Non
 
 def write_sheet(path: Path, columns: int = 10) -> None:
     """A sheet of pre-training pictures, image above label map, one pair of rows per subject."""
+    _write_rows(path, [[render(subject, STREAM, index) for index in range(columns)] for subject in SUBJECTS])
+
+
+def write_scenes(path: Path, columns: int = 8) -> None:
+    """A sheet of the scenes, image above label map: two support pictures, then test pictures."""
+    support = columns // 4
+    _write_rows(
+        path,
+        [
+            [render(name, "support", index) for index in range(support)]
+            + [render(name, "test", index) for index in range(columns - support)]
+            for name in FIGURE_SCENES
+            if not name.endswith(("_coarse", "_middle"))
+        ],
+    )
+
+
+def _write_rows(path: Path, rows: Sequence[Sequence[Picture]]) -> None:
     palette = np.array([[0, 0, 0], *[v for k, v in COLOURS.items() if k not in ("black", "white")]], dtype=np.uint8)
-    rows = []
-    for subject in SUBJECTS:
-        pictures = [render(subject, STREAM, index) for index in range(columns)]
-        rows.append(np.concatenate([p.image for p in pictures], axis=1))
-        rows.append(np.concatenate([palette[p.label] for p in pictures], axis=1))
+    both = [[[each.image for each in row], [palette[each.label] for each in row]] for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(path)
+    Image.fromarray(np.concatenate([np.concatenate(line, axis=1) for pair in both for line in pair])).save(path)
 
 
 def main() -> None:
@@ -187,6 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=user_path, help="folder that receives car/, horse/ and face/")
     parser.add_argument("--sheet", type=user_path, help="PNG file that receives a sheet of examples")
+    parser.add_argument("--scenes", type=user_path, help="picture file that receives a sheet of the figures' scenes")
     args = parser.parse_args()
     if args.root:
         for subject in SUBJECTS:
@@ -195,3 +212,6 @@ def main() -> None:
     if args.sheet:
         write_sheet(args.sheet)
         print(f"wrote {args.sheet}")
+    if args.scenes:
+        write_scenes(args.scenes)
+        print(f"wrote {args.scenes}")
