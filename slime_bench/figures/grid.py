@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ SHOWN = 4
 """Queries of a grid."""
 _SIDE = 256  # small pictures are enlarged to about so many pixels, large ones shrunk
 _OPACITY = 0.75
-_NAMES = 1.0  # inches for the names of the rows
+_NAMES = 0.9  # inches for the names of the rows
 _TITLE = 0.3  # inches for the title of a panel
-_LEGEND = 0.5  # of the height of the annotated image
+_ENTRY = 0.13  # inches for a line of the legend, which has two classes
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,21 @@ def _draw(part: SubFigure, panel: Panel, columns: int, height: float) -> None:
 
     width = 2 * CELL + _NAMES + columns * CELL
     inside = {"top": 1 - _TITLE / height, "bottom": 0.01, "wspace": 0.03, "hspace": 0.03}
-    left = part.add_gridspec(3, 1, left=0.01, right=2 * CELL / width, height_ratios=[1, 1, _LEGEND], **inside)
+    named = list(zip(panel.classes, panel.colours, strict=True))[1:]
+    words = 0.1 + _ENTRY * math.ceil(len(named) / 2)
+    side = min(2 * CELL, (height - _TITLE - words) / 2)
+    ratios = [side, side, words, max(0.01, height - _TITLE - 2 * side - words)]
+    left = part.add_gridspec(4, 1, left=0.01, right=2 * CELL / width, height_ratios=ratios, **inside)
     right = part.add_gridspec(1 + len(panel.rows), columns, left=(2 * CELL + _NAMES) / width, right=0.995, **inside)
     part.text(0.01, 1 - _TITLE / 2 / height, panel.title, fontsize=9, fontweight="bold", va="center")
-    _show(part.add_subplot(left[0]), _plain(panel.support))
-    _show(part.add_subplot(left[1]), painted(panel.support, panel.mask, panel.colours))
+    for place, image in enumerate((_plain(panel.support), painted(panel.support, panel.mask, panel.colours))):
+        large = part.add_subplot(left[place])
+        _show(large, image)
+        large.set_anchor("W")
     legend = part.add_subplot(left[2])
     legend.set_axis_off()
-    named = list(zip(panel.classes, panel.colours, strict=True))[1:]
     patches = [Patch(color=(r / 255, g / 255, b / 255), label=name) for name, (r, g, b) in named]
-    legend.legend(handles=patches, loc="upper center", ncols=2 if len(named) > 1 else 1, fontsize=6, frameon=False)
+    legend.legend(handles=patches, loc="upper left", ncols=2 if len(named) > 1 else 1, fontsize=6, frameon=False)
     for column, query in enumerate(panel.queries):
         _show(part.add_subplot(right[0, column]), _plain(query), "image" if column == 0 else "")
     for row, (name, labels) in enumerate(panel.rows.items(), start=1):

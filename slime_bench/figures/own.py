@@ -52,7 +52,7 @@ def run_own(args: argparse.Namespace) -> int:
     shown = [list(files.values())[place] for place in evenly(len(files))]
     rows: dict[str, list[NDArray[np.uint8]]] = {}
     for name, cfg in chosen.items():
-        note(name, f"{cfg.backbone.name} on {cfg.trainer.device}")
+        note("fit", f"{name} with {cfg.backbone.name} on {cfg.trainer.device}")
         segmenter = Segmenter.learned(cfg, support)
         rows[name] = [segmenter.segment(path) for path in shown]
     queries = [read_photo(path, _SIDE).pixels for path in shown]
