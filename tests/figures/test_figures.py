@@ -13,6 +13,7 @@ from slime_bench.errors import ConfigError, DataError
 from slime_bench.figures.command import figures, known_figure, main
 from slime_bench.figures.grid import CELL, Panel, write_grid
 from slime_bench.figures.measures import iou_by_size, labelled_share
+from slime_bench.trial.spec import backbone_facts, check_parts
 
 COLOURS = [(26, 26, 26), (255, 0, 0), (0, 0, 255)]
 
@@ -66,6 +67,10 @@ def test_every_figure_is_an_experiment() -> None:
     for number in figures():
         trials = plan([f"experiment=figure{number}"], sweep=True).trials
         assert {cfg.shots for cfg in trials} == {1} and {cfg.seed for cfg in trials} == {0, 1, 2}
+        for cfg in (each for each in trials if each.seed == 0):  # InfoScore's words among them
+            check_parts(cfg)
+            size = cfg.data.image_size
+            cfg.parts["method"].check(cfg.method, backbone_facts(cfg), cfg.data.classes, size, cfg.shots)
 
 
 @pytest.mark.parametrize(
