@@ -55,7 +55,7 @@ two runs       slime-bench compare RUN_A RUN_B         what differs
 own images     slime-bench segment --image car.jpg --mask car.png \\
                  --images photos --out masks
                slime-bench app                         on a page in the browser
-figures        slime-bench figure 5                    SLiMe's, on the mini world
+figures        slime-bench figure 5                    SLiMe's, mini world
                slime-bench figure --support car.jpg --mask car.png \\
                  --queries photos --methods slime,feature_probe
 check data     slime-bench verify data=pascal_part_car
