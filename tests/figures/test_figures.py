@@ -64,11 +64,15 @@ def test_the_grid_shows_a_row_for_each_method(tmp_path: Path) -> None:
 def test_every_figure_is_an_experiment() -> None:
     assert figures() == [1, 2, 5, 8, 9, 10, 11, 12, 13]
     assert known_figure("5") == known_figure("figure5") == known_figure("figure-5") == 5
-    for number in figures():
-        for cfg in plan([f"experiment=figure{number}", "seed=0"], sweep=True).trials:
-            check_parts(cfg)  # and below, InfoScore's words
-            size = cfg.data.image_size
-            cfg.parts["method"].check(cfg.method, backbone_facts(cfg), cfg.data.classes, size, cfg.shots)
+
+
+@pytest.mark.parametrize("number", figures())
+def test_every_trial_of_a_figure_fits(number: int) -> None:
+    """Backbone and protocol to the method, and InfoScore's words to the classes."""
+    for cfg in plan([f"experiment=figure{number}", "seed=0"], sweep=True).trials:
+        check_parts(cfg)
+        size = cfg.data.image_size
+        cfg.parts["method"].check(cfg.method, backbone_facts(cfg), cfg.data.classes, size, cfg.shots)
 
 
 @pytest.mark.parametrize(
