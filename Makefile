@@ -21,6 +21,7 @@ $(if $(strip $(filter-out $(EVERY),$(METHODS)) $(if $(strip $(METHODS)),,none)),
 SUBJECTS  := car horse face
 ABLATIONS := was prompt losses t_opt t_test lr layers start
 PROBED    := probe_t probe_layers probe_parts
+FIGURES   := 1 2 5 8 9 10 11 12 13
 VENV     := .venv
 STAMP    := $(VENV)/.stamp
 BIN      := $(VENV)/bin
@@ -38,8 +39,9 @@ CELEBA     ?= $(RAW)/CelebAMask-HQ.zip
 CAR_TEST   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup app test test-release docs lint format mini-data report ranking supervised-curve bench reproduce-all reproduce-all-methods ablation-all clean \
-        $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%) $(PROBED:%=ablation-%)
+.PHONY: help setup app test test-release docs lint format mini-data report ranking supervised-curve figures bench reproduce-all \
+        reproduce-all-methods ablation-all clean \
+        $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%) $(PROBED:%=ablation-%) $(FIGURES:%=figure-%)
 
 help:  ## list the targets
 	@echo "usage: make <target> [PRESET=mini|paper] [SUBJECT=car|horse|face] [ARGS='key=value ...'] [PYTHON=python3.12]"
@@ -47,7 +49,7 @@ help:  ## list the targets
 	@echo "       make prepare-car [VOC=folder|archive] [PARTS=folder|archive] [RULE=paper|slime_lab|lagm] [CAR_TEST=folder]"
 	@echo "       make prepare-face [CELEBA=folder|archive] [MERGE=slime|regan|celeba_authors]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z][a-z_-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9_-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with everything in the versions of constraints.txt
 
@@ -117,10 +119,10 @@ OTHER_VLM      = $(if $(VLM),backbone=$(VLM))
 # A sweep with the overrides $(1), within a recipe that keeps the worst exit code in `status`; Ctrl-C (130) ends it.
 sweep = $(BIN)/slime-bench --multirun $(1) || { status=$$?; [ $$status -ne 130 ] || exit 130; };
 
-# The report with the arguments $(1) after the sweeps. It also comes after failed trials, and says which are missing; not
+# The command $(1), such as the report, after the sweeps. It also comes after failed trials, and says which are missing; not
 # without any result.
-report_after = if [ $$status -eq 0 ] || ls "$(OUTPUTS)"/runs/*/*/*/*/result.json >/dev/null 2>&1; then \
-	  $(BIN)/slime-bench report $(1) || { code=$$?; [ $$status -ne 0 ] || status=$$code; }; \
+after = if [ $$status -eq 0 ] || ls "$(OUTPUTS)"/runs/*/*/*/*/result.json >/dev/null 2>&1; then \
+	  $(BIN)/slime-bench $(1) || { code=$$?; [ $$status -ne 0 ] || status=$$code; }; \
 	fi; \
 	[ $$status -eq 0 ] || echo "$@: not finished; the messages above say what is missing" >&2; \
 	exit $$status
@@ -128,14 +130,14 @@ report_after = if [ $$status -eq 0 ] || ls "$(OUTPUTS)"/runs/*/*/*/*/result.json
 define sweep_and_report
 	@status=0; \
 	$(call sweep,$(1)) \
-	$(call report_after,$(2))
+	$(call after,report $(2))
 endef
 
 $(SUBJECTS:%=reproduce-%): reproduce-%:
 	@status=0; \
 	$(foreach method,$(filter-out infoscore,$(METHODS)),$(call sweep,experiment=$(PRESET)_$* $(if $(filter-out slime,$(method)),method=$(method)) $(OF_$(method)) $(OTHER_BACKBONE) $(ARGS))) \
 	$(if $(filter infoscore,$(METHODS)),$(call sweep,experiment=$(PRESET)_$*_infoscore $(OTHER_VLM) $(ARGS))) \
-	$(call report_after,--subject $*)
+	$(call after,report --subject $*)
 
 reproduce-all-methods: $(STAMP)  ## the table of SUBJECT with every method, the slow ones too
 	@$(MAKE) --no-print-directory reproduce-$(SUBJECT) METHODS="$(EVERY)"
@@ -174,6 +176,26 @@ ranking: $(STAMP)  ## InfoScore's order of the layers beside that of their mIoU,
 
 supervised-curve: $(STAMP)  ## a network trained on 10 to 3000 annotated mini cars, to hold SLiMe's and the probe's rows against
 	$(call sweep_and_report,experiment=supervised_curve $(ARGS),experiment=supervised_curve $(ARGS))
+
+figure-1: $(STAMP)   ## SLiMe's Figure 1 on the mini world: one car at three granularities (ARGS='seed=0' and the like)
+figure-2: $(STAMP)   ## cross-attention alone against WAS
+figure-5: $(STAMP)   ## camouflaged horses
+figure-8: $(STAMP)   ## the horse at three granularities
+figure-9: $(STAMP)   ## trained on a horse, tested on other animals
+figure-10: $(STAMP)  ## a horse beside a car that nobody annotated
+figure-11: $(STAMP)  ## trained on an occluded car, tested on whole ones
+figure-12: $(STAMP)  ## trained on a whole horse, tested on occluded ones
+figure-13: $(STAMP)  ## a necklace of 4 to 40 pixels
+
+$(FIGURES:%=figure-%): figure-%:
+	@status=0; \
+	$(call sweep,experiment=figure$* $(ARGS)) \
+	$(call after,figure $* $(ARGS))
+
+figures: $(STAMP)  ## all of them
+	@status=0; \
+	for number in $(FIGURES); do $(MAKE) --no-print-directory figure-$$number || status=$$?; done; \
+	exit $$status
 
 bench: $(STAMP)  ## speed and memory, as ratios within one run: SLiMe against the authors' way of computing, one pass of a VLM against the plain way, whole trials of several methods (BENCH_OUT=docs/results/bench keeps the tables)
 	$(BIN)/python -m slime_bench.bench.slime $(BENCH_OUT:%=--out "%") $(ARGS)

@@ -38,11 +38,12 @@ SUBCOMMANDS = {
     "status": "slime_bench.sweep.status",
     "compare": "slime_bench.report.compare",
     "segment": "slime_bench.segment.command",
+    "figure": "slime_bench.figures.command",
     "app": "slime_bench.app.command",
     "verify": "slime_bench.data.verify_command",
     "embeddings": "slime_bench.segment.embeddings_command",
 }
-PLACES = {"report": "--out", "segment": "--out", "embeddings": "--out"}
+PLACES = {"report": "--out", "segment": "--out", "embeddings": "--out", "figure": "--out"}
 """By which option a subcommand is told where to write; the others only read."""
 HALTED = {
     "segment": "interrupted: embeddings that are learnt and images that are segmented are kept, and the same command "
@@ -64,6 +65,9 @@ two runs       slime-bench compare RUN_A RUN_B         what differs
 own images     slime-bench segment --image car.jpg --mask car.png \\
                  --images photos --out masks
                slime-bench app                         on a page in the browser
+figures        slime-bench figure 5                    SLiMe's, mini world
+               slime-bench figure --support car.jpg --mask car.png \\
+                 --queries photos --methods slime,feature_probe
 check data     slime-bench verify data=pascal_part_car
 embeddings     slime-bench embeddings --help           to, from SLiMe's authors
 

@@ -33,9 +33,17 @@ Pixels = NDArray[np.uint8]
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#777777"
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # the version would change the bytes
+_NOT_SAID = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate")}  # they would change the bytes
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG or PDF, as the path's suffix says.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    kind, buffer = Path(path).suffix[1:], io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=dict.fromkeys(_NOT_SAID[kind]))
     write_atomic(path, buffer.getvalue())
 
 
@@ -73,7 +81,7 @@ def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Seque
     figure.legend(handles=patches, loc="lower center", ncols=len(classes), fontsize=7, frameon=False)
     if title:
         figure.suptitle(title, fontsize=8, y=0.995, va="top")
-    _save(figure, path)
+    save(figure, path)
 
 
 def class_colours(number: int) -> Pixels:
@@ -119,7 +127,7 @@ def layers_figure(path: Path, group: Group, title: str) -> None:
     axis.set_ylabel("InfoScore", color=_BLUE)
     other.set_ylabel("mIoU (%)", color=_ORANGE)
     axis.legend(handles=lines, fontsize=8, loc="best")
-    _save(figure, path)
+    save(figure, path)
 
 
 def ensembles_figure(path: Path, group: Group, title: str) -> None:
@@ -147,7 +155,7 @@ def ensembles_figure(path: Path, group: Group, title: str) -> None:
     axis.set_xlabel("layers used together")
     axis.set_ylabel("mIoU (%)")
     axis.legend(handles=handles, fontsize=8, loc="best")
-    _save(figure, path)
+    save(figure, path)
 
 
 def short_names(names: Sequence[str]) -> tuple[list[str], str]:

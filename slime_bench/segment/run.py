@@ -103,7 +103,8 @@ def _run(args: argparse.Namespace) -> int:
 def _alone(args: argparse.Namespace, files: dict[str, Path], left_out: Sequence[str]) -> int:
     """All stages from the annotated images on, in a folder that nobody else writes to."""
     began = time.monotonic()
-    support = _annotated(args) if args.image or args.mask or args.support else None
+    given = args.image, args.mask, args.support
+    support = annotated(*given, args.classes, args.yes) if any(given) else None
     note("images", f"{len(files)} from {listing([str(each) for each in args.images])}")
     for each in left_out:
         note("", f"left out: {each}")
@@ -131,17 +132,27 @@ def _alone(args: argparse.Namespace, files: dict[str, Path], left_out: Sequence[
     return 2 if failures else 0
 
 
-def _annotated(args: argparse.Namespace) -> Support:
-    said, spec = args.classes, ClassSpec()
+def annotated(
+    images: Sequence[Path], masks: Sequence[Path], place: Path | None, said: str | None, accept: bool
+) -> Support:
+    """The annotated images, in files or in the folder `place`, with their classes, which are told on the terminal.
+
+    Args:
+        said: the option `--classes`. accept: take masks as they are where the command would ask about them.
+
+    Raises:
+        DataError, LabelError, ConfigError: files that cannot be read or do not fit together.
+    """
+    spec = ClassSpec()
     if said is not None:
         file = user_path(said)
         is_file = file.suffix in (".yaml", ".yml", ".txt", ".csv") or ("," not in said and file.is_file())
         spec = read_classes(file) if is_file else parse_classes(said.split(","), "--classes")
-    elif args.support is not None and (listed := class_file_of(args.support)) is not None:
+    elif place is not None and (listed := class_file_of(place)) is not None:
         spec = read_classes(listed)
         note("classes", f"as {listed} says")
     try:
-        support = read_support(pair_up(args.image, args.mask, args.support), spec, accept=args.yes)
+        support = read_support(pair_up(images, masks, place), spec, accept=accept)
     except UnnamedColours as error:
         raise _asked(error) from error
     note("annotated", listing(support.names))

@@ -33,6 +33,7 @@ from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import config_class, implementation_of, load_target
 from slime_bench.data.mini_world import render as mini_world
+from slime_bench.data.mini_world.scenes import FIGURE_SCENES
 from slime_bench.data.scenes import SceneData
 from slime_bench.errors import BackboneError, ConfigError, DataError
 from slime_bench.methods.base import SegmentationMethod
@@ -85,7 +86,8 @@ COVERED: dict[str, set[str]] = {
     "data": {"mini_car", "mini_horse", "mini_face", "pascal_part_car", "pascal_part_horse", "celebamask_hq"}
     | {"pascal_part_car_regan", "slime_release_car", "slime_release_horse", "slime_release_face", "folder"}
     | {"voc2012", "coco_object"}
-    | {"mini_car_fresh", "mini_horse_fresh", "mini_face_fresh", "mini_car_3000"},
+    | {"mini_car_fresh", "mini_horse_fresh", "mini_face_fresh", "mini_car_3000"}
+    | {f"mini_{scene}" for scene in FIGURE_SCENES},
     "refine": {"none", "guided", "crf"},
     "preset": {"mini", "paper", "mini_infoscore", "paper_infoscore"},
     "metric": {"slime", "dataset", "present_or_predicted"},

@@ -35,6 +35,7 @@ SIDE = 64
 SEEDS = {"seed": "0,1,2"}
 VLM = {"shots": "0,1,10", **SEEDS}
 SLIME = {"shots": "1,10", **SEEDS}
+FIGURE = {"method": "slime,feature_probe,feature_knn,segddpm,infoscore", "shots": "1", **SEEDS}
 RUNS = {"shots": "0,1", "seed": "0,1,2,3,4"}  # the second paper's own number
 
 #: preset -> (backbone, protocol, method) that it brings
@@ -76,6 +77,13 @@ def table(subject: str) -> Expected:
     return Expected(SLIME, both, same_as={preset: f"{preset}_{subject}" for preset in both})
 
 
+def figure(*scenes: str) -> Expected:
+    """A figure of SLiMe on scenes of the mini world; the first is the file's own."""
+    params = {"data": ",".join(f"mini_{scene}" for scene in scenes), **FIGURE} if len(scenes) > 1 else FIGURE
+    return Expected(params, {"mini": f"mini_{scenes[0]}"})
+
+
+LEVELS = ("coarse", "middle", "fine")
 EXPERIMENTS: dict[str, Expected] = {
     "table1": Expected(
         {"shots": "10", **SEEDS, "method.maps": "was,cross"}, {"mini": "mini_car", "paper": "pascal_part_car"}
@@ -106,6 +114,15 @@ EXPERIMENTS: dict[str, Expected] = {
         backbone="mini_upernet",
         protocol="none",
     ),
+    "figure1": figure(*(f"granularity_car_{level}" for level in LEVELS)),
+    "figure2": Expected({"shots": "1", **SEEDS, "method.maps": "was,cross"}, {"mini": "mini_car"}),
+    "figure5": figure("camouflage_50", "camouflage_75", "camouflage_90"),
+    "figure8": figure(*(f"granularity_horse_{level}" for level in LEVELS)),
+    "figure9": figure("other_animals"),
+    "figure10": figure("two_subjects"),
+    "figure11": figure("occluded_support"),
+    "figure12": figure("occluded_query"),
+    "figure13": figure("tiny"),
     "paper_voc2012_infoscore": Expected(RUNS, {"paper_infoscore": "voc2012"}, metric="dataset"),
     "paper_coco_object_infoscore": Expected(RUNS, {"paper_infoscore": "coco_object"}, metric="dataset"),
 }
@@ -219,6 +236,7 @@ class World:
             shots = {"0": "0", "10": "2"}.get(listed, "1")  # the small pools hold four pictures
             own = [] if preset == next(iter(expected.data)) else [f"preset={preset}"]
             own += [f"method={PRESETS[preset][2]}"] if "method" in expected.params else []
+            own += [f"data={expected.data[preset]}"] if "data" in expected.params else []
             overrides = [f"experiment={name}", *own, *self.small(name, preset), "seed=0", f"shots={shots}"]
             self.known[name, preset] = [
                 trial.run(trial.spec_of(cfg)).result for cfg in plan(overrides, sweep=True).trials
@@ -273,7 +291,9 @@ def test_every_experiment_runs_with_every_preset_that_it_fits(name: str, preset:
     found = world.tried(name, preset)
     maps = [result.config["method"].get("maps") for result in found]
     slimes = (expected.method or method) == "slime"
-    assert list(dict.fromkeys(maps)) == (["was", "cross"] if name == "table1" else ["was" if slimes else None])
+    assert list(dict.fromkeys(maps)) == (
+        ["was", "cross"] if name in ("table1", "figure2") else ["was" if slimes else None]
+    )
     refined = [result.config["refine"]["name"] for result in found]
     own = "crf" if (expected.method or method) == "infoscore" else "none"
     assert refined == (["none", "guided", "crf"] if name == "refine" else [own] * len(maps))

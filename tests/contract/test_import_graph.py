@@ -37,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "sweep": {*GROUND, "config", "results", "trial"},
     "report": {*GROUND, "config", "metrics", "results"},  # reads files only
     "segment": {*GROUND, *TRIALS, "trial"},
+    "figures": {*GROUND, *TRIALS, "trial", "sweep", "report", "segment"},  # pictures of trials, and of one's own images
     "app": {*GROUND, *TRIALS, "trial", "segment"},  # a page on it
     "bench": {*GROUND, *TRIALS, "trial"},
     "cli": {*GROUND, "config", "sweep"},  # finds the other commands by their name

@@ -27,7 +27,8 @@ TARGETS = {
     "reproduce-car", "reproduce-horse", "reproduce-face", "reproduce-all", "ablation-all",
     "ablation-was", "ablation-prompt", "ablation-losses", "ablation-t_opt", "ablation-t_test", "ablation-lr",
     "ablation-layers", "ablation-start", "ablation-probe_t", "ablation-probe_layers",
-    "ablation-probe_parts", "prepare-car", "prepare-horse", "prepare-face",
+    "ablation-probe_parts", "prepare-car", "prepare-horse", "prepare-face", "figures",
+    *(f"figure-{number}" for number in (1, 2, 5, 8, 9, 10, 11, 12, 13)),
 }  # fmt: skip
 
 
@@ -123,7 +124,7 @@ class TestMakefile:
         assert done.returncode == 0
         listed = {line.split()[0] for line in done.stdout.split("\n\n", 1)[1].splitlines()}
         text = (repository / "Makefile").read_text()
-        written = set(re.findall(r"^([a-z][a-z_-]*):(?![=])", text, flags=re.MULTILINE))
+        written = set(re.findall(r"^([a-z][a-z0-9_-]*):(?![=])", text, flags=re.MULTILINE))
         assert written <= listed and listed >= TARGETS
         # A file called `test` or `report` must not make the target done.
         done = self.make(repository, "--print-data-base", "--question", "help")
@@ -134,7 +135,7 @@ class TestMakefile:
         """In a checkout without .venv, the environment is made first."""
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
             (tmp_path / name).write_bytes((repository / name).read_bytes())
-        for target in sorted(TARGETS - {"help", "clean", "reproduce-all", "ablation-all"}):
+        for target in sorted(TARGETS - {"help", "clean", "reproduce-all", "ablation-all", "figures"}):
             done = self.make(tmp_path, "--dry-run", target, f"PYTHON={sys.executable}")
             assert done.returncode == 0, done.stderr
             assert "pip install" in done.stdout and "constraints.txt" in done.stdout, target
@@ -215,6 +216,7 @@ class TestMakefile:
                     "report --ablation probe_t experiment=mini_horse method=feature_probe",
                 ],
             ),
+            (["figure-13", "ARGS=seed=0"], ["--multirun experiment=figure13 seed=0", "figure 13 seed=0"]),
             (
                 ["ablation-lr", "BACKBONE=sd15"],
                 [

@@ -166,7 +166,7 @@ def understood(module: Any, words: list[str]) -> argparse.Namespace:
 
 def test_what_other_commands_name_is_there(repository: Path, example: Path) -> None:
     """Targets of make, modules and scripts of Python, extras of pip, files of W&B."""
-    targets = re.findall(r"^([a-z][a-z_-]*):.*## ", (repository / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z][a-z0-9_-]*):.*## ", (repository / "Makefile").read_text(), re.MULTILINE)
     extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for _, words in ALL:
         if words[0] == "make":

@@ -19,6 +19,11 @@ DATA = {
     "car": "pascal_part_car", "horse": "pascal_part_horse", "face": "celebamask_hq",
     "mini_car": "mini_car", "mini_horse": "mini_horse", "mini_face": "mini_face",
     "voc2012": "voc2012", "coco_object": "coco_object",
+    "mini_two_subjects": "mini_two_subjects", "mini_tiny": "mini_tiny",
+    "mini_granularity_car_coarse": "mini_granularity_car_coarse",
+    "mini_granularity_car_fine": "mini_granularity_car_fine",
+    "mini_granularity_horse_coarse": "mini_granularity_horse_coarse",
+    "mini_granularity_horse_fine": "mini_granularity_horse_fine",
 }  # fmt: skip
 GOOD = """
 template: Image of {}.

@@ -76,7 +76,11 @@ class MiniData(FolderData):
         manifest = read_manifest(self.root)
         same = manifest["subject"] == self.config.subject  # what is another subject's is not replaced
         made = (str(manifest["version"]), int(manifest.get("first_test", 0)), manifest.get("pool"))
-        return same and made != (str(mini_world.WORLD_VERSION), self.config.first_test, self.config.pool)
+        return same and made != (
+            str(mini_world.version_of(self.config.subject)),
+            self.config.first_test,
+            self.config.pool,
+        )
 
     def _render(self) -> None:
         started, title = time.perf_counter(), f"mini {self.config.subject}"

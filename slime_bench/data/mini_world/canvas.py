@@ -92,12 +92,14 @@ def random_pose(
     shear: float,
     shift: float,
     flip: bool = True,
+    centre: Point = (SIZE / 2, SIZE / 2),
 ) -> Pose:
     """A pose of random size, rotation, shear, position and mirror.
 
     Args:
         scale: half extent of the subject's unit frame in pixels, smallest and largest.
-        degrees: largest rotation to either side. shear: largest horizontal shear. shift: largest offset, pixels.
+        degrees: largest rotation to either side. shear: largest horizontal shear. shift: largest offset from `centre`
+            in each direction, pixels.
     """
     size = rng.uniform(*scale)
     angle = math.radians(rng.uniform(-degrees, degrees))
@@ -107,7 +109,7 @@ def random_pose(
     cos, sin = math.cos(angle), math.sin(angle)
     # rotation @ shear @ diag(mirror * stretch, 1 / stretch) * size
     a, b, d = mirror * stretch * size, lean * size, size / stretch
-    dx, dy = SIZE / 2 + rng.uniform(-shift, shift), SIZE / 2 + rng.uniform(-shift, shift)
+    dx, dy = centre[0] + rng.uniform(-shift, shift), centre[1] + rng.uniform(-shift, shift)
     return Pose(cos * a, cos * b - sin * d, sin * a, sin * b + cos * d, dx, dy)
 
 
@@ -131,19 +133,20 @@ def limb(start: Point, end: Point, width_start: float, width_end: float) -> list
     ]
 
 
-BLOCK = 200
-"""Label that stands for a block while a canvas is painted; in the finished label map blocks are background."""
+BLOCK, OTHER = 200, 201
+"""Labels that stand for a block, and for a subject that nobody annotates, while a canvas is painted; in the finished
+label map both are background."""
 
 
 class Canvas:
     """An image and its label map, painted together so that the mask is exact by construction.
 
     Attributes:
-        blocks: bool [SIZE,SIZE], once finished: where a block is seen.
+        blocks, others: bool [SIZE,SIZE] both, once finished: where a block is seen, or a subject that is not annotated.
     """
 
     def __init__(self, background: np.ndarray) -> None:
-        self.blocks = np.zeros((SIZE, SIZE), dtype=bool)
+        self.blocks = self.others = np.zeros((SIZE, SIZE), dtype=bool)
         self._image = Image.fromarray(background).resize((_FINE, _FINE), Image.Resampling.BILINEAR)
         self._label = Image.new("L", (_FINE, _FINE), 0)
         self._draw_image = ImageDraw.Draw(self._image)
@@ -156,12 +159,26 @@ class Canvas:
         if label is not None:
             self._draw_label.polygon(points, fill=label)
 
+    def seen(self) -> np.ndarray:
+        """Labels of what is painted so far, uint8 [SIZE,SIZE], `BLOCK` and `OTHER` among them."""
+        start = SUPERSAMPLE // 2
+        return np.asarray(self._label)[start::SUPERSAMPLE, start::SUPERSAMPLE].copy()
+
+    def blend(self, texture: np.ndarray, strength: float) -> None:
+        """Take `strength` of the colour of every part from `texture` uint8 [SIZE,SIZE,3], the rest from its own."""
+        fine = Image.fromarray(texture).resize((_FINE, _FINE), Image.Resampling.BILINEAR)
+        own, other = np.asarray(self._image, np.float32), np.asarray(fine, np.float32)
+        mixed = np.rint(own + np.float32(strength) * (other - own)).astype(np.uint8)
+        label = np.asarray(self._label)
+        parts = Image.fromarray((label > 0) & (label < BLOCK))
+        self._image.paste(Image.fromarray(mixed), mask=parts)
+
     def finish(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Light, grain and reduction. Returns image uint8 [SIZE,SIZE,3] and label uint8 [SIZE,SIZE]."""
         image = np.asarray(self._image.reduce(SUPERSAMPLE), dtype=np.float32)
-        label = np.asarray(self._label)[SUPERSAMPLE // 2 :: SUPERSAMPLE, SUPERSAMPLE // 2 :: SUPERSAMPLE].copy()
-        self.blocks = label == BLOCK
-        label[self.blocks] = 0
+        label = self.seen()
+        self.blocks, self.others = label == BLOCK, label == OTHER
+        label[label >= BLOCK] = 0
         light = _light(rng)
         grain = int(rng.integers(1, 9))
         noise = rng.integers(-grain, grain + 1, size=(SIZE, SIZE, 1)).astype(np.float32)
@@ -210,10 +227,11 @@ def _surface(rng: np.random.Generator, name: str) -> np.ndarray:
     return np.clip(np.asarray(base, np.float32) + value[..., None] * tint, 0, 255).astype(np.uint8)
 
 
-def paint_background(rng: np.random.Generator) -> tuple[np.ndarray, str, np.ndarray]:
-    """A textured background uint8 [SIZE,SIZE,3], its words: one surface, or one above another, and where the second of
-    them lies, bool [SIZE,SIZE]."""
-    names = list(SCENES)
+def paint_background(
+    rng: np.random.Generator, names: tuple[str, ...] = tuple(SCENES)
+) -> tuple[np.ndarray, str, np.ndarray]:
+    """A textured background uint8 [SIZE,SIZE,3], its words: one surface of `names`, or one above another, and where the
+    second of them lies, bool [SIZE,SIZE]."""
     ground = choose(rng, names)
     image = _surface(rng, ground)
     if chance(rng, 0.55):

@@ -1,10 +1,11 @@
-"""The mini world: 128x128 images of cars, horses and faces with exact part masks and captions.
+"""The mini world: 128x128 images of cars, horses and faces, and of scenes of them, with exact part masks and captions.
 
 A picture is a pure function of (subject, split, index). The splits draw from differently keyed generators, so the
 pre-training stream shares no picture with `support`, `val` or `test`.
 
     python -m slime_bench.data.mini_world --root data/mini            write the folder data sets
     python -m slime_bench.data.mini_world --sheet docs/mini_world.png  write a sheet of examples
+    python -m slime_bench.data.mini_world --scenes docs/scenes.webp    write one of the figures' scenes
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import argparse
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +23,21 @@ from PIL import Image
 
 from slime_bench.console import printable
 from slime_bench.data.mini_world.canvas import COLOURS, SCENES, SKIN_TONES, Canvas, chance, paint_background
+from slime_bench.data.mini_world.scenes import FIGURE_SCENES, merged, paint_scene
 from slime_bench.data.mini_world.subjects import CLASSES, SUBJECTS, paint_clutter
-from slime_bench.errors import ConfigError, StorageError
+from slime_bench.errors import ConfigError, DataError, StorageError
 from slime_bench.paths import user_path
 from slime_bench.seeding import numpy_generator
 
 WORLD_VERSION = 2
+SCENES_VERSION = 1
+"""Of the scenes alone, which no backbone depends on."""
 SPLIT_SIZES = {"support": 30, "val": 10, "test": 100}
 STREAM = "pretrain"  # the unbounded split that backbones are trained on
 _WORLD_SEED = 2023
+_ATTEMPTS = 200
+OTHER_SUBJECT = 4
+"""In `Picture.scene`: a subject that is not annotated."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Picture:
 
     Attributes:
         scene: what the background shows, uint8 [128,128]: 0 = a part, 1 and 2 = the caption's first and second surface,
-            3 = a block.
+            3 = a block, or a person in front, 4 = a subject that is not annotated.
     """
 
     image: np.ndarray
@@ -47,17 +55,30 @@ class Picture:
     scene: np.ndarray
 
 
+def version_of(subject: str) -> int | str:
+    """What the pictures of a subject or scene are drawn by; another one means other pictures."""
+    return f"{WORLD_VERSION}.{SCENES_VERSION}" if subject in FIGURE_SCENES else WORLD_VERSION
+
+
+def classes_of(subject: str) -> list[str]:
+    """Class names of a subject or scene in label order."""
+    return CLASSES[subject] if subject in CLASSES else FIGURE_SCENES[subject].classes
+
+
 def render(subject: str, split: str, index: int) -> Picture:
-    """Picture number `index` of a split.
+    """Picture number `index` of a split of a subject or a scene; scenes have no pre-training split.
 
     Raises:
-        ConfigError: unknown subject or split, or a negative index.
+        ConfigError: unknown subject or split, or a negative index. DataError: a scene that never shows its subject.
     """
-    if subject not in SUBJECTS or split not in (*SPLIT_SIZES, STREAM) or index < 0:
+    splits = [*SPLIT_SIZES, *([] if subject in FIGURE_SCENES else [STREAM])]
+    if subject not in (*SUBJECTS, *FIGURE_SCENES) or split not in splits or index < 0:
         raise ConfigError(
             "no such picture in the mini world", found=f"{subject}/{split}[{index}]",
-            expected=f"one of {[*SUBJECTS]}, one of {[*SPLIT_SIZES, STREAM]}, index >= 0",
+            expected=f"one of {[*SUBJECTS, *FIGURE_SCENES]}, one of {splits}, index >= 0",
         )  # fmt: skip
+    if subject in FIGURE_SCENES:
+        return _render_scene(subject, split, index)
     rng = numpy_generator(_WORLD_SEED, "mini_world", WORLD_VERSION, subject, split, index)
     background, scene, upper = paint_background(rng)
     canvas = Canvas(background)
@@ -68,9 +89,30 @@ def render(subject: str, split: str, index: int) -> Picture:
     words = SUBJECTS[subject](canvas, rng) + words
     if chance(rng, 0.3):
         words += ["a " + word for word in paint_clutter(canvas, rng, 1, (6, 18), edge_only=True)]
+    return _finished(canvas, rng, words, scene, upper)
+
+
+def _render_scene(name: str, split: str, index: int) -> Picture:
+    scene = FIGURE_SCENES[name]
+    for attempt in range(_ATTEMPTS):
+        rng = numpy_generator(_WORLD_SEED, "mini_world scene", SCENES_VERSION, scene.pictures, split, index, attempt)
+        background, surfaces, upper = paint_background(rng, scene.surfaces)
+        canvas = Canvas(background)
+        words = paint_scene(scene, canvas, rng, split, background)
+        if words is not None:
+            picture = _finished(canvas, rng, words, surfaces, upper)
+            return replace(picture, label=merged(scene, picture.label))
+    raise DataError(
+        "a scene does not show its subject", path=f"{name}/{split}[{index}]", found=f"{_ATTEMPTS} drawings without it",
+        expected="one that shows all that the scene is about", remedy="draw it larger, or ask less of it: scenes.py",
+    )  # fmt: skip
+
+
+def _finished(canvas: Canvas, rng: np.random.Generator, words: list[str], surfaces: str, upper: np.ndarray) -> Picture:
     image, label = canvas.finish(rng)
     seen = np.where(canvas.blocks, np.uint8(3), np.where(label > 0, np.uint8(0), 1 + upper.astype(np.uint8)))
-    return Picture(image, label, " , ".join(words) + f" , on {scene}", seen)
+    seen[canvas.others] = OTHER_SUBJECT
+    return Picture(image, label, " , ".join(words) + f" , on {surfaces}", seen)
 
 
 def vocabulary() -> list[str]:
@@ -115,7 +157,7 @@ def write_dataset(root: Path, subject: str, first_test: int = 0, pool: int | Non
                 Image.fromarray(array).save(path)
                 files[f"{split}/{kind}/{name}.png"] = hashlib.sha256(array.tobytes()).hexdigest()
         manifest = {
-            "version": WORLD_VERSION, "subject": subject, "classes": CLASSES[subject], "files": files,
+            "version": version_of(subject), "subject": subject, "classes": classes_of(subject), "files": files,
             "captions": captions, **({"first_test": first_test} if first_test else {}),
             **({} if pool is None else {"pool": pool}),
         }  # fmt: skip
@@ -132,14 +174,28 @@ def write_dataset(root: Path, subject: str, first_test: int = 0, pool: int | Non
 
 def write_sheet(path: Path, columns: int = 10) -> None:
     """A sheet of pre-training pictures, image above label map, one pair of rows per subject."""
+    _write_rows(path, [[render(subject, STREAM, index) for index in range(columns)] for subject in SUBJECTS])
+
+
+def write_scenes(path: Path, columns: int = 8) -> None:
+    """A sheet of the scenes, image above label map: two support pictures, then test pictures."""
+    support = columns // 4
+    _write_rows(
+        path,
+        [
+            [render(name, "support", index) for index in range(support)]
+            + [render(name, "test", index) for index in range(columns - support)]
+            for name in FIGURE_SCENES
+            if not name.endswith(("_coarse", "_middle"))
+        ],
+    )
+
+
+def _write_rows(path: Path, rows: Sequence[Sequence[Picture]]) -> None:
     palette = np.array([[0, 0, 0], *[v for k, v in COLOURS.items() if k not in ("black", "white")]], dtype=np.uint8)
-    rows = []
-    for subject in SUBJECTS:
-        pictures = [render(subject, STREAM, index) for index in range(columns)]
-        rows.append(np.concatenate([p.image for p in pictures], axis=1))
-        rows.append(np.concatenate([palette[p.label] for p in pictures], axis=1))
+    both = [[[each.image for each in row], [palette[each.label] for each in row]] for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(path)
+    Image.fromarray(np.concatenate([np.concatenate(line, axis=1) for pair in both for line in pair])).save(path)
 
 
 def main() -> None:
@@ -147,6 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=user_path, help="folder that receives car/, horse/ and face/")
     parser.add_argument("--sheet", type=user_path, help="PNG file that receives a sheet of examples")
+    parser.add_argument("--scenes", type=user_path, help="picture file that receives a sheet of the figures' scenes")
     args = parser.parse_args()
     if args.root:
         for subject in SUBJECTS:
@@ -155,3 +212,6 @@ def main() -> None:
     if args.sheet:
         write_sheet(args.sheet)
         print(f"wrote {args.sheet}")
+    if args.scenes:
+        write_scenes(args.scenes)
+        print(f"wrote {args.scenes}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,33 @@ CLASSES: dict[str, list[str]] = {
     "face": ["background", "skin", "eye", "mouth", "nose", "brow", "ear", "neck", "cloth", "hair"],
 }
 _NAMES = list(COLOURS)
+
+
+class CarLabels(NamedTuple):
+    """Which label each piece of a car gets; by default the table's parts."""
+
+    body: int = 1
+    light: int = 2
+    plate: int = 3
+    front_wheel: int = 4
+    rear_wheel: int = 4
+    hub: int = 4
+    screen: int = 5
+    pane: int = 5
+
+
+class HorseLabels(NamedTuple):
+    """Which label each piece of a horse gets; by default the table's parts."""
+
+    head: int = 1
+    ear: int = 1
+    muzzle: int = 1
+    neck: int = 2
+    torso: int = 2
+    front_leg: int = 3
+    hind_leg: int = 3
+    hoof: int = 3
+    tail: int = 4
 
 
 #: what a part's colour mostly is; now and then it is any colour, so that no part is its colour
@@ -64,10 +92,16 @@ def _between(a: Point, b: Point, t: float) -> Point:
     return a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t
 
 
-def draw_car(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> list[str]:
+def draw_car(
+    canvas: Canvas,
+    rng: np.random.Generator,
+    small: bool = False,
+    pose: Pose | None = None,
+    labels: CarLabels = CarLabels(),  # noqa: B008 - a tuple
+) -> list[str]:
     """A car seen from the side and somewhat from its end, so that lights and plate face the camera."""
-    body, light, plate, wheel, window = 1, 2, 3, 4, 5
-    pose = random_pose(rng, (26, 34) if small else (50, 61), 13, 0.16, 22 if small else 7)
+    body, light, plate, *wheels, hub_label, screen_label, pane_label = labels
+    pose = pose or random_pose(rng, (26, 34) if small else (50, 61), 13, 0.16, 22 if small else 7)
     paint = partial(canvas.paint, pose=pose)
     body_name, body_colour = _colour(rng)
     wheel_name, wheel_colour = _part_colour(rng, "wheel", unlike=body_name)
@@ -103,7 +137,7 @@ def draw_car(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> l
 
     # windows: the end's screen and two or three side panes, framed by bodywork
     inset = lambda quad, t: [_between(p, _centre(quad), t) for p in quad]  # noqa: E731
-    paint(inset(screen, 0.2), scaled(window_colour, 0.92), window)
+    paint(inset(screen, 0.2), scaled(window_colour, 0.92), screen_label)
     panes = int(rng.integers(2, 4))
     low_l, high_l, high_r, low_r = cabin
     for i in range(panes):
@@ -114,7 +148,7 @@ def draw_car(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> l
             _between(high_l, high_r, b),
             _between(low_l, low_r, b),
         ]
-        paint(inset(pane, rng.uniform(0.14, 0.22)), window_colour, window)
+        paint(inset(pane, rng.uniform(0.14, 0.22)), window_colour, pane_label)
 
     # the end's face: two lights, a grille of bodywork, and most often a plate
     def on_end(u: float, v: float) -> Point:
@@ -140,12 +174,13 @@ def draw_car(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> l
 
     radius = rng.uniform(0.2, 0.27)
     hub = rng.uniform(0.3, 0.6)
-    for x in (corner + radius * rng.uniform(0.9, 1.3), tail - radius * rng.uniform(1.1, 1.7)):
+    places = corner + radius * rng.uniform(0.9, 1.3), tail - radius * rng.uniform(1.1, 1.7)
+    for x, wheel in zip(places, wheels, strict=True):
         paint(ellipse(x, sill, radius, radius), wheel_colour, wheel)
         paint(
             ellipse(x, sill, radius * hub, radius * hub),
             scaled(wheel_colour, 1.5) if sum(wheel_colour) < 420 else scaled(wheel_colour, 0.6),
-            wheel,
+            hub_label,
         )
     words = [
         f"a {body_name} car with {body_name} body",
@@ -160,10 +195,16 @@ def _centre(points: list[Point]) -> Point:
     return sum(p[0] for p in points) / len(points), sum(p[1] for p in points) / len(points)
 
 
-def draw_horse(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> list[str]:
+def draw_horse(
+    canvas: Canvas,
+    rng: np.random.Generator,
+    small: bool = False,
+    pose: Pose | None = None,
+    labels: HorseLabels = HorseLabels(),  # noqa: B008 - a tuple
+) -> list[str]:
     """A horse from the side, standing, walking or grazing."""
-    head, torso, leg, tail = 1, 2, 3, 4
-    pose = random_pose(rng, (26, 34) if small else (52, 64), 12, 0.14, 22 if small else 6)
+    head, ear_label, muzzle_label, neck, torso, front, hind, hoof_label, tail = labels
+    pose = pose or random_pose(rng, (26, 34) if small else (52, 64), 12, 0.14, 22 if small else 6)
     paint = partial(canvas.paint, pose=pose)
     coat_name, coat = _part_colour(rng, "coat")
 
@@ -186,7 +227,9 @@ def draw_horse(canvas: Canvas, rng: np.random.Generator, small: bool = False) ->
         paint(limb(root, middle, 0.1, 0.2), tail_colour, tail)
         paint(limb(middle, tip, 0.2, 0.07), tail_colour, tail)
     reach = rng.uniform(0.5, 0.68)
-    for x, shade in ((chest + 0.14, 0.78), (rear - 0.1, 0.78), (chest + 0.08, 1.0), (rear - 0.16, 1.0)):
+    for x, shade, leg in (
+        (chest + 0.14, 0.78, front), (rear - 0.1, 0.78, hind), (chest + 0.08, 1.0, front), (rear - 0.16, 1.0, hind)
+    ):  # fmt: skip
         knee = (x + rng.uniform(-0.14, 0.14), belly + reach * 0.45)
         hoof = (knee[0] + rng.uniform(-0.12, 0.12), belly + reach)
         width = rng.uniform(0.13, 0.17)
@@ -196,7 +239,7 @@ def draw_horse(canvas: Canvas, rng: np.random.Generator, small: bool = False) ->
         paint(
             limb((hoof[0], hoof[1] - 0.05), (hoof[0] - 0.03, hoof[1] + 0.03), width, width * 1.2),
             scaled(colour, 0.5),
-            leg,
+            hoof_label,
         )
     middle_y = (back + belly) / 2
     paint(ellipse((rear + chest) / 2, middle_y, (rear - chest) / 2 + 0.04, (belly - back) / 2 + 0.02), coat, torso)
@@ -207,29 +250,29 @@ def draw_horse(canvas: Canvas, rng: np.random.Generator, small: bool = False) ->
     span = rng.uniform(0.42, 0.56)
     foot = (chest + 0.06, back + 0.1)
     poll = (foot[0] - span * math.cos(lift), foot[1] - span * math.sin(lift))
-    paint(limb(foot, poll, 0.42, 0.2), coat, torso)
+    paint(limb(foot, poll, 0.42, 0.2), coat, neck)
     if chance(rng, 0.7):
-        paint(limb((foot[0] + 0.06, foot[1] - 0.12), (poll[0] + 0.05, poll[1] - 0.05), 0.09, 0.08), mane_colour, torso)
+        paint(limb((foot[0] + 0.06, foot[1] - 0.12), (poll[0] + 0.05, poll[1] - 0.05), 0.09, 0.08), mane_colour, neck)
     bend = lift - math.radians(rng.uniform(70, 115))
     skull = rng.uniform(0.36, 0.46)
     muzzle = (poll[0] - skull * math.cos(bend), poll[1] - skull * math.sin(bend))
     for offset in (-0.05, 0.06):
         ear = (poll[0] + offset * math.cos(lift), poll[1] + offset * math.sin(lift))
         tip = (ear[0] - 0.17 * math.cos(lift + 0.35), ear[1] - 0.17 * math.sin(lift + 0.35))
-        paint(limb(ear, tip, 0.09, 0.02), head_colour, head)
+        paint(limb(ear, tip, 0.09, 0.02), head_colour, ear_label)
     paint(ellipse(poll[0], poll[1], 0.13, 0.13), head_colour, head)
     paint(limb(poll, muzzle, 0.26, 0.16), head_colour, head)
-    paint(ellipse(muzzle[0], muzzle[1], 0.09, 0.08), scaled(head_colour, 0.7), head)
+    paint(ellipse(muzzle[0], muzzle[1], 0.09, 0.08), scaled(head_colour, 0.7), muzzle_label)
     eye = _between(poll, muzzle, 0.28)
     paint(ellipse(eye[0], eye[1], 0.025, 0.025), (15, 15, 15), head)
     words = [f"a {coat_name} horse with {coat_name} torso", f"{head_name} head", f"{leg_name} legs"]
     return words + ([f"{tail_name} tail"] if has_tail else [])
 
 
-def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False) -> list[str]:
+def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False, pose: Pose | None = None) -> list[str]:
     """A head and shoulders, slightly turned."""
     skin, eye, mouth, nose, brow, ear, neck, cloth, hair = range(1, 10)
-    pose = random_pose(rng, (26, 34) if small else (48, 60), 14, 0.1, 22 if small else 8)
+    pose = pose or random_pose(rng, (26, 34) if small else (48, 60), 14, 0.1, 22 if small else 8)
     paint = partial(canvas.paint, pose=pose)
     tone = choose(rng, list(SKIN_TONES))
     skin_colour = jitter(rng, SKIN_TONES[tone], 12)

@@ -1,0 +1,201 @@
+"""A figure of the bench: tables, grid and numbers of the finished trials of `experiment=figure<N>`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from slime_bench.config.compose import plan
+from slime_bench.config.schema import TrialConfig
+from slime_bench.data.mini_world.render import OTHER_SUBJECT, render
+from slime_bench.figures.grid import SHOWN, Panel, write_grid
+from slime_bench.figures.measures import iou_by_size, labelled_share
+from slime_bench.report.collect import Collected, collect, read_optional
+from slime_bench.report.command import Asked, run_planned
+from slime_bench.report.figures import class_colours, save
+from slime_bench.report.rows import Row, stat
+from slime_bench.report.subject import SubjectReport
+from slime_bench.report.table import Grid, Line, print_grid, say, stat_text, write_report
+from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative
+from slime_bench.results.result import TrialResult
+from slime_bench.sweep.status import planned_trials
+
+TRUTH = "truth"
+SHARE, SIZE = 10, 13
+"""Figures with a number of their own: what is labelled of the other subject, and IoU by the part's size."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A finished trial with the pictures that it kept."""
+
+    result: TrialResult
+    items: list[GridItem]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every test picture is among them."""
+        return len(self.items) == self.result.num_test_images
+
+
+def run_figure(
+    number: int, overrides: Sequence[str], outputs: Path | None, out: Path | None, console: Console | None = None
+) -> int:
+    """Print and write tables, grid and numbers; returns the exit code.
+
+    Args:
+        overrides: further ones, as they were given to the sweep. outputs: folder with runs/. out: for the files.
+
+    Raises:
+        ConfigError: an override that cannot be. ResultError: none of the trials is finished.
+        StorageError: a file cannot be written.
+    """
+    console, asks = console or Console(), [f"experiment=figure{number}", *overrides]
+    cfgs, trials = plan(asks, sweep=True).trials, planned_trials(asks, outputs, None)
+    outputs = outputs or Path(cfgs[0].output_root)
+    folder = out or outputs / "reports" / f"figure{number}"
+    found = run_planned(Asked(console, lambda *_: trials, outputs=outputs, folder=folder), asks)
+    reports: list[SubjectReport] = found if isinstance(found, list) else []
+    collected = collect(outputs)
+    rows = [row for report in reports for row in report.rows]
+    kept = {row.series: _kept(row, collected) for row in rows}
+    panels: list[Panel] = []
+    for data in dict.fromkeys(cfg.data.name for cfg in cfgs):
+        mine = [row for row in rows if row.data == data and kept[row.series]]
+        if mine:
+            own = [cfg for cfg in cfgs if cfg.data.name == data]
+            panels.append(_panel(own, mine, kept, lambda text: say(console, text)))
+    if not panels:
+        say(console, "no grid: no finished trial kept pictures (save_maps=0); repeat one with force=true save_maps=4")
+    for path in write_grid(folder / "grid", panels, f"Figure {number} of SLiMe, on the mini world") if panels else ():
+        say(console, f"Written to {path}")
+    extra = {SHARE: _write_share, SIZE: _write_size}.get(number)
+    whole = {series: [one for one in kept_of if one.whole] for series, kept_of in kept.items()}
+    if extra is not None:
+        for row in (row for row in rows if len(whole[row.series]) < len(row.seeds)):
+            say(console, f"{_name(row, rows)}: some seeds did not keep all test pictures; force=true repeats them")
+        if counted := [row for row in rows if whole[row.series]]:
+            extra(folder, counted, whole, console)
+    return 0
+
+
+def _kept(row: Row, collected: Collected) -> list[Kept]:
+    """The row's trials that kept pictures, by seed."""
+    found = []
+    for one in collected.results:
+        if one.series == row.series and one.seed in row.seeds:
+            content = read_optional(collected.folders[one.signature] / QUALITATIVE_FILE, read_qualitative)
+            found += [] if content is None else [Kept(one, content[0])]
+    return found
+
+
+def _panel(
+    cfgs: Sequence[TrialConfig], rows: Sequence[Row], kept: dict[str, list[Kept]], tell: Callable[[str], None]
+) -> Panel:
+    """The panel of one data set: of the first seed of which most methods have pictures."""
+    counts = Counter(one.result.seed for row in rows for one in kept[row.series])
+    seed = min(counts, key=lambda each: (-counts[each], each))
+    chosen = {_name(row, rows): one for row in rows for one in kept[row.series] if one.result.seed == seed}
+    for name in [_name(row, rows) for row in rows if _name(row, rows) not in chosen]:
+        tell(f"{name} on {rows[0].data}: no picture of seed {seed}")
+    (cfg, *_) = [cfg for cfg in cfgs if cfg.seed == seed]
+    data = cfg.build("data", shots=cfg.shots, seed=seed)
+    data.prepare_data()
+    support = data.support[0]
+    found = {name: {item.image_id: item for item in one.items} for name, one in chosen.items()}
+    ids = [each for each in next(iter(found.values())) if all(each in items for items in found.values())][:SHOWN]
+    first = next(iter(found.values()))
+    painted = {name: [_uint8(items[key].prediction) for key in ids] for name, items in found.items()}
+    return Panel(
+        title=f"{cfg.data.name}, {cfg.shots}-shot, seed {seed}",
+        classes=data.classes,
+        colours=[(int(r), int(g), int(b)) for r, g, b in class_colours(len(data.classes))],
+        support=support.image,
+        mask=_uint8(support.label),
+        queries=[_uint8(first[key].image) for key in ids],
+        rows={TRUTH: [_uint8(first[key].label) for key in ids], **painted},
+    )
+
+
+def _name(row: Row, rows: Sequence[Row]) -> str:
+    """What a row is called among those of one data set."""
+    shared = sum(each.label == row.label and each.data == row.data for each in rows) > 1
+    return f"{row.label} ({row.variant})" if shared and row.variant else row.label
+
+
+def _uint8(array: Any) -> Any:
+    return np.asarray(array).astype(np.uint8)
+
+
+# --- numbers of single figures
+
+
+def _write_share(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], console: Console) -> None:
+    """How much of the subject that nobody annotated is labelled, in percent: `share.*`."""
+    lines, table = [], []
+    for row in rows:
+        shares = [labelled_share(_regions(one)) for one in kept[row.series]]
+        value = stat([share for share in shares if share is not None])
+        lines.append(Line([_name(row, rows), row.data, str(len(shares)), stat_text(value)]))
+        table.append({"method": _name(row, rows), "data": row.data, "n": len(shares), **_both("share", value)})
+    caption = ["pixels of the car that are predicted as a part of the horse, in percent of its pixels, all test "
+               "pictures together; mean±sample standard deviation over n seeds"]  # fmt: skip
+    grid = Grid(
+        "What is labelled of the subject that is not annotated", ["method", "data", "n", "share"], lines, caption
+    )
+    write_report(folder / "share", [grid], table, ["method", "data", "n", "share_mean", "share_std"], table)
+    print_grid(grid, console)
+
+
+def _regions(one: Kept) -> Iterable[tuple[Any, Any]]:
+    for item in one.items:
+        name, split, index = item.image_id.rsplit("-", 2)
+        yield item.prediction, render(name, split, int(index)).scene == OTHER_SUBJECT
+
+
+def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], console: Console) -> None:
+    """IoU against the size of the part, in percent: `size.*`, the curve among them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 3.8), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    lines, table = [], []
+    for row in rows:
+        name = _name(row, rows)
+        by_seed = [iou_by_size((item.prediction, item.label) for item in one.items) for one in kept[row.series]]
+        values = []
+        for ranges in zip(*by_seed, strict=True):
+            value = stat([one.iou for one in ranges if one.iou is not None])
+            values.append(value)
+            about = {"least": ranges[0].least, "most": ranges[0].most, "parts": ranges[0].count, "n": len(by_seed)}
+            table.append({"method": name, "data": row.data, **about, **_both("iou", value)})
+        sizes = [f"{one.least}-{one.most}" for one in by_seed[0]]
+        lines.append(Line([name, str(len(by_seed)), *map(stat_text, values)]))
+        known = [(place, each) for place, each in enumerate(values) if each.mean is not None]
+        means, spreads = [each.mean or 0.0 for _, each in known], [each.std or 0.0 for _, each in known]
+        axis.errorbar([place for place, _ in known], means, spreads, fmt="o-", capsize=3, label=name)
+    axis.set_xticks(range(len(sizes)), sizes)
+    axis.set_xlabel("pixels of the part")
+    axis.set_ylabel("IoU (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    caption = [
+        "IoU in percent of parts by their pixels in the label map: intersections over unions, both summed over the "
+        "test pictures; mean±sample standard deviation over n seeds"
+    ]
+    grid = Grid("IoU by the size of the part", ["method", "n", *sizes], lines, caption)
+    columns = ["method", "data", "least", "most", "parts", "n", "iou_mean", "iou_std"]
+    write_report(folder / "size", [grid, "![size](size.png)"], table, columns, table)
+    print_grid(grid, console)
+    for kind in ("png", "pdf"):
+        save(figure, folder / f"size.{kind}")
+
+
+def _both(name: str, value: Any) -> dict[str, float | None]:
+    return {f"{name}_mean": value.mean, f"{name}_std": value.std}
