@@ -28,7 +28,7 @@ from slime_bench.methods.diffseg.aggregate import aggregate, token_maps
 from slime_bench.methods.diffseg.config import NOUNS, ORACLE, PROTOTYPES, DiffSegConfig, DiffSegDescription, nouns_of
 from slime_bench.methods.diffseg.merge import anchors, cluster_scores, k_means, merge
 from slime_bench.methods.features import Annotated, FeatureMethod
-from slime_bench.seeding import generator
+from slime_bench.seeding import generator, onto
 
 NO_CLASS: Final = 255
 """Of pixels without a class, in the pictures that a trial keeps."""
@@ -105,7 +105,7 @@ class DiffSeg(DiffSegDescription, FeatureMethod):
         latents = self.backbone.encode(images, None, keep=True)
         if self.config.add_noise:
             draws = [generator(self.seed, "diffseg noise", name) for name in seen.ids]
-            noise = torch.stack([torch.randn(latents.shape[1:], generator=each) for each in draws]).to(latents)
+            noise = onto(torch.stack([torch.randn(latents.shape[1:], generator=each) for each in draws]), latents)
             latents = self.backbone.add_noise(latents, noise, steps)
         run = partial(self.backbone.predict_noise, latents, steps, self.empty)
         with capture(unet, [*self._self, *self._cross]) as recording:
@@ -117,7 +117,7 @@ class DiffSeg(DiffSegDescription, FeatureMethod):
         """Clusters of one image that win somewhere: their maps float64 [n,H,W], and which is strongest, int64 [H,W]."""
         config = self.config
         maps = aggregate([seen.attention[name] for name in self._self], grid, self._budget, config.weights)
-        start = anchors(config.grid, grid).to(maps.device)
+        start = onto(anchors(config.grid, grid), maps.device)
         merged = merge(maps, start, config.thresholds, config.first_step)
         if config.k_means:
             merged = k_means(maps, merged)
@@ -202,7 +202,7 @@ class DiffSeg(DiffSegDescription, FeatureMethod):
         if self.config.naming != ORACLE:
             return super().test_step(batch, index)
         kept, classes = len(self.examples), len(self.classes)
-        self._truth = batch["label"]
+        self._truth = batch["label"].to(batch["image"].device)
         super().test_step(batch, index)
         self._truth = None
         for one in self.examples[kept:]:
