@@ -35,16 +35,6 @@ def generator(seed: int, purpose: str, *keys: Key) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(derive_seed(seed, purpose, *keys))
 
 
-def onto(tensor: torch.Tensor, target: torch.Tensor | torch.device) -> torch.Tensor:
-    """A tensor of the CPU, such as a draw, on a device; of a tensor's device and dtype, where one is given.
-
-    CUDA copies ordinary memory aside before the call returns, so that the CPU need not wait for what the GPU still
-    computes. MPS may read the memory later, when it is somebody else's: there the copy is waited for.
-    """
-    device = target if not hasattr(target, "device") else target.device
-    return tensor.to(target, non_blocking=device.type != "mps")
-
-
 def numpy_generator(seed: int, purpose: str, *keys: Key) -> np.random.Generator:
     """As `generator`, for NumPy (PCG64)."""
     return np.random.Generator(np.random.PCG64(derive_seed(seed, purpose, *keys)))

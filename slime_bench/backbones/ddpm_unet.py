@@ -19,7 +19,7 @@ from slime_bench.backbones.features import joined, linear_alphas_cumprod, module
 from slime_bench.backbones.load import DTYPES
 from slime_bench.backbones.memory import images_within, keep_freed_memory
 from slime_bench.errors import BackboneError
-from slime_bench.seeding import onto
+from slime_bench.places import onto
 
 # diffusers' names inside a module -> guided-diffusion's
 _RESNET: Final = {

@@ -26,7 +26,7 @@ from slime_bench.backbones.base import IMAGENET
 from slime_bench.backbones.in_context import SegGpt
 from slime_bench.backbones.load import DTYPES, load_seggpt
 from slime_bench.backbones.weights import check_hashes
-from slime_bench.seeding import onto
+from slime_bench.places import double, onto
 
 Ensemble = Literal["authors", "transformers"]
 TypeEmbedding = Literal["instance", "semantic"]
@@ -74,7 +74,7 @@ class SegGptBackbone(SegGpt, nn.Module):
     def labels(self, labels: Tensor) -> Tensor:
         """Label maps int64 [B,H,W] -> [B,R,R], by the nearest pixel in Pillow's sense."""
         side = (self.facts.side, self.facts.side)
-        return F.interpolate(labels[:, None].double(), size=side, mode="nearest-exact")[:, 0].long()
+        return F.interpolate(double(labels[:, None]), size=side, mode="nearest-exact")[:, 0].long().to(labels.device)
 
     def painted(self, labels: Tensor, colours: Tensor) -> Tensor:
         """Label maps int64 [B,R,R] as masks float32 [B,3,R,R], normalised.

@@ -31,7 +31,7 @@ from slime_bench.backbones.features import joined, module_outputs, output_shapes
 from slime_bench.backbones.load import DTYPES, load_parts
 from slime_bench.backbones.memory import images_within, keep_freed_memory, training_images
 from slime_bench.backbones.weights import check_hashes
-from slime_bench.seeding import onto
+from slime_bench.places import onto
 
 
 @dataclass(frozen=True)

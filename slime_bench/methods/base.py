@@ -15,8 +15,8 @@ import torch
 from slime_bench.methods.curve import Curve
 from slime_bench.methods.description import MethodDescription
 from slime_bench.metrics.iou import IouMetric, image_score
+from slime_bench.places import onto
 from slime_bench.refine.config import NoRefinement, Refinement
-from slime_bench.seeding import onto
 
 
 def label_maps(scores: torch.Tensor) -> torch.Tensor:

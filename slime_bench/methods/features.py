@@ -16,7 +16,8 @@ from torch import Tensor
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.errors import ConfigError, DataError
 from slime_bench.methods.base import SegmentationMethod
-from slime_bench.seeding import generator, onto
+from slime_bench.places import onto
+from slime_bench.seeding import generator
 
 ABSENT: Final = -1e3
 """Score of a class that no support image has."""

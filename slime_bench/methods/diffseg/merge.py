@@ -18,7 +18,7 @@ from torch import Tensor
 from slime_bench.attention.maps import Size, resize
 from slime_bench.errors import ConfigError
 from slime_bench.methods.diffseg.aggregate import BLOCK
-from slime_bench.seeding import onto
+from slime_bench.places import onto
 
 Arithmetic = Literal["half", "exact"]
 MARGIN: Final = 0.01

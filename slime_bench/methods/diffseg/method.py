@@ -28,7 +28,8 @@ from slime_bench.methods.diffseg.aggregate import aggregate, token_maps
 from slime_bench.methods.diffseg.config import NOUNS, ORACLE, PROTOTYPES, DiffSegConfig, DiffSegDescription, nouns_of
 from slime_bench.methods.diffseg.merge import anchors, cluster_scores, k_means, merge
 from slime_bench.methods.features import Annotated, FeatureMethod
-from slime_bench.seeding import generator, onto
+from slime_bench.places import onto
+from slime_bench.seeding import generator
 
 NO_CLASS: Final = 255
 """Of pixels without a class, in the pictures that a trial keeps."""
@@ -193,9 +194,9 @@ class DiffSeg(DiffSegDescription, FeatureMethod):
         for here in self.calls(every):
             for seen in self.passes(every.part(here)):
                 maps, labels = self.clusters(seen, self.latent(images), size)
-                given = self.named(seen, labels, None if truth is None else truth[len(found)])
+                given = self.named(seen, labels.to(images.device), None if truth is None else truth[len(found)])
                 found.append(names.named_scores(maps, given, len(self.classes) + (self.config.naming == ORACLE)))
-        return torch.stack(found)
+        return torch.stack(found).to(images.device)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
         """The base's; `oracle` alone sees the labels here, and pixels without a class are no class's in pictures."""

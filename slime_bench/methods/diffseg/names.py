@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slime_bench.metrics.iou import IGNORE, IouMetric, confusion, from_confusion
-from slime_bench.seeding import onto
+from slime_bench.places import double, onto
 
 
 def named_scores(clusters: Tensor, names: Tensor, num_names: int) -> Tensor:
@@ -125,7 +125,7 @@ def noun_of_clusters(maps: Tensor, clusters: Tensor, vote: str) -> Tensor:
         if vote == "mean":
             found.append(maps[:, inside].mean(dim=1).argmax())
         else:
-            found.append(strongest[inside].double().quantile(0.5).long())
+            found.append(double(strongest[inside]).quantile(0.5).long().to(strongest.device))
     return torch.stack(found)
 
 

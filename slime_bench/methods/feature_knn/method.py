@@ -24,7 +24,7 @@ from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.methods.feature_knn.config import FeatureKnnConfig, FeatureKnnDescription
 from slime_bench.methods.feature_probe.ridge import cell_labels, resized, retrieve
 from slime_bench.methods.features import Annotated, FeatureMethod, Size
-from slime_bench.seeding import onto
+from slime_bench.places import onto
 
 
 class FeatureKnn(FeatureKnnDescription, FeatureMethod):
@@ -57,8 +57,8 @@ class FeatureKnn(FeatureKnnDescription, FeatureMethod):
     def fit(self, support: Annotated) -> dict[str, Tensor]:
         """Features and labels of all support cells, and the channels of each part."""
         shares, labelled = cell_labels(support.labels, len(self.classes), self._grid(support.images))
-        inside = labelled.flatten() > 0
-        masks = shares.flatten(2).transpose(1, 2).flatten(0, 1)[inside].float()  # [N,K]
+        inside = (labelled.flatten() > 0).to(self.device)
+        masks = shares.float().to(self.device).flatten(2).transpose(1, 2).flatten(0, 1)[inside]  # [N,K]
         bank = torch.cat([self._cells(support.part(here), "fit").flatten(0, 1) for here in self.calls(support)])[inside]
         channels = [
             kept_channels(bank, masks[:, k] >= 0.5, self.config.least_channels) for k in range(len(self.classes))

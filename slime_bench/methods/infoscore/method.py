@@ -26,6 +26,7 @@ from slime_bench.methods.infoscore.prompts import PromptList, read_prompts
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
 from slime_bench.methods.infoscore.score import InfoScoreMetric, Ranking
 from slime_bench.metrics.iou import IGNORE
+from slime_bench.places import exact
 
 _log = logging.getLogger(__name__)
 _FLOOR = 1e-12  # least probability whose logarithm is taken
@@ -121,7 +122,7 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
         on_test, size = self.config.rank_on == TEST, 0
         loader = data.test_dataloader() if on_test else data.unlabelled_dataloader(self.config.rank_images)
         columns = len(self.single.texts if self.protocol.info_over == "prompts" else self.classes)
-        score = InfoScoreMetric(self.backbone.layers, columns).to(self.device)
+        score = InfoScoreMetric(self.backbone.layers, columns).to(exact(self.device))
         shown = self._views["single"]
         for batch in loader:
             images = batch["image"].to(self.device)

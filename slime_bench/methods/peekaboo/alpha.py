@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slime_bench.seeding import onto
+from slime_bench.places import onto
 
 FREQUENCIES: Final = 128
 WIDTH: Final = 2 * FREQUENCIES

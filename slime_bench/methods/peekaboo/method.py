@@ -20,7 +20,8 @@ from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.peekaboo.alpha import AlphaMaps
 from slime_bench.methods.peekaboo.config import PeekabooConfig, PeekabooDescription
 from slime_bench.methods.peekaboo.sds import alpha_gradient, drawn
-from slime_bench.seeding import generator, onto
+from slime_bench.places import onto
+from slime_bench.seeding import generator
 
 
 class Peekaboo(PeekabooDescription, SegmentationMethod):

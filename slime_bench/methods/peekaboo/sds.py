@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.methods.slime.losses import guided
-from slime_bench.seeding import onto
+from slime_bench.places import onto
 
 
 @dataclass(frozen=True)

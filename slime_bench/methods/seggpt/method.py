@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from slime_bench.backbones.seggpt import SegGptBackbone
 from slime_bench.methods.features import Annotated, FittedMethod
 from slime_bench.methods.seggpt.config import SegGptConfig, SegGptDescription
-from slime_bench.seeding import onto
+from slime_bench.places import onto
 
 
 class SegGptMethod(SegGptDescription, FittedMethod):

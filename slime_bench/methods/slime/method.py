@@ -31,7 +31,8 @@ from slime_bench.methods.slime.inference import cross_maps, merge_patches, patch
 from slime_bench.methods.slime.losses import class_weights, cross_entropy, guided, mean_iou, was_error
 from slime_bench.methods.slime.passes import joined, prompt_rows, split
 from slime_bench.methods.slime.protocol import SlimeProtocol
-from slime_bench.seeding import generator, onto
+from slime_bench.places import onto
+from slime_bench.seeding import generator
 
 CELLS: Final = 4096
 """Latent cells of one training step on a CPU beyond which it takes about twice as long for twice as many."""
