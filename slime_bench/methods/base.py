@@ -73,7 +73,7 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
         """What comes before training and test, on the device of the trial; it may look at the data module's images.
 
         Args:
-            data: the trial's data module, set up. device: `cpu` or `cuda`.
+            data: the trial's data module, set up. device: `cpu`, `cuda` or `mps`.
         """
 
     def restore(self) -> None:

@@ -47,7 +47,7 @@ class BatchedMethod(SegmentationMethod):
         """How many trials one batch should hold, at least 1: as many as pay, and fit the memory.
 
         Args:
-            backbone: loaded. image_size: side in pixels. images: of a trial's step. device: `cpu` or `cuda`.
+            backbone: loaded. image_size: side in pixels. images: of a trial's step. device: `cpu`, `cuda` or `mps`.
         """
 
     def training_step(self, batch: Mapping[str, Any], _: int) -> torch.Tensor:

@@ -84,7 +84,7 @@ COVERED: dict[str, set[str]] = {
     "refine": {"none", "guided", "crf"},
     "preset": {"mini", "paper", "mini_infoscore", "paper_infoscore"},
     "metric": {"slime", "dataset", "present_or_predicted"},
-    "trainer": {"auto", "cpu", "cuda"},
+    "trainer": {"auto", "cpu", "cuda", "mps"},
     "logger": {"none", "csv", "wandb"},
     "launcher": {"sequential", "fail_fast", "joblib", "submitit_local", "submitit_slurm", "ray"},
 }

@@ -18,7 +18,7 @@ import torch
 
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.segddpm import classifier
-from tests.contract.test_contract import batch, make, options, tiny_weights
+from tests.contract.test_contract import batch, make, options, tiny_weights, trial
 from tests.fixtures.device import NAME, TestDevice, on_cpu, on_device
 
 __all__ = ["make", "tiny_weights"]
@@ -76,6 +76,7 @@ def run(method: SegmentationMethod, place: str, tick: Callable[[], Any]) -> tupl
         return losses, method.scores(one["image"], one["id"]), ticks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", options("method"))
 def test_method(name: str, make: Callable[..., SegmentationMethod], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifier, "MOST_EPOCHS", 1)  # of SegDDPM's fit
@@ -145,9 +146,58 @@ class TestTheDeviceItself:
         ask(there)
         assert dict(device.waits) == ({} if kind is None else {kind: 1})
 
+    def test_float64(self) -> None:
+        with on_device(torch.float64):
+            there = torch.ones(3, dtype=torch.float32).to(NAME)
+            for ask in (
+                there.double,
+                lambda: there.to("cpu", torch.float64),
+                lambda: torch.zeros(2, dtype=torch.float64, device=NAME),
+            ):
+                with pytest.raises(TypeError, match="float64"):
+                    ask()
+            assert there.cpu().double().dtype == torch.float64
+
     def test_gradients(self, device: TestDevice) -> None:
         start = torch.arange(6.0).view(2, 3)
         one, other = start.clone().requires_grad_(), start.to(NAME).requires_grad_()
         for each in (one, other):
             (each.softmax(1)[:, 1:] * 2).square().sum().backward()
         assert one.grad is not None and torch.equal(on_cpu(other.grad), one.grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "refine"),
+    [
+        ("slime", "none"),
+        ("infoscore_ranking", "guided"),
+        ("feature_knn", "crf"),
+        ("feature_probe", "none"),
+        ("segddpm", "none"),
+        ("seggpt", "none"),
+        ("peekaboo", "none"),
+        ("diffseg", "none"),
+    ],
+)
+def test_a_device_without_float64(
+    name: str, refine: str, make: Callable[..., SegmentationMethod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test device plays MPS: whatever needs float64 is computed on the CPU, and comes back."""
+    monkeypatch.setattr(classifier, "MOST_EPOCHS", 1)
+    monkeypatch.setattr("slime_bench.places.NO_FLOAT64", {NAME})
+    plain = make(name)
+    plain.refine = trial(f"refine={refine}").refine
+    wanted = plain.refined_scores(batch()["image"], batch()["id"])
+    with on_device(torch.float64):
+        method = make(name, device=NAME)
+        method.refine = plain.refine
+        if method.device.type != NAME:
+            method.to(NAME)
+        assert {value.device.type for value in method.learned_state().values()} <= {NAME}
+        one = moved(method.eval(), NAME)
+        with torch.no_grad():
+            found = method.refined_scores(one["image"], one["id"])
+            method.test_step(one, 0)
+    assert found.device.type == NAME
+    torch.testing.assert_close(on_cpu(found), wanted, rtol=1e-2, atol=1e-2)

@@ -129,10 +129,10 @@ class Slime(SlimeDescription, BatchedMethod):
 
     @classmethod
     def trials_per_batch(cls, backbone: StableDiffusionBackbone, image_size: int, images: int, device: str) -> int:
-        """On a CPU as many as have `CELLS` latent cells in all: larger images keep its cores busy one at a time. On a
-        GPU as many as its free memory holds, up to `MOST_TRIALS`."""
+        """On a CPU as many as have `CELLS` latent cells in all: larger images keep its cores busy one at a time; so on
+        MPS, which shares its memory. On CUDA as many as its free memory holds, up to `MOST_TRIALS`."""
         size = (image_size, image_size)
-        if device == "cpu":
+        if device != "cuda":
             height, width = backbone.latent_shape(size)[1:]
             return max(1, min(MOST_TRIALS, CELLS // (height * width * images)))
         to_come = sum(each.nbytes for each in backbone.parameters() if not each.is_cuda)
