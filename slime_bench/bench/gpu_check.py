@@ -29,13 +29,15 @@ from slime_bench.bench.methods import measure as measure_trial
 from slime_bench.bench.race import Row
 from slime_bench.bench.slime import duel
 from slime_bench.bench.timing import interleave
-from slime_bench.bench.ways import BARS, REFERENCE, TASKS, Fast, call_of, distances
+from slime_bench.bench.ways import BARS, REFERENCE, TASKS, DifferentResultError, Fast, call_of, distances
 from slime_bench.console import typed
 from slime_bench.trial.device import has_cuda
 
 NONE: Final = "There is no CUDA device here (torch {version}): nothing was checked."
 SPARE: Final = 0.8
 """Share of the time after which no further part begins; what has begun is finished."""
+BATCHED: Final = "batch of trials"
+"""The way that fits several seeds at once, before its precision."""
 TRIALS: Final = {
     "SLiMe": ["method=slime", "data=mini_car", "shots=1"],
     "InfoScore": ["preset=mini_infoscore", "method=infoscore", "data=mini_car", "shots=0"],
@@ -90,21 +92,15 @@ def trial(name: str, settings: Sequence[str], device: str) -> list[Line]:
     ]
 
 
-def speed(case: Case, rounds: int) -> list[Line]:
+def speed(case: Case, rounds: int, memory: bool = True) -> list[Line]:
     """`make bench` with the ways that a GPU is used in: seconds, peak memory, several seeds against one."""
     ways = (REFERENCE, "fast fp32", "fast bf16", f"{BATCHED} fp32", f"{BATCHED} bf16")
-    rows = duel(case, ways, TASKS, rounds)
-    lines = []
+    rows = duel(case, ways, TASKS, rounds, memory=memory)
+    lines, part = list[Line](), f"{case.width} width, {case.size} px"
     for row in rows:
         peak = "" if row.memory is None else f", peak {row.memory.peak / GB:.2f} GB"
         faster = "" if row.faster is None else f", {times(row.faster.median)} times as fast as the authors' way"
-        lines.append(
-            Line(
-                f"{case.width} width, {case.size} px",
-                f"{row.task}, {row.runner}",
-                f"{number(each(row))} s{faster}{peak}",
-            )
-        )
+        lines.append(Line(part, f"{row.task}, {row.runner}", f"{number(each(row))} s{faster}{peak}"))
     for precision in ("fp32", "bf16"):
         one, several = (
             next(each(row) for row in rows if (row.task, row.runner) == ("step", f"{way} {precision}"))
@@ -113,9 +109,6 @@ def speed(case: Case, rounds: int) -> list[Line]:
         what = f"step, {case.trials} seeds at once against one after another, {precision}"
         lines.append(Line("seeds", what, f"{times(one / several)} times as fast"))
     return lines
-
-
-BATCHED: Final = "batch of trials"
 
 
 def each(row: Row) -> float:
@@ -137,7 +130,8 @@ def share_of_peak(case: Case, rounds: int, side: int = 8192) -> list[Line]:
         for name, operations in (("step", counter.get_total_flops()), ("product", 2 * side**3))
     }
     what = f"step, bf16, against a product of {side} x {side}"
-    found = f"{100 * rates['step'] / rates['product']:.0f} % ({number(rates['step'])} of {number(rates['product'])} TFLOP/s)"
+    share = f"{100 * rates['step'] / rates['product']:.0f} %"
+    found = f"{share} ({number(rates['step'])} of {number(rates['product'])} TFLOP/s)"
     return [Line("share of the bf16 peak", what, found)]
 
 
@@ -159,12 +153,10 @@ def run(parts: Sequence[tuple[str, Callable[[], list[Line]]]], seconds: float) -
 
 
 def report(lines: Sequence[Line]) -> str:
-    """The table, and whether everything is fine."""
+    """The lines as Markdown."""
     verdict = {True: "fine", False: "NOT FINE", None: ""}
     rows = [[line.part, line.what, line.found, line.wanted, verdict[line.fine]] for line in lines]
-    wrong = sum(line.fine is False for line in lines)
-    end = f"{wrong} of {len(lines)} lines are not fine." if wrong else "Everything that has a bar is within it."
-    return f"{table(['part', 'what', 'found', 'expected', ''], rows)}\n\n{end}"
+    return table(["part", "what", "found", "expected", ""], rows)
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +187,15 @@ def _measure(arguments: argparse.Namespace, command: str) -> str:
         ]
         lines = run(parts, 60 * arguments.minutes)
     content = {"lines": [asdict(line) for line in lines]}
-    return publish(arguments.out, "gpu_check", "GPU check", report(lines), "cuda", command, content)
+    page = publish(arguments.out, "gpu_check", "GPU check", report(lines), "cuda", command, content)
+    wrong = [f"{line.part}: {line.what}" for line in lines if line.fine is False]
+    if wrong:
+        print(page)
+        raise DifferentResultError(
+            "something is not fine on this GPU", found="; ".join(wrong), expected="the bars of the table above",
+            remedy="see the lines that are NOT FINE",
+        )  # fmt: skip
+    return page
 
 
 main = make_main("slime_bench.bench.gpu_check", __doc__, _add, _measure)
