@@ -17,7 +17,7 @@ from slime_bench.bench.gpu_check import Line, parity, report, run, share_of_peak
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     weights = build_width("golden", tmp_path_factory.mktemp("gpu") / "golden")
-    return Case("golden", 64, 3, str(weights), trials=2)
+    return Case("golden", 128, 4, str(weights), trials=2)
 
 
 def test_the_numbers_of_a_device_are_the_cpu_s(case: Case) -> None:
@@ -28,6 +28,7 @@ def test_the_numbers_of_a_device_are_the_cpu_s(case: Case) -> None:
     assert any(float(line.found) > 0 for line in half) and all(line.part.endswith("bf16") for line in half)
 
 
+@pytest.mark.slow
 def test_speed_and_seeds_and_the_share_of_the_peak(case: Case) -> None:
     lines = speed(case, rounds=1, memory=False)
     assert len(lines) == 2 * 5 + 2 and all(line.fine is None for line in lines)
@@ -36,7 +37,6 @@ def test_speed_and_seeds_and_the_share_of_the_peak(case: Case) -> None:
     assert share.found.partition(" %")[0].isdigit()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", gpu_check.TRIALS)
 def test_the_trials_compose(name: str) -> None:
     from slime_bench.config.compose import plan

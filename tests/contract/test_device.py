@@ -1,8 +1,8 @@
 """Every method on a device with CUDA's rules: no mixture of devices, the CPU's numbers, and a known number of waits.
 
-    pytest -q -rP tests/contract/test_device.py | grep '^|'
+    make test ARGS='-rP tests/contract/test_device.py'
 
-prints the table of docs/bench.md.
+prints the table of docs/bench.md, the lines that begin with `|`.
 """
 
 from __future__ import annotations
