@@ -39,7 +39,7 @@ CELEBA     ?= $(RAW)/CelebAMask-HQ.zip
 CAR_TEST   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup app test test-release docs lint format mini-data report ranking supervised-curve figures bench reproduce-all \
+.PHONY: help setup app test test-release docs lint format mini-data report ranking supervised-curve figures bench gpu-check reproduce-all \
         reproduce-all-methods ablation-all clean \
         $(SUBJECTS:%=reproduce-%) $(SUBJECTS:%=prepare-%) $(ABLATIONS:%=ablation-%) $(PROBED:%=ablation-%) $(FIGURES:%=figure-%)
 
@@ -201,6 +201,9 @@ bench: $(STAMP)  ## speed and memory, as ratios within one run: SLiMe against th
 	$(BIN)/python -m slime_bench.bench.slime $(BENCH_OUT:%=--out "%") $(ARGS)
 	$(BIN)/python -m slime_bench.bench.vlm_passes $(BENCH_OUT:%=--out "%")
 	$(BIN)/python -m slime_bench.bench.methods $(BENCH_OUT:%=--out "%")
+
+gpu-check: $(STAMP)  ## on the day a GPU is at hand: the CPU's numbers, whole trials, speed and memory at full size, in ten minutes (BENCH_OUT=docs/results/bench keeps the table)
+	$(BIN)/python -m slime_bench.bench.gpu_check $(BENCH_OUT:%=--out "%") $(ARGS)
 
 report: $(STAMP)  ## tables and figures from the results that are there (ARGS='--subject car')
 	$(BIN)/slime-bench report $(ARGS)

@@ -19,7 +19,9 @@ class _Text:
     """One text and what linear layers have made of it. The text is a copy: its owner may change his."""
 
     text: torch.Tensor
-    autocast: torch.dtype | None
+    kind: tuple[object, ...]
+    #: the owner's tensor when it was last looked at, which keeps its memory from being another's, and its counter
+    seen: tuple[torch.Tensor, int] | None = None
     made: dict[nn.Module, tuple[tuple[int, ...], torch.Tensor]] = field(default_factory=dict)
 
 
@@ -29,6 +31,9 @@ class ConstantText:
     Nothing stale can come out. A text is recognised by its content, not by its address or its identity: an optimiser
     that changes it in place, or another tensor in the same memory, gives another text. A projection is made anew when
     its layer's weights have been changed or moved, or when somebody has written into what was handed out.
+
+    On a GPU, where the CPU would have to wait for the answer, a text in the same memory that has counted no writing
+    since (as weights are recognised, too) is the same without a look at its content.
     """
 
     def __init__(self) -> None:
@@ -36,16 +41,17 @@ class ConstantText:
         self._current: tuple[torch.Tensor, _Text] | None = None
 
     @contextmanager
-    def during(self, text: torch.Tensor) -> Iterator[None]:
-        """Inside the block, projections of this very tensor are kept, unless a gradient could be asked for.
+    def during(self, text: torch.Tensor, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
+        """Gives the text in `dtype`. Inside the block, projections of this very tensor are kept, unless a gradient
+        could be asked for.
 
         Args:
-            text: float [1,T,D] or [B,T,D], not to be changed inside the block.
+            text: float [1,T,D] or [B,T,D], not to be changed inside the block. dtype: None for its own.
         """
-        before = self._current
-        self._current = None if torch.is_grad_enabled() or text.is_meta else (text, self._find(text))
+        before, given = self._current, text if dtype is None else text.to(dtype)
+        self._current = None if torch.is_grad_enabled() or text.is_meta else (given, self._find(text, given.dtype))
         try:
-            yield
+            yield given
         finally:
             self._current = before
 
@@ -67,18 +73,25 @@ class ConstantText:
         """Forget everything."""
         self._texts.clear()
 
-    def _find(self, text: torch.Tensor) -> _Text:
+    def _find(self, text: torch.Tensor, dtype: torch.dtype) -> _Text:
         autocast = torch.get_autocast_dtype(text.device.type) if torch.is_autocast_enabled(text.device.type) else None
-        for old in self._texts:
-            kind = (old.text.shape, old.text.dtype, old.text.device, old.autocast)
-            if kind == (text.shape, text.dtype, text.device, autocast) and torch.equal(old.text, text):
-                found = old
-                break
-        else:
-            with torch.inference_mode(False):
-                found = _Text(text.detach().clone(), autocast)
+        kind = (text.shape, text.dtype, text.device, dtype, autocast)
+        same = [old for old in self._texts if old.kind == kind]
+        found = next((old for old in same if _unwritten(old.seen, text)), None)
+        found = found or next((old for old in same if torch.equal(old.text, text)), None)
+        with torch.inference_mode(False):
+            found = found or _Text(text.detach().clone(), kind)
+        found.seen = None if text.is_cpu or text.is_inference() else (text, text._version)
         self._texts = [found, *(old for old in self._texts if old is not found)][:TEXTS]
         return found
+
+
+def _unwritten(seen: tuple[torch.Tensor, int] | None, text: torch.Tensor) -> bool:
+    """Whether the text lies where the one that was seen does, and nobody has written there since."""
+    if seen is None or text.is_inference():
+        return False
+    (old, version), place = seen, (text.data_ptr(), text.stride())
+    return place == (old.data_ptr(), old.stride()) and text._version == version
 
 
 def _watched(linear: nn.Module) -> TypeGuard[nn.Linear]:

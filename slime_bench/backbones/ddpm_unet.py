@@ -19,6 +19,7 @@ from slime_bench.backbones.features import joined, linear_alphas_cumprod, module
 from slime_bench.backbones.load import DTYPES
 from slime_bench.backbones.memory import images_within, keep_freed_memory
 from slime_bench.errors import BackboneError
+from slime_bench.places import onto
 
 # diffusers' names inside a module -> guided-diffusion's
 _RESNET: Final = {
@@ -80,7 +81,7 @@ class DdpmBackbone(Ddpm, nn.Module):
             # torch's own antialias differs from Pillow's by 1 of 255, which is seen in the features' second digit.
             pixels = map(Image.fromarray, (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
             resized = np.stack([np.asarray(each.resize((side, side), Image.Resampling.BILINEAR)) for each in pixels])
-            images = torch.from_numpy(resized).permute(0, 3, 1, 2).to(images.device) / 255
+            images = onto(torch.from_numpy(resized).permute(0, 3, 1, 2), images.device) / 255
         return images.float() * 2 - 1
 
     @torch.no_grad()

@@ -26,6 +26,7 @@ from slime_bench.backbones.base import IMAGENET
 from slime_bench.backbones.in_context import SegGpt
 from slime_bench.backbones.load import DTYPES, load_seggpt
 from slime_bench.backbones.weights import check_hashes
+from slime_bench.places import double, onto
 
 Ensemble = Literal["authors", "transformers"]
 TypeEmbedding = Literal["instance", "semantic"]
@@ -67,13 +68,13 @@ class SegGptBackbone(SegGpt, nn.Module):
         if images.shape[-2:] != (side, side):
             bytes_ = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             resized = [np.asarray(Image.fromarray(each).resize((side, side), BICUBIC)) for each in bytes_]
-            images = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(images.device) / 255
+            images = onto(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2), images.device) / 255
         return (images.float() - self.mean) / self.std
 
     def labels(self, labels: Tensor) -> Tensor:
         """Label maps int64 [B,H,W] -> [B,R,R], by the nearest pixel in Pillow's sense."""
         side = (self.facts.side, self.facts.side)
-        return F.interpolate(labels[:, None].double(), size=side, mode="nearest-exact")[:, 0].long()
+        return F.interpolate(double(labels[:, None]), size=side, mode="nearest-exact")[:, 0].long().to(labels.device)
 
     def painted(self, labels: Tensor, colours: Tensor) -> Tensor:
         """Label maps int64 [B,R,R] as masks float32 [B,3,R,R], normalised.
@@ -83,7 +84,7 @@ class SegGptBackbone(SegGpt, nn.Module):
                 Other labels (255 = ignore) are black.
         """
         table = torch.zeros(256, 3, device=labels.device)
-        table[: len(colours)] = colours.to(table) / 255
+        table[: len(colours)] = onto(colours, table) / 255
         return (table[labels].permute(0, 3, 1, 2) - self.mean) / self.std
 
     def queries_per_call(self, prompts: int) -> int:

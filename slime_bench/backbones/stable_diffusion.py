@@ -31,6 +31,7 @@ from slime_bench.backbones.features import joined, module_outputs, output_shapes
 from slime_bench.backbones.load import DTYPES, load_parts
 from slime_bench.backbones.memory import images_within, keep_freed_memory, training_images
 from slime_bench.backbones.weights import check_hashes
+from slime_bench.places import onto
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
         ids = self.tokenizer(
             prompt, padding="max_length", truncation=True, max_length=self.num_tokens, return_tensors="pt"
         ).input_ids
-        return self.text_encoder(ids.to(self.alphas_cumprod.device))[0].float()
+        return self.text_encoder(onto(ids, self.alphas_cumprod.device))[0].float()
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor, noise: torch.Tensor | None, keep: bool = False) -> torch.Tensor:
@@ -207,8 +208,7 @@ class StableDiffusionBackbone(StableDiffusion, nn.Module):
         text = text.expand(len(noisy), -1, -1)
         if self._one_text_row and text.stride(0) == 0:
             text = text[:1]  # one text for all images: its keys and values are computed once
-        text = text.to(dtype)
-        with self._text.during(text):
+        with self._text.during(text, dtype) as text:
             output = self.unet(noisy.to(dtype), timesteps, text).sample.float()
         if self._scheduler.config.prediction_type != "v_prediction":
             return output

@@ -56,16 +56,16 @@ class TrainerConfig:
     """Where and how a trial computes.
 
     Args:
-        device: `auto` is CUDA where there is one, otherwise the CPU.
+        device: `auto` is CUDA where there is one, else MPS (the GPU of a Mac) where there is one, else the CPU.
         precision: of the frozen backbone's and the method's arithmetic.
         threads: CPU threads; null leaves torch's own choice.
         progress: show progress bars.
-        deterministic: use deterministic algorithms only.
+        deterministic: use deterministic algorithms only; MPS has no such mode, and its last digits may differ.
         checkpoint_every: steps of the optimisation between two checkpoints, from which a killed trial goes on; fewer
             are written where they would take more than 2 % of the time. 0 for none.
     """
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     threads: Positive | None = field(default=None, metadata=NO_NUMBERS)
     progress: bool = field(default=True, metadata=NO_NUMBERS)

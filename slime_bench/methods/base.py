@@ -15,6 +15,7 @@ import torch
 from slime_bench.methods.curve import Curve
 from slime_bench.methods.description import MethodDescription
 from slime_bench.metrics.iou import IouMetric, image_score
+from slime_bench.places import onto
 from slime_bench.refine.config import NoRefinement, Refinement
 
 
@@ -26,9 +27,17 @@ def label_maps(scores: torch.Tensor) -> torch.Tensor:
     return scores.max(dim=1).indices
 
 
+def batch_on(batch: Mapping[str, Any], device: torch.device, training: bool) -> dict[str, Any]:
+    """A batch whose images are on the device, and whose label maps are there to be trained on. Keys of random draws,
+    and labels that are only counted, stay on the CPU, where they are wanted: nobody waits for a GPU to give them back.
+    """
+    moved = ("image", "label") if training else ("image",)
+    return {**batch, **{name: onto(batch[name], device) for name in moved}}
+
+
 class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
     """Base of all methods. Batches are dictionaries: image float32 [B,3,H,W] RGB in [0,1], label int64 [B,H,W]
-    (255 = ignore), id list of B str, epoch int64 [B].
+    (255 = ignore), id list of B str, epoch int64 [B]; what of them is on the trial's device: `batch_on`.
 
     Args:
         classes: the K class names, `background` first.
@@ -64,7 +73,7 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
         """What comes before training and test, on the device of the trial; it may look at the data module's images.
 
         Args:
-            data: the trial's data module, set up. device: `cpu` or `cuda`.
+            data: the trial's data module, set up. device: `cpu`, `cuda` or `mps`.
         """
 
     def restore(self) -> None:
@@ -116,6 +125,9 @@ class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
     def predict(self, images: torch.Tensor, ids: Sequence[str]) -> torch.Tensor:
         """Label maps int64 [B,H,W] of images float32 [B,3,H,W]."""
         return label_maps(self.refined_scores(images, ids))
+
+    def transfer_batch_to_device(self, batch: Mapping[str, Any], device: torch.device, _: int) -> dict[str, Any]:
+        return batch_on(batch, device, self.training)
 
     def use_best_state(self) -> None:
         """Go back to the state with the best validation score; without a validation the last state stays."""

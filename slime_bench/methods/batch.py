@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 
-from slime_bench.methods.base import SegmentationMethod, label_maps
+from slime_bench.methods.base import SegmentationMethod, batch_on, label_maps
 
 
 class BatchedMethod(SegmentationMethod):
@@ -47,7 +47,7 @@ class BatchedMethod(SegmentationMethod):
         """How many trials one batch should hold, at least 1: as many as pay, and fit the memory.
 
         Args:
-            backbone: loaded. image_size: side in pixels. images: of a trial's step. device: `cpu` or `cuda`.
+            backbone: loaded. image_size: side in pixels. images: of a trial's step. device: `cpu`, `cuda` or `mps`.
         """
 
     def training_step(self, batch: Mapping[str, Any], _: int) -> torch.Tensor:
@@ -79,6 +79,11 @@ class TrialBatch(lightning.LightningModule):
     @property
     def trials(self) -> list[Any]:
         return list(self.methods)
+
+    def transfer_batch_to_device(
+        self, batch: Sequence[Mapping[str, Any]], device: torch.device, _: int
+    ) -> list[dict[str, Any]]:
+        return [batch_on(own, device, self.training) for own in batch]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimiser with groups of parameters for each trial, which keep their own settings.

@@ -16,6 +16,7 @@ from torch import Tensor
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.errors import ConfigError, DataError
 from slime_bench.methods.base import SegmentationMethod
+from slime_bench.places import onto
 from slime_bench.seeding import generator
 
 ABSENT: Final = -1e3
@@ -146,7 +147,7 @@ class FeatureMethod(FittedMethod):
         """
         shape = self.backbone.latent_shape((int(seen.images.shape[-2]), int(seen.images.shape[-1])))
         draws = [generator(self.seed, f"probe {purpose}", name, t, draw) for name in seen.ids]
-        noise = torch.stack([torch.randn(shape, generator=each) for each in draws]).to(seen.images)
+        noise = onto(torch.stack([torch.randn(shape, generator=each) for each in draws]), seen.images)
         steps = torch.full((len(seen.ids),), t, device=seen.images.device)
         return self.backbone.features(seen.images, steps, noise, names, self.empty)
 

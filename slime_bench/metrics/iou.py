@@ -241,7 +241,7 @@ class IouMetric(Metric):
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Adds a batch: both [B,H,W] integers, see `confusion`."""
         pixels = confusion(prediction, target, self.num_classes, self.ignore_index)
-        self.confusion = self.confusion + pixels.sum(dim=0).to(self.confusion.device)
+        self.confusion = self.confusion.to(pixels.device) + pixels.sum(dim=0)  # where the label maps are
         counts = from_confusion(pixels)
         self.intersection.append(counts.intersection)
         self.union.append(counts.union)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slime_bench.errors import ConfigError, DataError
+from slime_bench.places import exact
 from slime_bench.refine.crf_cells import Axis, Cells, Raised, join, pool, split
 from slime_bench.refine.crf_config import CrfConfig
 
@@ -77,16 +78,17 @@ class _Side:
 
     def tables(self, scale: float, like: Tensor) -> tuple[Tensor, Tensor]:
         """The position kernel along this axis, and 1 within the window around a target: [blocks, block, span] each."""
-        first = torch.arange(self.blocks, device=like.device)[:, None] * self.block
-        target = (first + torch.arange(self.block, device=like.device))[:, :, None]
-        source = (first + torch.arange(self.span, device=like.device) - self.radius)[:, None]
+        device = exact(like.device)
+        first = torch.arange(self.blocks, device=device)[:, None] * self.block
+        target = (first + torch.arange(self.block, device=device))[:, :, None]
+        source = (first + torch.arange(self.span, device=device) - self.radius)[:, None]
         last = self.axis.cells - 1
         # Sources outside the image need no rule: their maps are 0.
         counts = (target - source).abs() <= self.radius
-        start, end = self.axis.edges(like.device)
+        start, end = self.axis.edges(device)
         centre = (start + end - 1).double() / 2
         distance = (centre[target.clamp(0, last)] - centre[source.clamp(0, last)]) / scale
-        return (torch.exp(-(distance**2) / 2) * counts).to(like.dtype), counts.to(like.dtype)
+        return (torch.exp(-(distance**2) / 2) * counts).to(like.dtype).to(like.device), counts.to(like)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from slime_bench.places import double
+
 CHUNK = 2**24
 """Numbers worked on at a time, which bound the memory: at 512 pixels 5 maps."""
 _NUMBERS = 12  # for each pixel of a map: the products with the guide, their means, the solution and its means
@@ -39,9 +41,9 @@ def guided_filter(maps: Tensor, guide: Tensor, radius: int, eps: float, rounds: 
     found = torch.empty_like(maps, dtype=torch.float64 if maps.dtype == torch.float64 else torch.float32)
     step = max(1, CHUNK // (_NUMBERS * maps.shape[-2] * maps.shape[-1]))
     for image, own, out in zip(guide, maps, found, strict=True):
-        windows = _Windows.of(image.double(), radius, eps)
+        windows = _Windows.of(double(image), radius, eps)
         for start in range(0, len(own), step):
-            some = own[start : start + step].double()
+            some = double(own[start : start + step])
             for _ in range(rounds):
                 some = windows.filtered(some)
             out[start : start + step] = some

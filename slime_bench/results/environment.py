@@ -35,19 +35,22 @@ def environment(device: str, seconds: Mapping[str, float], fingerprints: Mapping
     """The facts of a trial that has just been tested, in this process.
 
     Args:
-        device: `cpu` or `cuda`, on which it computed.
+        device: `cpu`, `cuda` or `mps`, on which it computed.
         seconds: of its parts.
         fingerprints: sha256 of the backbone's weights (`backbone`), of the data set's manifest (`data`), and of what
             else the configuration only points to.
 
     Returns:
-        Plain JSON values. Memory is in bytes; None where the system does not say. `peak_rss_bytes` is this process's
-        own (a loader's workers are processes of their own), since `reset_peaks` where the system allows that.
+        Plain JSON values. Memory is in bytes; None where the system does not say (MPS tells no peak).
+        `peak_rss_bytes` is this process's own (a loader's workers are processes of their own), since `reset_peaks`
+        where the system allows that.
     """
     import torch
 
     cuda = device == "cuda"
     name = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if device == "mps":
+        name = f"{platform.machine()} GPU (MPS)"
     facts = {
         "packages": packages(),
         "python": platform.python_version(),
@@ -62,7 +65,8 @@ def environment(device: str, seconds: Mapping[str, float], fingerprints: Mapping
             **{name: os.environ.get(name) for name in _THREAD_VARIABLES},
         },
         "arithmetic": {
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            # None: MPS has no such mode, whatever was asked for
+            "deterministic": None if device == "mps" else torch.are_deterministic_algorithms_enabled(),
             "float32_matmul": torch.get_float32_matmul_precision(),
             "cudnn_tf32": torch.backends.cudnn.allow_tf32 if cuda else None,
         },

@@ -63,7 +63,7 @@ class Segmenter:
 
     Args:
         tensors: what was learned, by name. facts: the other content of its file, see `results.state`.
-        overrides: `key=value` of the configuration, see `load`. device: `cpu`, `cuda` or `auto`.
+        overrides: `key=value` of the configuration, see `load`. device: `cpu`, `cuda`, `mps` or `auto`.
         method: where it is there already.
     """
 

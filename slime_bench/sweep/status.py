@@ -27,7 +27,7 @@ from slime_bench.trial.device import pick_device
 from slime_bench.trial.failure import ERROR_FILE
 from slime_bench.trial.spec import identify, nameless_folder
 
-_DEVICES: Final = ("cpu", "cuda")
+_DEVICES: Final = ("cpu", "cuda", "mps")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import platform
 import re
 from pathlib import Path
 
@@ -11,25 +12,29 @@ from slime_bench.errors import DeviceError
 
 
 def pick_device(name: str, option: str = "trainer=cpu") -> str:
-    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`.
+    """`cpu`, `cuda` or `mps` for one of these or for `auto`, which is the first of CUDA, MPS, CPU that is there.
 
     Args:
         option: by which the command is told to use the CPU, for the message.
 
     Raises:
-        DeviceError: CUDA was asked for and there is none.
+        DeviceError: CUDA or MPS was asked for and there is none.
     """
     if name == "auto":
-        return "cuda" if has_cuda() else "cpu"
-    if name == "cuda" and not has_cuda():
+        return "cuda" if has_cuda() else "mps" if has_mps() else "cpu"
+    if (name == "cuda" and not has_cuda()) or (name == "mps" and not has_mps()):
         import torch
 
+        needed, build = {
+            "cuda": ("an NVIDIA GPU with its driver, and a CUDA build of torch", "a CUDA build of torch"),
+            "mps": ("a Mac with Apple silicon, macOS 14 or later", "torch for macOS"),
+        }[name]
         raise DeviceError(
-            "CUDA was asked for and there is none",
+            f"{name.upper()} was asked for and there is none",
             path=option.rpartition(" ")[0] or "trainer.device",
-            found=f"torch {torch.__version__}, no usable CUDA device",
-            expected="an NVIDIA GPU with its driver, and a CUDA build of torch",
-            remedy=f"use {option}, or install a CUDA build of torch",
+            found=f"torch {torch.__version__}, no usable {name.upper()} device",
+            expected=needed,
+            remedy=f"use {option}, or install {build}",
         )
     return name
 
@@ -46,17 +51,27 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def has_mps() -> bool:
+    """Whether torch can compute on the GPU of a Mac; it is only imported there."""
+    if platform.system() != "Darwin":
+        return False
+    import torch
+
+    return torch.backends.mps.is_available()
+
+
 def check_precision(name: str, device: str) -> None:
     """Refuse a precision that the device cannot compute in.
 
     Raises:
-        DeviceError: fp16 on the CPU, where the optimisation would have no loss scaling.
+        DeviceError: fp16 elsewhere than on CUDA, where the optimisation would have no loss scaling.
     """
-    if name == "fp16" and device == "cpu":
+    if name == "fp16" and device != "cuda":
+        where = "the CPU" if device == "cpu" else device.upper()
         raise DeviceError(
             "half precision needs CUDA",
             path="trainer.precision",
-            found="fp16 on the CPU",
-            expected="fp32 or bf16 on the CPU",
+            found=f"fp16 on {where}",
+            expected=f"fp32 or bf16 on {where}",
             remedy="use trainer.precision=bf16",
         )

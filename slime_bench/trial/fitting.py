@@ -49,6 +49,8 @@ def drop_backbone() -> None:
     gc.collect()  # a trainer and its module hold each other
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def method_of(spec: TrialSpec, backbone: Any, keep_maps: int = 0) -> Any:
@@ -87,7 +89,7 @@ def lightning_trainer(cfg: TrialConfig, method: Any, steps: int, folder: Path, c
     import lightning
 
     return lightning.Trainer(
-        accelerator="cpu" if cfg.trainer.device == "cpu" else "gpu",
+        accelerator=cfg.trainer.device,
         devices=1,
         precision=_PRECISION[cfg.trainer.precision],
         max_epochs=math.ceil(method.epochs / int(cfg.data.passes_per_epoch)),

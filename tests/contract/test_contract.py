@@ -91,7 +91,7 @@ COVERED: dict[str, set[str]] = {
     "refine": {"none", "guided", "crf"},
     "preset": {"mini", "paper", "mini_infoscore", "paper_infoscore"},
     "metric": {"slime", "dataset", "present_or_predicted"},
-    "trainer": {"auto", "cpu", "cuda"},
+    "trainer": {"auto", "cpu", "cuda", "mps"},
     "logger": {"none", "csv", "wandb"},
     "launcher": {"sequential", "fail_fast", "joblib", "submitit_local", "submitit_slurm", "ray"},
 }
@@ -375,7 +375,7 @@ def batch() -> dict[str, Any]:
 def make(tiny_weights: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SegmentationMethod]:
     """make(method file, overrides) -> the method on its stand-in backbone, ready for a step without a trainer."""
 
-    def made(name: str, *overrides: str, seed: int = 0) -> SegmentationMethod:
+    def made(name: str, *overrides: str, seed: int = 0, device: str = "cpu") -> SegmentationMethod:
         backbone, small = SMALL_METHODS[name]
         weights = [f"backbone={backbone}", f"backbone.weights={tiny_weights[backbone]}", f"backbone.image_size={SIZE}"]
         cfg = trial(f"method={name}", *weights, *small, *overrides)
@@ -384,7 +384,7 @@ def make(tiny_weights: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> C
         method_class.check(cfg.method, spec.backbone_facts(cfg), CLASSES, SIZE, cfg.shots)
         assert cfg.shots >= method_class.least_shots
         method = cfg.build("method", **parts, classes=CLASSES, seed=seed)
-        method.prepare(StandInData(cfg.shots), "cpu")
+        method.prepare(StandInData(cfg.shots), device)
         for function in ("log", "log_dict"):
             monkeypatch.setattr(method, function, lambda *_, **__: None, raising=False)
         return method

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("slime_bench", "data_prep")
-GROUND = {"errors", "seeding", "paths", "storage", "lock", "console", "imagenet"}
+GROUND = {"errors", "seeding", "paths", "storage", "lock", "console", "imagenet", "places"}
 TRIALS = {"config", "metrics", "attention", "refine", "data", "backbones", "methods", "results", "tracking"}
 ROOMS: dict[str, set[str]] = {
     # room: the other rooms it may import, from the ground up
     "errors": set(),
     "seeding": set(),
     "imagenet": set(),
+    "places": set(),
     "lock": {"errors"},
     "console": {"errors"},
     "paths": {"errors"},

@@ -19,6 +19,7 @@ from torch import Tensor
 from slime_bench.attention.attend import full
 from slime_bench.attention.capture import LayerAttention
 from slime_bench.attention.maps import Size, grid_size, resize
+from slime_bench.places import double, exact
 
 BLOCK: Final = 2**22
 """Numbers in a block of a product that may take any memory; larger ones fall out of a CPU's cache."""
@@ -62,9 +63,9 @@ def aggregate(layers: Sequence[LayerAttention], grid: Size, budget: int, weights
         by_size.setdefault(grid_size(layer.query.shape[2], grid), []).append(layer)
     sizes = sorted(by_size, reverse=True)
     positions = grid[0] * grid[1]
-    found = torch.zeros(positions, positions, dtype=torch.float64, device=layers[0].query.device)
+    found = torch.zeros(positions, positions, dtype=torch.float64, device=exact(layers[0].query.device))
     for size, weight in zip(sizes, weights or default_weights(sizes), strict=True):
-        mean = torch.zeros(size[0] * size[1], size[0] * size[1], device=found.device)
+        mean = torch.zeros(size[0] * size[1], size[0] * size[1], device=layers[0].query.device)
         for layer in by_size[size]:
             start = 0
             for block in probabilities(layer, budget):
@@ -77,9 +78,9 @@ def aggregate(layers: Sequence[LayerAttention], grid: Size, budget: int, weights
 def _add(found: Tensor, maps: Tensor, size: Size, grid: Size, weight: float) -> None:
     """Add a resolution's maps [n,n] to `found` [N,N]: keys resized bilinearly and to a sum of 1, queries repeated."""
     (height, width), (rows, columns) = grid, size
-    parents = torch.arange(width, device=maps.device) * columns // width
+    parents = torch.arange(width, device=found.device) * columns // width
     for row in range(rows):
-        fine = resize(maps[row * columns : (row + 1) * columns].view(columns, 1, *size), grid).flatten(1).double()
+        fine = double(resize(maps[row * columns : (row + 1) * columns].view(columns, 1, *size), grid).flatten(1))
         fine = weight * fine / fine.sum(dim=1, keepdim=True)
         for here in range(height):
             if here * rows // height == row:

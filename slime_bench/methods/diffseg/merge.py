@@ -18,6 +18,7 @@ from torch import Tensor
 from slime_bench.attention.maps import Size, resize
 from slime_bench.errors import ConfigError
 from slime_bench.methods.diffseg.aggregate import BLOCK
+from slime_bench.places import onto
 
 Arithmetic = Literal["half", "exact"]
 MARGIN: Final = 0.01
@@ -72,7 +73,7 @@ def half_decisions(x: Tensor, y: Tensor, threshold: float) -> Tensor:
 
     (as min(x, y) |log x - log y| <= |x - y|), of which `MARGIN` is twice as much for D about 1 and N = 4096.
     """
-    limit = torch.tensor(threshold, dtype=torch.float16, device=x.device)
+    limit = torch.tensor(threshold, dtype=torch.float16)
     margin = MARGIN * (1 + threshold)
     x = x.half()
     log_x, whole_x = _finite_log(x)
@@ -113,12 +114,13 @@ def merge(maps: Tensor, start: Tensor, thresholds: Sequence[float], first_step: 
         )  # fmt: skip
     found = near @ maps / near.sum(dim=1, keepdim=True)
     for threshold in thresholds[1:]:
-        near = distances(found, found) < threshold
-        taken = torch.zeros(len(found), dtype=torch.bool, device=maps.device)
+        near = (distances(found, found) < threshold).cpu()
+        taken = torch.zeros(len(found), dtype=torch.bool)
         kept = []
         for place in range(len(found)):
             if not taken[place]:
-                kept.append(found[near[place]].mean(dim=0))
+                rows = onto(near[place].nonzero()[:, 0], maps.device)
+                kept.append(found[rows].mean(dim=0))
                 taken |= near[place]
         found = torch.stack(kept)
     return found

@@ -28,6 +28,7 @@ from slime_bench.methods.diffseg.aggregate import aggregate, token_maps
 from slime_bench.methods.diffseg.config import NOUNS, ORACLE, PROTOTYPES, DiffSegConfig, DiffSegDescription, nouns_of
 from slime_bench.methods.diffseg.merge import anchors, cluster_scores, k_means, merge
 from slime_bench.methods.features import Annotated, FeatureMethod
+from slime_bench.places import onto
 from slime_bench.seeding import generator
 
 NO_CLASS: Final = 255
@@ -105,7 +106,7 @@ class DiffSeg(DiffSegDescription, FeatureMethod):
         latents = self.backbone.encode(images, None, keep=True)
         if self.config.add_noise:
             draws = [generator(self.seed, "diffseg noise", name) for name in seen.ids]
-            noise = torch.stack([torch.randn(latents.shape[1:], generator=each) for each in draws]).to(latents)
+            noise = onto(torch.stack([torch.randn(latents.shape[1:], generator=each) for each in draws]), latents)
             latents = self.backbone.add_noise(latents, noise, steps)
         run = partial(self.backbone.predict_noise, latents, steps, self.empty)
         with capture(unet, [*self._self, *self._cross]) as recording:
@@ -117,7 +118,7 @@ class DiffSeg(DiffSegDescription, FeatureMethod):
         """Clusters of one image that win somewhere: their maps float64 [n,H,W], and which is strongest, int64 [H,W]."""
         config = self.config
         maps = aggregate([seen.attention[name] for name in self._self], grid, self._budget, config.weights)
-        start = anchors(config.grid, grid).to(maps.device)
+        start = onto(anchors(config.grid, grid), maps.device)
         merged = merge(maps, start, config.thresholds, config.first_step)
         if config.k_means:
             merged = k_means(maps, merged)
@@ -193,16 +194,16 @@ class DiffSeg(DiffSegDescription, FeatureMethod):
         for here in self.calls(every):
             for seen in self.passes(every.part(here)):
                 maps, labels = self.clusters(seen, self.latent(images), size)
-                given = self.named(seen, labels, None if truth is None else truth[len(found)])
+                given = self.named(seen, labels.to(images.device), None if truth is None else truth[len(found)])
                 found.append(names.named_scores(maps, given, len(self.classes) + (self.config.naming == ORACLE)))
-        return torch.stack(found)
+        return torch.stack(found).to(images.device)
 
     def test_step(self, batch: Mapping[str, Any], index: int) -> None:
         """The base's; `oracle` alone sees the labels here, and pixels without a class are no class's in pictures."""
         if self.config.naming != ORACLE:
             return super().test_step(batch, index)
         kept, classes = len(self.examples), len(self.classes)
-        self._truth = batch["label"]
+        self._truth = batch["label"].to(batch["image"].device)
         super().test_step(batch, index)
         self._truth = None
         for one in self.examples[kept:]:

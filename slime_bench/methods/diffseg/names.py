@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slime_bench.metrics.iou import IGNORE, IouMetric, confusion, from_confusion
+from slime_bench.places import double, onto
 
 
 def named_scores(clusters: Tensor, names: Tensor, num_names: int) -> Tensor:
@@ -30,8 +31,9 @@ def named_scores(clusters: Tensor, names: Tensor, num_names: int) -> Tensor:
     """
     shares = (clusters / clusters.sum(dim=0).clamp(min=torch.finfo(clusters.dtype).tiny)).float()
     found = shares.new_zeros(num_names, *shares.shape[1:])
-    for name in names.unique().tolist():
-        found[name] = shares[names == name].amax(dim=0)
+    own = names.cpu()
+    for name in own.unique().tolist():
+        found[name] = shares[onto((own == name).nonzero()[:, 0], shares.device)].amax(dim=0)
     return found
 
 
@@ -123,7 +125,7 @@ def noun_of_clusters(maps: Tensor, clusters: Tensor, vote: str) -> Tensor:
         if vote == "mean":
             found.append(maps[:, inside].mean(dim=1).argmax())
         else:
-            found.append(strongest[inside].double().quantile(0.5).long())
+            found.append(double(strongest[inside]).quantile(0.5).long().to(strongest.device))
     return torch.stack(found)
 
 

@@ -24,6 +24,7 @@ from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.methods.feature_knn.config import FeatureKnnConfig, FeatureKnnDescription
 from slime_bench.methods.feature_probe.ridge import cell_labels, resized, retrieve
 from slime_bench.methods.features import Annotated, FeatureMethod, Size
+from slime_bench.places import onto
 
 
 class FeatureKnn(FeatureKnnDescription, FeatureMethod):
@@ -56,8 +57,8 @@ class FeatureKnn(FeatureKnnDescription, FeatureMethod):
     def fit(self, support: Annotated) -> dict[str, Tensor]:
         """Features and labels of all support cells, and the channels of each part."""
         shares, labelled = cell_labels(support.labels, len(self.classes), self._grid(support.images))
-        inside = labelled.flatten() > 0
-        masks = shares.flatten(2).transpose(1, 2).flatten(0, 1)[inside].float()  # [N,K]
+        inside = (labelled.flatten() > 0).to(self.device)
+        masks = shares.float().to(self.device).flatten(2).transpose(1, 2).flatten(0, 1)[inside]  # [N,K]
         bank = torch.cat([self._cells(support.part(here), "fit").flatten(0, 1) for here in self.calls(support)])[inside]
         channels = [
             kept_channels(bank, masks[:, k] >= 0.5, self.config.least_channels) for k in range(len(self.classes))
@@ -69,7 +70,8 @@ class FeatureKnn(FeatureKnnDescription, FeatureMethod):
         """The parts' scores in [0,1] at the images' size, float32 [B,K,H,W]; the background's is `threshold`."""
         size, grid = (int(images.shape[-2]), int(images.shape[-1])), self._grid(images)
         cells = self._cells(Annotated(images, images[:, 0].long(), list(ids)), "test")
-        bank, masks, channels = (self._learned[name] for name in ("bank", "masks", "channels"))
+        bank, masks = self._learned["bank"], self._learned["masks"]
+        channels = [onto(each.nonzero()[:, 0], images.device) for each in self._learned["channels"].cpu()]
         found = images.new_full((len(images), len(self.classes), *grid), self.config.threshold)
         for k in range(1, len(self.classes)):
             rows = F.normalize(bank[:, channels[k]], dim=1)

@@ -183,7 +183,7 @@ class FeatureProbe(FeatureProbeDescription, FeatureMethod):
         """Mean IoU over the classes that a support image shows, cell by cell."""
         shares, labelled = ridge.cell_labels(label[None], len(self.classes), grid)
         truth, inside = shares[0].argmax(0), labelled[0] > 0
-        guess, found = ridge.apply(model, maps, grid)[0].argmax(0), []
+        guess, found = ridge.apply(model, maps, grid)[0].argmax(0).to(truth.device), []
         for k in truth[inside].unique():
             one, two = (guess == k) & inside, (truth == k) & inside
             found.append(float((one & two).sum() / (one | two).sum()))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from slime_bench.places import double, exact
+
 IGNORE = 255
 
 
@@ -42,6 +44,7 @@ def cell_labels(label: Tensor, num_classes: int, grid: tuple[int, int]) -> tuple
         float64 [B,h,w].
     """
     valid = label != IGNORE
+    label, valid = label.to(exact(label.device)), valid.to(exact(label.device))
     hot = F.one_hot(label.masked_fill(~valid, 0), num_classes).permute(0, 3, 1, 2).double() * valid[:, None]
     shares = F.adaptive_avg_pool2d(hot, grid)
     labelled = shares.sum(1)
@@ -83,7 +86,7 @@ class Moments(NamedTuple):
     @classmethod
     def of(cls, rows: Rows) -> Moments:
         """Those of one image."""
-        x, y, d = rows.features.double(), rows.targets.double(), rows.weights.double()
+        x, y, d = (double(each) for each in rows)
         weighted = x * d[:, None]
         return cls(d.sum(), weighted.sum(0), d @ y, weighted.T @ x, weighted.T @ y)
 
@@ -130,7 +133,7 @@ def leave_one_out(
 
 def ridge_dual(rows: Rows, strength: float) -> Linear:
     """`ridge` of fewer rows than features, by the N x N system W = A^T (A A^T + lambda I)^-1 b."""
-    x, y, d = (each.double() for each in rows)
+    x, y, d = (double(each) for each in rows)
     share = d / d.sum()
     mean_x, mean_y = share @ x, share @ y
     centred = x - mean_x
@@ -165,6 +168,7 @@ def apply(model: Linear, maps: Sequence[Tensor], grid: tuple[int, int]) -> Tenso
     Args:
         maps: float [B,C_l,h_l,w_l], whose C_l sum to D.
     """
+    model = Linear(*(each.to(maps[0].device) for each in model))  # which a fit in float64 may have left on the CPU
     scores = model.bias[None, :, None, None]
     for part, weight in zip(maps, model.weight.split([each.shape[1] for each in maps]), strict=True):
         scores = scores + resized(torch.einsum("bchw,ck->bkhw", part, weight), grid)

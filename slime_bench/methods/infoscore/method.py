@@ -26,6 +26,7 @@ from slime_bench.methods.infoscore.prompts import PromptList, read_prompts
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
 from slime_bench.methods.infoscore.score import InfoScoreMetric, Ranking
 from slime_bench.metrics.iou import IGNORE
+from slime_bench.places import exact
 
 _log = logging.getLogger(__name__)
 _FLOOR = 1e-12  # least probability whose logarithm is taken
@@ -95,7 +96,7 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
         self.layers = tuple(name for name in self.backbone.layers if name in names)
         if tunes:
             self.epochs, self.max_steps = self.config.epochs, self.config.max_steps
-            self._weights = self.class_weights(data)
+            self._weights = self.class_weights(data).to(self.device)
             self._tuned = self.backbone.tuned(
                 self.layers if self.config.tuned_layers == "top" else self.backbone.layers
             )
@@ -121,7 +122,7 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
         on_test, size = self.config.rank_on == TEST, 0
         loader = data.test_dataloader() if on_test else data.unlabelled_dataloader(self.config.rank_images)
         columns = len(self.single.texts if self.protocol.info_over == "prompts" else self.classes)
-        score = InfoScoreMetric(self.backbone.layers, columns).to(self.device)
+        score = InfoScoreMetric(self.backbone.layers, columns).to(exact(self.device))
         shown = self._views["single"]
         for batch in loader:
             images = batch["image"].to(self.device)
@@ -208,10 +209,11 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
         Args:
             found: float32 [B,K,H,W]. label: int64 [B,H,W], 255 = ignore.
         """
-        weight = self._weights.to(found)
-        if not bool(weight[label[label != IGNORE]].sum() > 0):  # nothing that counts: no annotation, or weight 0
-            return found.sum() * 0
-        return F.nll_loss(found.clamp(min=_FLOOR).log(), label, weight, ignore_index=IGNORE)
+        weight, annotated = self._weights.to(found), label != IGNORE
+        # Where nothing counts (no annotation, or weight 0) the loss is 0, as nothing that is looked at here.
+        counts = (weight[label.where(annotated, 0)] > 0).logical_and(annotated).any()
+        weight, label = weight.where(counts, 1.0), label.where(counts, 0)
+        return F.nll_loss(found.clamp(min=_FLOOR).log(), label, weight, ignore_index=IGNORE) * counts
 
     def learned_state(self) -> dict[str, torch.Tensor]:
         """The tuned parameters by their names in the backbone; none after `zero_shot`."""

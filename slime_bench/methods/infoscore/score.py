@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from slime_bench.attention.image_text import Size, to_image
 from slime_bench.errors import BackboneError, ConfigError, DataError
+from slime_bench.places import double
 
 FLOOR = 1e-6
 """Least sum that a pixel is divided by, least share of a column in a pixel, least argument of the logarithm."""
@@ -166,7 +167,7 @@ class InfoScoreMetric(Metric):
                 "the marginals are not those of the ranked layers", found=list(marginals.shape),
                 expected=f"[images, {len(self.layers)} layers, {self.columns} prompts or classes]",
             )  # fmt: skip
-        marginals = marginals.detach().to(self.total)
+        marginals = double(marginals.detach()).to(self.total)
         self.images += len(marginals)
         self.entropies += entropy(marginals).sum(0)
         self.total += marginals.sum(0)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slime_bench.places import onto
+
 FREQUENCIES: Final = 128
 WIDTH: Final = 2 * FREQUENCIES
 SPREAD: Final = 10.0
@@ -102,7 +104,8 @@ def bilateral_weights(
     near = _neighbours(images, window).view(count, channels, window**2, height, width)
     inside = _neighbours(torch.ones_like(images[:1, :1]), window).view(1, window**2, height, width)
     offsets = torch.arange(window, dtype=torch.float64) - window // 2
-    spatial = torch.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * sigma**2)).to(images).view(1, -1, 1, 1)
+    spatial = torch.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * sigma**2))
+    spatial = onto(spatial, images).view(1, -1, 1, 1)
     colour = torch.exp(-(near - images[:, :, None]).square().sum(1) / (2 * tolerance**2))
     weights = inside * spatial * colour
     return weights / weights.sum(1, keepdim=True)

@@ -20,6 +20,7 @@ from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.peekaboo.alpha import AlphaMaps
 from slime_bench.methods.peekaboo.config import PeekabooConfig, PeekabooDescription
 from slime_bench.methods.peekaboo.sds import alpha_gradient, drawn
+from slime_bench.places import onto
 from slime_bench.seeding import generator
 
 
@@ -86,7 +87,8 @@ class Peekaboo(PeekabooDescription, SegmentationMethod):
         """
         config, device = self.config, images.device
         names = [(ids[image], self.classes[1 + part]) for image, part in runs]
-        shown, text = images[[image for image, _ in runs]], self.text[[part for _, part in runs]]
+        pictures, parts = (onto(torch.tensor(each), device) for each in zip(*runs, strict=True))
+        shown, text = images[pictures], self.text[parts]
         latent = self.backbone.latent_shape((self.backbone.config.image_size,) * 2)
         maps = AlphaMaps(config.alpha, shown, [generator(self.seed, "peekaboo alpha", *name) for name in names])
         optimiser = torch.optim.SGD(maps.parameters(), lr=config.lr)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
 from slime_bench.methods.slime.losses import guided
+from slime_bench.places import onto
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def drawn(
         )
         for stream in streams
     ]
-    return Draws(*(torch.stack(each).to(device) for each in zip(*rows, strict=True)))
+    return Draws(*(onto(torch.stack(each), device) for each in zip(*rows, strict=True)))
 
 
 def composite(images: Tensor, alpha: Tensor, colours: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def matched(timesteps: Sequence[int], alphas_cumprod: Tensor) -> list[int]:
         alphas_cumprod: abar', float [T].
     """
     wanted = linear_alphas_cumprod()[list(timesteps)]
-    return [int((alphas_cumprod.double().cpu() - each).abs().argmin()) for each in wanted]
+    return [int((alphas_cumprod.cpu().double() - each).abs().argmin()) for each in wanted]
 
 
 class SegDdpm(SegDdpmDescription, SegmentationMethod):

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from slime_bench.backbones.seggpt import SegGptBackbone
 from slime_bench.methods.features import Annotated, FittedMethod
 from slime_bench.methods.seggpt.config import SegGptConfig, SegGptDescription
+from slime_bench.places import onto
 
 
 class SegGptMethod(SegGptDescription, FittedMethod):
@@ -61,11 +62,13 @@ class SegGptMethod(SegGptDescription, FittedMethod):
     def _by_class(self, queries: Tensor) -> Tensor:
         """Scores float32 [B,K,R,R] from a binary prompt for each class, of the support images that show it."""
         threshold, labels = self.config.threshold / 255, self._learned["labels"]
+        classes = torch.arange(len(self.classes), device=labels.device)[:, None, None]
+        shows = torch.stack([(each == classes).flatten(1).any(1) for each in labels], dim=1).cpu()  # [K,P]
         white = torch.tensor([[0, 0, 0], [255, 255, 255]], dtype=torch.uint8)
         means = queries.new_full((len(queries), len(self.classes), *queries.shape[-2:]), threshold)
         for k in range(0 if self.config.merge == "background_prompt" else 1, len(self.classes)):
-            shown = (labels == k).flatten(1).any(1)
-            if bool(shown.any()):
+            shown = onto(shows[k].nonzero()[:, 0], labels.device)
+            if len(shown):
                 masks = self.backbone.painted((labels[shown] == k).long(), white)
                 means[:, k] = self._painted(queries, self._learned["pictures"][shown], masks).mean(1) / 255
         if self.config.merge == "painted":

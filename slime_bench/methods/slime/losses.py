@@ -16,7 +16,9 @@ def class_weights(label: torch.Tensor, num_classes: int, rule: str) -> torch.Ten
         rule: `foreground`: foreground pixels / class pixels, background 1 (authors' code); `all`: all pixels / class
             pixels (paper). A class that is absent has weight 0.
     """
-    counts = torch.bincount(label[label != IGNORE].flatten(), minlength=num_classes).float()
+    # Without bincount, whose size a GPU would have to tell first.
+    classes = torch.arange(num_classes, device=label.device)[:, None]
+    counts = (label.flatten() == classes).sum(dim=1).float()
     total = counts[1:].sum() if rule == "foreground" else counts.sum()
     weights = torch.where(counts > 0, total / counts.clamp(min=1), torch.zeros_like(counts))
     if rule == "foreground":

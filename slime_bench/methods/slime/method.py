@@ -31,6 +31,7 @@ from slime_bench.methods.slime.inference import cross_maps, merge_patches, patch
 from slime_bench.methods.slime.losses import class_weights, cross_entropy, guided, mean_iou, was_error
 from slime_bench.methods.slime.passes import joined, prompt_rows, split
 from slime_bench.methods.slime.protocol import SlimeProtocol
+from slime_bench.places import onto
 from slime_bench.seeding import generator
 
 CELLS: Final = 4096
@@ -74,6 +75,7 @@ class Slime(SlimeDescription, BatchedMethod):
         self.register_buffer("prompt", prompt, persistent=False)  # [1,T,D]
         self.register_buffer("empty", backbone.embed(""), persistent=False)  # [1,T,D]
         self.embeddings = nn.Parameter(start)  # [K-1,D]
+        self._made: tuple[tuple[int, int], torch.Tensor] | None = None
 
     def _start(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompt's embedding float [1,T,D] and the trained tokens' start float [K-1,D]."""
@@ -100,7 +102,17 @@ class Slime(SlimeDescription, BatchedMethod):
         return prompt, start
 
     def text(self) -> torch.Tensor:
-        """The prompt with the class embeddings in their places, float [1,T,D]."""
+        """The prompt with the class embeddings in their places, float [1,T,D]; without gradient the very tensor of
+        before, as long as nobody has written into the embeddings or moved them."""
+        if torch.is_grad_enabled():
+            return self._text()
+        state = self.embeddings.data_ptr(), self.embeddings._version
+        if self._made is None or self._made[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._made = state, self._text()
+        return self._made[1]
+
+    def _text(self) -> torch.Tensor:
         tail = self.prompt[:, len(self.classes) :]
         return torch.cat([self.prompt[:, :1], self.embeddings[None], tail], dim=1)
 
@@ -117,10 +129,10 @@ class Slime(SlimeDescription, BatchedMethod):
 
     @classmethod
     def trials_per_batch(cls, backbone: StableDiffusionBackbone, image_size: int, images: int, device: str) -> int:
-        """On a CPU as many as have `CELLS` latent cells in all: larger images keep its cores busy one at a time. On a
-        GPU as many as its free memory holds, up to `MOST_TRIALS`."""
+        """On a CPU as many as have `CELLS` latent cells in all: larger images keep its cores busy one at a time; so on
+        MPS, which shares its memory. On CUDA as many as its free memory holds, up to `MOST_TRIALS`."""
         size = (image_size, image_size)
-        if device == "cpu":
+        if device != "cuda":
             height, width = backbone.latent_shape(size)[1:]
             return max(1, min(MOST_TRIALS, CELLS // (height * width * images)))
         to_come = sum(each.nbytes for each in backbone.parameters() if not each.is_cuda)
@@ -272,7 +284,7 @@ class Slime(SlimeDescription, BatchedMethod):
         ]
         latents, noise = (torch.cat(tensors) for tensors in zip(*drawn, strict=True))
         steps = [torch.full((count,), trial.config.t_test) for trial, count in zip(trials, counts, strict=True)]
-        timesteps = torch.cat(steps).to(latents.device)
+        timesteps = onto(torch.cat(steps), latents.device)
         noisy = first.backbone.add_noise(latents, noise, timesteps)
         made: list[torch.Tensor] = []
 
@@ -301,7 +313,7 @@ class Slime(SlimeDescription, BatchedMethod):
         """Of one training step, int64 [B]."""
         low, high = self.config.t_opt
         draws = [torch.randint(low, high + 1, (1,), generator=generator(self.seed, "timestep", *key)) for key in keys]
-        return torch.cat(draws).to(self.device)
+        return onto(torch.cat(draws), self.device)
 
     def noises(self, images: torch.Tensor, keys: Keys, purpose: str) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Noise for the sample of the encoder's posterior, None for its mean, and the diffusion noise to add: float
@@ -310,8 +322,8 @@ class Slime(SlimeDescription, BatchedMethod):
         if purpose == "test" and self.protocol.test_noise == "shared":
             keys = [("", 0)] * len(keys)
         draws = [generator(self.seed, f"{purpose}_noise", *key) for key in keys]
-        posterior = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(images)
-        noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(images)
+        posterior = onto(torch.stack([torch.randn(shape, generator=draw) for draw in draws]), images)
+        noise = onto(torch.stack([torch.randn(shape, generator=draw) for draw in draws]), images)
         return posterior if self.protocol.sample_latents else None, noise
 
     def latents(self, patches: torch.Tensor, keys: Keys) -> tuple[torch.Tensor, torch.Tensor]:
