@@ -1,7 +1,7 @@
-"""Write the checkpoints of the stages in this folder into a work folder; the training goes on with the next one.
+"""Trainings that go on over several days: what they have reached, to and from this folder.
 
-python data_prep/pretrain/unfinished/resume.py --work outputs/pretrain/mini_blip
-python -m data_prep.pretrain.mini_blip
+python data_prep/pretrain/unfinished/resume.py                    into outputs/pretrain, where the command goes on
+python data_prep/pretrain/unfinished/resume.py --keep mini_blip   out of it, when the newest stage is done
 """
 
 import argparse
@@ -9,28 +9,59 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from data_prep.pretrain import mini_blip, mini_seggpt
 from data_prep.pretrain.blip_matcher import Matcher
-from data_prep.pretrain.mini_blip import SIZE
 from data_prep.pretrain.models import build_blip, build_blip_tokenizer
-from data_prep.pretrain.trainloop import CHECKPOINT
+from data_prep.pretrain.trainloop import CHECKPOINT, averaged_weights, read_checkpoint
 from slime_bench.data.mini_world.render import vocabulary
 
 here = Path(__file__).parent
+STAGES = {"mini_blip": mini_blip.STAGES, "mini_seggpt": mini_seggpt.STAGES}
+FACTS = ("step", "images", "spent", "means")
+
+
+def build(name: str) -> nn.Module:
+    if name == "mini_seggpt":
+        return mini_seggpt.build_seggpt()
+    return Matcher(build_blip(build_blip_tokenizer(vocabulary()), **mini_blip.SIZE))
+
+
+def resume(name: str, work: Path) -> None:
+    model = build(name)
+    model.load_state_dict({k: v.float() for k, v in load_file(here / f"{name}.safetensors").items()})
+    gains = [p for p in model.parameters() if p.ndim < 2]
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": gains, "weight_decay": 0.0}])
+    for stage, facts in json.loads((here / f"{name}.json").read_text()).items():
+        state = {"model": model.state_dict(), "average": AveragedModel(model).state_dict()}
+        path = work / stage / CHECKPOINT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state | {"optimiser": optimiser.state_dict()} | facts, path)
+        print(f"wrote {path}")
+
+
+def keep(name: str, work: Path) -> None:
+    done = [stage.name for stage in STAGES[name] if (work / stage.name / CHECKPOINT).is_file()]
+    facts = {}
+    for stage in done:
+        found = read_checkpoint(work, stage)
+        facts[stage] = {key: found[key] for key in FACTS}
+    (here / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    weights = averaged_weights(work, done[-1])
+    save_file({k: v.half().contiguous() for k, v in weights.items()}, here / f"{name}.safetensors")
+    print(f"kept {name} after {done[-1]}")
+
+
 parser = argparse.ArgumentParser()
-parser.add_argument("--work", type=Path, default=Path("outputs/pretrain/mini_blip"))
+parser.add_argument("--work", type=Path, default=Path("outputs/pretrain"))
+parser.add_argument("--keep", choices=sorted(STAGES), action="append", default=[])
 args = parser.parse_args()
-matcher = Matcher(build_blip(build_blip_tokenizer(vocabulary()), **SIZE))
-matcher.load_state_dict({k: v.float() for k, v in load_file(here / "mini_blip_128-1.safetensors").items()})
-gains = [p for p in matcher.parameters() if p.ndim < 2]
-matrices = [p for p in matcher.parameters() if p.ndim >= 2]
-optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": gains, "weight_decay": 0.0}])
-for stage, facts in json.loads((here / "mini_blip.json").read_text()).items():
-    state = {"model": matcher.state_dict(), "average": AveragedModel(matcher).state_dict()}
-    state |= {"optimiser": optimiser.state_dict(), "step": facts["steps"], "images": facts["images"]}
-    path = args.work / stage / CHECKPOINT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state | {"spent": facts["spent"], "means": facts["means"]}, path)
-    print(f"wrote {path}")
+for name in args.keep:
+    keep(name, args.work / name)
+if not args.keep:
+    for file in sorted(here.glob("*.json")):
+        resume(file.stem, args.work / file.stem)

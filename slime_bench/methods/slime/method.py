@@ -104,7 +104,7 @@ class Slime(SlimeDescription, BatchedMethod):
     def text(self) -> torch.Tensor:
         """The prompt with the class embeddings in their places, float [1,T,D]; without gradient the very tensor of
         before, as long as nobody has written into the embeddings or moved them."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.embeddings.is_inference():  # these do not count who writes into them
             return self._text()
         state = self.embeddings.data_ptr(), self.embeddings._version
         if self._made is None or self._made[0] != state:
