@@ -49,7 +49,8 @@ class PainterStage:
 
 STAGES = (
     PainterStage("seggpt64-fixed", 64, 20_000, 1e-3, fixed=True),
-    PainterStage("seggpt64", 64, 120_000, 1e-3),
+    PainterStage("seggpt64-1", 64, 68_784, 1e-3),
+    PainterStage("seggpt64-2", 64, 60_000, 1e-3),
     PainterStage("seggpt128", 128, 14_400, 7e-4, decay_from=0.4),
 )
 

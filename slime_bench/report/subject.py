@@ -159,8 +159,13 @@ def sections(report: SubjectReport) -> list[Section]:
 def section_grid(section: Section) -> Grid:
     """The section as cells."""
     ours = [row for row in section.rows if not row.published]
-    # Columns that appear only where our rows differ in them.
-    optional = [name for name in ("backbone", "protocol") if len({getattr(row, name) for row in ours}) > 1]
+    # Columns that appear only where rows of one method differ in them; the caption names those of each method.
+    methods = {row.method for row in ours}
+    optional = [
+        name
+        for name in ("backbone", "protocol")
+        if len({(row.method, getattr(row, name)) for row in ours}) > len(methods)
+    ]
     optional += ["variant"] if any(row.variant for row in ours) else []
     compared = ["avg-paper"] if section.compared else []
     header = ["method", "shots", *optional, "n", *section.columns, "avg", *compared, "source"]

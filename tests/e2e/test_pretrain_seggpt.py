@@ -37,7 +37,7 @@ def test_from_nothing_to_a_model(tiny: None, monkeypatch: pytest.MonkeyPatch, tm
     model = tmp_path / "model"
     check_hashes(model)
     card = json.loads((model / "card.json").read_text())
-    assert set(card["stages"]) == {"seggpt64-fixed", "seggpt64", "seggpt128"}
+    assert set(card["stages"]) == {stage.name for stage in pretrain_mini_seggpt.STAGES}
     assert card["stages"]["seggpt128"]["steps"] == 2
     assert set(card["measured"]) == {"car", "horse", "face"}
     assert set(card["measured"]["car"]) == {"1 prompt", "4 prompts", "parts"}
