@@ -20,7 +20,10 @@ from data_prep.pretrain.trainloop import CHECKPOINT, averaged_weights, read_chec
 from slime_bench.data.mini_world.render import vocabulary
 
 here = Path(__file__).parent
-STAGES = {"mini_blip": mini_blip.STAGES, "mini_seggpt": mini_seggpt.STAGES}
+STAGES = {
+    "mini_blip": [stage.name for stage in mini_blip.STAGES],
+    "mini_seggpt": [stage.name for stage in mini_seggpt.STAGES],
+}
 FACTS = ("step", "images", "spent", "means")
 
 
@@ -45,7 +48,7 @@ def resume(name: str, work: Path) -> None:
 
 
 def keep(name: str, work: Path) -> None:
-    done = [stage.name for stage in STAGES[name] if (work / stage.name / CHECKPOINT).is_file()]
+    done = [stage for stage in STAGES[name] if (work / stage / CHECKPOINT).is_file()]
     facts = {}
     for stage in done:
         found = read_checkpoint(work, stage)
