@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import settings
@@ -62,15 +62,20 @@ def repository() -> Path:
     return REPOSITORY
 
 
+def _skip(reason: str) -> NoReturn:
+    """Something that CI has is not there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of golden numbers and real sample files beside the checkout; skips without it, but fails in CI."""
     if SHARED.is_dir():
         return SHARED
     reason = f"no folder {SHARED.name}/ beside the checkout: golden numbers and real sample files are not there"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    _skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -80,9 +85,7 @@ def real() -> Path:
     if folder.is_dir():
         return folder
     reason = f"no real sample files: {folder} is not there (SLIME_BENCH_REAL names another folder)"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    _skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -92,9 +95,7 @@ def slurm_conf() -> Iterator[Path]:
 
     if lacks := missing():
         reason = f"no SLURM on this machine ({', '.join(lacks)}); Debian: apt install {PACKAGES}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _skip(reason)
     with cluster() as conf:
         yield conf
 
@@ -115,9 +116,7 @@ def ray_variables() -> Iterator[dict[str, str]]:
 
     if find_spec("ray") is None:
         reason = "Ray is not installed: pip install --constraint constraints.txt ray"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _skip(reason)
     with cluster() as variables:
         yield variables
 

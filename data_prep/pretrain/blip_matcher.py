@@ -26,7 +26,7 @@ from data_prep.pretrain.blip_losses import (
     told_apart,
 )
 from data_prep.pretrain.stream import stream_rng
-from data_prep.pretrain.trainloop import Stage, train
+from data_prep.pretrain.trainloop import Stage, adamw, train
 
 WEIGHTS = {"contrast": 0.1, "fine": 0.5, "evidence": 1.0, "level": 0.02}  # beside the matching loss's 1
 AVERAGING = 0.998
@@ -124,10 +124,7 @@ def train_blip(
     batch = BATCH // fabric.world_size
     schedule = Stage(stage.name, stage.images, batch * fabric.world_size, stage.rate, decay_from=stage.decay_from,
                averaging=AVERAGING)  # fmt: skip
-    gains = [p for p in matcher.parameters() if p.ndim < 2]
-    matrices = [p for p in matcher.parameters() if p.ndim >= 2]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": gains, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98), fused=True)
+    optimiser = adamw(matcher, stage.rate)
     layers = len(matcher.model.text_encoder.encoder.layer)
 
     def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:

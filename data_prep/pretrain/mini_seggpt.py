@@ -23,7 +23,7 @@ from data_prep.pretrain.blip_losses import normalised
 from data_prep.pretrain.seggpt_export import export
 from data_prep.pretrain.seggpt_pairs import draw_pair
 from data_prep.pretrain.stream import stream_rng
-from data_prep.pretrain.trainloop import Stage, arguments, averaged_weights, fabric_of, train
+from data_prep.pretrain.trainloop import Stage, adamw, arguments, averaged_weights, fabric_of, train
 
 SIDE, PATCH = 128, 8
 SIZE = {"hidden_size": 160, "num_hidden_layers": 6, "num_attention_heads": 5, "decoder_hidden_size": 16}
@@ -82,9 +82,7 @@ def train_stage(
     schedule = Stage(stage.name, stage.images, BATCH, stage.rate, warmup=100, decay_from=stage.decay_from,
                      averaging=0.998)  # fmt: skip
     batch, patches = BATCH // fabric.world_size, (stage.side // PATCH) ** 2
-    matrices, gains = ([p for p in model.parameters() if (p.ndim >= 2) == wide] for wide in (True, False))
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": gains, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98), fused=True)
+    optimiser = adamw(model, stage.rate)
     hidden = torch.arange(2).repeat_interleave(patches).bool().expand(batch, -1).to(fabric.device)
 
     def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:

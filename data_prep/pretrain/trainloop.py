@@ -104,6 +104,14 @@ def train(
     save(fabric, path, state)
 
 
+def adamw(model: nn.Module, rate: float) -> torch.optim.AdamW:
+    """AdamW as transformers are trained here: only matrices decay."""
+    gains = [p for p in model.parameters() if p.ndim < 2]
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": gains, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+
+
 def save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     """The checkpoint, which is the old one or the whole new one."""
     temporary = path.with_suffix(".tmp")

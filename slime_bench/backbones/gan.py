@@ -8,9 +8,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from slime_bench.backbones.weights import ASSETS, CONFIG, VlmLayout, find, read_json, unusable
+from slime_bench.backbones.weights import CONFIG, VlmLayout, find, read_json, refuse_untrained, unusable
 from slime_bench.config.parts import Part, located
-from slime_bench.errors import BackboneError
 
 BUNDLED = "mini_gan"
 KIND = "stylegan2"
@@ -75,13 +74,9 @@ class StyleGan2(Part):
         Raises:
             BackboneError: see `slime_bench.backbones.weights.find`; or the bundled weights, which are not made yet.
         """
-        if config.weights == BUNDLED and not (ASSETS / BUNDLED).is_dir():
-            raise BackboneError(
-                "the bundled GAN is not here", path=ASSETS / BUNDLED, found="no such folder",
-                expected="the folder that its training writes",
-                remedy="make it, in some two hours of two CPU cores: python -m data_prep.pretrain.mini_gan;"
-                f" or {cls.layout.remedy}",
-            )  # fmt: skip
+        if config.weights == BUNDLED:
+            training = "two hours of two CPU cores: python -m data_prep.pretrain.mini_gan"
+            refuse_untrained(BUNDLED, "GAN", training, cls.layout.remedy)
         return find(config.weights, None, cls.layout)
 
     @classmethod

@@ -9,9 +9,16 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from slime_bench.backbones.base import Precision
-from slime_bench.backbones.weights import ASSETS, CONFIG, PUT_IN_A_FOLDER, VlmLayout, find, read_json, unusable
+from slime_bench.backbones.weights import (
+    CONFIG,
+    PUT_IN_A_FOLDER,
+    VlmLayout,
+    find,
+    read_json,
+    refuse_untrained,
+    unusable,
+)
 from slime_bench.config.parts import NO_NUMBERS, Part, located
-from slime_bench.errors import BackboneError
 
 BUNDLED = "mini_seggpt"
 
@@ -66,13 +73,9 @@ class SegGpt(Part):
         Raises:
             BackboneError: see `slime_bench.backbones.weights.find`; or the bundled weights, which are not made yet.
         """
-        if config.weights == BUNDLED and not (ASSETS / BUNDLED).is_dir():
-            raise BackboneError(
-                "the bundled SegGPT is not here", path=ASSETS / BUNDLED, found="no such folder",
-                expected="the folder that its training writes",
-                remedy="make it, in some 75 minutes of one CPU core: python -m data_prep.pretrain.mini_seggpt;"
-                f" or {PUT_IN_A_FOLDER}",
-            )  # fmt: skip
+        if config.weights == BUNDLED:
+            training = "two hours of one CPU core: python -m data_prep.pretrain.mini_seggpt"
+            refuse_untrained(BUNDLED, "SegGPT", training, PUT_IN_A_FOLDER)
         return find(config.weights, config.revision, cls.layout)
 
     @classmethod

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from slime_bench.config.read import nearest
 from slime_bench.errors import ConfigError
 from slime_bench.paths import config_dir, user_path
+from slime_bench.trial.device import DEVICES
 
 _EPILOG = """\
 results    grid.png and grid.pdf; of a figure of the bench also its tables, and share.* or size.* where it has such
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--queries", type=user_path, nargs="+", metavar="PATH", help="folder of images, or image files")
     add("--methods", metavar="NAMES", help="with commas; default slime,feature_probe")
     add("--classes", metavar="YAML|NAMES", help="what the values of the mask mean; default: class_<index>")
-    add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: the GPU where there is one")
+    add("--device", default="auto", choices=DEVICES, help="default: the GPU where there is one")
     add("--preset", choices=["mini", "paper"], help="mini (default): small and bundled; paper: Stable Diffusion 2.1")
     add("--seed", type=int, help="of the random draws; default 0")
     add("--yes", action="store_true", help="take the mask as it is where the command would ask about it")

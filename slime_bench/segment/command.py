@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from slime_bench.errors import ConfigError
 from slime_bench.paths import user_path
+from slime_bench.trial.device import DEVICES
 
 _EPILOG = """\
 masks      class indices: an 8-bit PNG (grey or palette) or a .npy array, in the image's size; 0 = background,
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--embeddings", "--state", type=user_path, metavar="FILE",
         help="learning: also save the embeddings here; otherwise: use these (a trial's state.safetensors will do)",
     )  # fmt: skip
-    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: the GPU where there is one")
+    add("--device", default="auto", choices=DEVICES, help="default: the GPU where there is one")
     add("--seed", type=int, help="of the random draws; default 0")
     add("--preset", choices=["mini", "paper"], help="mini (default): small and bundled; paper: Stable Diffusion 2.1")
     add("--weights", help="backbone folder, where it is not the one that the preset or the embeddings name")

@@ -7,8 +7,12 @@ import importlib.util
 import platform
 import re
 from pathlib import Path
+from typing import Final
 
 from slime_bench.errors import DeviceError
+
+DEVICES: Final = ("auto", "cpu", "cuda", "mps")
+"""What a command can be told; as `TrainerConfig.device`."""
 
 
 def pick_device(name: str, option: str = "trainer=cpu") -> str:

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from data_prep.pretrain import mini_blip, mini_seggpt
 from data_prep.pretrain.blip_matcher import Matcher
 from data_prep.pretrain.models import build_blip, build_blip_tokenizer
-from data_prep.pretrain.trainloop import CHECKPOINT, averaged_weights, read_checkpoint
+from data_prep.pretrain.trainloop import CHECKPOINT, adamw, averaged_weights, read_checkpoint
 from slime_bench.data.mini_world.render import vocabulary
 
 here = Path(__file__).parent
@@ -36,9 +36,7 @@ def build(name: str) -> nn.Module:
 def resume(name: str, work: Path) -> None:
     model = build(name)
     model.load_state_dict({k: v.float() for k, v in load_file(here / f"{name}.safetensors").items()})
-    gains = [p for p in model.parameters() if p.ndim < 2]
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": gains, "weight_decay": 0.0}])
+    optimiser = adamw(model, 0.0)  # of a stage that is over: it takes no step
     for stage, facts in json.loads((here / f"{name}.json").read_text()).items():
         state = {"model": model.state_dict(), "average": AveragedModel(model).state_dict()}
         path = work / stage / CHECKPOINT
