@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,28 +28,6 @@ from data_prep.pretrain.stream import stream_rng
 from data_prep.pretrain.trainloop import Stage, adamw, train
 
 WEIGHTS = {"contrast": 0.1, "fine": 0.5, "evidence": 1.0, "level": 0.02}  # beside the matching loss's 1
-AVERAGING = 0.998
-BATCH = 16
-
-
-@dataclass(frozen=True)
-class BlipStage:
-    """A stretch of the training.
-
-    Attributes:
-        number: part of its name. side: of the pictures. images, rate, decay_from: as of `Stage`; by default the rate
-            stays.
-    """
-
-    number: str
-    side: int
-    images: int
-    rate: float
-    decay_from: float = 1.0
-
-    @property
-    def name(self) -> str:
-        return f"blip{self.number}"
 
 
 class Matcher(nn.Module):
@@ -114,23 +91,21 @@ class Matcher(nn.Module):
 
 
 def train_blip(
-    matcher: Matcher, tokenizer: BertTokenizer, fabric: Fabric, work: Path, stage: BlipStage, number: int
+    matcher: Matcher, tokenizer: BertTokenizer, fabric: Fabric, work: Path, stage: Stage, number: int
 ) -> None:
     """Train one stage, or load what was trained of it.
 
     Args:
         number: of the stage; each reads its own stretch of the stream.
     """
-    batch = BATCH // fabric.world_size
-    schedule = Stage(stage.name, stage.images, batch * fabric.world_size, stage.rate, decay_from=stage.decay_from,
-               averaging=AVERAGING)  # fmt: skip
+    batch = stage.batch // fabric.world_size
     optimiser = adamw(matcher, stage.rate)
     layers = len(matcher.model.text_encoder.encoder.layer)
 
     def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:
         rng, _ = stream_rng(f"{stage.name}.{fabric.global_rank}", step)
         # A resumed run goes on behind what it has already seen.
-        first = number * 10_000_000 + step * schedule.batch + fabric.global_rank * batch
+        first = number * 10_000_000 + step * stage.batch + fabric.global_rank * batch
         examples = [draw_example(first + place, rng) for place in range(batch)]
         pixels = normalised(torch.from_numpy(np.stack([each.image for each in examples])).to(fabric.device))
         captions = [each.captions for each in examples]
@@ -140,4 +115,4 @@ def train_blip(
         words = (packed, alone.to(fabric.device), of.to(fabric.device))
         return dict(module(pixels, *words, described, int(rng.integers(layers))))
 
-    train(fabric, schedule, work, matcher.train(), optimiser, losses)
+    train(fabric, stage, work, matcher.train(), optimiser, losses)

@@ -14,16 +14,22 @@ import torch
 from lightning.fabric import Fabric
 
 from data_prep.pretrain.blip_export import export
-from data_prep.pretrain.blip_matcher import BlipStage, Matcher, train_blip
+from data_prep.pretrain.blip_matcher import Matcher, train_blip
 from data_prep.pretrain.models import build_blip, build_blip_tokenizer
-from data_prep.pretrain.trainloop import arguments, averaged_weights, fabric_of
+from data_prep.pretrain.trainloop import Stage, arguments, averaged_weights, fabric_of
 from slime_bench.data.mini_world.render import vocabulary
 
+
+def stage(name: str, side: int, images: int, rate: float, decay_from: float = 1.0) -> Stage:
+    """A stretch of the training; by default the rate stays."""
+    return Stage(f"blip{name}", images, 16, rate, decay_from=decay_from, averaging=0.998, side=side)
+
+
 STAGES = (
-    BlipStage("64", side=64, images=20_000, rate=7e-4),
-    BlipStage("128-1", side=128, images=35_000, rate=4e-4),
-    *(BlipStage(f"128-{number}", side=128, images=50_000, rate=4e-4) for number in range(2, 8)),
-    BlipStage("128-8", side=128, images=50_000, rate=4e-4, decay_from=0.0),
+    stage("64", 64, 20_000, 7e-4),
+    stage("128-1", 128, 35_000, 4e-4),
+    *(stage(f"128-{number}", 128, 50_000, 4e-4) for number in range(2, 8)),
+    stage("128-8", 128, 50_000, 4e-4, decay_from=0.0),
 )
 SIZE = {"width": 192, "layers": 6}
 

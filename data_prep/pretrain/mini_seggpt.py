@@ -27,31 +27,25 @@ from data_prep.pretrain.trainloop import Stage, adamw, arguments, averaged_weigh
 
 SIDE, PATCH = 128, 8
 SIZE = {"hidden_size": 160, "num_hidden_layers": 6, "num_attention_heads": 5, "decoder_hidden_size": 16}
-BATCH = 16
 
 
-@dataclass(frozen=True)
-class PainterStage:
-    """A stretch of the training.
+@dataclass(frozen=True, kw_only=True)
+class PainterStage(Stage):
+    """A stretch of the training; by default the rate stays. Attribute `fixed`: see `draw_pair`."""
 
-    Attributes:
-        name: also of its folder. side: of the pictures. fixed: see `draw_pair`. images, rate, decay_from: as of
-            `Stage`; by default the rate stays.
-    """
-
-    name: str
-    side: int
-    images: int
-    rate: float
-    fixed: bool = False
+    batch: int = 16
+    rate: float = 1e-3
+    warmup: int = 100
     decay_from: float = 1.0
+    averaging: float = 0.998
+    fixed: bool = False
 
 
 STAGES = (
-    PainterStage("seggpt64-fixed", 64, 20_000, 1e-3, fixed=True),
-    PainterStage("seggpt64-1", 64, 68_784, 1e-3),
-    PainterStage("seggpt64-2", 64, 60_000, 1e-3),
-    PainterStage("seggpt128", 128, 14_400, 7e-4, decay_from=0.4),
+    PainterStage(name="seggpt64-fixed", side=64, images=20_000, fixed=True),
+    PainterStage(name="seggpt64-1", side=64, images=68_784),
+    PainterStage(name="seggpt64-2", side=64, images=60_000),
+    PainterStage(name="seggpt128", side=128, images=14_400, rate=7e-4, decay_from=0.4),
 )
 
 
@@ -79,15 +73,13 @@ def train_stage(
         number: of the stage; each reads its own stretch of the stream.
     """
     at_side(model, stage.side)
-    schedule = Stage(stage.name, stage.images, BATCH, stage.rate, warmup=100, decay_from=stage.decay_from,
-                     averaging=0.998)  # fmt: skip
-    batch, patches = BATCH // fabric.world_size, (stage.side // PATCH) ** 2
+    batch, patches = stage.batch // fabric.world_size, (stage.side // PATCH) ** 2
     optimiser = adamw(model, stage.rate)
     hidden = torch.arange(2).repeat_interleave(patches).bool().expand(batch, -1).to(fabric.device)
 
     def losses(module: nn.Module, step: int) -> dict[str, torch.Tensor]:
         rng, _ = stream_rng(f"{stage.name}.{fabric.global_rank}", step)
-        first = number * 10_000_000 + step * BATCH + fabric.global_rank * batch
+        first = number * 10_000_000 + step * stage.batch + fabric.global_rank * batch
         pairs = [draw_pair(first + place, stage.side, rng, stage.fixed) for place in range(batch)]
         images, masks = (
             normalised(torch.from_numpy(np.concatenate(each)).to(fabric.device)).unflatten(0, (batch, 2))
@@ -99,7 +91,7 @@ def train_stage(
         )  # fmt: skip
         return {"loss": found.loss}
 
-    train(fabric, schedule, work, model.train(), optimiser, losses)
+    train(fabric, stage, work, model.train(), optimiser, losses)
 
 
 def train_painter(fabric: Fabric, args: argparse.Namespace) -> None:

@@ -33,6 +33,7 @@ class Stage:
         rate: learning rate, after a linear warm-up of `warmup` steps; falls linearly to 2 % from `decay_from` of the
             budget on.
         averaging: decay of the moving average of the weights, to which it grows as steps accumulate; 0: none is kept.
+        side: of the pictures in pixels, where stages differ in it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Stage:
     warmup: int = 200
     decay_from: float = 0.7
     averaging: float = 0.0
+    side: int = 0
 
     def rate_at(self, step: int) -> float:
         """The learning rate at a step."""

@@ -12,6 +12,7 @@ from typing import Any
 import lightning
 import torch
 
+from slime_bench.errors import ConfigError
 from slime_bench.methods.curve import Curve
 from slime_bench.methods.description import MethodDescription
 from slime_bench.metrics.iou import IouMetric, image_score
@@ -33,6 +34,16 @@ def batch_on(batch: Mapping[str, Any], device: torch.device, training: bool) -> 
     """
     moved = ("image", "label") if training else ("image",)
     return {**batch, **{name: onto(batch[name], device) for name in moved}}
+
+
+def foreign_state(state: Mapping[str, torch.Tensor], expected: str) -> ConfigError:
+    """The error of `load_learned_state` for a state that none of this method's trials can have made."""
+    names = sorted(state)
+    return ConfigError(
+        "the learned state is of another method, backbone or class list", path="state.safetensors",
+        found=f"{len(names)} tensors" + ": " * bool(names) + ", ".join(names[:4]) + ", ..." * (len(names) > 4),
+        expected=expected, remedy="use the classes, the method, its settings and the backbone that it was made with",
+    )  # fmt: skip
 
 
 class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from slime_bench.backbones.stable_diffusion import StableDiffusionBackbone
-from slime_bench.errors import ConfigError, DataError
-from slime_bench.methods.base import SegmentationMethod
+from slime_bench.errors import DataError
+from slime_bench.methods.base import SegmentationMethod, foreign_state
 from slime_bench.places import onto
 from slime_bench.seeding import generator
 
@@ -108,12 +108,7 @@ class FittedMethod(SegmentationMethod):
             ConfigError: it is of another method or of other classes.
         """
         if "present" not in state or len(state["present"]) != len(self.classes):
-            raise ConfigError(
-                "the learned state is of another method or class list", path="state.safetensors",
-                found=", ".join(sorted(state)) or "nothing",
-                expected=f"a state of {self.config.name} with {len(self.classes)} classes",
-                remedy="use the classes, the method and the backbone that it was made with",
-            )  # fmt: skip
+            raise foreign_state(state, f"a state of {self.config.name} with {len(self.classes)} classes")
         self._learned = {name: value.to(self.device) for name, value in state.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,10 @@ import pytest
 import torch
 from transformers import BlipForImageTextRetrieval
 
-from data_prep.pretrain import blip_captions, blip_export, blip_matcher
+from data_prep.pretrain import blip_captions, blip_export
 from data_prep.pretrain import mini_blip as pretrain_mini_blip
 from data_prep.pretrain.blip_captions import Caption
 from data_prep.pretrain.blip_losses import by_tile, pack, pack_texts, read_texts
-from data_prep.pretrain.blip_matcher import BlipStage
 from data_prep.pretrain.models import build_blip, build_blip_tokenizer
 from slime_bench.data.mini_world.render import SUBJECTS, render, vocabulary
 from tests.fixtures.pretraining import pretrain
@@ -25,9 +25,9 @@ from tests.fixtures.rounding import same
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_mini_blip, "SIZE", {"width": 32, "layers": 2})
-    stages = [BlipStage("64", 64, 4, 7e-4), BlipStage("128-1", 128, 4, 4e-4, decay_from=0.0)]
+    first, second, *_, last = pretrain_mini_blip.STAGES
+    stages = [replace(first, images=4, batch=2), replace(last, name=second.name, images=4, batch=2)]
     monkeypatch.setattr(pretrain_mini_blip, "STAGES", stages)
-    monkeypatch.setattr(blip_matcher, "BATCH", 2)
     measure, layers = blip_export.measure, blip_export.measure_layers
     monkeypatch.setattr(blip_export, "measure_layers", lambda *arguments: layers(*arguments, pictures=3))
     monkeypatch.setattr(blip_export, "measure", lambda *arguments: measure(*arguments, pictures=40))

@@ -23,8 +23,7 @@ from tests.fixtures.pretraining import pretrain
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     size = {"hidden_size": 24, "num_hidden_layers": 6, "num_attention_heads": 2, "decoder_hidden_size": 4}
     monkeypatch.setattr(pretrain_mini_seggpt, "SIZE", size)
-    monkeypatch.setattr(pretrain_mini_seggpt, "BATCH", 2)
-    few = tuple(replace(stage, images=4) for stage in pretrain_mini_seggpt.STAGES)
+    few = tuple(replace(stage, images=4, batch=2) for stage in pretrain_mini_seggpt.STAGES)
     monkeypatch.setattr(pretrain_mini_seggpt, "STAGES", few)
     monkeypatch.setattr(seggpt_pairs, "WINDOW", 4)
     measure = seggpt_export.measure

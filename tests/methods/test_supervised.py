@@ -197,7 +197,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
 
 
 def test_a_state_of_other_classes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="another network or class list"):
+    with pytest.raises(ConfigError, match="another method, backbone or class list"):
         method().load_learned_state(method(classes=[*CLASSES, "star"]).learned_state())
 
 

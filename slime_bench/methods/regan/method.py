@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slime_bench.backbones.stylegan2 import StyleGan2Backbone, bytes_of
-from slime_bench.errors import ConfigError, DataError
+from slime_bench.errors import DataError
+from slime_bench.methods.base import foreign_state
 from slime_bench.methods.features import Annotated, FittedMethod
 from slime_bench.methods.regan.config import ReganConfig, ReganDescription
 from slime_bench.methods.regan.inversion import BATCH, invert, stream_of
@@ -168,12 +169,7 @@ class Regan(ReganDescription, FittedMethod):
             for each in (state, self._unet_state())
         )
         if found != expected:
-            raise ConfigError(
-                "the learned state is of another method or another U-Net", path="state.safetensors",
-                found=f"{len(found)} tensors",
-                expected=f"{len(expected)} tensors of a U-Net of the width {self.config.auto_shot.width}",
-                remedy="use the classes, the method and the settings that it was made with",
-            )  # fmt: skip
+            raise foreign_state(state, f"{len(expected)} tensors of a U-Net of the width {self.config.auto_shot.width}")
         self.unet.load_state_dict({name.removeprefix("unet."): state[name] for name in found})
 
 

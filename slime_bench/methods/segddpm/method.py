@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from slime_bench.backbones.features import linear_alphas_cumprod, module_name
 from slime_bench.errors import ConfigError, DataError
-from slime_bench.methods.base import SegmentationMethod
+from slime_bench.methods.base import SegmentationMethod, foreign_state
 from slime_bench.methods.features import support_of
 from slime_bench.methods.segddpm import classifier
 from slime_bench.methods.segddpm.classifier import IGNORE, Networks
@@ -212,11 +212,7 @@ class SegDdpm(SegDdpmDescription, SegmentationMethod):
         found = {name: list(value.shape[1:]) for name, value in state.items() if name.endswith(".weight")}
         expected = {f"{place}.weight": [sizes[place + 1], sizes[place]] for place in range(len(sizes) - 1)}
         if found != expected or not {"noise", *classifier.drawn((1, 1, 1, 1), [torch.Generator()])} <= state.keys():
-            raise ConfigError(
-                "the learned state is of another method, class list or layers", path="state.safetensors",
-                found=found or ", ".join(sorted(state)) or "nothing", expected=f"networks of {expected}, and a noise",
-                remedy="use the classes, the method and the backbone that it was made with",
-            )  # fmt: skip
+            raise foreign_state(state, f"networks of {expected}, and a noise")
         self._networks = {name: value.to(self.device) for name, value in state.items() if name != "noise"}
         self._noise = state["noise"].to(self.device)
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from slime_bench.backbones.upernet_network import UperNetStart
-from slime_bench.errors import ConfigError
-from slime_bench.methods.base import SegmentationMethod
+from slime_bench.methods.base import SegmentationMethod, foreign_state
 from slime_bench.methods.slime.losses import cross_entropy
 from slime_bench.methods.supervised.config import SupervisedConfig, SupervisedDescription
 
@@ -102,10 +101,6 @@ class Supervised(SupervisedDescription, SegmentationMethod):
             {name: list(value.shape) for name, value in each.items()} for each in (state, self.learned_state())
         )
         if shapes != expected:
-            raise ConfigError(
-                "the learned state is of another network or class list", path="state.safetensors",
-                found=f"{len(shapes)} tensors",
-                expected=f"the {len(expected)} tensors of {self.backbone.config.name} with {len(self.classes)} classes",
-                remedy="use the classes, the method and the backbone that it was made with",
-            )  # fmt: skip
+            wanted = f"{len(expected)} tensors of {self.backbone.config.name}, {len(self.classes)} classes"
+            raise foreign_state(state, wanted)
         self.network.network.load_state_dict(state)
