@@ -39,6 +39,7 @@ from slime_bench.errors import BackboneError, ConfigError, DataError
 from slime_bench.methods.base import SegmentationMethod
 from slime_bench.methods.description import NoSwitches
 from slime_bench.methods.infoscore.protocol import InfoScoreProtocol
+from slime_bench.methods.segddpm import classifier
 from slime_bench.methods.slime.protocol import SlimeProtocol
 from slime_bench.paths import config_dir
 from slime_bench.trial import spec
@@ -374,6 +375,7 @@ def batch() -> dict[str, Any]:
 @pytest.fixture
 def make(tiny_weights: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SegmentationMethod]:
     """make(method file, overrides) -> the method on its stand-in backbone, ready for a step without a trainer."""
+    monkeypatch.setattr(classifier, "MOST_EPOCHS", 1)  # of SegDDPM's fit
 
     def made(name: str, *overrides: str, seed: int = 0, device: str = "cpu") -> SegmentationMethod:
         backbone, small = SMALL_METHODS[name]

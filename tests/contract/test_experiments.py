@@ -22,6 +22,7 @@ from slime_bench.backbones.weights import ASSETS
 from slime_bench.config.compose import plan
 from slime_bench.data.mini_world import render as mini_world
 from slime_bench.errors import ConfigError
+from slime_bench.methods.segddpm import classifier
 from slime_bench.paths import config_dir
 from slime_bench.report.published import load_published
 from slime_bench.results.identity import canonical_json, deciding, flatten
@@ -343,6 +344,7 @@ def test_the_smoke_test_tries_every_kind_of_method(tmp_path: Path, monkeypatch: 
     assert sorted(kinds) == sorted({*options("method")} - without_weights)
     monkeypatch.setenv("SLIME_BENCH_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setattr("sys.argv", ["slime-bench"])
+    monkeypatch.setattr(classifier, "MOST_EPOCHS", 1)  # of SegDDPM's fit
     small = [f"data_root={tmp_path / 'data'}", "trainer.device=cpu", "trainer.progress=false"]
     assert cli.main(["--multirun", f"experiment={SMOKE}", *small]) == 0
     files = {path.parents[2].name: path for path in (tmp_path / "outputs").rglob("result.json")}
