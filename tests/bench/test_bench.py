@@ -189,9 +189,8 @@ class TestMemory:
 
     @pytest.mark.slow
     @pytest.mark.release
-    def test_in_a_process_of_its_own(self, case: Case) -> None:
-        found = memory.measure_apart(case, "fast fp32", ["step"])
-        assert found["step"].peak > found["step"].loaded > 1e7
+    def test_what_goes_wrong_in_a_process_of_its_own(self, case: Case) -> None:
+        """What goes well there is measured in tests/parity/test_peak_memory.py."""
         with pytest.raises(SlimeBenchError, match="no such backbone"):
             memory.measure_apart(replace(case, weights="nowhere"), "fast fp32", ["step"])
 

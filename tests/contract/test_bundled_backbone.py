@@ -61,6 +61,7 @@ def test_optimised_embeddings_find_the_parts(tmp_path: Path) -> None:
     def average(name: str, *overrides: str) -> float:
         places = [f"data_root={tmp_path / 'data'}", f"output_root={tmp_path / name}"]
         common = ["shots=1", "seed=0", "trainer=cpu", "trainer.progress=false", "method.loss_weights.beta=0"]
+        common += ["data.test_limit=20"]
         done = command("experiment=mini_car", *places, *common, *overrides)
         assert done.code == 0, done.err
         (path,) = (tmp_path / name / "runs").rglob("result.json")

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from slime_bench.methods.base import SegmentationMethod
-from slime_bench.methods.segddpm import classifier
 from tests.contract.test_contract import batch, make, options, tiny_weights, trial
 from tests.fixtures.device import NAME, TestDevice, on_cpu, on_device
 
@@ -79,8 +78,7 @@ def run(method: SegmentationMethod, place: str, tick: Callable[[], Any]) -> tupl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", options("method"))
-def test_method(name: str, make: Callable[..., SegmentationMethod], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "MOST_EPOCHS", 1)  # of SegDDPM's fit
+def test_method(name: str, make: Callable[..., SegmentationMethod]) -> None:
     losses, scores, _ = run(make(name), "cpu", lambda: None)
     with on_device() as device:
 
@@ -185,7 +183,6 @@ def test_a_device_without_float64(
     name: str, refine: str, make: Callable[..., SegmentationMethod], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test device plays MPS: whatever needs float64 is computed on the CPU, and comes back."""
-    monkeypatch.setattr(classifier, "MOST_EPOCHS", 1)
     monkeypatch.setattr("slime_bench.places.NO_FLOAT64", {NAME})
     plain = make(name)
     plain.refine = trial(f"refine={refine}").refine

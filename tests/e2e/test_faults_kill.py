@@ -16,7 +16,7 @@ import pytest
 
 @pytest.mark.release
 def test_no_finished_trial_is_lost_or_run_twice_and_two_sweeps_share_the_work(tmp_path: Path) -> None:
-    line = [sys.executable, str(Path(__file__).with_name("kill_rounds.py")), str(tmp_path), "20"]
+    line = [sys.executable, str(Path(__file__).with_name("kill_rounds.py")), str(tmp_path), "10"]
     run = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     figures = json.loads(run.stdout.splitlines()[-1])

@@ -1,5 +1,5 @@
-"""The architectures of SD 2.1-base and SD 1.5: loaded, optimised and used, with random weights; in bfloat16 at 512
-pixels where the processor has it."""
+"""SLiMe and the feature probe on the architecture of SD 2.1-base with random weights, in bfloat16 at 512 pixels where
+the processor has it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,13 @@ LIMIT = 20e9
 @pytest.mark.slow
 @pytest.mark.release
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_one_step_and_one_segmentation(
-    name: str, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_step_and_one_segmentation(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
-    folder = build_full_size(name, tmp_path / name)
+    folder = build_full_size("sd21_base", tmp_path / "sd21_base")
     built = time.monotonic() - began
     environment = {**os.environ, "PYTHONPATH": str(repository), "HF_HUB_OFFLINE": "1"}
     precision, side = affordable()
-    line = [sys.executable, "-m", "tests.fixtures.full_size", name, str(folder), precision, str(side)]
+    line = [sys.executable, "-m", "tests.fixtures.full_size", str(folder), precision, str(side)]
     try:
         run = subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True)
     finally:
@@ -45,17 +42,15 @@ def test_one_step_and_one_segmentation(
     threads = os.environ.get("OMP_NUM_THREADS", f"{os.cpu_count()}")
     with capsys.disabled():
         sizes = f"{precision}, {side} pixels, {threads} threads"
-        print(f"\n{name}, {sizes}: build {built:.0f} s, {stages}, {peak / 1e9:.1f} GB")
-        if found["probe"]:
-            print(f"{name}, feature probe: {found['probe']['peak_bytes'] / 1e9:.1f} GB with the weights")
-    assert tuple(found["parameters"]) == PARAMETERS[name]
+        print(f"\nSD 2.1-base, {sizes}: build {built:.0f} s, {stages}, {peak / 1e9:.1f} GB")
+        print(f"feature probe: {found['probe']['peak_bytes'] / 1e9:.1f} GB with the weights")
+    assert tuple(found["parameters"]) == PARAMETERS["sd21_base"]
     assert found["dtypes"] == [{"bf16": "torch.bfloat16", "fp32": "torch.float32"}[precision]]
     assert 0 < found["loss"] < 100 and 0 < found["gradient"] < 100
     assert found["moved"] == pytest.approx(0.1, rel=1e-3)  # Adam's first step is the learning rate
     assert found["scores"] == [1, 6, side, side] and found["score_dtype"] == "torch.float32"
     assert found["finite"] and found["spread"] > 0
     assert peak < LIMIT
-    if name == "sd21_base":
-        probe = found["probe"]
-        assert probe["dimensions"] == 3 * (1280 + 640) and probe["scores"] == [1, 6, side, side]
-        assert probe["finite"] and probe["peak_bytes"] < LIMIT
+    probe = found["probe"]
+    assert probe["dimensions"] == 3 * (1280 + 640) and probe["scores"] == [1, 6, side, side]
+    assert probe["finite"] and probe["peak_bytes"] < LIMIT

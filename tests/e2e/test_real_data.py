@@ -66,8 +66,9 @@ def manifest(folder: Path) -> dict:  # type: ignore[type-arg]
 
 @pytest.mark.release
 def test_car_from_folders_to_the_table(make, place: Path) -> None:  # type: ignore[no-untyped-def]
-    missing = make("reproduce-car", "PRESET=paper", "BACKBONE=mini_sd", "METHODS=slime", "ARGS=trainer=cpu")
-    assert missing.returncode != 0 and "make prepare-car" in missing.stderr
+    places = [f"data_root={place}/data", f"output_root={place}/outputs"]
+    missing = command("--multirun", "experiment=paper_car", "backbone=mini_sd", *places, "trainer=cpu")
+    assert missing.code != 0 and "make prepare-car" in missing.err
 
     done = make("prepare-car", *cars(place))
     assert done.returncode == 0, done.stderr

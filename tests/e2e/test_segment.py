@@ -39,11 +39,11 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def photos(car_pictures: Path, tmp_path: Path) -> Path:
-    """Three images, of other sizes and forms than the annotated one, and with awkward names."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def kept_photos(car_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images, of other sizes and forms than the annotated one, and with awkward names. Read only: see `photos`
+    for a copy."""
+    folder = tmp_path_factory.mktemp("photos")
     with Image.open(car_pictures / "test/images/car-test-0.png") as picture:
         picture.resize((90, 40)).save(folder / "weit – ü.jpg")
         picture.convert("L").resize((33, 70)).save(folder / "grey one.png")
@@ -52,18 +52,43 @@ def photos(car_pictures: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def learn(tiny_sd: Path, car_pictures: Path, photos: Path, tmp_path: Path) -> Callable[..., Outcome]:
-    """`slime-bench segment` on one annotated image (unless others are named), with small weights and few steps."""
-    pair = [
-        "--image", str(car_pictures / "support/images/car-support-0.png"),
-        "--mask", str(car_pictures / "support/labels/car-support-0.png"),
-    ]  # fmt: skip
+def photos(kept_photos: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(kept_photos, tmp_path / "photos"))
 
-    def call(*arguments: str, out: str = "out", annotated: list[str] = pair) -> Outcome:
-        places = ["--images", str(photos), "--out", str(tmp_path / out), "--weights", str(tiny_sd), "--device", "cpu"]
-        return command("segment", *annotated, *places, *SMALL, *arguments)
+
+def learning_command(sd: Path, pictures: Path, photos: Path, out: Path) -> list[str]:
+    """Of one annotated image, with small weights and few steps."""
+    pair = [f"{pictures}/support/{kind}/car-support-0.png" for kind in ("images", "labels")]
+    places = ["--images", str(photos), "--out", str(out), "--weights", str(sd), "--device", "cpu"]
+    return ["--image", pair[0], "--mask", pair[1], *places, *SMALL]
+
+
+@pytest.fixture
+def learn(tiny_sd: Path, car_pictures: Path, photos: Path, tmp_path: Path) -> Callable[..., Outcome]:
+    """`slime-bench segment` on one annotated image, unless others are named."""
+
+    def call(*arguments: str, out: str = "out", annotated: list[str] | None = None) -> Outcome:
+        words = learning_command(tiny_sd, car_pictures, photos, tmp_path / out)
+        return command("segment", *(words if annotated is None else [*annotated, *words[4:]]), *arguments)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def first(
+    tiny_sd: Path, car_pictures: Path, kept_photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Outcome]:
+    """What `learn()` writes, and how it ended. Read only: see `learnt` for a copy."""
+    out = tmp_path_factory.mktemp("learnt") / "out"
+    outcome = command("segment", *learning_command(tiny_sd, car_pictures, kept_photos, out))
+    assert outcome.code == 0, outcome.err
+    return out, outcome
+
+
+@pytest.fixture
+def learnt(first: tuple[Path, Outcome], tmp_path: Path) -> Path:
+    """The folder `out` as `learn()` leaves it."""
+    return Path(shutil.copytree(first[0], tmp_path / "out"))
 
 
 def reuse(embeddings: Path, images: Path, out: Path, *arguments: str) -> Outcome:
@@ -123,13 +148,13 @@ class TestFromAnnotatedImages:
         other = reuse(saved, photos, tmp_path / "three", "method.t_test=900")
         assert other.code == 0 and contents(tmp_path / "three/labels") != contents(tmp_path / "one/labels")
 
-    def test_a_refinement(self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path) -> None:
+    def test_a_refinement(self, learn: Callable[..., Outcome], learnt: Path, photos: Path, tmp_path: Path) -> None:
         """Chosen while learning or for embeddings that are there; another one is another result."""
-        assert learn("refine=guided", out="one").code == 0 and learn(out="two").code == 0
-        one, two = (tmp_path / out / "embeddings.safetensors" for out in ("one", "two"))
+        assert learn("refine=guided", out="one").code == 0
+        one, two = (folder / "embeddings.safetensors" for folder in (tmp_path / "one", learnt))
         facts = read_state(one)[1]
         assert facts["refine"]["name"] == "guided" and read_state(two)[1]["refine"]["name"] == "none"
-        assert contents(tmp_path / "one/labels") != contents(tmp_path / "two/labels")
+        assert contents(tmp_path / "one/labels") != contents(learnt / "labels")
         assert reuse(one, photos, tmp_path / "again").code == 0
         assert contents(tmp_path / "again/labels") == contents(tmp_path / "one/labels")
         assert reuse(two, photos, tmp_path / "later", "refine=guided").code == 0
@@ -137,27 +162,26 @@ class TestFromAnnotatedImages:
         assert reuse(one, photos, tmp_path / "wide", "refine.radius=12").code == 0
         assert contents(tmp_path / "wide/labels") != contents(tmp_path / "one/labels")
         assert reuse(two, photos, tmp_path / "crf", "refine=crf", "refine.iterations=1").code == 0
-        refused = reuse(two, photos, tmp_path / "two", "refine=guided")
+        refused = reuse(two, photos, learnt, "refine=guided")
         assert refused.code == 2 and "other embeddings or settings" in refused.err
         refused = reuse(two, photos, tmp_path / "none", "refine=guide")
         assert refused.code == 2 and "refine=guided" in refused.err
 
-    def test_a_state_from_before_there_was_a_choice(
-        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path
-    ) -> None:
-        assert learn(out="one").code == 0
-        tensors, facts = read_state(tmp_path / "one/embeddings.safetensors")
+    def test_a_state_from_before_there_was_a_choice(self, learnt: Path, photos: Path, tmp_path: Path) -> None:
+        tensors, facts = read_state(learnt / "embeddings.safetensors")
         metadata = {key: json.dumps(value) for key, value in facts.items() if key not in ("refine", "preset")}
         save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
         assert read_state(tmp_path / "old.safetensors")[1]["refine"] == facts["refine"]
         assert reuse(tmp_path / "old.safetensors", photos, tmp_path / "two").code == 0
-        assert contents(tmp_path / "two/labels") == contents(tmp_path / "one/labels")
+        assert contents(tmp_path / "two/labels") == contents(learnt / "labels")
         assert reuse(tmp_path / "old.safetensors", photos, tmp_path / "three", "refine=guided").code == 0
-        assert contents(tmp_path / "three/labels") != contents(tmp_path / "one/labels")
+        assert contents(tmp_path / "three/labels") != contents(learnt / "labels")
 
-    def test_the_same_command_gives_the_same_embeddings(self, learn: Callable[..., Outcome], tmp_path: Path) -> None:
-        assert learn(out="one").code == learn(out="two").code == learn("--seed", "1", out="three").code == 0
-        one, two, three = ((tmp_path / out / "embeddings.safetensors").read_bytes() for out in ("one", "two", "three"))
+    def test_the_same_command_gives_the_same_embeddings(
+        self, learn: Callable[..., Outcome], learnt: Path, tmp_path: Path
+    ) -> None:
+        assert learn(out="two").code == learn("--seed", "1", out="three").code == 0
+        one, two, three = ((tmp_path / out / "embeddings.safetensors").read_bytes() for out in ("out", "two", "three"))
         assert one == two != three
 
     def test_several_annotated_images_or_a_folder(
@@ -274,28 +298,25 @@ class TestGoingOn:
         assert "choose another --out" in outcome.err and f"process {os.getpid()}" in outcome.err
 
     def test_embeddings_that_another_command_has_saved_meanwhile(
-        self, learn: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, learn: Callable[..., Outcome], learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        saved, real = tmp_path / "car.safetensors", Segmenter.learned
-        assert learn("--seed", "1", out="other").code == 0
+        saved, real, other = tmp_path / "car.safetensors", Segmenter.learned, learnt / "embeddings.safetensors"
 
         def slower(*arguments: Any, **named: Any) -> Segmenter:
-            shutil.copy(tmp_path / "other/embeddings.safetensors", saved)
+            shutil.copy(other, saved)
             return real(*arguments, **named)
 
         with monkeypatch.context() as patch:
             patch.setattr(Segmenter, "learned", slower)
-            outcome = learn("--embeddings", str(saved))
+            outcome = learn("--seed", "1", "--embeddings", str(saved), out="mine")
         assert outcome.code == 2 and "other embeddings already" in outcome.err, outcome.err
-        assert saved.read_bytes() == (tmp_path / "other/embeddings.safetensors").read_bytes()
+        assert saved.read_bytes() == other.read_bytes()
         no_learning(monkeypatch)
-        assert learn("--embeddings", str(tmp_path / "mine.safetensors")).code == 0, "what was learned is not lost"
+        again = learn("--seed", "1", "--embeddings", str(tmp_path / "mine.safetensors"), out="mine")
+        assert again.code == 0, "what was learned is not lost"
 
-    def test_score_maps_are_added_to_what_is_there(
-        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path
-    ) -> None:
-        assert learn().code == 0
-        embeddings, out = tmp_path / "out/embeddings.safetensors", tmp_path / "out"
+    def test_score_maps_are_added_to_what_is_there(self, learnt: Path, photos: Path) -> None:
+        embeddings, out = learnt / "embeddings.safetensors", learnt
         before = contents(out)
         outcome = reuse(embeddings, photos, out, "--save-scores")
         assert outcome.code == 0 and "earlier" not in outcome.out, outcome.err
@@ -325,9 +346,9 @@ class TestGoingOn:
             assert saved["size"].tolist() == [30, 20], "no scores of the photo that it was"
 
     def test_results_of_photos_that_are_gone_are_named(
-        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path
+        self, learn: Callable[..., Outcome], first: tuple[Path, Outcome], learnt: Path, photos: Path
     ) -> None:
-        assert "of none of these images" not in learn().err
+        assert "of none of these images" not in first[1].err
         (photos / "print.jpg").unlink()
         (photos / "moved.jpg").symlink_to("nowhere.jpg")
         outcome = learn()
@@ -354,15 +375,14 @@ class TestGoingOn:
             assert (segmenter.segment(photos / "large.jpg") == np.array(label)).all()
 
     def test_a_changed_image_is_segmented_again(
-        self, learn: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, learnt: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert learn().code == 0
         no_learning(monkeypatch)
         Image.new("RGB", (20, 30)).save(photos / "print.jpg")
-        (tmp_path / "out/overlays/grey one.jpg").unlink()
-        outcome = reuse(tmp_path / "out/embeddings.safetensors", photos, tmp_path / "out")
+        (learnt / "overlays/grey one.jpg").unlink()
+        outcome = reuse(learnt / "embeddings.safetensors", photos, learnt)
         assert outcome.code == 0 and "(1 of them earlier)" in outcome.out, outcome.err
-        with Image.open(tmp_path / "out/labels/print.png") as label:
+        with Image.open(learnt / "labels/print.png") as label:
             assert label.size == (20, 30)
 
     def test_nothing_that_is_computed_is_lost(

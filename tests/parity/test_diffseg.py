@@ -138,7 +138,7 @@ def compare(check: Checks, golden: Golden, case: dict[str, Any], maps: Tensor) -
     best = merge.cluster_scores(theirs, golden.grid, (SIDE, SIDE))[:, 4::8, 4::8].topk(2, dim=0).values
     check.absolute(f"{name}_gap", 1 - best[1] / best[0], want[f"{name}_gap"], 1e-3, "gap of the two best")
 
-    ours = labels_of(merged(None, "half"), golden)
+    ours = labels_of(merged(found, "half"), golden)
     share = (ours != labels).double().mean()
     check.absolute(f"{name}_labels", share, 0.0, LABELS_HALF, "labels, own decisions in float16, share")
     exact = labels_of(merged(None, "exact"), golden)

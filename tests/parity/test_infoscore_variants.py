@@ -33,9 +33,3 @@ def test_suite_passes_on_other_numbers_and_notices_changed_ones(tmp_path: Path) 
             assert any(where == file and array.startswith(name) for where, array in failed), (
                 f"{file}: {name} was changed and no comparison failed"
             )
-
-
-@pytest.mark.release
-def test_named_folder_has_to_be_there(tmp_path: Path) -> None:
-    status, output, _ = run_suite(SUITE, VARIABLE, tmp_path / "nothing", tmp_path)
-    assert status == 1 and "no golden folder" in output

@@ -64,9 +64,3 @@ def test_suite_notices_every_changed_array(other: Path, tmp_path: Path) -> None:
                 source == where and (wanted.endswith(array) or array.startswith(wanted) or wanted in array)
                 for where, array in failed
             ), f"{file}: {name} was changed and no comparison failed"
-
-
-@pytest.mark.release
-def test_named_folder_has_to_be_there(tmp_path: Path) -> None:
-    status, output, _ = run_suite(SUITE, VARIABLE, tmp_path / "nothing", tmp_path)
-    assert status == 1 and "no golden folder" in output
