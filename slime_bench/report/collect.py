@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from slime_bench import lock
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.results import identity
 from slime_bench.results.environment import read_environment
 from slime_bench.results.identity import canonical_json, flatten, parse_trial_folder
 from slime_bench.results.result import RESULT_FILE, TrialResult, read_result
+from slime_bench.results.status import FAILED, MISSING, RUNNING
 
 if TYPE_CHECKING:
     from slime_bench.config.schema import TrialConfig
@@ -78,6 +80,17 @@ class Collected:
             results=[one for one in self.results if own.get(one.method) == name],
             failed=[one for one in self.failed if own.get(one.method) == name],
         )
+
+    def state(self, like: TrialResult, shots: int, seed: int) -> str:
+        """`running`, `failed` or `missing`: of the unfinished trial with all other settings of a finished one."""
+        decided = {key: value for key, value in like.config.items() if key != "metric"} | {"shots": shots, "seed": seed}
+        place = self.folders[like.signature].parents[1] / f"{shots}-shot"
+        # A trial whose data or weights are not there fails in a folder that is named without them.
+        names = (identity.signature_of(decided, like.fingerprints), identity.digest(decided))
+        folders = [place / f"seed{seed}-{each}" for each in names]
+        if any(lock.holder(each) for each in folders):
+            return RUNNING
+        return FAILED if any(one.folder in folders for one in self.failed) else MISSING
 
 
 def collect(root: Path) -> Collected:

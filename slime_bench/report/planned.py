@@ -101,7 +101,7 @@ class Planned:
         missing = [
             MissingTrial(
                 state.method, values["backbone"]["name"], state.data, values["preset"], values["protocol"]["name"],
-                variant(values, state), state.shots, state.seed,
+                variant(values, state), state.shots, state.seed, state.state,
             )
             for values, state in mine
             if state.state != DONE
@@ -188,14 +188,10 @@ def table_command(subject: str, preset: str) -> str:
 
 def found_problems(report: SubjectReport, root: Path) -> Problems:
     """Of a subject whose expected trials follow from the rows that have results."""
-    broken = {(one.data, one.method, one.shots, one.seed) for one in report.failed}
     items = [Problem("failed", str(one), one.summary, relative(one.folder, root)) for one in report.failed]
     items += [Problem("unreadable", path.name, why, relative(path.parent, root)) for path, why in report.invalid]
-    items += [
-        Problem(MISSING, str(one))
-        for one in report.missing
-        if (one.data, one.method, one.shots, one.seed) not in broken
-    ]
+    absent = [Problem(one.state, str(one)) for one in report.missing if one.state != FAILED]
+    items += sorted(absent, key=lambda one: one.state == MISSING)
     command = ""
     if items and report.subject in MADE:
         paper = {row.preset for row in report.rows} == {PAPER_PRESET}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +13,7 @@ from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report.collect import Defaults, is_default, variants
 from slime_bench.report.published import Published, PublishedRow, Stat
 from slime_bench.results.result import TrialResult, average_of
+from slime_bench.results.status import MISSING
 
 if TYPE_CHECKING:
     from slime_bench.report.statistics import ImageBootstrap, Interval
@@ -87,7 +88,7 @@ class Row:
 
 @dataclass(frozen=True)
 class MissingTrial:
-    """An expected trial without a valid result."""
+    """An expected trial without a valid result; `state` is one of `results.status`."""
 
     method: str
     backbone: str
@@ -97,6 +98,7 @@ class MissingTrial:
     variant: str
     shots: int
     seed: int
+    state: str = MISSING
 
     def __str__(self) -> str:
         variant = f" {self.variant}" if self.variant else ""
@@ -214,25 +216,39 @@ def possible_shots(rows: Iterable[Row], shots: Sequence[int]) -> tuple[int, ...]
     )
 
 
-def missing(rows: Iterable[Row], shots: Sequence[int], expected_seeds: Sequence[int]) -> list[MissingTrial]:
+def missing(
+    rows: Iterable[Row],
+    shots: Sequence[int],
+    expected_seeds: Sequence[int],
+    state: Callable[[Row, int, int], str] = lambda *_: MISSING,
+) -> list[MissingTrial]:
     """Expected trials without a valid result.
 
     Each of our rows should have every expected seed; each method (with its backbone, data, preset and protocol) should
     have every expected number of shots that it can have, with its default settings where these are known, or on the
     first of the test images. A variant alone, e.g. one line of an ablation, need not have every shot.
+
+    Args:
+        state: what became of the trial with a row's settings and these shots and seed.
     """
     methods: dict[tuple[str, str, str, str, str], list[Row]] = defaultdict(list)
     found: list[MissingTrial] = []
     for row in rows:
-        if row.published or row.shots is None:
-            continue
         methods[row.names].append(row)
-        absent = [seed for seed in expected_seeds if seed not in row.seeds]
-        found += [MissingTrial(*row.names, row.variant, row.shots, seed) for seed in absent]
+        found += [
+            MissingTrial(*row.names, row.variant, row.shots, seed, state(row, row.shots, seed))
+            for seed in expected_seeds
+            if seed not in row.seeds and row.shots is not None
+        ]
     for names, members in methods.items():
         have = {row.shots for row in members if row.default or "test images" in row.prepared}
-        absent = [number for number in possible_shots(members, shots) if number not in have]
-        found += [MissingTrial(*names, "", number, seed) for number in absent for seed in expected_seeds]
+        like = next((row for row in members if row.default), None)
+        found += [
+            MissingTrial(*names, "", number, seed, state(like, number, seed) if like else MISSING)
+            for number in possible_shots(members, shots)
+            if number not in have
+            for seed in expected_seeds
+        ]
     return sorted(found, key=lambda one: (one.data, one.method, one.shots, one.variant, one.seed))
 
 

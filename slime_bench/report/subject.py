@@ -51,6 +51,7 @@ from slime_bench.report.uncertainty import (
     uncertainty_lines,
     welch_lines,
 )
+from slime_bench.results.status import RUNNING
 from slime_bench.storage import write_atomic
 
 
@@ -128,6 +129,7 @@ def subject_report(
     """
     collected = collected.of_report(None)
     results = [result for result in collected.results if result.subject == subject]
+    like = {result.series: result for result in results}
     every = aggregate(results, convention, background, expected_seeds, defaults, bootstrap)
     rows = every if show_variants else without_variants(every)
     names = {row.data for row in every}
@@ -139,7 +141,9 @@ def subject_report(
         rows=rows,
         hidden=[row for row in every if row not in rows],
         published=published,
-        missing=missing(rows, expected_shots, expected_seeds),
+        missing=missing(
+            rows, expected_shots, expected_seeds, lambda row, *trial: collected.state(like[row.series], *trial)
+        ),
         # A failed trial leaves no subject behind: its data set's folder is all there is to go by.
         failed=[trial for trial in collected.failed if trial.data in names or subject in trial.data.split("_")],
         invalid=collected.invalid,
@@ -264,7 +268,7 @@ def _missing_line(report: SubjectReport, ours: Sequence[Row], preset: str, data:
     absent = grouped(
         (
             f"{one.method} {one.protocol}{' ' + one.variant if one.variant else ''} {one.shots}-shot",
-            str(one.seed),
+            f"{one.seed} ({RUNNING})" if one.state == RUNNING else str(one.seed),
         )
         for one in report.missing
         if (one.preset, one.data) == (preset, data)

@@ -55,8 +55,12 @@ def series(cfg: TrialConfig, fingerprints: Mapping[str, str]) -> str:
 
 def signature_of(decided: Mapping[str, Any], fingerprints: Mapping[str, str]) -> str:
     """As `signature`, of the part of a configuration that `deciding` gives."""
-    whole = {"config": decided, "fingerprints": dict(fingerprints), "results_version": RESULTS_VERSION}
-    return hashlib.sha256(canonical_json(whole).encode()).hexdigest()[:16]
+    return digest({"config": decided, "fingerprints": dict(fingerprints), "results_version": RESULTS_VERSION})
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 def deciding(cfg: TrialConfig) -> dict[str, Any]:

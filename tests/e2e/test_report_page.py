@@ -217,10 +217,8 @@ def test_missing_and_failed_trials_come_first(browser: Browser, car: Written) ->
     browser.open(car.page)
     assert browser.js("return document.querySelector('main').firstElementChild.id") == "problems"
     rows = browser.each("#problems tbody tr", "[...it.cells].map((cell) => cell.textContent)")
-    assert rows[0] == [
-        "failed", "slime on mini_car, 10-shot, seed 2", "DataError: The disk is full.",
-        f"runs/mini_car/slime/10-shot/seed2-{'f' * 16}",
-    ]  # fmt: skip
+    assert rows[0][:3] == ["failed", "slime on mini_car, 10-shot, seed 2", "DataError: The disk is full."]
+    assert rows[0][3].startswith("runs/mini_car/slime/10-shot/seed2-")
     assert [row[:2] for row in rows[1:]] == [
         ["missing", f"infoscore on mini_car, {shots}-shot, seed {seed}"] for shots in (1, 10) for seed in range(3)
     ]

@@ -8,6 +8,7 @@ import html
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from slime_bench.config.compose import plan
 from slime_bench.errors import ConfigError, ResultError, StorageError
+from slime_bench.lock import held
 from slime_bench.paths import config_dir
 from slime_bench.report import command
 from slime_bench.report.collect import (
@@ -33,10 +35,22 @@ from slime_bench.report.collect import (
 from slime_bench.report.figures import IGNORED, class_colours, grid_size, paint, qualitative_grid
 from slime_bench.report.published import load_published
 from slime_bench.report.rows import aggregate, comparison, difference, missing, published_rows
+from slime_bench.results import identity
 from slime_bench.results.artifacts import read_qualitative, write_qualitative
 from slime_bench.results.identity import deciding
 from slime_bench.results.result import TrialResult, write_result
-from tests.fixtures.toy_results import CAR, FINGERPRINTS, cells, pictures, report_command, store, trial
+from tests.fixtures.toy_results import (
+    CAR,
+    FINGERPRINTS,
+    cells,
+    config_of,
+    fail,
+    make,
+    pictures,
+    report_command,
+    store,
+    trial,
+)
 
 PAPER = {"preset": "paper", "data": "pascal_part_car", "backbone": "sd21_base"}
 
@@ -220,6 +234,46 @@ def test_collect_lists_what_it_cannot_use(tmp_path: Path) -> None:
     text = page_of(tmp_path)
     assert "failed: slime on mini_car, 1-shot, seed 2 (DeviceError: no CUDA)" in text
     assert "2 result file(s) are not valid" in text
+
+
+def not_done(root: Path) -> list[tuple[str, ...]]:
+    """State and trial of each line of the page's first table, of the seeds 0 to 3 with 1 and 10 shots."""
+    page_of(root, "--seeds", "0,1,2,3")
+    text = (root / "reports" / "car" / "report.html").read_text().partition('id="results"')[0]
+    found = re.findall(r'<tr><td><span class="state \w+">(\w+)</span></td><td>([^<]+)</td>', text)
+    return [(state, name.replace("slime on mini_car, ", "")) for state, name in found]
+
+
+def test_a_failed_variation_does_not_hide_the_missing_default_trial(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make(tmp_path, seed, keeps=frozenset())
+    fail(tmp_path, 2, 1, "no memory", lr=0.3)
+    fail(tmp_path, 2, 10, "no memory", lr=0.3)
+    fail(tmp_path, 3, 1, "no memory")
+    fail(tmp_path, 3, 10, "no memory")
+    failed = [("failed", f"{shots}-shot, seed {seed}") for shots in (1, 10) for seed in (2, 3)]
+    missing = [("missing", text) for text in ("1-shot, seed 2", *(f"10-shot, seed {seed}" for seed in (0, 1, 2)))]
+    assert not_done(tmp_path) == failed + missing
+    # Where data or weights are not there, the failure lies in a folder that is named without them.
+    folder = fail(tmp_path, 1, 10, "no weights")
+    folder.rename(folder.with_name(f"seed1-{identity.digest(config_of(1, 10))}"))
+    assert ("missing", "10-shot, seed 1") not in not_done(tmp_path)
+
+
+def test_a_missing_trial_that_runs_is_said_to(tmp_path: Path) -> None:
+    make(tmp_path, 0, keeps=frozenset())
+    with held(fail(tmp_path, 1, 1, "an earlier run")), held(fail(tmp_path, 2, 1, "", lr=0.3)):
+        for path in tmp_path.glob("runs/**/error.json"):
+            path.unlink()  # as a trial does that begins anew
+        found = not_done(tmp_path)
+    assert found[:3] == [("running", "1-shot, seed 1"), ("missing", "1-shot, seed 2"), ("missing", "1-shot, seed 3")]
+    folder = tmp_path / "reports" / "car"
+    assert "slime slime_mini 1-shot seed 1 (running), 2, 3;" in (folder / "table.md").read_text().replace("\\", "")
+    states = {
+        (one["shots"], one["seed"]): one["state"] for one in json.loads((folder / "trials.json").read_text())["missing"]
+    }
+    assert (states[1, 1], states[1, 2]) == ("running", "missing")
+    assert ("missing", "1-shot, seed 1") in not_done(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ tables
