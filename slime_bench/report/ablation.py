@@ -9,15 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.errors import ConfigError, ResultError
-from slime_bench.report.collect import (
-    Collected,
-    FailedTrial,
-    Provenance,
-    match,
-    plain,
-    provenance,
-    shortened,
-)
+from slime_bench.report.collect import Collected, FailedTrial, Provenance, match, plain, provenance, shortened
 from slime_bench.report.published import Published, PublishedAblation, PublishedRow, Stat
 from slime_bench.report.rows import Row, aggregate, average_percent, minus, stat
 from slime_bench.report.statistics import ImageBootstrap, Paired

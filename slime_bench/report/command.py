@@ -370,11 +370,7 @@ def _parser() -> argparse.ArgumentParser:
     others = parser.add_argument_group("ablations and the ranking experiment")
     add = others.add_argument
     add("--ablation", help="name of the ablation: a file of conf/ablation")
-    add(
-        "--ranking",
-        action="store_true",
-        help=f"InfoScore and mIoU of the layers: trials of {experiment()}",
-    )
+    add("--ranking", action="store_true", help=f"InfoScore and mIoU of the layers: trials of {experiment()}")
     add("--out", type=user_path, help="folder for the files (default <outputs>/reports/<subject>)")
     add("overrides", nargs="*", help="as they were given to the sweep, e.g. experiment=mini_horse")
     return parser

@@ -23,8 +23,10 @@ from slime_bench.report.html_tables import (
     Part,
     ablation_part,
     comparable,
+    follows,
     row_labels,
     section_part,
+    wordy,
 )
 from slime_bench.report.html_trials import confusion_of, curves_of, shared_facts, trial_facts
 from slime_bench.report.pictures import gallery
@@ -133,6 +135,8 @@ def _page(
         convention=state[0],
         background=state[1],
         rules=CONVENTION_RULES,
+        wordy=wordy,
+        follows=follows,
         state=STATES.index(state),
         metrics="|".join(rules),
         status="|".join(text + ("" if comparable(each) else hint) for text, each in zip(status, STATES, strict=True)),

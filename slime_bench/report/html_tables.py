@@ -1,9 +1,9 @@
-"""Tables and charts of the page: the cells of the Markdown tables, with what the switches make of them."""
+"""Tables and charts of the page: the grids of the Markdown tables, with what the switches make of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from string import ascii_uppercase
@@ -18,54 +18,13 @@ from slime_bench.report.charts import STYLES, Bar, Point, bars, points
 from slime_bench.report.published import PublishedRow, Stat
 from slime_bench.report.rows import NOTHING, PAPER_CONVENTION, PAPER_PRESET, Row, aggregate, column_order, row_name
 from slime_bench.report.subject import Section, section_grid
-from slime_bench.report.table import Grid, Line
+from slime_bench.report.table import Grid
 from slime_bench.results.result import TrialResult
 
 STATES: Final = tuple(product(CONVENTION_RULES, (True, False)))
 """Convention, and whether the background counts in the average."""
 MOST_BARS: Final = 16
-_LEADING = re.compile(r"[≤≥ ]*([+-]?\d+(?:\.\d+)?)")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a table.
-
-    Attributes:
-        text: as the Markdown table has it. value: what is sorted by, None for its text.
-        column: name of the class whose column this is, `avg` for the average, else empty.
-        states: where the switches change it, text and value in each of `STATES`.
-        words: whether its column holds words, which may wrap.
-    """
-
-    text: str
-    value: float | None = None
-    column: str = ""
-    states: Sequence[tuple[str, float | None]] = ()
-    words: bool = False
-
-    @property
-    def texts(self) -> str:
-        return "|".join(text for text, _ in self.states)
-
-    @property
-    def values(self) -> str:
-        return "|".join("" if value is None else repr(round(value, 10)) for _, value in self.states)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; `metric` is the index of the caption's line that names the metric, None where no switch changes it.
-
-    Attributes:
-        lines: whether it is ours, its series, and its cells.
-    """
-
-    title: str
-    header: list[Cell]
-    lines: list[tuple[bool, str, list[Cell]]]
-    caption: list[str]
-    metric: int | None = None
+_NUMBER = re.compile(r"[≤ ]*[+-]?\d")
 
 
 @dataclass(frozen=True)
@@ -80,11 +39,18 @@ class Chart:
 
 @dataclass(frozen=True)
 class Part:
-    """A table of results and what belongs to it: its chart, and the tables that do not follow the switches."""
+    """A table of results and what belongs to it.
 
-    table: Table
+    Attributes:
+        states: the table in each of `STATES`. series: of each line, empty for published ones.
+        more: tables that do not follow the switches.
+    """
+
+    table: Grid
+    states: Sequence[Grid]
+    series: Sequence[str]
     chart: Chart | None
-    more: list[Table]
+    more: Sequence[Grid]
 
 
 def row_labels(rows: Sequence[Row]) -> dict[str, str]:
@@ -104,7 +70,7 @@ def section_part(section: Section, results: Sequence[TrialResult], key: str) -> 
     Args:
         results: that hold the trials of our rows. key: the chart's name on the page.
     """
-    ours = [row.series for row in section.rows if not row.published]
+    ours = {row.series for row in section.rows if not row.published}
     trials = [one for one in results if one.series in ours]
     states = []
     for state in STATES:
@@ -114,70 +80,35 @@ def section_part(section: Section, results: Sequence[TrialResult], key: str) -> 
             for row in section.rows
         ]
         states.append(replace(section, rows=rows))
-    table = _table(section_grid(section), section.columns, [section_grid(each) for each in states], ours)
-    return Part(table, _bars(states, key), [plain_table(grid, section.columns) for grid in section.extra])
+    series, tables = [row.series for row in section.rows], [section_grid(each) for each in states]
+    return Part(section_grid(section), tables, series, _bars(states, key), section.extra)
 
 
 def ablation_part(report: AblationReport, intervals: Grid | None) -> Part:
     """The settings of an ablation, each with the published row of the same setting under it, and their chart."""
-    classes = column_order(report.published, report.classes)
-    states = [report.under(*state) for state in STATES]
-    series = [each.row.series if each.row else "" for each in report.shown]
-    table = _table(ablation_grid(report), classes, [ablation_grid(each) for each in states], series)
-    return Part(table, _points(states, classes), [plain_table(intervals, classes)] if intervals else [])
+    states, series = [report.under(*state) for state in STATES], []
+    for each in report.shown:
+        series += [each.row.series if each.row else "", *([""] if each.published else [])]
+    chart, tables = _points(states, column_order(report.published, report.classes)), map(ablation_grid, states)
+    return Part(ablation_grid(report), list(tables), series, chart, [intervals] if intervals else [])
 
 
-# ------------------------------------------------------------------------------------------------------------ tables
+def wordy(table: Grid, place: int) -> bool:
+    """Whether a column holds words, which may wrap."""
+    cells = [line.cells[place] for line in table.lines if table.header[place] not in line.exact]
+    return any(not _NUMBER.match(text) and any(map(str.isalpha, text)) for text in cells)
 
 
-def plain_table(grid: Grid, classes: Sequence[str]) -> Table:
-    """A table whose numbers do not follow the switches; columns named after classes follow their filter."""
-    return replace(_table(grid, classes, [], []), metric=None)
+def follows(versions: Sequence[Grid], row: int, place: int) -> dict[str, str]:
+    """A cell's texts and numbers in each of `STATES`."""
+    lines, name = [each.lines[row] for each in versions], versions[0].header[place]
+    return stated([line.cells[place] for line in lines], [line.exact.get(name) for line in lines])
 
 
-def _table(grid: Grid, classes: Sequence[str], states: Sequence[Grid], series: Sequence[str]) -> Table:
-    """The table with its columns of words marked as such.
-
-    Args:
-        states: the same grid in each of `STATES`. series: of our lines, where they have one.
-    """
-    metric = next((index for index, text in enumerate(grid.caption) if text.startswith("convention ")), None)
-    names, left = [name if name in (*classes, "avg") else "" for name in grid.header], iter(series)
-    lines = []
-    for place, line in enumerate(grid.lines):
-        cells = [Cell(text, value, name) for (text, value), name in zip(_valued(grid, line), names, strict=True)]
-        if line.exact:
-            every = [_valued(state, state.lines[place]) for state in states]
-            for index, head in enumerate(grid.header):
-                if head in line.exact and states:
-                    cells[index] = replace(cells[index], states=[each[index] for each in every])
-        lines.append((line.ours, next(left, "") if line.ours else "", cells))
-    words = [
-        bool(index and not names[index] and any(_is_word(cells[index]) for _, _, cells in lines))
-        for index in range(len(names))
-    ]
-
-    def marked(cells: Sequence[Cell]) -> list[Cell]:
-        return [replace(cell, words=word) for cell, word in zip(cells, words, strict=True)]
-
-    header = marked([Cell(text, column=name) for text, name in zip(grid.header, names, strict=True)])
-    return Table(grid.title, header, [(*line[:2], marked(line[2])) for line in lines], grid.caption, metric)
-
-
-def _valued(grid: Grid, line: Line) -> list[tuple[str, float | None]]:
-    """Texts of the cells and what they are sorted by; the first cell by its text."""
-    named = list(zip(grid.header, line.cells, strict=True))
-    return [(named[0][1], None), *((text, line.exact.get(name, leading(text))) for name, text in named[1:])]
-
-
-def leading(text: str) -> float | None:
-    """The number that a cell begins with, e.g. of `51.9±2.0`, `+2.7 to +3.9` or `≤ 0.001`."""
-    found = _LEADING.match(text)
-    return float(found[1]) if found else None
-
-
-def _is_word(cell: Cell) -> bool:
-    return cell.value is None and any(sign.isalpha() for sign in cell.text)
+def stated(texts: Iterable[str], values: Iterable[float | None]) -> dict[str, str]:
+    """Texts and numbers as the page's script reads them."""
+    numbers = ("" if value is None else repr(round(value, 10)) for value in values)
+    return {"texts": "|".join(texts), "values": "|".join(numbers)}
 
 
 # ------------------------------------------------------------------------------------------------------------ charts

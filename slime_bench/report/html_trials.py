@@ -10,7 +10,7 @@ import numpy as np
 
 from slime_bench.report.charts import Series, line_chart, mean_curve, thinned
 from slime_bench.report.collect import commit_of, read_optional
-from slime_bench.report.html_tables import STATES, Cell
+from slime_bench.report.html_tables import STATES, stated
 from slime_bench.report.table import DASH, listed
 from slime_bench.results.artifacts import CONFUSION_FILE, CURVES_FILE, read_confusion, read_curves
 from slime_bench.results.identity import flatten
@@ -104,7 +104,8 @@ def trial_facts(label: str, one: TrialResult, found: Mapping[str, Any], folder: 
         "label": label,
         "seed": one.seed,
         "series": one.series,
-        "average": Cell(texts[STATES.index(state)], states=list(zip(texts, values, strict=True))),
+        "average": texts[STATES.index(state)],
+        "states": stated(texts, values),
         "cells": [
             f"{sum(seconds.values()):.1f}" if seconds else DASH,
             _memory(peak) if peak else DASH,

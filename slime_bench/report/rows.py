@@ -107,10 +107,7 @@ class MissingTrial:
 
 def stat(values: Sequence[float]) -> Stat:
     """Mean and sample standard deviation (ddof 1); None where there are too few values."""
-    return Stat(
-        statistics.fmean(values) if values else None,
-        statistics.stdev(values) if len(values) > 1 else None,
-    )
+    return Stat(statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None)
 
 
 def percent(values: Iterable[float | None]) -> list[float]:
