@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import TrialConfig
 from slime_bench.data.mini_world.render import OTHER_SUBJECT, render
 from slime_bench.figures.grid import SHOWN, Panel, write_grid
-from slime_bench.figures.measures import iou_by_size, labelled_share
 from slime_bench.report.collect import Collected, collect, read_optional
 from slime_bench.report.command import Asked, run_planned
 from slime_bench.report.figures import class_colours, save
@@ -29,6 +30,8 @@ from slime_bench.sweep.status import planned_trials
 TRUTH = "truth"
 SHARE, SIZE = 10, 13
 """Figures with a number of their own: what is labelled of the other subject, and IoU by the part's size."""
+EDGES = (4, 8, 12, 18, 26, 41)
+"""Bounds of the sizes of a part in pixels, the last of them outside."""
 
 
 @dataclass(frozen=True)
@@ -199,3 +202,51 @@ def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], 
 
 def _both(name: str, value: Any) -> dict[str, float | None]:
     return {f"{name}_mean": value.mean, f"{name}_std": value.std}
+
+
+@dataclass(frozen=True)
+class Sized:
+    """Parts of one range of sizes.
+
+    Attributes:
+        least, most: pixels. count: parts. iou: of all their pictures together, in percent; None without any.
+    """
+
+    least: int
+    most: int
+    count: int
+    iou: float | None
+
+
+def labelled_share(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.bool_]]]) -> float | None:
+    """Percent of the pixels of a region that are predicted as any part, over all pictures together.
+
+    Args:
+        pairs: prediction [H,W], 0 = background, and the region [H,W] of the subject that is not annotated.
+    """
+    found = [(int((prediction > 0)[region].sum()), int(region.sum())) for prediction, region in pairs]
+    whole = sum(size for _, size in found)
+    return 100 * sum(count for count, _ in found) / whole if whole else None
+
+
+def iou_by_size(
+    pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]], edges: Sequence[int] = EDGES
+) -> list[Sized]:
+    """IoU of parts in ranges of their size: sum of intersections over sum of unions of the pictures in a range.
+
+    Args:
+        pairs: prediction and label map [H,W] of each picture. Every part that the label map shows counts by itself.
+        edges: bounds of the ranges, the lower one inside.
+    """
+    rows = []
+    for prediction, label in pairs:
+        for part in np.unique(label[(label > 0) & (label < 255)]):
+            own, said = label == part, prediction == part
+            rows.append((int(own.sum()), int((own & said).sum()), int((own | said).sum())))
+    found = []
+    for low, high in pairwise(edges):
+        inside = [(both, either) for size, both, either in rows if low <= size < high]
+        either = sum(each for _, each in inside)
+        iou = 100 * sum(both for both, _ in inside) / either if either else None
+        found.append(Sized(low, high - 1, len(inside), iou))
+    return found

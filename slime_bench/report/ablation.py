@@ -11,7 +11,7 @@ from typing import Any
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.report.collect import Collected, FailedTrial, Provenance, match, plain, provenance, shortened
 from slime_bench.report.published import Published, PublishedAblation, PublishedRow, Stat
-from slime_bench.report.rows import Row, aggregate, average_percent, minus, stat
+from slime_bench.report.rows import Row, aggregate, average_percent, column_order, minus, stat
 from slime_bench.report.statistics import ImageBootstrap, Paired
 from slime_bench.report.table import listed
 from slime_bench.results.identity import canonical_json, flatten
@@ -193,6 +193,10 @@ class AblationReport:
     portable_command: str
     default_command: str
     left_out: int
+
+    @property
+    def columns(self) -> list[str]:
+        return column_order(self.published, self.classes)
 
     @property
     def default(self) -> Measured:

@@ -10,7 +10,7 @@ from slime_bench.metrics.bootstrap import PERCENT
 from slime_bench.report import uncertainty
 from slime_bench.report.ablation import AblationReport, Measured
 from slime_bench.report.published import PublishedRow, Stat
-from slime_bench.report.rows import NOTHING, PAPER_PRESET, Row, column_order
+from slime_bench.report.rows import NOTHING, PAPER_PRESET, Row
 from slime_bench.report.table import (
     DASH,
     UNIT,
@@ -31,7 +31,7 @@ from slime_bench.report.uncertainty import difference_cells, interval_csv, uncer
 
 def ablation_grid(report: AblationReport) -> Grid:
     """The settings in the order of the grid, each with the published row of the same setting under it."""
-    columns = column_order(report.published, report.classes)
+    columns = report.columns
     lines = []
     for each in report.shown:
         gap = "" if each.setting.default else stat_text(each.difference, sign="+")
@@ -57,8 +57,7 @@ def interval_grid(report: AblationReport) -> Grid | None:
     title = f"{report.subject}: ablation {report.name}, {PERCENT} % intervals in percent over test images"
     rows = [(each.label, each.row) for each in report.shown if each.row is not None]
     paired = {each.label: each.paired for each in report.shown if each.paired is not None}
-    columns = column_order(report.published, report.classes)
-    return uncertainty.interval_grid(f"{title} ({_where(report)})", rows, columns, paired)
+    return uncertainty.interval_grid(f"{title} ({_where(report)})", rows, report.columns, paired)
 
 
 def write_ablation(report: AblationReport, folder: Path) -> list[Path]:
@@ -75,7 +74,7 @@ def write_ablation(report: AblationReport, folder: Path) -> list[Path]:
         "convention": report.convention,
         "background_in_average": report.background,
         "unit": UNIT,
-        "columns": column_order(report.published, report.classes),
+        "columns": report.columns,
         "settings": [_entry(report, each) for each in report.shown],
         "provenance": report.provenance,
         "left_out": report.left_out,
@@ -88,7 +87,7 @@ def write_ablation(report: AblationReport, folder: Path) -> list[Path]:
 
 def _csv(report: AblationReport) -> tuple[list[dict[str, Any]], list[str]]:
     """A line for each of our settings and for each published one, in full precision; and the columns."""
-    columns = column_order(report.published, report.classes)
+    columns = report.columns
     shared: dict[str, Any] = {**report.facts, "subject": report.subject, "ablation": report.name}
     shared |= {"convention": report.convention, "background_in_average": report.background, "unit": UNIT}
     names = ["ablation", "setting", "default", "published", "source", "other_data", "n", "seeds", "missing_seeds"]

@@ -12,7 +12,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,11 @@ class Asked:
         background = configured["background"] if self.background is None else self.background
         return {"convention": self.convention or configured["convention"], "background": background}
 
-    def write_page(self, path: Path, page: str) -> None:
+    def bootstrap(self, collected: Collected) -> ImageBootstrap | None:
+        return ImageBootstrap(collected.folders, self.resamples) if self.resamples else None
+
+    def write_page(self, folder: Path, page: str, name: str = PAGE) -> None:
+        path = folder / name
         write_atomic(path, page.encode())
         say(self.console, f"Open {path} in a browser")
 
@@ -140,27 +144,26 @@ def run(
         show_variants: also the series of other settings than the default ones.
 
     Raises:
-        ResultError: there is no valid result to report on.
-        StorageError: a file cannot be written.
+        ResultError: there is no valid result to report on. StorageError: a file cannot be written.
     """
     outputs = asked.outputs or _default_outputs()
     everything = collect(outputs)
     collected = everything.of_report(None)
     found = sorted({result.subject for result in collected.results})
-    wanted = found if subject == "all" else [subject]
-    if not found or any(name not in found for name in wanted):
+    if not found or subject not in ("all", *found):
         raise _nothing(outputs, subject, found, everything)
-    collected = replace(collected, results=[one for one in collected.results if one.subject in wanted])
+    collected = replace(collected, results=[one for one in collected.results if subject in ("all", one.subject)])
     metric = asked.metric({"convention": "slime", "background": True})
-    expected = {"expected_shots": shots, "expected_seeds": seeds, "show_variants": show_variants}
-    reports = []
     defaults = default_settings(((family(one), one.config) for one in collected.results), asked.extra_dir)
-    for report in _subject_reports(asked, collected, defaults, **metric, **expected):
-        folder = outputs / "reports" / report.subject
+    reports = _subject_reports(
+        asked, collected, defaults, **metric, expected_shots=shots, expected_seeds=seeds, show_variants=show_variants
+    )
+    for report in reports:
+        folder, problems = outputs / "reports" / report.subject, found_problems(report, outputs)
         _write(asked, report, collected, folder, outputs)
-        title, problems = f"{report.subject}: IoU of parts", found_problems(report, outputs)
-        asked.write_page(folder / PAGE, subject_page([report], collected, outputs, problems, title))
-        reports.append(report)
+        asked.write_page(
+            folder, subject_page([report], collected, outputs, problems, f"{report.subject}: IoU of parts")
+        )
     return reports
 
 
@@ -175,8 +178,7 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
 
     Raises:
         ConfigError: see `compose.plan`; trials of a method that has a report of its own.
-        ResultError: none of the trials is finished.
-        StorageError: a file cannot be written.
+        ResultError: none of the trials is finished. StorageError: a file cannot be written.
     """
     ablation, rest = ablation_among(overrides)
     if ablation:
@@ -194,7 +196,7 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
         _write(asked, report, collected, folder if len(reports) == 1 else folder / report.subject, outputs)
     problems = of_states([state for _, state in trials], planned.command, outputs)
     title = f"IoU of parts: {' '.join(planned.told) or 'the default trial'}"
-    asked.write_page(folder / PAGE, subject_page(reports, collected, outputs, problems, title))
+    asked.write_page(folder, subject_page(reports, collected, outputs, problems, title))
     return reports
 
 
@@ -213,11 +215,9 @@ def run_ablation(asked: Asked, name: str, overrides: Sequence[str]) -> AblationR
     trial = next(iter(settings[0].trials.values()))
     outputs = asked.outputs or Path(trial["output_root"])
     collected = collect(outputs)
-    published = load_published(trial["data"]["subject"])
-    bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
     report = ablation_report(
-        name, overrides, settings, collected, published, **asked.metric(trial["metric"]), outputs=outputs,
-        bootstrap=bootstrap,
+        name, overrides, settings, collected, load_published(trial["data"]["subject"]), outputs=outputs,
+        bootstrap=asked.bootstrap(collected), **asked.metric(trial["metric"]),
     )  # fmt: skip
     paths = write_ablation(report, asked.folder or outputs / "reports" / report.subject)
     print_grid(ablation_grid(report), asked.console)
@@ -227,7 +227,7 @@ def run_ablation(asked: Asked, name: str, overrides: Sequence[str]) -> AblationR
     gaps = any(each.missing and each.setting.in_grid for each in report.measured)
     trials = asked.planned_trials([*overrides, f"ablation={name}"], outputs, asked.extra_dir) if gaps else []
     page = ablation_page(report, collected, outputs, ablation_problems(report, outputs, trials))
-    asked.write_page(paths[0].with_suffix(".html"), page)
+    asked.write_page(paths[0].parent, page, f"{paths[0].stem}.html")
     return report
 
 
@@ -265,15 +265,11 @@ def run_ranking(
     return reports
 
 
-def _subject_reports(asked: Asked, collected: Collected, defaults: Defaults, **options: Any) -> Iterator[SubjectReport]:
+def _subject_reports(asked: Asked, collected: Collected, defaults: Defaults, **options: Any) -> list[SubjectReport]:
     """The report of each subject of the results."""
-    bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
-    for subject in dict.fromkeys(one.subject for one in collected.results):
-        published = load_published(subject)
-        yield subject_report(
-            collected, subject, published, defaults=defaults, bootstrap=bootstrap, across_shots=asked.across_shots,
-            **options,
-        )  # fmt: skip
+    options |= {"defaults": defaults, "bootstrap": asked.bootstrap(collected), "across_shots": asked.across_shots}
+    subjects = dict.fromkeys(one.subject for one in collected.results)
+    return [subject_report(collected, subject, load_published(subject), **options) for subject in subjects]
 
 
 def _check(arguments: argparse.Namespace) -> None:
