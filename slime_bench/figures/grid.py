@@ -53,11 +53,7 @@ class Panel:
 
 
 def write_grid(stem: Path, panels: Sequence[Panel], title: str = "") -> list[Path]:
-    """Draw the panels below each other; writes `<stem>.png` and `<stem>.pdf`.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
+    """Draw the panels below each other; writes `<stem>.png` and `<stem>.pdf`."""
     from matplotlib.figure import Figure
 
     heights = [_TITLE + CELL * (1 + len(panel.rows)) for panel in panels]

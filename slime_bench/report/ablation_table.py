@@ -61,11 +61,7 @@ def interval_grid(report: AblationReport) -> Grid | None:
 
 
 def write_ablation(report: AblationReport, folder: Path) -> list[Path]:
-    """Writes `<data>-ablation-<name>.{md,csv,json,tex}` into `folder`.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
+    """Writes `<data>-ablation-<name>.{md,csv,json,tex}` into `folder`."""
     grids = [grid for grid in (ablation_grid(report), interval_grid(report)) if grid is not None]
     content = {
         "ablation": report.name,

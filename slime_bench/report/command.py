@@ -209,7 +209,6 @@ def run_ablation(asked: Asked, name: str, overrides: Sequence[str]) -> AblationR
     Raises:
         ConfigError: see `ablation.settings_of`.
         ResultError: no trial of the ablation is finished.
-        StorageError: a file cannot be written.
     """
     settings = settings_of(name, overrides, asked.extra_dir)
     trial = next(iter(settings[0].trials.values()))

@@ -161,7 +161,7 @@ def compare(a: Run, b: Run, convention: str | None = None, background: bool | No
         convention, background: of the scores; by default those of `a`.
 
     Raises:
-        ResultError: the two have other classes, or an unknown convention.
+        ResultError: the two have other classes.
     """
     one, other = a.result, b.result
     if set(one.classes) != set(other.classes):

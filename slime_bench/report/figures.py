@@ -37,11 +37,7 @@ _NOT_SAID = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate"
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG or PDF, as the path's suffix says.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Write a figure as PNG or PDF, as the path's suffix says."""
     kind, buffer = Path(path).suffix[1:], io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=dict.fromkeys(_NOT_SAID[kind]))
     write_atomic(path, buffer.getvalue())
@@ -53,11 +49,7 @@ def grid_size(rows: int, classes: int) -> tuple[int, int]:
 
 
 def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Sequence[str], title: str = "") -> None:
-    """Draws one row per item: image, ground truth, prediction, one map per class; writes a PNG atomically.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Draws one row per item: image, ground truth, prediction, one map per class; writes a PNG atomically."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -110,9 +102,6 @@ def layers_figure(path: Path, group: Group, title: str) -> None:
     """InfoScore (left axis) and mIoU alone (right axis) of every layer, means with sample deviations over seeds.
 
     As Figure 3 of the paper.
-
-    Raises:
-        StorageError: the file cannot be written.
     """
     figure, axis = _axes(title)
     names, prefix = short_names([layer.name for layer in group.layers])
@@ -134,9 +123,6 @@ def ensembles_figure(path: Path, group: Group, title: str) -> None:
     """mIoU of the best 1 to L layers by InfoScore together, with marks for last, middle, all and random pairs.
 
     As Figure 5 of the paper. Error bars: sample deviation over seeds; of the random pairs that within a seed.
-
-    Raises:
-        StorageError: the file cannot be written.
     """
     figure, axis = _axes(title)
     by_name = {one.name: one for one in group.ensembles}

@@ -232,9 +232,6 @@ def write_ranking(report: RankingReport, folder: Path, root: Path, figures: Mapp
 
     Args:
         figures: series -> names of files beside them.
-
-    Raises:
-        StorageError: a file cannot be written.
     """
     blocks: list[str | Grid] = [f"# {report.data}: InfoScore and the layers' mIoU"]
     for group in report.groups:

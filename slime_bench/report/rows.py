@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from slime_bench.errors import ResultError
-from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report.collect import Defaults, is_default, variants
 from slime_bench.report.published import Published, PublishedRow, Stat
 from slime_bench.results.result import TrialResult, average_of
@@ -137,10 +136,8 @@ def aggregate(
         bootstrap: over the test images; without it rows have no interval.
 
     Raises:
-        ResultError: an unknown convention, or two results of one series and seed.
+        ResultError: two results of one series and seed.
     """
-    if convention not in CONVENTION_RULES:
-        raise ResultError("Unknown metric convention.", found=convention, expected=" or ".join(CONVENTION_RULES))
     every = by_series(results)
     labels = variants([trials[0] for trials in every.values()], defaults)
     rows = []
@@ -204,7 +201,7 @@ def without_variants(rows: Sequence[Row]) -> list[Row]:
 def possible_shots(rows: Iterable[Row], shots: Sequence[int]) -> tuple[int, ...]:
     """Those of `shots` that a method of the rows can have: one that learns from support images has no 0, one that is
     trained on a whole annotated set none of them. Rows of the default settings decide, where there are some."""
-    ours = [row for row in rows if not row.published and not row.supervised]
+    ours = [row for row in rows if not row.supervised]
     ours = [row for row in ours if row.default] or ours
     return tuple(
         number

@@ -108,9 +108,6 @@ class ImageBootstrap:
         """The interval of the row that the results of one series make; of their mean over the seeds.
 
         Where there can be none, e.g. without per-image counts, `missing` says why.
-
-        Raises:
-            ConfigError: an unknown convention.
         """
         try:
             images = self._same_images(results)
@@ -134,7 +131,6 @@ class ImageBootstrap:
         """The trials `a` minus the trials `b`, paired by seed and by image.
 
         Raises:
-            ConfigError: an unknown convention.
             ResultError: no seed in common, other classes, other images or another ground truth, or no counts.
         """
         left, right = ({one.seed: one for one in side} for side in (a, b))

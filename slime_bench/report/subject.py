@@ -123,9 +123,6 @@ def subject_report(
             results, the table is theirs, and the other settings are hidden unless `show_variants`.
         bootstrap: over the test images of `collected`; without it there are no intervals and no pairs.
         across_shots: whether rows of different shots are pairs, too.
-
-    Raises:
-        ResultError: see `aggregate`.
     """
     collected = collected.of_report(None)
     results = [result for result in collected.results if result.subject == subject]
@@ -289,9 +286,6 @@ def write_tables(report: SubjectReport, folder: Path, root: Path, pictures: Sequ
 
     Args:
         root: what paths in the files are relative to. pictures: names of files beside the Markdown file.
-
-    Raises:
-        StorageError: a file cannot be written.
     """
     blocks: list[str | Grid] = [f"# {report.subject}"]
     for section in sections(report):

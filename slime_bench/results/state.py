@@ -19,11 +19,7 @@ _BEFORE_REFINE: Final = {"refine": {"_target_": "slime_bench.refine.config.NoRef
 
 
 def write_state(path: Path, learned: Mapping[str, Any], config: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """`learned` tensors with their `state_facts` as a safetensors file.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+    """`learned` tensors with their `state_facts` as a safetensors file."""
     write_atomic(path, pack_state(learned, state_facts(config, classes)))
 
 

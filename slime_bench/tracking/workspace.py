@@ -144,11 +144,7 @@ def workspace(subject: str, entity: str, project: str, ablation: str | None = No
 
 
 def save(subject: str, project: str, entity: str | None, ablation: str | None = None, experiment: str = "") -> None:
-    """Save a new workspace in the account of the key, or of the team `entity`.
-
-    Raises:
-        ConfigError: see `workspace`. SlimeBenchError: W&B does not take it.
-    """
+    """Save a new workspace in the account of the key, or of the team `entity`."""
     import wandb
 
     try:

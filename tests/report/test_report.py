@@ -130,8 +130,6 @@ def test_mean_and_sample_deviation_by_hand() -> None:
     assert row.average.std == pytest.approx(5 / math.sqrt(2))
     one = trial([100, 50, 50, 50, 50, 50])
     assert aggregate([one], background=False)[0].average.mean == pytest.approx(50)
-    with pytest.raises(ResultError, match="nope"):
-        aggregate([one], "nope")
 
 
 def test_class_undefined_in_some_seeds_is_said() -> None:
