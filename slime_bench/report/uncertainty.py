@@ -30,7 +30,10 @@ def interval_grid(
     if not found:
         return None
     header, caption = ["n", "images", *columns, "avg"], interval_lines([interval for _, _, interval in found])
-    lines = [[name, str(n), *interval_cells(interval, columns)] for name, n, interval in found]
+    lines = []
+    for name, n, interval in found:
+        bounds = [*(interval.per_class.get(column) for column in columns), interval.average]
+        lines.append([name, str(n), str(interval.images), *map(bounds_text, bounds)])
     if paired is None:
         return Grid(title, ["method", *header], [Line(cells) for cells in lines], caption)
     header += ["Δ", "seeds agree", f"Δ, {PERCENT} % interval", "p"]
@@ -63,15 +66,6 @@ def pairs_grid(title: str, pairs: Sequence[Pair], rows: Sequence[Row]) -> Grid |
     )
     caption += [f"not paired: {'; '.join(names)}: {reason}" for reason, names in reasons.items()]
     return Grid(title, header, [line for line, _ in shown[:MOST_PAIRS]], caption)
-
-
-def interval_cells(interval: Interval, columns: Sequence[str]) -> list[str]:
-    """Images, then the intervals of the columns and of the average."""
-    return [
-        str(interval.images),
-        *(bounds_text(interval.per_class.get(column)) for column in columns),
-        bounds_text(interval.average),
-    ]
 
 
 def paired_cells(paired: Paired) -> list[str]:
@@ -175,13 +169,16 @@ def p_text(p: float | None, resamples: int) -> str:
 
 def interval_csv(interval: Interval | None, columns: Sequence[str]) -> dict[str, object]:
     """An interval as the cells of a CSV line: `<column>_low`, `<column>_high` and what the interval is."""
-    cells: dict[str, object] = {}
-    for column in [*columns, "average"]:
-        found = None
-        if interval is not None:
-            found = interval.average if column == "average" else interval.per_class.get(column)
-        cells |= {f"{column}_low": found.low if found else None, f"{column}_high": found.high if found else None}
     usable = interval if interval is not None and not interval.missing else None
+    every = {
+        **dict.fromkeys([*columns, "average"]),
+        **({**usable.per_class, "average": usable.average} if usable else {}),
+    }
+    cells: dict[str, object] = {
+        f"{column}_{end}": getattr(every[column], end, None)
+        for column in [*columns, "average"]
+        for end in ("low", "high")
+    }
     cells |= {f"interval_{name}": getattr(usable, name, None) for name in ("percent", "images", "resamples")}
     return cells | {"interval_missing": interval.missing if interval else ""}
 
