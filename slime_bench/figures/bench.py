@@ -116,14 +116,11 @@ def _panel(
     first = next(iter(found.values()))
     painted = {name: [_uint8(items[key].prediction) for key in ids] for name, items in found.items()}
     return Panel(
-        title=f"{cfg.data.name}, {cfg.shots}-shot, seed {seed}",
-        classes=data.classes,
-        colours=[(int(r), int(g), int(b)) for r, g, b in class_colours(len(data.classes))],
-        support=support.image,
-        mask=_uint8(support.label),
-        queries=[_uint8(first[key].image) for key in ids],
+        title=f"{cfg.data.name}, {cfg.shots}-shot, seed {seed}", classes=data.classes,
+        colours=[(int(r), int(g), int(b)) for r, g, b in class_colours(len(data.classes))], support=support.image,
+        mask=_uint8(support.label), queries=[_uint8(first[key].image) for key in ids],
         rows={TRUTH: [_uint8(first[key].label) for key in ids], **painted},
-    )
+    )  # fmt: skip
 
 
 def _name(row: Row, rows: Sequence[Row]) -> str:

@@ -201,10 +201,8 @@ def provenance(folders: Iterable[Path]) -> Provenance:
         devices=sorted({each["device"] for each in facts}),
         platforms=sorted({each["platform"] for each in facts if each.get("platform")}),
         commits=sorted({commit for each in facts if (commit := commit_of(each, "+changes"))}),
-        first=days[0] if days else "",
-        last=days[-1] if days else "",
-        unknown=len(found) - len(facts),
-    )
+        first=days[0] if days else "", last=days[-1] if days else "", unknown=len(found) - len(facts),
+    )  # fmt: skip
 
 
 def commit_of(environment: Mapping[str, Any], changes: str) -> str:

@@ -102,17 +102,11 @@ def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Con
     try:
         _check(arguments)
         asked = Asked(
-            console or Console(),
-            planned_trials,
-            outputs=arguments.outputs,
-            folder=arguments.out,
-            convention=arguments.convention,
-            background=False if arguments.without_background else None,
+            console or Console(), planned_trials, outputs=arguments.outputs, folder=arguments.out,
+            convention=arguments.convention, background=False if arguments.without_background else None,
             resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
-            show_intervals=arguments.intervals,
-            across_shots=arguments.across_shots,
-            extra_dir=arguments.config_dir,
-        )
+            show_intervals=arguments.intervals, across_shots=arguments.across_shots, extra_dir=arguments.config_dir,
+        )  # fmt: skip
         subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
         if arguments.ranking:
             run_ranking(asked, arguments.overrides, subject, seeds)

@@ -118,14 +118,10 @@ class ImageBootstrap:
         names = results[0].classes
         *classes, average = (bounds(column) for column in drawn.T)
         return Interval(
-            percent=PERCENT,
-            resamples=self.resamples,
-            seed=self.seed,
-            images=len(images.ids),
-            average=average,
+            percent=PERCENT, resamples=self.resamples, seed=self.seed, images=len(images.ids), average=average,
             per_class=dict(zip(names, classes, strict=True)),
             class_images=dict(zip(names, counted.sum(axis=0).tolist(), strict=True)),
-        )
+        )  # fmt: skip
 
     def paired(self, a: Sequence[TrialResult], b: Sequence[TrialResult], convention: str, background: bool) -> Paired:
         """The trials `a` minus the trials `b`, paired by seed and by image.
@@ -150,15 +146,10 @@ class ImageBootstrap:
             for k in range(points[0].shape[1])
         )
         return Paired(
-            percent=PERCENT,
-            resamples=self.resamples,
-            seed=self.seed,
-            images=len(images.ids),
-            seeds=tuple(seeds),
-            unpaired_seeds=tuple(sorted(set(left) ^ set(right))),
-            average=average,
+            percent=PERCENT, resamples=self.resamples, seed=self.seed, images=len(images.ids), seeds=tuple(seeds),
+            unpaired_seeds=tuple(sorted(set(left) ^ set(right))), average=average,
             per_class=dict(zip(sides[0][0].classes, classes, strict=True)),
-        )
+        )  # fmt: skip
 
     def try_paired(
         self, a: Sequence[TrialResult], b: Sequence[TrialResult], convention: str, background: bool

@@ -198,14 +198,11 @@ def _section(report: SubjectReport, preset: str, data: str) -> Section:
         pairs_grid(f"{report.subject}: paired differences of the average IoU {where}", pairs, ours),
     ]
     return Section(
-        title=f"{report.subject}: IoU in percent {where}",
-        columns=report.columns,
-        rows=_side_by_side([*theirs, *ours]),
-        caption=_caption(report, ours, preset, data),
-        published=report.published,
+        title=f"{report.subject}: IoU in percent {where}", columns=report.columns, rows=_side_by_side([*theirs, *ours]),
+        caption=_caption(report, ours, preset, data), published=report.published,
         compared=any(comparison(row, report.published) for row in ours),
         extra=[grid for grid in extra if grid is not None],
-    )
+    )  # fmt: skip
 
 
 def _side_by_side(rows: Sequence[Row]) -> list[Row]:

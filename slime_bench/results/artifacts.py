@@ -138,14 +138,12 @@ def write_qualitative(path: str | Path, items: Sequence[GridItem], classes: Sequ
     """Write the items of one trial, all of one size."""
     buffer = io.BytesIO()
     np.savez_compressed(
-        buffer,
-        images=np.stack([item.image for item in items]).astype(np.uint8),
+        buffer, images=np.stack([item.image for item in items]).astype(np.uint8),
         labels=np.stack([item.label for item in items]).astype(np.uint8),
         predictions=np.stack([item.prediction for item in items]).astype(np.uint8),
         maps=np.stack([item.maps for item in items]).astype(np.float16),
-        ids=np.array([item.image_id for item in items], dtype=np.str_),
-        classes=np.array(list(classes), dtype=np.str_),
-    )
+        ids=np.array([item.image_id for item in items], dtype=np.str_), classes=np.array(list(classes), dtype=np.str_),
+    )  # fmt: skip
     write_atomic(path, buffer.getvalue())
 
 

@@ -187,12 +187,10 @@ def read_result(path: str | Path) -> TrialResult:
         version = dict(json.loads(content)).get("schema_version")
         if version != SCHEMA_VERSION:
             raise ResultError(
-                "The result file was written by another version of slime-bench.",
-                path=path,
-                found=f"schema_version {version!r}",
-                expected=f"schema_version {SCHEMA_VERSION}",
+                "The result file was written by another version of slime-bench.", path=path,
+                found=f"schema_version {version!r}", expected=f"schema_version {SCHEMA_VERSION}",
                 remedy="Run the trial again with this version, or read the file with the version that wrote it.",
-            )
+            )  # fmt: skip
         return _adapter().validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
