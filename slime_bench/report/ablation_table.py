@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.metrics.bootstrap import PERCENT
-from slime_bench.report import uncertainty
+from slime_bench.report import statistics
 from slime_bench.report.ablation import AblationReport, Measured
 from slime_bench.report.published import PublishedRow, Stat
 from slime_bench.report.rows import NOTHING, PAPER_PRESET, Row
+from slime_bench.report.statistics import difference_cells, interval_csv, uncertainty_lines
 from slime_bench.report.table import (
     DASH,
     UNIT,
@@ -26,7 +27,6 @@ from slime_bench.report.table import (
     stat_text,
     write_report,
 )
-from slime_bench.report.uncertainty import difference_cells, interval_csv, uncertainty_lines
 
 
 def ablation_grid(report: AblationReport) -> Grid:
@@ -57,7 +57,7 @@ def interval_grid(report: AblationReport) -> Grid | None:
     title = f"{report.subject}: ablation {report.name}, {PERCENT} % intervals in percent over test images"
     rows = [(each.label, each.row) for each in report.shown if each.row is not None]
     paired = {each.label: each.paired for each in report.shown if each.paired is not None}
-    return uncertainty.interval_grid(f"{title} ({_where(report)})", rows, report.columns, paired)
+    return statistics.interval_grid(f"{title} ({_where(report)})", rows, report.columns, paired)
 
 
 def write_ablation(report: AblationReport, folder: Path) -> list[Path]:

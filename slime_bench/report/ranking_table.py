@@ -13,6 +13,7 @@ from slime_bench.report.collect import relative
 from slime_bench.report.published import Stat, load_layers
 from slime_bench.report.ranking import REPORT, Ensemble, Group, Layer, RankingReport, SeedStudy
 from slime_bench.report.rows import NOTHING, stat
+from slime_bench.report.statistics import claim_lines
 from slime_bench.report.table import (
     DASH,
     UNIT,
@@ -25,7 +26,6 @@ from slime_bench.report.table import (
     stat_text,
     write_report,
 )
-from slime_bench.report.uncertainty import claim_lines
 
 _SEED_COLUMNS = (
     *("seed", "rho", "rho_std", "interval_low", "interval_high", "best_by_info", "best_by_miou", "top1_is_best"),

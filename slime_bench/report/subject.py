@@ -26,7 +26,18 @@ from slime_bench.report.rows import (
     row_name,
     without_variants,
 )
-from slime_bench.report.statistics import ImageBootstrap, Pair, row_pairs, row_welch
+from slime_bench.report.statistics import (
+    ImageBootstrap,
+    Pair,
+    interval_csv,
+    interval_grid,
+    pair_files,
+    pairs_grid,
+    row_pairs,
+    row_welch,
+    uncertainty_lines,
+    welch_lines,
+)
 from slime_bench.report.table import (
     DASH,
     UNIT,
@@ -42,14 +53,6 @@ from slime_bench.report.table import (
     stat_cells,
     stat_text,
     write_report,
-)
-from slime_bench.report.uncertainty import (
-    interval_csv,
-    interval_grid,
-    pair_files,
-    pairs_grid,
-    uncertainty_lines,
-    welch_lines,
 )
 from slime_bench.results.status import RUNNING
 from slime_bench.storage import write_atomic
