@@ -7,26 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.metrics.bootstrap import PERCENT
-from slime_bench.report import statistics
+from slime_bench.report import statistics, table
 from slime_bench.report.ablation import AblationReport, Measured
 from slime_bench.report.published import PublishedRow, Stat
 from slime_bench.report.rows import NOTHING, PAPER_PRESET, Row
 from slime_bench.report.statistics import difference_cells, interval_csv, uncertainty_lines
-from slime_bench.report.table import (
-    DASH,
-    UNIT,
-    Grid,
-    Line,
-    grouped,
-    listed,
-    metric_lines,
-    numbers,
-    prepared_lines,
-    published_line,
-    stat_cells,
-    stat_text,
-    write_report,
-)
+from slime_bench.report.table import DASH, UNIT, Grid, Line, grouped, listed, stat_text
 
 
 def ablation_grid(report: AblationReport) -> Grid:
@@ -36,7 +22,13 @@ def ablation_grid(report: AblationReport) -> Grid:
     for each in report.shown:
         gap = "" if each.setting.default else stat_text(each.difference, sign="+")
         stats = _stats(each.row, columns)
-        cells = [each.label, str(each.row.n if each.row else 0), *map(stat_text, stats.values()), gap or DASH, "ours"]
+        cells = [
+            each.label,
+            str(each.row.n if each.row else 0),
+            *map(stat_text, stats.values()),
+            gap or DASH,
+            "ours",
+        ]
         exact = {name: stat.mean for name, stat in stats.items()} if each.row else {}
         if each.row and report.default.row and gap:
             exact["Δ"] = each.difference.mean
@@ -78,7 +70,7 @@ def write_ablation(report: AblationReport, folder: Path) -> list[Path]:
         "caption": _caption(report),
     }
     stem = folder / f"{report.facts['data']}-ablation-{report.name}"
-    return write_report(stem, [f"# {report.subject}: ablation {report.name}", *grids], *_csv(report), content)
+    return table.write_report(stem, [f"# {report.subject}: ablation {report.name}", *grids], *_csv(report), content)
 
 
 def _csv(report: AblationReport) -> tuple[list[dict[str, Any]], list[str]]:
@@ -88,7 +80,7 @@ def _csv(report: AblationReport) -> tuple[list[dict[str, Any]], list[str]]:
     shared |= {"convention": report.convention, "background_in_average": report.background, "unit": UNIT}
     names = ["ablation", "setting", "default", "published", "source", "other_data", "n", "seeds", "missing_seeds"]
     names += [name for name in shared if name not in names]
-    names += [*stat_cells(columns, {}, average=NOTHING, difference=NOTHING), *interval_csv(None, columns)]
+    names += [*table.stat_cells(columns, {}, average=NOTHING, difference=NOTHING), *interval_csv(None, columns)]
     names += [f"difference_{part}" for part in ("low", "high", "p", "agree", "seeds")] + ["unpaired"]
     lines = []
     for each in report.shown:
@@ -109,7 +101,7 @@ def _csv(report: AblationReport) -> tuple[list[dict[str, Any]], list[str]]:
             line |= {f"difference_{part}": value for part, value in difference_cells(paired.average).items()}
             line["difference_seeds"] = " ".join(map(str, paired.seeds))
         average = row.average if row else NOTHING
-        stats = stat_cells(columns, row.per_class if row else {}, average=average, difference=each.difference)
+        stats = table.stat_cells(columns, row.per_class if row else {}, average=average, difference=each.difference)
         lines.append(line | stats)
         if theirs is not None:
             # Not our preset, backbone or protocol: the paper's.
@@ -117,7 +109,9 @@ def _csv(report: AblationReport) -> tuple[list[dict[str, Any]], list[str]]:
             about |= {"setting": theirs.setting or "default", "default": not theirs.setting, "published": True}
             about |= {"n": theirs.n, "source": theirs.source, "other_data": _other_data(report)}
             gap = Stat(each.published_difference, None)
-            lines.append({**about, **stat_cells(columns, theirs.per_class, average=theirs.average, difference=gap)})
+            lines.append(
+                {**about, **table.stat_cells(columns, theirs.per_class, average=theirs.average, difference=gap)}
+            )
     return lines, names
 
 
@@ -177,7 +171,7 @@ def _caption(report: AblationReport) -> list[str]:
         if each.unpaired and row.interval is not None and not row.interval.missing
     )
     if report.published and any(each.published for each in report.measured):
-        published = published_line(report.published, facts["preset"], report.convention, report.background)
+        published = table.published_line(report.published, facts["preset"], report.convention, report.background)
     elif report.table is not None:
         published = f"published rows: none; the paper's {report.table.source} has {report.table.shots} shots"
     else:
@@ -185,8 +179,8 @@ def _caption(report: AblationReport) -> list[str]:
     lines = [
         f"preset {facts['preset']}; data {facts['data']}; backbone {facts['backbone']}; "
         f"protocol {facts['protocol']}; {facts['method']}, {facts['shots']}-shot",
-        *prepared_lines([report.prepared]),
-        *metric_lines(report.convention, report.background, [row.n for _, row in measured]),
+        *table.prepared_lines([report.prepared]),
+        *table.metric_lines(report.convention, report.background, [row.n for _, row in measured]),
         *uncertainty_lines((each.label, row.n or 0, row.interval) for each, row in measured),
         *(f"not paired with the default: {listed(labels)}: {reason}" for reason, labels in unpaired.items()),
         "Δ: average minus the default setting's, in percentage points; ours: mean±sample standard deviation of the "
@@ -205,7 +199,7 @@ def _caption(report: AblationReport) -> list[str]:
 
 def _gaps(report: AblationReport) -> list[str]:
     asked = [each for each in report.measured if each.setting.in_grid]
-    gaps = [f"{each.setting.label} seed {numbers(each.missing)}" for each in asked if each.missing]
+    gaps = [f"{each.setting.label} seed {table.numbers(each.missing)}" for each in asked if each.missing]
     total = sum(len(each.setting.trials) for each in asked)
     lines = [f"missing trials: none of {total}; ran by: {report.portable_command}"]
     if gaps:
@@ -219,6 +213,6 @@ def _gaps(report: AblationReport) -> list[str]:
     if not default.setting.in_grid and default.missing:
         lines.append(
             f"the default setting ({default.setting.label}) is not in the grid and lacks seed "
-            f"{numbers(default.missing)}; to run it: {report.default_command}"
+            f"{table.numbers(default.missing)}; to run it: {report.default_command}"
         )
     return lines

@@ -21,21 +21,13 @@ from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.bootstrap import RESAMPLES
 from slime_bench.paths import user_path
+from slime_bench.report import planned
 from slime_bench.report.ablation import AblationReport, ablation_report, settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
 from slime_bench.report.collect import Collected, Defaults, collect, default_settings, family, family_of, read_optional
 from slime_bench.report.figures import ensembles_figure, layers_figure, qualitative_grid
 from slime_bench.report.html import PAGE, ablation_page, subject_page
-from slime_bench.report.planned import (
-    MADE,
-    Planned,
-    PlannedTrials,
-    ablation_among,
-    ablation_problems,
-    found_problems,
-    of_states,
-    table_command,
-)
+from slime_bench.report.planned import MADE, Planned, PlannedTrials
 from slime_bench.report.published import load_published
 from slime_bench.report.ranking import RankingReport, experiment, ranking_reports
 from slime_bench.report.ranking_table import place, ranking_grids, report_lines, stems, write_ranking
@@ -153,7 +145,7 @@ def run(
         asked, collected, defaults, **metric, expected_shots=shots, expected_seeds=seeds, show_variants=show_variants
     )
     for report in reports:
-        folder, problems = outputs / "reports" / report.subject, found_problems(report, outputs)
+        folder, problems = outputs / "reports" / report.subject, planned.found_problems(report, outputs)
         _write(asked, report, collected, folder, outputs)
         asked.write_page(
             folder, subject_page([report], collected, outputs, problems, f"{report.subject}: IoU of parts")
@@ -174,22 +166,22 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
         ConfigError: see `compose.plan`; trials of a method that has a report of its own.
         ResultError: none of the trials is finished. StorageError: a file cannot be written.
     """
-    ablation, rest = ablation_among(overrides)
+    ablation, rest = planned.ablation_among(overrides)
     if ablation:
         return run_ablation(asked, ablation, rest)
     trials = asked.planned_trials(overrides, asked.outputs, asked.extra_dir)
     first, _ = trials[0]
     outputs = asked.outputs or Path(first["output_root"])
-    planned = Planned(list(overrides), trials, outputs)
-    collected = planned.of(collect(outputs))
-    folder = asked.folder or outputs / "reports" / planned.name
+    sweep = Planned(list(overrides), trials, outputs)
+    collected = sweep.of(collect(outputs))
+    folder = asked.folder or outputs / "reports" / sweep.name
     defaults = default_settings(((family_of(values), values["decided"]) for values, _ in trials), asked.extra_dir)
     found = _subject_reports(asked, collected, defaults, **asked.metric(first["metric"]), show_variants=True)
-    reports = [planned.narrowed(report, defaults) for report in found]
+    reports = [sweep.narrowed(report, defaults) for report in found]
     for report in reports:
         _write(asked, report, collected, folder if len(reports) == 1 else folder / report.subject, outputs)
-    problems = of_states([state for _, state in trials], planned.command, outputs)
-    title = f"IoU of parts: {' '.join(planned.told) or 'the default trial'}"
+    problems = planned.of_states([state for _, state in trials], sweep.command, outputs)
+    title = f"IoU of parts: {' '.join(sweep.told) or 'the default trial'}"
     asked.write_page(folder, subject_page(reports, collected, outputs, problems, title))
     return reports
 
@@ -219,7 +211,7 @@ def run_ablation(asked: Asked, name: str, overrides: Sequence[str]) -> AblationR
     say(asked.console, f"Written to {paths[0]} (and .csv, .json, .tex)")
     gaps = any(each.missing and each.setting.in_grid for each in report.measured)
     trials = asked.planned_trials([*overrides, f"ablation={name}"], outputs, asked.extra_dir) if gaps else []
-    page = ablation_page(report, collected, outputs, ablation_problems(report, outputs, trials))
+    page = ablation_page(report, collected, outputs, planned.ablation_problems(report, outputs, trials))
     asked.write_page(paths[0].parent, page, f"{paths[0].stem}.html")
     return report
 
@@ -274,7 +266,7 @@ def _check(arguments: argparse.Namespace) -> None:
         others += ("subject", "seeds") if arguments.overrides else ()
     elif arguments.ablation is not None or arguments.overrides:
         others = ("subject", "seeds", "shots", "variants")
-        if arguments.ablation is not None or ablation_among(arguments.overrides)[0]:  # of one number of shots
+        if arguments.ablation is not None or planned.ablation_among(arguments.overrides)[0]:  # of one number of shots
             others += ("across_shots",)
     elif arguments.out:
         others = ("out",)
@@ -319,13 +311,13 @@ def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Colle
     main = collected.of_report(None)
     others = "".join(f"; {method} is for --{name}" for method, name in sorted(collected.own_reports.items()))
     have = f"results for {', '.join(found)}" if found else "no valid result"
-    target = subject if subject in MADE else "car"
+    command = planned.table_command(subject if subject in MADE else "car", "mini")
     return ResultError(
         "There is nothing to report" + ("." if subject == "all" else f" for subject {subject}."),
         path=outputs / "runs",
         found=f"{have}; {len(main.failed)} failed trial(s), {len(main.invalid)} unreadable result file(s)",
         expected=f"at least one finished trial (result.json){others}",
-        remedy=f"Run its trials first, e.g. `{table_command(target, 'mini')}`, or name another folder with --outputs.",
+        remedy=f"Run its trials first, e.g. `{command}`, or name another folder with --outputs.",
     )
 
 

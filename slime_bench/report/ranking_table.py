@@ -9,23 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from slime_bench.report import table
 from slime_bench.report.collect import relative
 from slime_bench.report.published import Stat, load_layers
 from slime_bench.report.ranking import REPORT, Ensemble, Group, Layer, RankingReport, SeedStudy
 from slime_bench.report.rows import NOTHING, stat
 from slime_bench.report.statistics import claim_lines
-from slime_bench.report.table import (
-    DASH,
-    UNIT,
-    Grid,
-    Line,
-    listed,
-    metric_lines,
-    numbers,
-    prepared_lines,
-    stat_text,
-    write_report,
-)
+from slime_bench.report.table import DASH, UNIT, Grid, Line, listed, stat_text
 
 _SEED_COLUMNS = (
     *("seed", "rho", "rho_std", "interval_low", "interval_high", "best_by_info", "best_by_miou", "top1_is_best"),
@@ -54,10 +44,10 @@ def _caption(report: RankingReport, group: Group) -> list[str]:
     lines = [
         f"preset {facts['preset']}; data {facts['data']}; backbone {facts['backbone']}; protocol {facts['protocol']}; "
         f"{facts['method']}, 0-shot{'; ' + group.variant if group.variant else ''}",
-        *prepared_lines([group.prepared]),
-        *metric_lines(report.convention, True, [len(seeds)]),
+        *table.prepared_lines([group.prepared]),
+        *table.metric_lines(report.convention, True, [len(seeds)]),
         *claim_lines([("", len(seeds), min(one.test_images for one in seeds))]),
-        f"seeds {numbers([one.seed for one in seeds])}; layers ranked with single prompts on "
+        f"seeds {table.numbers([one.seed for one in seeds])}; layers ranked with single prompts on "
         f"{f'the {rank_images} TEST IMAGES (transductive)' if group.rank_on == 'test' else ranked}; "
         f"tested on {_range([one.test_images for one in seeds])} images",
         f"study without CRF; prompts: {group.prompts or 'not recorded'}",
@@ -71,10 +61,10 @@ def _caption(report: RankingReport, group: Group) -> list[str]:
             "bootstrap" + ("" if group.rank_on == "test" else " and the images ranked on")
         )
     again = f"; to run them: {report.command}" if report.command else ""
-    expected = numbers(sorted({*group.missing, *(one.seed for one in seeds)}))
+    expected = table.numbers(sorted({*group.missing, *(one.seed for one in seeds)}))
     lines.append(f"missing trials: none (of seeds {expected})")
     if group.missing:
-        lines[-1] = f"MISSING TRIALS (of seeds {expected}): seed {numbers(group.missing)}{again}"
+        lines[-1] = f"MISSING TRIALS (of seeds {expected}): seed {table.numbers(group.missing)}{again}"
     lines += [f"NOT USED: seed {one.seed}: {one.reason}" for one in group.spoilt]
     lines += [f"failed: seed {one.seed} ({one.summary})" for one in group.failed]
     if group.left_out:
@@ -165,7 +155,7 @@ def _published(group: Group) -> list[str]:
         return []
     same = [one.seed for one in group.seeds if set(one.first_two) == set(known.layers)]
     others = [f"{' and '.join(one.first_two)} in seed {one.seed}" for one in group.seeds if one.seed not in same]
-    ours = [f"the same here in seed {numbers(same)}"] if same else []
+    ours = [f"the same here in seed {table.numbers(same)}"] if same else []
     return [f"published: {' and '.join(known.layers)} first ({known.source}); {'; '.join(ours + others)}"]
 
 
@@ -253,7 +243,7 @@ def write_ranking(report: RankingReport, folder: Path, root: Path, figures: Mapp
         "not_used": [{"path": relative(one.path, root), "seed": one.seed, "reason": one.reason} for one in not_used],
         "command": report.command,
     }
-    return write_report(folder / f"{report.data}-ranking", blocks, *_csv(report), content)
+    return table.write_report(folder / f"{report.data}-ranking", blocks, *_csv(report), content)
 
 
 def _entry(report: RankingReport, group: Group) -> dict[str, Any]:

@@ -15,17 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from slime_bench.errors import ResultError
-from slime_bench.metrics.bootstrap import (
-    PERCENT,
-    RESAMPLES,
-    Bounds,
-    Difference,
-    bounds,
-    image_weights,
-    nan_mean,
-    paired_difference,
-    resampled,
-)
+from slime_bench.metrics import bootstrap as resampling
+from slime_bench.metrics.bootstrap import PERCENT, RESAMPLES, Bounds, Difference
 from slime_bench.metrics.ratio import Array, Floats, ratio_terms
 from slime_bench.report.published import Published, Stat
 from slime_bench.report.rows import Row, comparison, row_name
@@ -119,10 +110,10 @@ class ImageBootstrap:
             images = self._same_images(results)
         except ResultError as error:
             return Interval(PERCENT, self.resamples, self.seed, 0, None, {}, {}, missing=error.summary.rstrip("."))
-        drawn = nan_mean(np.array([self._metric(one, convention, background)[1] for one in results]), axis=0)
+        drawn = resampling.nan_mean(np.array([self._metric(one, convention, background)[1] for one in results]), axis=0)
         counted = np.any([self._read(one).terms(convention)[1] > 0 for one in results], axis=0)  # [N,K]
         names = results[0].classes
-        *classes, average = (bounds(column) for column in drawn.T)
+        *classes, average = (resampling.bounds(column) for column in drawn.T)
         return Interval(
             percent=PERCENT, resamples=self.resamples, seed=self.seed, images=len(images.ids), average=average,
             per_class=dict(zip(names, classes, strict=True)),
@@ -148,7 +139,7 @@ class ImageBootstrap:
         points = [np.array([point for point, _ in side]) for side in metrics]  # [S,K+1]
         drawn = [np.array([each for _, each in side]) for side in metrics]  # [S,R,K+1]
         *classes, average = (
-            paired_difference(points[0][:, k], points[1][:, k], drawn[0][:, :, k], drawn[1][:, :, k])
+            resampling.paired_difference(points[0][:, k], points[1][:, k], drawn[0][:, :, k], drawn[1][:, :, k])
             for k in range(points[0].shape[1])
         )
         return Paired(
@@ -188,10 +179,10 @@ class ImageBootstrap:
             images = self._read(result)
             number = len(images.ids)
             if number not in self._weights:
-                self._weights[number] = image_weights(number, self.resamples, self.seed)
+                self._weights[number] = resampling.image_weights(number, self.resamples, self.seed)
             terms = images.terms(convention)
-            (point,) = resampled(*terms, np.ones((1, number)), background)
-            self._metrics[key] = point, resampled(*terms, self._weights[number], background)
+            (point,) = resampling.resampled(*terms, np.ones((1, number)), background)
+            self._metrics[key] = point, resampling.resampled(*terms, self._weights[number], background)
         return self._metrics[key]
 
     def _read(self, result: TrialResult) -> _Images:
@@ -270,8 +261,8 @@ def interval_grid(
     header, caption = ["n", "images", *columns, "avg"], interval_lines([interval for _, _, interval in found])
     lines = []
     for name, n, interval in found:
-        bounds = [*(interval.per_class.get(column) for column in columns), interval.average]
-        lines.append([name, str(n), str(interval.images), *map(bounds_text, bounds)])
+        ends = [*(interval.per_class.get(column) for column in columns), interval.average]
+        lines.append([name, str(n), str(interval.images), *map(bounds_text, ends)])
     if paired is None:
         return Grid(title, ["method", *header], [Line(cells) for cells in lines], caption)
     header += ["Δ", "seeds agree", f"Δ, {PERCENT} % interval", "p"]

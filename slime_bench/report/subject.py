@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.metrics.bootstrap import PERCENT
+from slime_bench.report import statistics, table
 from slime_bench.report.collect import Collected, Defaults, FailedTrial, relative
 from slime_bench.report.published import Published
 from slime_bench.report.rows import (
@@ -26,34 +27,8 @@ from slime_bench.report.rows import (
     row_name,
     without_variants,
 )
-from slime_bench.report.statistics import (
-    ImageBootstrap,
-    Pair,
-    interval_csv,
-    interval_grid,
-    pair_files,
-    pairs_grid,
-    row_pairs,
-    row_welch,
-    uncertainty_lines,
-    welch_lines,
-)
-from slime_bench.report.table import (
-    DASH,
-    UNIT,
-    Grid,
-    Line,
-    grouped,
-    json_of,
-    listed,
-    metric_lines,
-    numbers,
-    prepared_lines,
-    published_line,
-    stat_cells,
-    stat_text,
-    write_report,
-)
+from slime_bench.report.statistics import ImageBootstrap, Pair
+from slime_bench.report.table import DASH, UNIT, Grid, Line, grouped, listed, stat_text
 from slime_bench.results.status import RUNNING
 from slime_bench.storage import write_atomic
 
@@ -151,7 +126,7 @@ def subject_report(
         background_in_average=background,
         expected_shots=possible_shots(rows, expected_shots),
         expected_seeds=tuple(expected_seeds),
-        pairs=row_pairs(rows, results, bootstrap, across_shots) if bootstrap is not None else [],
+        pairs=statistics.row_pairs(rows, results, bootstrap, across_shots) if bootstrap is not None else [],
     )
 
 
@@ -197,8 +172,8 @@ def _section(report: SubjectReport, preset: str, data: str) -> Section:
     pairs = [pair for pair in report.pairs if (pair.a.preset, pair.a.data) == (preset, data)]
     title = f"{report.subject}: {PERCENT} % intervals of the IoU in percent over test images {where}"
     extra = [
-        interval_grid(title, [(row_name(row, ours), row) for row in ours], report.columns),
-        pairs_grid(f"{report.subject}: paired differences of the average IoU {where}", pairs, ours),
+        statistics.interval_grid(title, [(row_name(row, ours), row) for row in ours], report.columns),
+        statistics.pairs_grid(f"{report.subject}: paired differences of the average IoU {where}", pairs, ours),
     ]
     return Section(
         title=f"{report.subject}: IoU in percent {where}", columns=report.columns, rows=_side_by_side([*theirs, *ours]),
@@ -223,16 +198,16 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     backbones, protocols = (listed(sorted(getattr(row, name) for row in ours)) for name in ("backbone", "protocol"))
     lines = [
         f"preset {preset}; data {data}; backbone {backbones}; protocol {protocols}",
-        *prepared_lines(row.prepared for row in ours),
+        *table.prepared_lines(row.prepared for row in ours),
         *_stated_lines(ours),
-        *metric_lines(report.convention, report.background_in_average, [row.n for row in ours]),
-        *uncertainty_lines((row_name(row, ours), row.n or 0, row.interval) for row in ours),
+        *table.metric_lines(report.convention, report.background_in_average, [row.n for row in ours]),
+        *statistics.uncertainty_lines((row_name(row, ours), row.n or 0, row.interval) for row in ours),
     ]
     if report.published:
-        theirs = published_line(report.published, preset, report.convention, report.background_in_average)
+        theirs = table.published_line(report.published, preset, report.convention, report.background_in_average)
         lines.append(f"{theirs}; * = trained on a whole annotated set")
         lines += [f"rows of the paper {line}" for line in report.published.runs(row.method for row in ours)]
-        lines += welch_lines(ours, report.published)
+        lines += statistics.welch_lines(ours, report.published)
     lines += [f"{row.method} {row.variant} {row.shots}-shot: {note}" for row in ours for note in row.notes]
     hidden = len({row.series for row in report.hidden if (row.preset, row.data) == (preset, data)})
     if hidden:
@@ -271,7 +246,7 @@ def _missing_line(report: SubjectReport, ours: Sequence[Row], preset: str, data:
         if (one.preset, one.data) == (preset, data)
     )
     shots, seeds = possible_shots(ours, report.expected_shots), report.expected_seeds
-    expected = (f"of shots {numbers(shots)}; " if shots else "of ") + f"seeds {numbers(seeds)}"
+    expected = (f"of shots {table.numbers(shots)}; " if shots else "of ") + f"seeds {table.numbers(seeds)}"
     if not absent:
         return f"missing trials: none ({expected})"
     parts = [f"{name} seed {', '.join(lacking)}" for name, lacking in absent.items()]
@@ -292,11 +267,11 @@ def write_tables(report: SubjectReport, folder: Path, root: Path, pictures: Sequ
         blocks += [section_grid(section), *section.extra]
     if pictures:
         blocks += ["## Test images", "\n\n".join(f"![{name}]({name})" for name in pictures)]
-    write_report(folder / "table", blocks, *_csv(report), _table_json(report))
+    table.write_report(folder / "table", blocks, *_csv(report), _table_json(report))
     about: dict[str, Any] = {"subject": report.subject, "convention": report.convention}
     about |= {"background_in_average": report.background_in_average}
-    contents = pair_files(report.pairs, report.rows, report.columns, about)
-    contents["trials.json"] = json_of(
+    contents = statistics.pair_files(report.pairs, report.rows, report.columns, about)
+    contents["trials.json"] = table.json_of(
         {
             "expected": {"shots": list(report.expected_shots), "seeds": list(report.expected_seeds)},
             "missing": report.missing,
@@ -320,8 +295,8 @@ def _csv(report: SubjectReport) -> tuple[list[dict[str, Any]], list[str]]:
     names = ["method", "backbone", "data", "subject", "shots", "preset", "protocol", "variant", "convention"]
     names += ["prepared", "stated", "background_in_average", "published", "other_data", "supervised", "source"]
     names += ["unit", "seeds", "n", "missing_seeds", "default", "notes"]
-    names += [*stat_cells(report.columns, {}, average=NOTHING), "average_minus_published", "welch_t", "welch_p"]
-    names += interval_csv(None, report.columns)
+    names += [*table.stat_cells(report.columns, {}, average=NOTHING), "average_minus_published", "welch_t", "welch_p"]
+    names += statistics.interval_csv(None, report.columns)
     lines = []
     for row in _all_rows(report):
         line: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
@@ -332,10 +307,10 @@ def _csv(report: SubjectReport) -> tuple[list[dict[str, Any]], list[str]]:
             "notes": "; ".join(row.notes),
             "prepared": choices(row.prepared),
             "stated": "; ".join(f"{name} {text}" for name, text in row.stated.items()),
-            **stat_cells(report.columns, row.per_class, average=row.average),
-            **interval_csv(row.interval, report.columns),
+            **table.stat_cells(report.columns, row.per_class, average=row.average),
+            **statistics.interval_csv(row.interval, report.columns),
         }
-        gap, test = difference(row, comparison(row, report.published)), row_welch(row, report.published)
+        gap, test = difference(row, comparison(row, report.published)), statistics.row_welch(row, report.published)
         line |= {"average_minus_published": gap["average"]} if gap else {}
         line |= {"welch_t": test["statistic"], "welch_p": test["p"]} if test else {}
         lines.append(line)
@@ -346,6 +321,6 @@ def _table_json(report: SubjectReport) -> list[dict[str, Any]]:
     """All rows; means and deviations in percent."""
     rows = []
     for row in _all_rows(report):
-        gap, test = difference(row, comparison(row, report.published)), row_welch(row, report.published)
+        gap, test = difference(row, comparison(row, report.published)), statistics.row_welch(row, report.published)
         rows.append({**asdict(row), "unit": UNIT, "difference": gap, "welch": test})
     return rows
