@@ -23,12 +23,8 @@ def ablation_grid(report: AblationReport) -> Grid:
         gap = "" if each.setting.default else stat_text(each.difference, sign="+")
         stats = _stats(each.row, columns)
         cells = [
-            each.label,
-            str(each.row.n if each.row else 0),
-            *map(stat_text, stats.values()),
-            gap or DASH,
-            "ours",
-        ]
+            each.label, str(each.row.n if each.row else 0), *map(stat_text, stats.values()), gap or DASH, "ours",
+        ]  # fmt: skip
         exact = {name: stat.mean for name, stat in stats.items()} if each.row else {}
         if each.row and report.default.row and gap:
             exact["Δ"] = each.difference.mean
@@ -56,19 +52,11 @@ def write_ablation(report: AblationReport, folder: Path) -> list[Path]:
     """Writes `<data>-ablation-<name>.{md,csv,json,tex}` into `folder`."""
     grids = [grid for grid in (ablation_grid(report), interval_grid(report)) if grid is not None]
     content = {
-        "ablation": report.name,
-        "subject": report.subject,
-        **report.facts,
-        "convention": report.convention,
-        "background_in_average": report.background,
-        "unit": UNIT,
-        "columns": report.columns,
-        "settings": [_entry(report, each) for each in report.shown],
-        "provenance": report.provenance,
-        "left_out": report.left_out,
-        "command": report.portable_command,
-        "caption": _caption(report),
-    }
+        "ablation": report.name, "subject": report.subject, **report.facts, "convention": report.convention,
+        "background_in_average": report.background, "unit": UNIT, "columns": report.columns,
+        "settings": [_entry(report, each) for each in report.shown], "provenance": report.provenance,
+        "left_out": report.left_out, "command": report.portable_command, "caption": _caption(report),
+    }  # fmt: skip
     stem = folder / f"{report.facts['data']}-ablation-{report.name}"
     return table.write_report(stem, [f"# {report.subject}: ablation {report.name}", *grids], *_csv(report), content)
 
@@ -85,21 +73,13 @@ def _csv(report: AblationReport) -> tuple[list[dict[str, Any]], list[str]]:
     lines = []
     for each in report.shown:
         row, paired, theirs = each.row, each.paired, each.published
-        line: dict[str, Any] = {
-            **shared,
-            "setting": each.setting.label,
-            "default": each.setting.default,
-            "published": False,
-            "source": "ours",
-            "n": row.n if row else 0,
-            "seeds": " ".join(map(str, row.seeds)) if row else "",
-            "missing_seeds": " ".join(map(str, each.missing)),
-            "unpaired": "" if paired else each.unpaired,
-            **interval_csv(row.interval if row else None, columns),
-        }
+        line: dict[str, Any] = {**shared, "setting": each.setting.label, "default": each.setting.default}
+        line |= {"published": False, "source": "ours", "n": row.n if row else 0}
+        line |= {"seeds": table.spaced(row.seeds if row else ()), "missing_seeds": table.spaced(each.missing)}
+        line |= {"unpaired": "" if paired else each.unpaired, **interval_csv(row.interval if row else None, columns)}
         if paired is not None:
             line |= {f"difference_{part}": value for part, value in difference_cells(paired.average).items()}
-            line["difference_seeds"] = " ".join(map(str, paired.seeds))
+            line["difference_seeds"] = table.spaced(paired.seeds)
         average = row.average if row else NOTHING
         stats = table.stat_cells(columns, row.per_class if row else {}, average=average, difference=each.difference)
         lines.append(line | stats)
@@ -118,34 +98,19 @@ def _csv(report: AblationReport) -> tuple[list[dict[str, Any]], list[str]]:
 def _entry(report: AblationReport, each: Measured) -> dict[str, Any]:
     """A setting in the JSON file; means, deviations and differences in percent and percentage points."""
     row, theirs = each.row, each.published
-    entry = {
-        "setting": each.setting.label,
-        "values": each.setting.shown,
-        "default": each.setting.default,
-        "in_grid": each.setting.in_grid,
-        "n": row.n if row else 0,
-        "seeds": list(row.seeds) if row else [],
-        "missing_seeds": each.missing,
-        "failed": {str(seed): trial.summary for seed, trial in each.failed.items()},
-        "per_class": row.per_class if row else {},
-        "average": row.average if row else NOTHING,
-        "difference": each.difference,
-        "interval": row.interval if row else None,
-        "paired": each.paired,
-        "unpaired": each.unpaired,
-        "published": None,
-    }
-    if theirs is not None:
-        entry["published"] = {
-            "setting": theirs.setting or "default",
-            "source": theirs.source,
-            "other_data": _other_data(report),
-            "n": theirs.n,
-            "per_class": theirs.per_class,
-            "average": theirs.average,
-            "difference": each.published_difference,
-        }
-    return entry
+    published = theirs and {
+        "setting": theirs.setting or "default", "source": theirs.source, "other_data": _other_data(report),
+        "n": theirs.n, "per_class": theirs.per_class, "average": theirs.average,
+        "difference": each.published_difference,
+    }  # fmt: skip
+    return {
+        "setting": each.setting.label, "values": each.setting.shown, "default": each.setting.default,
+        "in_grid": each.setting.in_grid, "n": row.n if row else 0, "seeds": list(row.seeds) if row else [],
+        "missing_seeds": each.missing, "failed": {str(seed): trial.summary for seed, trial in each.failed.items()},
+        "per_class": row.per_class if row else {}, "average": row.average if row else NOTHING,
+        "difference": each.difference, "interval": row.interval if row else None, "paired": each.paired,
+        "unpaired": each.unpaired, "published": published,
+    }  # fmt: skip
 
 
 def _other_data(report: AblationReport) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,6 +153,11 @@ def read_optional(path: Path, read: Callable[[Path], T]) -> T | None:
     except ResultError as error:
         _LOG.warning("%s", error)
         return None
+
+
+def multirun(overrides: Iterable[str], but: Sequence[str] = ()) -> str:
+    """The command of a sweep, without its overrides of the keys `but`."""
+    return shlex.join(["slime-bench", "--multirun", *(each for each in overrides if each.partition("=")[0] not in but)])
 
 
 def relative(path: Path, root: Path) -> str:

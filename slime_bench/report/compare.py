@@ -183,26 +183,18 @@ def compare(a: Run, b: Run, convention: str | None = None, background: bool | No
     images = compare_images(a.folder, b.folder)
     tables = [{name: table["per_class"] for name, table in each.conventions.items()} for each in (one, other)]
     return {
-        "a": _names(a),
-        "b": _names(b),
-        "same_trial": one.signature == other.signature,
-        "same_series": one.series == other.series,
-        "convention": convention,
-        "background": background,
+        "a": _names(a), "b": _names(b), "same_trial": one.signature == other.signature,
+        "same_series": one.series == other.series, "convention": convention, "background": background,
         "scores": [_score(name, left.per_class[name], right.per_class[name]) for name in one.classes],
-        "average": _score("average", left.average, right.average),
-        "config": changes(*decided),
-        "other": settings,
-        "data": changes(_data(one), _data(other)),
-        "fingerprints": changes(one.fingerprints, other.fingerprints),
+        "average": _score("average", left.average, right.average), "config": changes(*decided), "other": settings,
+        "data": changes(_data(one), _data(other)), "fingerprints": changes(one.fingerprints, other.fingerprints),
         "environment": environments,
         "without_environment": [name for name, each in (("a", a), ("b", b)) if each.environment is None],
         "without_settings": [name for name, each in (("a", a), ("b", b)) if each.settings is None],
-        "cost": _costs(a.environment or {}, b.environment or {}),
-        "learned": compare_learned(a.folder, b.folder),
+        "cost": _costs(a.environment or {}, b.environment or {}), "learned": compare_learned(a.folder, b.folder),
         "images": images,
         "same_numbers": tables[0] == tables[1] and not (images["differ"] or images["only_a"] or images["only_b"]),
-    }
+    }  # fmt: skip
 
 
 def changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:

@@ -88,13 +88,11 @@ def _entry(item: GridItem, classes: Sequence[str], add: Callable[[bytes, str], s
     label, prediction = (_small(each.astype(np.uint8)) for each in (item.label, item.prediction))
     maps = [heat(score, label == index) for index, score in enumerate(item.maps)]
     return {
-        "id": item.image_id,
-        "image": add(_webp(_small(item.image.astype(np.uint8), smooth=True)), "webp"),
-        "label": add(_png(paint(label, colours)), "png"),
-        "prediction": add(_png(paint(prediction, colours)), "png"),
+        "id": item.image_id, "image": add(_webp(_small(item.image.astype(np.uint8), smooth=True)), "webp"),
+        "label": add(_png(paint(label, colours)), "png"), "prediction": add(_png(paint(prediction, colours)), "png"),
         "maps": [add(_webp(each), "webp") for each in maps],
         "has": [bool((label == index).any()) for index in range(len(classes))],
-    }
+    }  # fmt: skip
 
 
 def _small(pixels: Pixels, smooth: bool = False) -> Pixels:

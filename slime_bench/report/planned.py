@@ -14,7 +14,7 @@ from typing import Any
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.paths import advised
 from slime_bench.report.ablation import AblationReport
-from slime_bench.report.collect import Collected, Defaults, FailedTrial, departure, relative
+from slime_bench.report.collect import Collected, Defaults, FailedTrial, departure, multirun, relative
 from slime_bench.report.rows import PAPER_PRESET, MissingTrial
 from slime_bench.report.subject import SubjectReport
 from slime_bench.report.table import numbers
@@ -57,7 +57,7 @@ class Planned:
     @property
     def command(self) -> str:
         """That goes on with the trials."""
-        return shlex.join(["slime-bench", "--multirun", *self.overrides])
+        return multirun(self.overrides)
 
     def of(self, collected: Collected) -> Collected:
         """The results of these trials alone.

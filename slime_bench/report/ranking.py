@@ -6,7 +6,6 @@ Read is `layer_study.json`, what each of its trials records beside its result.
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from slime_bench.report.collect import (
     default_settings,
     family,
     match,
+    multirun,
     plain,
     provenance,
     variants,
@@ -207,8 +207,7 @@ def ranking_reports(
     if planned:
         outputs = outputs or Path(planned[0]["output_root"])
         convention = convention or planned[0]["metric"]["convention"]
-        portable = [text for text in overrides if text.partition("=")[0] not in _FOLDERS]
-        command = shlex.join(["slime-bench", "--multirun", *portable])
+        command = multirun(overrides, _FOLDERS)
     outputs, convention = outputs or default_outputs, convention or "slime"
     collected = collect(outputs).of_report(REPORT)
     if planned:

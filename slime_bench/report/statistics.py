@@ -20,7 +20,7 @@ from slime_bench.metrics.bootstrap import PERCENT, RESAMPLES, Bounds, Difference
 from slime_bench.metrics.ratio import Array, Floats, ratio_terms
 from slime_bench.report.published import Published, Stat
 from slime_bench.report.rows import Row, comparison, row_name
-from slime_bench.report.table import DASH, Grid, Line, csv_of, grouped, json_of, listed, numbers, stat_text
+from slime_bench.report.table import DASH, Grid, Line, csv_of, grouped, json_of, listed, numbers, spaced, stat_text
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, read_per_image_arrays
 
 MIN_SEEDS: Final = 4
@@ -301,13 +301,10 @@ def paired_cells(paired: Paired) -> list[str]:
     """Seeds, images, difference of the averages, seeds with its sign, its interval and p."""
     average = paired.average
     return [
-        str(len(paired.seeds)),
-        str(paired.images),
-        stat_text(Stat(average.mean, average.std), sign="+"),
-        f"{average.agree} of {len(paired.seeds)}",
-        bounds_text(average.bounds, sign="+"),
+        str(len(paired.seeds)), str(paired.images), stat_text(Stat(average.mean, average.std), sign="+"),
+        f"{average.agree} of {len(paired.seeds)}", bounds_text(average.bounds, sign="+"),
         p_text(average.p, paired.resamples),
-    ]
+    ]  # fmt: skip
 
 
 def interval_lines(found: Sequence[Interval]) -> list[str]:
@@ -433,7 +430,7 @@ def pair_files(
         }  # fmt: skip
         entries.append({**facts, "paired": pair.paired})
         if (paired := pair.paired) is not None:
-            facts |= {"n": len(paired.seeds), "seeds": " ".join(map(str, paired.seeds))}
+            facts |= {"n": len(paired.seeds), "seeds": spaced(paired.seeds)}
             facts |= {name: getattr(paired, name) for name in ("images", "percent", "resamples")}
             for column in every:
                 found = paired.average if column == "average" else paired.per_class[column]

@@ -300,16 +300,11 @@ def _csv(report: SubjectReport) -> tuple[list[dict[str, Any]], list[str]]:
     lines = []
     for row in _all_rows(report):
         line: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
-        line |= {
-            "unit": UNIT,
-            "seeds": " ".join(map(str, row.seeds)),
-            "missing_seeds": " ".join(map(str, row.missing_seeds)),
-            "notes": "; ".join(row.notes),
-            "prepared": choices(row.prepared),
-            "stated": "; ".join(f"{name} {text}" for name, text in row.stated.items()),
-            **table.stat_cells(report.columns, row.per_class, average=row.average),
-            **statistics.interval_csv(row.interval, report.columns),
-        }
+        line |= {"unit": UNIT, "seeds": table.spaced(row.seeds), "missing_seeds": table.spaced(row.missing_seeds)}
+        line |= {"notes": "; ".join(row.notes), "prepared": choices(row.prepared)}
+        line |= {"stated": "; ".join(f"{name} {text}" for name, text in row.stated.items())}
+        line |= table.stat_cells(report.columns, row.per_class, average=row.average)
+        line |= statistics.interval_csv(row.interval, report.columns)
         gap, test = difference(row, comparison(row, report.published)), statistics.row_welch(row, report.published)
         line |= {"average_minus_published": gap["average"]} if gap else {}
         line |= {"welch_t": test["statistic"], "welch_p": test["p"]} if test else {}

@@ -193,6 +193,11 @@ def numbers(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
 
 
+def spaced(values: Iterable[Any]) -> str:
+    """Values as a cell of a CSV line holds them."""
+    return " ".join(map(str, values))
+
+
 def grouped(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
     """Key -> the texts that come with it, in their order."""
     found: dict[K, list[str]] = {}

@@ -153,12 +153,9 @@ def _stated(
         for name, part in parts.items()
     }
     return {
-        "convention": convention,
-        "background_in_average": background,
-        **tables[convention],
-        "conventions": tables,
+        "convention": convention, "background_in_average": background, **tables[convention], "conventions": tables,
         "undefined_classes": [name for name in classes if parts[convention][name] is None],
-    }
+    }  # fmt: skip
 
 
 def average_of(per_class: Mapping[str, float | None], classes: Sequence[str], background: bool = True) -> float | None:

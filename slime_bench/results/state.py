@@ -26,11 +26,9 @@ def write_state(path: Path, learned: Mapping[str, Any], config: Mapping[str, Any
 def state_facts(config: Mapping[str, Any], classes: Sequence[str], **more: Any) -> dict[str, Any]:
     """What the file says besides the tensors: classes, seed, preset, `NODES` of `config`, and `more` (JSON)."""
     return {
-        "classes": list(classes),
-        **{name: config[name] for name in ("seed", "preset")},
-        **{name: redact(config[name]) for name in NODES},
-        **more,
-    }
+        "classes": list(classes), **{name: config[name] for name in ("seed", "preset")},
+        **{name: redact(config[name]) for name in NODES}, **more,
+    }  # fmt: skip
 
 
 def pack_state(learned: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:

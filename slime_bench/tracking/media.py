@@ -53,11 +53,9 @@ def summary(folder: Path, result: TrialResult) -> dict[str, float | int | str]:
     """Of the run: IoU under the trial's own convention and under all, in percent, and the seconds that its stages took;
     what is not defined is left out."""
     found: dict[str, float | int | str | None] = {
-        MIOU: _percent(result.average),
-        "test/convention": result.convention,
-        "test/background_in_average": int(result.background_in_average),
-        "test/num_images": result.num_test_images,
-    }
+        MIOU: _percent(result.average), "test/convention": result.convention,
+        "test/background_in_average": int(result.background_in_average), "test/num_images": result.num_test_images,
+    }  # fmt: skip
     found |= {iou(name): _percent(value) for name, value in result.per_class.items()}
     for convention, table in result.conventions.items():
         found[iou("miou", convention)] = _percent(table["average"])

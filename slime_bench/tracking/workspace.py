@@ -83,10 +83,8 @@ def sweep(ablation: str, experiment: str) -> dict[str, Any]:
     return {
         "program": "slime-bench",
         "command": ["${env}", "${program}", f"experiment={experiment}", "logger=wandb", "${args_no_hyphens}"],
-        "method": "grid",
-        "metric": {"name": media.MIOU, "goal": "maximize"},
-        "parameters": parameters,
-    }
+        "method": "grid", "metric": {"name": media.MIOU, "goal": "maximize"}, "parameters": parameters,
+    }  # fmt: skip
 
 
 def runs_of(ablation: str, experiment: str) -> tuple[dict[str, Any], list[str]]:
