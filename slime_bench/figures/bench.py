@@ -22,7 +22,7 @@ from slime_bench.report.command import Asked, run_planned
 from slime_bench.report.figures import class_colours, save
 from slime_bench.report.rows import Row, stat
 from slime_bench.report.subject import SubjectReport
-from slime_bench.report.table import Grid, Line, print_grid, say, stat_text, write_report
+from slime_bench.report.table import Grid, Line, print_grid, say, stat_cells, stat_text, write_report
 from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.results.result import TrialResult
 from slime_bench.sweep.status import planned_trials
@@ -143,7 +143,9 @@ def _write_share(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]],
         shares = [labelled_share(_regions(one)) for one in kept[row.series]]
         value = stat([share for share in shares if share is not None])
         lines.append(Line([_name(row, rows), row.data, str(len(shares)), stat_text(value)]))
-        table.append({"method": _name(row, rows), "data": row.data, "n": len(shares), **_both("share", value)})
+        table.append(
+            {"method": _name(row, rows), "data": row.data, "n": len(shares), **stat_cells((), {}, share=value)}
+        )
     caption = ["pixels of the car that are predicted as a part of the horse, in percent of its pixels, all test "
                "pictures together; mean±sample standard deviation over n seeds"]  # fmt: skip
     grid = Grid(
@@ -174,7 +176,7 @@ def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], 
             value = stat([one.iou for one in ranges if one.iou is not None])
             values.append(value)
             about = {"least": ranges[0].least, "most": ranges[0].most, "parts": ranges[0].count, "n": len(by_seed)}
-            table.append({"method": name, "data": row.data, **about, **_both("iou", value)})
+            table.append({"method": name, "data": row.data, **about, **stat_cells((), {}, iou=value)})
         sizes = [f"{one.least}-{one.most}" for one in by_seed[0]]
         lines.append(Line([name, str(len(by_seed)), *map(stat_text, values)]))
         known = [(place, each) for place, each in enumerate(values) if each.mean is not None]
@@ -195,10 +197,6 @@ def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], 
     print_grid(grid, console)
     for kind in ("png", "pdf"):
         save(figure, folder / f"size.{kind}")
-
-
-def _both(name: str, value: Any) -> dict[str, float | None]:
-    return {f"{name}_mean": value.mean, f"{name}_std": value.std}
 
 
 @dataclass(frozen=True)
@@ -242,8 +240,7 @@ def iou_by_size(
             rows.append((int(own.sum()), int((own & said).sum()), int((own | said).sum())))
     found = []
     for low, high in pairwise(edges):
-        inside = [(both, either) for size, both, either in rows if low <= size < high]
-        either = sum(each for _, each in inside)
-        iou = 100 * sum(both for both, _ in inside) / either if either else None
-        found.append(Sized(low, high - 1, len(inside), iou))
+        inside = [row for row in rows if low <= row[0] < high]
+        both, either = (sum(row[place] for row in inside) for place in (1, 2))
+        found.append(Sized(low, high - 1, len(inside), 100 * both / either if either else None))
     return found

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slime_bench.metrics.bootstrap import PERCENT
 from slime_bench.report import statistics, table
 from slime_bench.report.ablation import AblationReport, Measured
-from slime_bench.report.published import PublishedRow, Stat
-from slime_bench.report.rows import NOTHING, PAPER_PRESET, Row
+from slime_bench.report.published import Stat
+from slime_bench.report.rows import NOTHING, PAPER_PRESET, stats_of
 from slime_bench.report.statistics import difference_cells, interval_csv, uncertainty_lines
 from slime_bench.report.table import DASH, UNIT, Grid, Line, grouped, listed, stat_text
 
@@ -21,17 +20,16 @@ def ablation_grid(report: AblationReport) -> Grid:
     lines = []
     for each in report.shown:
         gap = "" if each.setting.default else stat_text(each.difference, sign="+")
-        stats = _stats(each.row, columns)
-        cells = [
-            each.label, str(each.row.n if each.row else 0), *map(stat_text, stats.values()), gap or DASH, "ours",
-        ]  # fmt: skip
+        stats = stats_of(each.row, columns)
+        number = str(each.row.n if each.row else 0)
+        cells = [each.label, number, *map(stat_text, stats.values()), gap or DASH, "ours"]
         exact = {name: stat.mean for name, stat in stats.items()} if each.row else {}
         if each.row and report.default.row and gap:
             exact["Δ"] = each.difference.mean
         lines.append(Line(cells, exact=exact))
         if (theirs := each.published) is not None:
             gap = stat_text(Stat(each.published_difference, None), sign="+") if theirs.setting else DASH
-            texts = [stat_text(stat, as_stated=True) for stat in _stats(theirs, columns).values()]
+            texts = [stat_text(stat, as_stated=True) for stat in stats_of(theirs, columns).values()]
             source = f"{theirs.source}{', other data' if _other_data(report) else ''}"
             name, number = f"published: {theirs.setting or 'default'}", DASH if theirs.n is None else str(theirs.n)
             lines.append(Line([name, number, *texts, gap, source], ours=False))
@@ -119,12 +117,6 @@ def _other_data(report: AblationReport) -> bool:
 
 def _where(report: AblationReport) -> str:
     return f"preset {report.facts['preset']}, data {report.facts['data']}"
-
-
-def _stats(row: Row | PublishedRow | None, columns: Sequence[str]) -> Mapping[str, Stat]:
-    if row is None:
-        return dict.fromkeys([*columns, "avg"], NOTHING)
-    return {**{name: row.per_class.get(name, NOTHING) for name in columns}, "avg": row.average}
 
 
 def _caption(report: AblationReport) -> list[str]:

@@ -103,8 +103,8 @@ def ticks_in(low: float, high: float) -> list[float]:
     """About four round values in [low, high]."""
     from matplotlib.ticker import MaxNLocator
 
-    found = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
-    return [each for each in found if low <= each <= high]
+    found = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(each) for each in found if low <= each <= high]
 
 
 def number(value: float) -> str:
@@ -219,8 +219,8 @@ def points(key: str, settings: Sequence[Point], name: str, paper: str) -> Markup
     ends = [each.mean + sign * (each.std or 0) for each in stats if each.mean is not None for sign in (-1, 1)]
     low, high = min(ends, default=0.0) - 0.5, max(ends, default=100.0) + 0.5
     # Multiples of a step that divides 100, the outer ones around all points.
-    found = MaxNLocator(5, steps=[1, 2, 5, 10], integer=True).tick_values(max(0, low), min(100, high))
-    scale = _Scale(found.tolist())
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10], integer=True).tick_values(max(0, low), min(100, high))
+    scale = _Scale([float(each) for each in ticks])
     longest = max(len(one.label) for one in settings)
     tilted = longest * 6.4 > 120 or len(settings) > 8
     left, height = 40, _BASE + (min(30 + longest * 3.4, 130) if tilted else 26)
@@ -229,15 +229,13 @@ def points(key: str, settings: Sequence[Point], name: str, paper: str) -> Markup
     parts = [*scale.grid(left, width), *scale.texts(left - 5)]
     for index, one in enumerate(settings):
         x = round(left + each * (index + 0.5), 1)
-        if one.ours.mean is not None:
-            title = tag("title", f"ours, {one.label}: {stat_text(one.ours)}")
-            parts += scale.error(x - 7, one.ours, 4)
-            parts.append(tag("circle", title, class_="dot", cx=round(x - 7, 1), cy=scale(one.ours.mean), r=5))
-        if one.theirs.mean is not None:
-            title = tag("title", f"paper, {one.label}: {stat_text(one.theirs)}")
-            parts += scale.error(x + 7, one.theirs, 4)
-            corner = f"M{x + 7:g} {scale(one.theirs.mean) - 6:g}l6 6l-6 6l-6-6z"
-            parts.append(tag("path", title, class_="diamond", d=corner))
+        for who, found, at in (("ours", one.ours, x - 7), ("paper", one.theirs, x + 7)):
+            if found.mean is not None:
+                title, y = tag("title", f"{who}, {one.label}: {stat_text(found)}"), scale(found.mean)
+                parts += scale.error(at, found, 4)
+                diamond = tag("path", title, class_="diamond", d=f"M{at:g} {y - 6:g}l6 6l-6 6l-6-6z")
+                circle = tag("circle", title, class_="dot", cx=round(at, 1), cy=y, r=5)
+                parts.append(circle if who == "ours" else diamond)
         kind = f"{'end' if tilted else 'mid'}{' strong' if one.default else ''}"
         turned = f"rotate(-30 {x} {_BASE + 14})" if tilted else None
         text = one.label + (" (default)" if one.default else "")

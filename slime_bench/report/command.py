@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
+from slime_bench.errors import ConfigError, ResultError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.bootstrap import RESAMPLES
 from slime_bench.paths import user_path
@@ -86,33 +85,28 @@ class Asked:
 def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Console | None = None) -> int:
     """Writes `<outputs>/reports/<subject>/` and prints the tables; returns the exit code.
 
-    Errors are printed without a traceback unless `HYDRA_FULL_ERROR=1`.
+    Raises:
+        ConfigError: options that do not go together. ResultError: nothing to report. See the `run` functions.
     """
     from rich.console import Console
 
     arguments = _parser().parse_intermixed_args(argv)
-    try:
-        _check(arguments)
-        asked = Asked(
-            console or Console(), planned_trials, outputs=arguments.outputs, folder=arguments.out,
-            convention=arguments.convention, background=False if arguments.without_background else None,
-            resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
-            show_intervals=arguments.intervals, across_shots=arguments.across_shots, extra_dir=arguments.config_dir,
-        )  # fmt: skip
-        subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
-        if arguments.ranking:
-            run_ranking(asked, arguments.overrides, subject, seeds)
-        elif arguments.ablation is not None:
-            run_ablation(asked, arguments.ablation, arguments.overrides)
-        elif arguments.overrides:
-            run_planned(asked, arguments.overrides)
-        else:
-            run(asked, subject, seeds, arguments.shots or (0, 1, 10), arguments.variants)
-    except SlimeBenchError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(error, file=sys.stderr)
-        return error.exit_code
+    _check(arguments)
+    asked = Asked(
+        console or Console(), planned_trials, outputs=arguments.outputs, folder=arguments.out,
+        convention=arguments.convention, background=False if arguments.without_background else None,
+        resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
+        show_intervals=arguments.intervals, across_shots=arguments.across_shots, extra_dir=arguments.config_dir,
+    )  # fmt: skip
+    subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
+    if arguments.ranking:
+        run_ranking(asked, arguments.overrides, subject, seeds)
+    elif arguments.ablation is not None:
+        run_ablation(asked, arguments.ablation, arguments.overrides)
+    elif arguments.overrides:
+        run_planned(asked, arguments.overrides)
+    else:
+        run(asked, subject, seeds, arguments.shots or (0, 1, 10), arguments.variants)
     return 0
 
 

@@ -19,15 +19,14 @@ from slime_bench.report.ablation import AblationReport
 from slime_bench.report.ablation_table import ablation_grid
 from slime_bench.report.charts import STYLES, Bar, Point, Series, bars, line_chart, mean_curve, points, thinned
 from slime_bench.report.collect import commit_of, read_optional
-from slime_bench.report.published import PublishedRow, Stat
 from slime_bench.report.rows import (
-    NOTHING,
     PAPER_CONVENTION,
     PAPER_PRESET,
     Row,
     aggregate,
     average_percent,
     row_name,
+    stats_of,
 )
 from slime_bench.report.subject import Section, section_grid
 from slime_bench.report.table import DASH, Grid, listed
@@ -166,23 +165,15 @@ def _points(states: Sequence[AblationReport], classes: list[str]) -> Chart:
     paper = f"the paper{f', {report.table.source}' if report.table else ''}"
     paper += "" if report.facts["preset"] == PAPER_PRESET else " (other data)"
 
-    def number(row: Row | PublishedRow | None, name: str) -> Stat:
-        return NOTHING if row is None else row.per_class.get(name, NOTHING) if name else row.average
-
     views = {}
-    for (index, state), (choice, name) in product(enumerate(STATES), enumerate(["", *classes])):
-        beside = comparable(state)
-        drawn = [
-            Point(
-                each.setting.label,
-                each.setting.default,
-                number(each.row, name),
-                number(each.published if beside else None, name),
-            )
-            for each in states[index].shown
-        ]
-        legend = paper if beside and any(each.published for each in report.shown) else ""
-        views[f"{index}-{choice}"] = points("points0", drawn, name or "average", legend)
+    for (index, state), (choice, name) in product(enumerate(STATES), enumerate(["avg", *classes])):
+        drawn = []
+        for each in states[index].shown:
+            both = (each.row, each.published if comparable(state) else None)
+            stats = (stats_of(row, classes)[name] for row in both)
+            drawn.append(Point(each.setting.label, each.setting.default, *stats))
+        legend = paper if comparable(state) and any(each.published for each in report.shown) else ""
+        views[f"{index}-{choice}"] = points("points0", drawn, name if choice else "average", legend)
     return Chart("points0", f"Ablation {report.name}: IoU by setting", views, ["average", *classes])
 
 

@@ -291,6 +291,12 @@ def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
     return {"per_class": per_class, "average": minus(row.average.mean, other.average.mean)}
 
 
+def stats_of(row: Row | PublishedRow | None, columns: Iterable[str]) -> dict[str, Stat]:
+    """The numbers of a table's line by column, those of the average as `avg`."""
+    per_class, average = (row.per_class, row.average) if row else ({}, NOTHING)
+    return {**{name: per_class.get(name, NOTHING) for name in columns}, "avg": average}
+
+
 def choices(prepared: Mapping[str, str]) -> str:
     """`TrialResult.prepared` in words, by name, e.g. "rule paper, test horse_val"."""
     return ", ".join(f"{name} {value}" for name, value in prepared.items())

@@ -25,6 +25,7 @@ from slime_bench.report.rows import (
     possible_shots,
     published_rows,
     row_name,
+    stats_of,
     without_variants,
 )
 from slime_bench.report.statistics import ImageBootstrap, Pair
@@ -152,7 +153,7 @@ def section_grid(section: Section) -> Grid:
 
 
 def _line(section: Section, row: Row, optional: Sequence[str]) -> Line:
-    stats = {name: row.per_class.get(name, NOTHING) for name in section.columns} | {"avg": row.average}
+    stats = stats_of(row, section.columns)
     cells = [row.label + ("*" if row.supervised else ""), DASH if row.shots is None else str(row.shots)]
     cells += [getattr(row, name) or DASH for name in optional]
     cells += [DASH if row.n is None else str(row.n), *(stat_text(each, row.published) for each in stats.values())]

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from slime_bench.config.compose import plan
-from slime_bench.errors import ConfigError, ResultError, StorageError
+from slime_bench.errors import ConfigError, ResultError, SlimeBenchError, StorageError
 from slime_bench.lock import held
 from slime_bench.paths import config_dir
 from slime_bench.report import command
@@ -484,26 +484,22 @@ def test_terminal_narrower_than_the_table_folds_and_does_not_cut(tmp_path: Path)
     assert all(len(line.rstrip()) <= 60 for line in text.splitlines()[:-2])
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert command.main(arguments, lambda *_: []) == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error and "what to do" in error
-    return error
+def refused(*arguments: str) -> str:
+    with pytest.raises(SlimeBenchError) as caught:
+        command.main(arguments, lambda *_: [])
+    assert "what to do" in str(caught.value)
+    return str(caught.value)
 
 
-def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    assert "make reproduce-car" in refused(capsys, "--outputs", str(tmp_path))
+def test_nothing_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "make reproduce-car" in refused("--outputs", str(tmp_path))
     store(tmp_path, trial([50] * 6))
     horse = ["--outputs", str(tmp_path), "--subject", "horse"]
-    error = refused(capsys, *horse)
+    error = refused(*horse)
     assert "make reproduce-horse" in error and "results for car" in error
     monkeypatch.chdir(tmp_path)  # where there is no Makefile
-    error = refused(capsys, *horse)
+    error = refused(*horse)
     assert "make " not in error and "`slime-bench --multirun experiment=mini_horse`" in error
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(ResultError):
-        command.main(horse, lambda *_: [])
 
 
 @pytest.mark.parametrize("arguments", [["--seeds", "a"], ["--resamples", "20001"]])
@@ -527,8 +523,8 @@ def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str])
         ("experiment=mini_car ablation=lr --across-shots", "--across-shots"),
     ],
 )
-def test_options_that_do_not_go_together(arguments: str, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
-    error = refused(capsys, *arguments.split())
+def test_options_that_do_not_go_together(arguments: str, wrong: str) -> None:
+    error = refused(*arguments.split())
     assert "do not go together" in error and f"found: {wrong}\n" in error
 
 
@@ -539,7 +535,6 @@ def test_full_disk_while_reporting(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(StorageError, match="free space"):
         report_command(tmp_path)
 
