@@ -19,7 +19,7 @@ from slime_bench.data.mini_world.render import OTHER_SUBJECT, render
 from slime_bench.figures.grid import SHOWN, Panel, write_grid
 from slime_bench.report.collect import Collected, collect, read_optional
 from slime_bench.report.command import Asked, run_planned
-from slime_bench.report.figures import class_colours, save
+from slime_bench.report.figures import class_colours, plot, save
 from slime_bench.report.rows import Row, stat
 from slime_bench.report.subject import SubjectReport
 from slime_bench.report.table import Grid, Line, print_grid, say, stat_cells, stat_text, write_report
@@ -163,10 +163,7 @@ def _regions(one: Kept) -> Iterable[tuple[Any, Any]]:
 
 def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], console: Console) -> None:
     """IoU against the size of the part, in percent: `size.*`, the curve among them."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 3.8), dpi=120, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = plot((6.0, 3.8))
     lines, table = [], []
     for row in rows:
         name = _name(row, rows)
@@ -183,9 +180,7 @@ def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], 
         means, spreads = [each.mean or 0.0 for _, each in known], [each.std or 0.0 for _, each in known]
         axis.errorbar([place for place, _ in known], means, spreads, fmt="o-", capsize=3, label=name)
     axis.set_xticks(range(len(sizes)), sizes)
-    axis.set_xlabel("pixels of the part")
-    axis.set_ylabel("IoU (%)")
-    axis.grid(alpha=0.3)
+    axis.set(xlabel="pixels of the part", ylabel="IoU (%)")
     axis.legend(fontsize=8)
     caption = [
         "IoU in percent of parts by their pixels in the label map: intersections over unions, both summed over the "

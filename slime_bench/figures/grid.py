@@ -116,8 +116,6 @@ def _plain(image: NDArray[np.uint8]) -> Image.Image:
 
 def _show(axis: Axes, image: Image.Image, name: str = "") -> None:
     axis.imshow(np.asarray(image), interpolation="nearest")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.set_frame_on(False)
+    axis.set(xticks=[], yticks=[], frame_on=False)
     if name:
         axis.set_ylabel(textwrap.fill(name, 15), fontsize=7, rotation=0, ha="right", va="center")

@@ -272,7 +272,8 @@ def compare_learned(a: Path, b: Path) -> dict[str, Any]:
         bit, None where nobody knows.
     """
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     def bits(value: torch.Tensor) -> torch.Tensor:  # two NaNs of the same bits are the same, and 0 and -0 are not
         return value.contiguous().flatten().view(torch.uint8)
@@ -282,14 +283,13 @@ def compare_learned(a: Path, b: Path) -> dict[str, Any]:
     files = []
     for folder in (a, b):
         try:
-            files.append(safe_open(folder / STATE_FILE, "pt"))
+            files.append(load_file(folder / STATE_FILE))
         except (OSError, SafetensorError) as error:
             return record | {"unknown": f"{folder / STATE_FILE} cannot be read: {str(error).splitlines()[0]}"}
     left, right = files
-    names_a, names_b = (set(file.keys()) for file in files)
-    record |= {"only_a": sorted(names_a - names_b), "only_b": sorted(names_b - names_a)}
-    for name in sorted(names_a & names_b):
-        one, other = left.get_tensor(name), right.get_tensor(name)
+    record |= {"only_a": sorted(left.keys() - right.keys()), "only_b": sorted(right.keys() - left.keys())}
+    for name in sorted(left.keys() & right.keys()):
+        one, other = left[name], right[name]
         if (one.shape, one.dtype) != (other.shape, other.dtype):
             record["reshaped"].append(name)
             continue

@@ -242,7 +242,7 @@ def test_the_switches_show_what_results_say(browser: Browser, car: Written, conv
     browser.choose("convention", convention)
     browser.tick("#background", background)
     numbers = "[it.parentElement.dataset.series, it.dataset.column, it.dataset.value ?? null, it.textContent]"
-    cells = browser.each("table.follows tr[data-series] td[data-kind]", numbers)
+    cells = browser.each("table.follows tr[data-series] td[data-texts]", numbers)
     shown = {(series, column): (value, text) for series, column, value, text in cells}
     rows = aggregate(car.results, convention, background)
     assert len(shown) == sum(len(row.classes) + 1 for row in rows)
@@ -251,7 +251,7 @@ def test_the_switches_show_what_results_say(browser: Browser, car: Written, conv
             value, text = shown[row.series, column]
             assert text == stat_text(stat), (row.method, row.shots, column)
             assert float(value) == pytest.approx(stat.mean, abs=1e-9)
-    value = "Number(it.querySelector('[data-kind=trial]').dataset.value)"
+    value = "Number(it.querySelector('[data-texts]').dataset.value)"
     trials = browser.each("tr[data-trial]", f"[it.dataset.trial, Number(it.dataset.seed), {value}]")
     wanted = {(one.series, one.seed): 100 * (one.under(convention, background).average or 0) for one in car.results}
     assert {(series, seed): value for series, seed, value in trials} == pytest.approx(wanted, abs=1e-9)
