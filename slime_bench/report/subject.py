@@ -103,7 +103,6 @@ def subject_report(
         bootstrap: over the test images of `collected`; without it there are no intervals and no pairs.
         across_shots: whether rows of different shots are pairs, too.
     """
-    collected = collected.of_report(None)
     results = [result for result in collected.results if result.subject == subject]
     like = {result.series: result for result in results}
     every = aggregate(results, convention, background, expected_seeds, defaults, bootstrap)

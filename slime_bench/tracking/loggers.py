@@ -7,22 +7,18 @@ method's own curve, which a checkpoint holds: after an interruption they have al
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from slime_bench.config.schema import TrialConfig
 from slime_bench.results.artifacts import CURVES_FILE, read_curves, rows
+from slime_bench.tracking import COMPLETE, FOLDER, in_sweep
 
 if TYPE_CHECKING:
     from slime_bench.results.result import TrialResult
 
-FOLDER: Final = "wandb"
-"""Of W&B, in the trial's folder."""
-COMPLETE: Final = "complete"
-"""File in it that says that W&B has been told everything of the trial."""
 _log = logging.getLogger(__name__)
 
 
@@ -61,11 +57,6 @@ def trial_logger(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]
         if cfg.logger.name == "wandb":
             _log.warning("W&B mirrors trials, and this is none: nothing is logged.")
         yield None
-
-
-def in_sweep() -> bool:
-    """Whether the process was started by `wandb agent`, which has chosen the run."""
-    return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
 def is_complete(folder: Path) -> bool:

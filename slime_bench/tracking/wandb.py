@@ -24,7 +24,7 @@ from slime_bench.console import is_interrupt
 from slime_bench.errors import ConfigError
 from slime_bench.results.environment import read_environment
 from slime_bench.results.identity import recorded, series, signature
-from slime_bench.tracking.loggers import COMPLETE, FOLDER, in_sweep
+from slime_bench.tracking import COMPLETE, FOLDER, in_sweep
 
 if TYPE_CHECKING:
     from slime_bench.results.result import TrialResult
