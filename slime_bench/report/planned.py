@@ -92,27 +92,16 @@ class Planned:
 
     def narrowed(self, report: SubjectReport, defaults: Defaults) -> SubjectReport:
         """The report with exactly these trials as what was expected."""
-
-        def variant(values: dict[str, Any], state: TrialStatus) -> str:
-            known = departure(values, defaults)
-            return state.variant if known is None else known
-
         mine = [(values, state) for values, state in self.trials if values["data"]["subject"] == report.subject]
-        missing = [
-            MissingTrial(
-                state.method, values["backbone"]["name"], state.data, values["preset"], values["protocol"]["name"],
-                variant(values, state), state.shots, state.seed, state.state,
-            )
-            for values, state in mine
-            if state.state != DONE
-        ]  # fmt: skip
-        failed = [
-            FailedTrial(
-                Path(one.folder or "."), one.data, one.method, one.shots, one.seed, one.detail or one.state
-            )
-            for _, one in mine
-            if one.state in (FAILED, OOM)
-        ]  # fmt: skip
+        missing, failed = list[MissingTrial](), list[FailedTrial]()
+        for values, one in mine:
+            names = (one.method, values["backbone"]["name"], one.data, values["preset"], values["protocol"]["name"])
+            variant = one.variant if (known := departure(values, defaults)) is None else known
+            if one.state != DONE:
+                missing.append(MissingTrial(*names, variant, one.shots, one.seed, one.state))
+            if one.state in (FAILED, OOM):
+                where, why = Path(one.folder or "."), one.detail or one.state
+                failed.append(FailedTrial(where, one.data, one.method, one.shots, one.seed, why))
         shots, seeds = (tuple(dict.fromkeys(getattr(one, name) for _, one in mine)) for name in ("shots", "seed"))
         return replace(report, missing=missing, failed=failed, expected_shots=shots, expected_seeds=seeds)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,14 @@ def trial_logger(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]
         finally:
             logger.finalize("")
     elif cfg.logger.name == "wandb" and fingerprints is not None:
+        opened: AbstractContextManager[Any] = nullcontext()
         try:
             from slime_bench.tracking.wandb import trial_run
+
+            opened = trial_run(cfg, folder, fingerprints)
         except ImportError as error:
             _log.warning("W&B cannot be imported, and the trial goes on without it: %s", error)
-            yield None
-            return
-        with trial_run(cfg, folder, fingerprints) as run:
+        with opened as run:
             yield run
     else:
         if cfg.logger.name == "wandb":

@@ -108,11 +108,13 @@ def test_second_hand_rows_say_so() -> None:
         assert {row.method for row in published.rows if "second hand" in row.source} == names
 
 
-def test_unknown_subject_and_broken_file(tmp_path: Path) -> None:
+def test_unknown_subject_and_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_published("boat") is None
-    (tmp_path / "boat.yaml").write_text("columns: [sail]\nrows: [{method: x}]\n")
+    monkeypatch.setattr("slime_bench.report.published.config_dir", lambda: tmp_path)
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "boat.yaml").write_text("columns: [sail]\nrows: [{method: x}]\n")
     with pytest.raises(ConfigError, match=r"boat\.yaml"):
-        load_published("boat", tmp_path)
+        load_published("boat")
 
 
 # ------------------------------------------------------------------------------------------------ aggregation
