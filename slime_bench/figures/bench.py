@@ -114,12 +114,12 @@ def _panel(
     found = {name: {item.image_id: item for item in one.items} for name, one in chosen.items()}
     ids = [each for each in next(iter(found.values())) if all(each in items for items in found.values())][:SHOWN]
     first = next(iter(found.values()))
-    painted = {name: [_uint8(items[key].prediction) for key in ids] for name, items in found.items()}
+    painted = {name: [items[key].prediction for key in ids] for name, items in found.items()}
     return Panel(
         title=f"{cfg.data.name}, {cfg.shots}-shot, seed {seed}", classes=data.classes,
         colours=[(int(r), int(g), int(b)) for r, g, b in class_colours(len(data.classes))], support=support.image,
-        mask=_uint8(support.label), queries=[_uint8(first[key].image) for key in ids],
-        rows={TRUTH: [_uint8(first[key].label) for key in ids], **painted},
+        mask=np.asarray(support.label).astype(np.uint8), queries=[first[key].image for key in ids],
+        rows={TRUTH: [first[key].label for key in ids], **painted},
     )  # fmt: skip
 
 
@@ -127,10 +127,6 @@ def _name(row: Row, rows: Sequence[Row]) -> str:
     """What a row is called among those of one data set."""
     shared = sum(each.label == row.label and each.data == row.data for each in rows) > 1
     return f"{row.label} ({row.variant})" if shared and row.variant else row.label
-
-
-def _uint8(array: Any) -> Any:
-    return np.asarray(array).astype(np.uint8)
 
 
 # --- numbers of single figures

@@ -159,6 +159,21 @@ def read_qualitative(path: str | Path) -> tuple[list[GridItem], list[str]]:
     return items, [str(name) for name in classes]
 
 
+def coloured(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """A score map [h,w] in colours, uint8 [h,w,3], from its minimum (dark) to its maximum; grey where no number is."""
+    import matplotlib
+
+    numbers = values.astype(np.float64)
+    known = np.isfinite(numbers)
+    low, high = (numbers[known].min(), numbers[known].max()) if known.any() else (0.0, 0.0)
+    scaled = np.zeros_like(numbers)
+    if high > low:
+        scaled[known] = (numbers[known] - low) / (high - low)
+    pixels = (255 * matplotlib.colormaps["magma"](scaled)[..., :3]).astype(np.uint8)
+    pixels[~known] = 128
+    return pixels
+
+
 @contextmanager
 def _reading(path: str | Path) -> Iterator[None]:
     """Turn what a damaged file raises into a ResultError."""
