@@ -19,15 +19,7 @@ from slime_bench.report.ablation import AblationReport
 from slime_bench.report.ablation_table import ablation_grid
 from slime_bench.report.charts import STYLES, Bar, Point, Series, bars, line_chart, mean_curve, points, thinned
 from slime_bench.report.collect import commit_of, read_optional
-from slime_bench.report.rows import (
-    PAPER_CONVENTION,
-    PAPER_PRESET,
-    Row,
-    aggregate,
-    average_percent,
-    row_name,
-    stats_of,
-)
+from slime_bench.report.rows import PAPER_CONVENTION, PAPER_PRESET, Row, aggregate, average_percent, row_name, stats_of
 from slime_bench.report.subject import Section, section_grid
 from slime_bench.report.table import DASH, Grid, listed
 from slime_bench.results.artifacts import CONFUSION_FILE, CURVES_FILE, read_confusion, read_curves

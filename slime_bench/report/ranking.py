@@ -38,10 +38,8 @@ REPORT: Final = "ranking"
 STUDY_FILE: Final = "layer_study.json"
 _NOT_A_SETTING = ("seed", "metric")
 _FOLDERS = ("output_root", "data_root", "data.root", "backbone.weights")
-_FIELDS = (
-    *("layers", "info_score", "order", "rank_on", "rank_images", "test_images", "forwarded_images", "bootstrap"),
-    "conventions",
-)
+_FIELDS = ("layers", "info_score", "order", "rank_on", "rank_images", "test_images", "forwarded_images")
+_FIELDS += ("bootstrap", "conventions")
 Study = Mapping[str, Any]
 """The content of `layer_study.json`."""
 

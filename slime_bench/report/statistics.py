@@ -36,20 +36,25 @@ SHOWN_ELSEWHERE = (
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Of one row: how far its numbers depend on which test images were drawn; in percent.
-
-    Attributes:
-        percent: of the bootstrap distribution, inside. resamples, seed: of the bootstrap.
-        images: test images. class_images: of these, the ones that count for the class under the convention.
-        average, per_class: None where undefined.
-        missing: why there is no interval, else empty.
-    """
+class _Drawn:
+    """Of a bootstrap: percent of its distribution inside an interval, resamples, seed and test images."""
 
     percent: int
     resamples: int
     seed: int
     images: int
+
+
+@dataclass(frozen=True)
+class Interval(_Drawn):
+    """Of one row: how far its numbers depend on which test images were drawn; in percent.
+
+    Attributes:
+        average, per_class: None where undefined.
+        class_images: test images that count for the class under the convention.
+        missing: why there is no interval, else empty.
+    """
+
     average: Bounds | None
     per_class: dict[str, Bounds | None]
     class_images: dict[str, int]
@@ -57,17 +62,13 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Paired:
+class Paired(_Drawn):
     """One row minus another, over the same images and seeds; in percentage points.
 
     Attributes:
         seeds: that both have. unpaired_seeds: those that only one has, which are left out.
     """
 
-    percent: int
-    resamples: int
-    seed: int
-    images: int
     seeds: tuple[int, ...]
     unpaired_seeds: tuple[int, ...]
     average: Difference
