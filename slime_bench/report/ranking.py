@@ -38,8 +38,8 @@ REPORT: Final = "ranking"
 STUDY_FILE: Final = "layer_study.json"
 _NOT_A_SETTING = ("seed", "metric")
 _FOLDERS = ("output_root", "data_root", "data.root", "backbone.weights")
-_FIELDS = ("layers", "info_score", "order", "rank_on", "rank_images", "test_images", "forwarded_images")
-_FIELDS += ("bootstrap", "conventions")
+_COUNTS = ("rank_images", "test_images", "forwarded_images")
+_FIELDS = ("layers", "info_score", "order", "rank_on", *_COUNTS, "bootstrap", "conventions")
 Study = Mapping[str, Any]
 """The content of `layer_study.json`."""
 
@@ -374,6 +374,5 @@ def _seed(seed: int, study: Study, measured: Study) -> SeedStudy:
         pairs_above=sum(value > top2 for value in pairs) if top2 is not None else 0,
         above_pairs=above.get("difference"), above_interval=above.get("interval") and tuple(above["interval"]),
         entropy_ratio_rho=factors.get("entropy_ratio"), cov_rho=factors.get("cov"),
-        rank_images=study["rank_images"], test_images=study["test_images"],
-        forwarded_images=study["forwarded_images"], seconds=dict(study.get("seconds", {})),
+        seconds=dict(study.get("seconds", {})), **{name: study[name] for name in _COUNTS},
     )  # fmt: skip
