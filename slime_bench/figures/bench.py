@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import TrialConfig
 from slime_bench.data.mini_world.render import OTHER_SUBJECT, render
 from slime_bench.figures.grid import SHOWN, Panel, write_grid
-from slime_bench.figures.measures import iou_by_size, labelled_share
 from slime_bench.report.collect import Collected, collect, read_optional
 from slime_bench.report.command import Asked, run_planned
-from slime_bench.report.figures import class_colours, save
+from slime_bench.report.figures import class_colours, plot, save
 from slime_bench.report.rows import Row, stat
 from slime_bench.report.subject import SubjectReport
-from slime_bench.report.table import Grid, Line, print_grid, say, stat_text, write_report
+from slime_bench.report.table import Grid, Line, print_grid, say, stat_cells, stat_text, write_report
 from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.results.result import TrialResult
 from slime_bench.sweep.status import planned_trials
@@ -29,6 +30,8 @@ from slime_bench.sweep.status import planned_trials
 TRUTH = "truth"
 SHARE, SIZE = 10, 13
 """Figures with a number of their own: what is labelled of the other subject, and IoU by the part's size."""
+EDGES = (4, 8, 12, 18, 26, 41)
+"""Bounds of the sizes of a part in pixels, the last of them outside."""
 
 
 @dataclass(frozen=True)
@@ -111,26 +114,19 @@ def _panel(
     found = {name: {item.image_id: item for item in one.items} for name, one in chosen.items()}
     ids = [each for each in next(iter(found.values())) if all(each in items for items in found.values())][:SHOWN]
     first = next(iter(found.values()))
-    painted = {name: [_uint8(items[key].prediction) for key in ids] for name, items in found.items()}
+    painted = {name: [items[key].prediction for key in ids] for name, items in found.items()}
     return Panel(
-        title=f"{cfg.data.name}, {cfg.shots}-shot, seed {seed}",
-        classes=data.classes,
-        colours=[(int(r), int(g), int(b)) for r, g, b in class_colours(len(data.classes))],
-        support=support.image,
-        mask=_uint8(support.label),
-        queries=[_uint8(first[key].image) for key in ids],
-        rows={TRUTH: [_uint8(first[key].label) for key in ids], **painted},
-    )
+        title=f"{cfg.data.name}, {cfg.shots}-shot, seed {seed}", classes=data.classes,
+        colours=[(int(r), int(g), int(b)) for r, g, b in class_colours(len(data.classes))], support=support.image,
+        mask=np.asarray(support.label).astype(np.uint8), queries=[first[key].image for key in ids],
+        rows={TRUTH: [first[key].label for key in ids], **painted},
+    )  # fmt: skip
 
 
 def _name(row: Row, rows: Sequence[Row]) -> str:
     """What a row is called among those of one data set."""
     shared = sum(each.label == row.label and each.data == row.data for each in rows) > 1
     return f"{row.label} ({row.variant})" if shared and row.variant else row.label
-
-
-def _uint8(array: Any) -> Any:
-    return np.asarray(array).astype(np.uint8)
 
 
 # --- numbers of single figures
@@ -143,7 +139,9 @@ def _write_share(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]],
         shares = [labelled_share(_regions(one)) for one in kept[row.series]]
         value = stat([share for share in shares if share is not None])
         lines.append(Line([_name(row, rows), row.data, str(len(shares)), stat_text(value)]))
-        table.append({"method": _name(row, rows), "data": row.data, "n": len(shares), **_both("share", value)})
+        table.append(
+            {"method": _name(row, rows), "data": row.data, "n": len(shares), **stat_cells((), {}, share=value)}
+        )
     caption = ["pixels of the car that are predicted as a part of the horse, in percent of its pixels, all test "
                "pictures together; mean±sample standard deviation over n seeds"]  # fmt: skip
     grid = Grid(
@@ -161,10 +159,7 @@ def _regions(one: Kept) -> Iterable[tuple[Any, Any]]:
 
 def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], console: Console) -> None:
     """IoU against the size of the part, in percent: `size.*`, the curve among them."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 3.8), dpi=120, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = plot((6.0, 3.8))
     lines, table = [], []
     for row in rows:
         name = _name(row, rows)
@@ -174,16 +169,14 @@ def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], 
             value = stat([one.iou for one in ranges if one.iou is not None])
             values.append(value)
             about = {"least": ranges[0].least, "most": ranges[0].most, "parts": ranges[0].count, "n": len(by_seed)}
-            table.append({"method": name, "data": row.data, **about, **_both("iou", value)})
+            table.append({"method": name, "data": row.data, **about, **stat_cells((), {}, iou=value)})
         sizes = [f"{one.least}-{one.most}" for one in by_seed[0]]
         lines.append(Line([name, str(len(by_seed)), *map(stat_text, values)]))
         known = [(place, each) for place, each in enumerate(values) if each.mean is not None]
         means, spreads = [each.mean or 0.0 for _, each in known], [each.std or 0.0 for _, each in known]
         axis.errorbar([place for place, _ in known], means, spreads, fmt="o-", capsize=3, label=name)
     axis.set_xticks(range(len(sizes)), sizes)
-    axis.set_xlabel("pixels of the part")
-    axis.set_ylabel("IoU (%)")
-    axis.grid(alpha=0.3)
+    axis.set(xlabel="pixels of the part", ylabel="IoU (%)")
     axis.legend(fontsize=8)
     caption = [
         "IoU in percent of parts by their pixels in the label map: intersections over unions, both summed over the "
@@ -197,5 +190,48 @@ def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], 
         save(figure, folder / f"size.{kind}")
 
 
-def _both(name: str, value: Any) -> dict[str, float | None]:
-    return {f"{name}_mean": value.mean, f"{name}_std": value.std}
+@dataclass(frozen=True)
+class Sized:
+    """Parts of one range of sizes.
+
+    Attributes:
+        least, most: pixels. count: parts. iou: of all their pictures together, in percent; None without any.
+    """
+
+    least: int
+    most: int
+    count: int
+    iou: float | None
+
+
+def labelled_share(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.bool_]]]) -> float | None:
+    """Percent of the pixels of a region that are predicted as any part, over all pictures together.
+
+    Args:
+        pairs: prediction [H,W], 0 = background, and the region [H,W] of the subject that is not annotated.
+    """
+    found = [(int((prediction > 0)[region].sum()), int(region.sum())) for prediction, region in pairs]
+    whole = sum(size for _, size in found)
+    return 100 * sum(count for count, _ in found) / whole if whole else None
+
+
+def iou_by_size(
+    pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]], edges: Sequence[int] = EDGES
+) -> list[Sized]:
+    """IoU of parts in ranges of their size: sum of intersections over sum of unions of the pictures in a range.
+
+    Args:
+        pairs: prediction and label map [H,W] of each picture. Every part that the label map shows counts by itself.
+        edges: bounds of the ranges, the lower one inside.
+    """
+    rows = []
+    for prediction, label in pairs:
+        for part in np.unique(label[(label > 0) & (label < 255)]):
+            own, said = label == part, prediction == part
+            rows.append((int(own.sum()), int((own & said).sum()), int((own | said).sum())))
+    found = []
+    for low, high in pairwise(edges):
+        inside = [row for row in rows if low <= row[0] < high]
+        both, either = (sum(row[place] for row in inside) for place in (1, 2))
+        found.append(Sized(low, high - 1, len(inside), 100 * both / either if either else None))
+    return found

@@ -53,11 +53,7 @@ class Panel:
 
 
 def write_grid(stem: Path, panels: Sequence[Panel], title: str = "") -> list[Path]:
-    """Draw the panels below each other; writes `<stem>.png` and `<stem>.pdf`.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
+    """Draw the panels below each other; writes `<stem>.png` and `<stem>.pdf`."""
     from matplotlib.figure import Figure
 
     heights = [_TITLE + CELL * (1 + len(panel.rows)) for panel in panels]
@@ -120,8 +116,6 @@ def _plain(image: NDArray[np.uint8]) -> Image.Image:
 
 def _show(axis: Axes, image: Image.Image, name: str = "") -> None:
     axis.imshow(np.asarray(image), interpolation="nearest")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.set_frame_on(False)
+    axis.set(xticks=[], yticks=[], frame_on=False)
     if name:
         axis.set_ylabel(textwrap.fill(name, 15), fontsize=7, rotation=0, ha="right", va="center")

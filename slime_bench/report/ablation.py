@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from slime_bench.errors import ConfigError, ResultError
-from slime_bench.report.collect import (
-    Collected,
-    FailedTrial,
-    Provenance,
-    match,
-    plain,
-    provenance,
-    shortened,
-)
+from slime_bench.report.collect import Collected, FailedTrial, Provenance, match, multirun, plain, provenance, shortened
 from slime_bench.report.published import Published, PublishedAblation, PublishedRow, Stat
-from slime_bench.report.rows import Row, aggregate, average_percent, minus, stat
+from slime_bench.report.rows import Row, aggregate, average_percent, column_order, minus, stat
 from slime_bench.report.statistics import ImageBootstrap, Paired
 from slime_bench.report.table import listed
 from slime_bench.results.identity import canonical_json, flatten
@@ -203,6 +194,10 @@ class AblationReport:
     left_out: int
 
     @property
+    def columns(self) -> list[str]:
+        return column_order(self.published, self.classes)
+
+    @property
     def default(self) -> Measured:
         return next(each for each in self.measured if each.setting.default)
 
@@ -241,11 +236,11 @@ def ablation_report(
     Raises:
         ResultError: no trial of the ablation is finished.
     """
-    command = _command(*overrides, f"ablation={name}")
+    asked = [*overrides, f"ablation={name}"]
     planned = {(i, seed): trial for i, setting in enumerate(settings) for seed, trial in setting.trials.items()}
     found = match(planned, collected)
     if not any(settings[index].in_grid for index, _ in found.results):
-        raise _nothing(name, settings, collected, command, outputs)
+        raise _nothing(name, settings, collected, multirun(asked), outputs)
     results = [
         {seed: result for (index, seed), result in found.results.items() if index == i} for i in range(len(settings))
     ]
@@ -274,22 +269,15 @@ def ablation_report(
             str(trial[key]["name"] if isinstance(trial[key], Mapping) else trial[key]) for trial in trials
         )
     any_trial = next(iter(settings[default].trials.values()))
-    fixed = [f"shots={any_trial['shots']}", f"seed={','.join(map(str, settings[default].trials))}"]
+    default_ones = [each for each in overrides if each.partition("=")[0] not in ("shots", "seed")]
+    default_ones += [f"shots={any_trial['shots']}", f"seed={','.join(map(str, settings[default].trials))}"]
     return AblationReport(
         name=name, subject=first.subject, facts=facts, prepared=dict(first.prepared), classes=first.classes,
         convention=convention, background=background, measured=measured, published=published, table=table,
         provenance=provenance(collected.folders[result.signature] for result in found.results.values()),
-        command=command, portable_command=_command(*_without(overrides, _FOLDERS), f"ablation={name}"),
-        default_command=_command(*_without(overrides, ("shots", "seed")), *fixed), left_out=found.left_out,
+        command=multirun(asked), portable_command=multirun(asked, _FOLDERS),
+        default_command=multirun(default_ones), left_out=found.left_out,
     )  # fmt: skip
-
-
-def _command(*overrides: str) -> str:
-    return shlex.join(["slime-bench", "--multirun", *overrides])
-
-
-def _without(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
-    return [text for text in overrides if text.partition("=")[0] not in keys]
 
 
 def _numbers(

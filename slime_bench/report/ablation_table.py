@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slime_bench.metrics.bootstrap import PERCENT
-from slime_bench.report import uncertainty
+from slime_bench.report import statistics, table
 from slime_bench.report.ablation import AblationReport, Measured
-from slime_bench.report.published import PublishedRow, Stat
-from slime_bench.report.rows import NOTHING, PAPER_PRESET, Row, column_order
-from slime_bench.report.table import (
-    DASH,
-    UNIT,
-    Grid,
-    Line,
-    grouped,
-    listed,
-    metric_lines,
-    numbers,
-    prepared_lines,
-    published_line,
-    stat_cells,
-    stat_text,
-    write_report,
-)
-from slime_bench.report.uncertainty import difference_cells, interval_csv, uncertainty_lines
+from slime_bench.report.published import Stat
+from slime_bench.report.rows import NOTHING, PAPER_PRESET, stats_of
+from slime_bench.report.statistics import difference_cells, interval_csv, uncertainty_lines
+from slime_bench.report.table import DASH, UNIT, Grid, Line, grouped, listed, stat_text
 
 
 def ablation_grid(report: AblationReport) -> Grid:
     """The settings in the order of the grid, each with the published row of the same setting under it."""
-    columns = column_order(report.published, report.classes)
+    columns = report.columns
     lines = []
     for each in report.shown:
         gap = "" if each.setting.default else stat_text(each.difference, sign="+")
-        stats = _stats(each.row, columns)
-        cells = [each.label, str(each.row.n if each.row else 0), *map(stat_text, stats.values()), gap or DASH, "ours"]
+        stats = stats_of(each.row, columns)
+        number = str(each.row.n if each.row else 0)
+        cells = [each.label, number, *map(stat_text, stats.values()), gap or DASH, "ours"]
         exact = {name: stat.mean for name, stat in stats.items()} if each.row else {}
         if each.row and report.default.row and gap:
             exact["Δ"] = each.difference.mean
         lines.append(Line(cells, exact=exact))
         if (theirs := each.published) is not None:
             gap = stat_text(Stat(each.published_difference, None), sign="+") if theirs.setting else DASH
-            texts = [stat_text(stat, as_stated=True) for stat in _stats(theirs, columns).values()]
+            texts = [stat_text(stat, as_stated=True) for stat in stats_of(theirs, columns).values()]
             source = f"{theirs.source}{', other data' if _other_data(report) else ''}"
             name, number = f"published: {theirs.setting or 'default'}", DASH if theirs.n is None else str(theirs.n)
             lines.append(Line([name, number, *texts, gap, source], ours=False))
@@ -57,64 +43,43 @@ def interval_grid(report: AblationReport) -> Grid | None:
     title = f"{report.subject}: ablation {report.name}, {PERCENT} % intervals in percent over test images"
     rows = [(each.label, each.row) for each in report.shown if each.row is not None]
     paired = {each.label: each.paired for each in report.shown if each.paired is not None}
-    columns = column_order(report.published, report.classes)
-    return uncertainty.interval_grid(f"{title} ({_where(report)})", rows, columns, paired)
+    return statistics.interval_grid(f"{title} ({_where(report)})", rows, report.columns, paired)
 
 
 def write_ablation(report: AblationReport, folder: Path) -> list[Path]:
-    """Writes `<data>-ablation-<name>.{md,csv,json,tex}` into `folder`.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
+    """Writes `<data>-ablation-<name>.{md,csv,json,tex}` into `folder`."""
     grids = [grid for grid in (ablation_grid(report), interval_grid(report)) if grid is not None]
     content = {
-        "ablation": report.name,
-        "subject": report.subject,
-        **report.facts,
-        "convention": report.convention,
-        "background_in_average": report.background,
-        "unit": UNIT,
-        "columns": column_order(report.published, report.classes),
-        "settings": [_entry(report, each) for each in report.shown],
-        "provenance": report.provenance,
-        "left_out": report.left_out,
-        "command": report.portable_command,
-        "caption": _caption(report),
-    }
+        "ablation": report.name, "subject": report.subject, **report.facts, "convention": report.convention,
+        "background_in_average": report.background, "unit": UNIT, "columns": report.columns,
+        "settings": [_entry(report, each) for each in report.shown], "provenance": report.provenance,
+        "left_out": report.left_out, "command": report.portable_command, "caption": _caption(report),
+    }  # fmt: skip
     stem = folder / f"{report.facts['data']}-ablation-{report.name}"
-    return write_report(stem, [f"# {report.subject}: ablation {report.name}", *grids], *_csv(report), content)
+    return table.write_report(stem, [f"# {report.subject}: ablation {report.name}", *grids], *_csv(report), content)
 
 
 def _csv(report: AblationReport) -> tuple[list[dict[str, Any]], list[str]]:
     """A line for each of our settings and for each published one, in full precision; and the columns."""
-    columns = column_order(report.published, report.classes)
+    columns = report.columns
     shared: dict[str, Any] = {**report.facts, "subject": report.subject, "ablation": report.name}
     shared |= {"convention": report.convention, "background_in_average": report.background, "unit": UNIT}
     names = ["ablation", "setting", "default", "published", "source", "other_data", "n", "seeds", "missing_seeds"]
     names += [name for name in shared if name not in names]
-    names += [*stat_cells(columns, {}, average=NOTHING, difference=NOTHING), *interval_csv(None, columns)]
+    names += [*table.stat_cells(columns, {}, average=NOTHING, difference=NOTHING), *interval_csv(None, columns)]
     names += [f"difference_{part}" for part in ("low", "high", "p", "agree", "seeds")] + ["unpaired"]
     lines = []
     for each in report.shown:
         row, paired, theirs = each.row, each.paired, each.published
-        line: dict[str, Any] = {
-            **shared,
-            "setting": each.setting.label,
-            "default": each.setting.default,
-            "published": False,
-            "source": "ours",
-            "n": row.n if row else 0,
-            "seeds": " ".join(map(str, row.seeds)) if row else "",
-            "missing_seeds": " ".join(map(str, each.missing)),
-            "unpaired": "" if paired else each.unpaired,
-            **interval_csv(row.interval if row else None, columns),
-        }
+        line: dict[str, Any] = {**shared, "setting": each.setting.label, "default": each.setting.default}
+        line |= {"published": False, "source": "ours", "n": row.n if row else 0}
+        line |= {"seeds": table.spaced(row.seeds if row else ()), "missing_seeds": table.spaced(each.missing)}
+        line |= {"unpaired": "" if paired else each.unpaired, **interval_csv(row.interval if row else None, columns)}
         if paired is not None:
             line |= {f"difference_{part}": value for part, value in difference_cells(paired.average).items()}
-            line["difference_seeds"] = " ".join(map(str, paired.seeds))
+            line["difference_seeds"] = table.spaced(paired.seeds)
         average = row.average if row else NOTHING
-        stats = stat_cells(columns, row.per_class if row else {}, average=average, difference=each.difference)
+        stats = table.stat_cells(columns, row.per_class if row else {}, average=average, difference=each.difference)
         lines.append(line | stats)
         if theirs is not None:
             # Not our preset, backbone or protocol: the paper's.
@@ -122,41 +87,28 @@ def _csv(report: AblationReport) -> tuple[list[dict[str, Any]], list[str]]:
             about |= {"setting": theirs.setting or "default", "default": not theirs.setting, "published": True}
             about |= {"n": theirs.n, "source": theirs.source, "other_data": _other_data(report)}
             gap = Stat(each.published_difference, None)
-            lines.append({**about, **stat_cells(columns, theirs.per_class, average=theirs.average, difference=gap)})
+            lines.append(
+                {**about, **table.stat_cells(columns, theirs.per_class, average=theirs.average, difference=gap)}
+            )
     return lines, names
 
 
 def _entry(report: AblationReport, each: Measured) -> dict[str, Any]:
     """A setting in the JSON file; means, deviations and differences in percent and percentage points."""
     row, theirs = each.row, each.published
-    entry = {
-        "setting": each.setting.label,
-        "values": each.setting.shown,
-        "default": each.setting.default,
-        "in_grid": each.setting.in_grid,
-        "n": row.n if row else 0,
-        "seeds": list(row.seeds) if row else [],
-        "missing_seeds": each.missing,
-        "failed": {str(seed): trial.summary for seed, trial in each.failed.items()},
-        "per_class": row.per_class if row else {},
-        "average": row.average if row else NOTHING,
-        "difference": each.difference,
-        "interval": row.interval if row else None,
-        "paired": each.paired,
-        "unpaired": each.unpaired,
-        "published": None,
-    }
-    if theirs is not None:
-        entry["published"] = {
-            "setting": theirs.setting or "default",
-            "source": theirs.source,
-            "other_data": _other_data(report),
-            "n": theirs.n,
-            "per_class": theirs.per_class,
-            "average": theirs.average,
-            "difference": each.published_difference,
-        }
-    return entry
+    published = theirs and {
+        "setting": theirs.setting or "default", "source": theirs.source, "other_data": _other_data(report),
+        "n": theirs.n, "per_class": theirs.per_class, "average": theirs.average,
+        "difference": each.published_difference,
+    }  # fmt: skip
+    return {
+        "setting": each.setting.label, "values": each.setting.shown, "default": each.setting.default,
+        "in_grid": each.setting.in_grid, "n": row.n if row else 0, "seeds": list(row.seeds) if row else [],
+        "missing_seeds": each.missing, "failed": {str(seed): trial.summary for seed, trial in each.failed.items()},
+        "per_class": row.per_class if row else {}, "average": row.average if row else NOTHING,
+        "difference": each.difference, "interval": row.interval if row else None, "paired": each.paired,
+        "unpaired": each.unpaired, "published": published,
+    }  # fmt: skip
 
 
 def _other_data(report: AblationReport) -> bool:
@@ -165,12 +117,6 @@ def _other_data(report: AblationReport) -> bool:
 
 def _where(report: AblationReport) -> str:
     return f"preset {report.facts['preset']}, data {report.facts['data']}"
-
-
-def _stats(row: Row | PublishedRow | None, columns: Sequence[str]) -> Mapping[str, Stat]:
-    if row is None:
-        return dict.fromkeys([*columns, "avg"], NOTHING)
-    return {**{name: row.per_class.get(name, NOTHING) for name in columns}, "avg": row.average}
 
 
 def _caption(report: AblationReport) -> list[str]:
@@ -182,7 +128,7 @@ def _caption(report: AblationReport) -> list[str]:
         if each.unpaired and row.interval is not None and not row.interval.missing
     )
     if report.published and any(each.published for each in report.measured):
-        published = published_line(report.published, facts["preset"], report.convention, report.background)
+        published = table.published_line(report.published, facts["preset"], report.convention, report.background)
     elif report.table is not None:
         published = f"published rows: none; the paper's {report.table.source} has {report.table.shots} shots"
     else:
@@ -190,8 +136,8 @@ def _caption(report: AblationReport) -> list[str]:
     lines = [
         f"preset {facts['preset']}; data {facts['data']}; backbone {facts['backbone']}; "
         f"protocol {facts['protocol']}; {facts['method']}, {facts['shots']}-shot",
-        *prepared_lines([report.prepared]),
-        *metric_lines(report.convention, report.background, [row.n for _, row in measured]),
+        *table.prepared_lines([report.prepared]),
+        *table.metric_lines(report.convention, report.background, [row.n for _, row in measured]),
         *uncertainty_lines((each.label, row.n or 0, row.interval) for each, row in measured),
         *(f"not paired with the default: {listed(labels)}: {reason}" for reason, labels in unpaired.items()),
         "Δ: average minus the default setting's, in percentage points; ours: mean±sample standard deviation of the "
@@ -210,7 +156,7 @@ def _caption(report: AblationReport) -> list[str]:
 
 def _gaps(report: AblationReport) -> list[str]:
     asked = [each for each in report.measured if each.setting.in_grid]
-    gaps = [f"{each.setting.label} seed {numbers(each.missing)}" for each in asked if each.missing]
+    gaps = [f"{each.setting.label} seed {table.numbers(each.missing)}" for each in asked if each.missing]
     total = sum(len(each.setting.trials) for each in asked)
     lines = [f"missing trials: none of {total}; ran by: {report.portable_command}"]
     if gaps:
@@ -224,6 +170,6 @@ def _gaps(report: AblationReport) -> list[str]:
     if not default.setting.in_grid and default.missing:
         lines.append(
             f"the default setting ({default.setting.label}) is not in the grid and lacks seed "
-            f"{numbers(default.missing)}; to run it: {report.default_command}"
+            f"{table.numbers(default.missing)}; to run it: {report.default_command}"
         )
     return lines

@@ -73,13 +73,13 @@ def line_chart(title: str, description: str, lines: Sequence[Series], x_label: s
         across = _LEFT + (x - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)
         return round(across, 1), round(_HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
-    ticks = [10.0**power for power in range(math.ceil(low), math.floor(high) + 1)] if log else nice_ticks(low, high)
+    ticks = [10.0**power for power in range(math.ceil(low), math.floor(high) + 1)] if log else ticks_in(low, high)
     parts = []
     for tick in ticks:
         _, y = place(left, tick)
         parts.append(tag("line", class_="grid", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y))
         parts.append(tag("text", number(tick), x=_LEFT - 4, y=y + 3.5, class_="end"))
-    for tick in nice_ticks(left, right, 4):
+    for tick in ticks_in(left, right):
         x, _ = place(tick, 10.0**low if log else low)
         parts.append(tag("text", number(tick), x=x, y=_HEIGHT - _BOTTOM + 13, class_="mid"))
     parts.append(tag("text", x_label, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 3, class_="mid"))
@@ -99,15 +99,12 @@ def line_chart(title: str, description: str, lines: Sequence[Series], x_label: s
     return tag("figure", tag("figcaption", title, scale), chart, class_="panel")
 
 
-def nice_ticks(low: float, high: float, number: int = 4) -> list[float]:
-    """About `number` round values in [low, high]."""
-    raw = (high - low) / max(number, 1)
-    if not raw > 0 or not math.isfinite(raw):
-        return [low]
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+def ticks_in(low: float, high: float) -> list[float]:
+    """About four round values in [low, high]."""
+    from matplotlib.ticker import MaxNLocator
+
+    found = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(each) for each in found if low <= each <= high]
 
 
 def number(value: float) -> str:
@@ -125,9 +122,8 @@ def number(value: float) -> str:
 class _Scale:
     """Percent -> y, with grid lines and error bars."""
 
-    def __init__(self, low: float = 0, high: float = 100, step: float = 20) -> None:
-        self.low, self.high = low, high
-        self.ticks = [low + step * index for index in range(math.floor((high - low) / step + 1e-9) + 1)]
+    def __init__(self, ticks: Sequence[float] = range(0, 101, 20)) -> None:
+        self.ticks, self.low, self.high = ticks, ticks[0], ticks[-1]
 
     def __call__(self, value: float) -> float:
         return round(_BASE - (value - self.low) / (self.high - self.low) * (_BASE - _CEILING), 1)
@@ -217,13 +213,14 @@ class Point:
 
 def points(key: str, settings: Sequence[Point], name: str, paper: str) -> Markup:
     """The settings in their order, and a legend. name: what is shown. paper: what the paper's points are called."""
+    from matplotlib.ticker import MaxNLocator
+
     stats = [each for one in settings for each in (one.ours, one.theirs)]
     ends = [each.mean + sign * (each.std or 0) for each in stats if each.mean is not None for sign in (-1, 1)]
-    low_end, high_end = min([*ends, 99.0]), max([*ends, 1.0])
-    step = next((step for span, step in ((50, 20), (22, 10), (9, 5), (4, 2)) if high_end - low_end > span), 1)
-    low = max(0, math.floor((min(ends, default=0) - 0.5) / step) * step)
-    high = min(100, math.ceil((max(ends, default=100) + 0.5) / step) * step)
-    scale = _Scale(low, high, step)
+    low, high = min(ends, default=0.0) - 0.5, max(ends, default=100.0) + 0.5
+    # Multiples of a step that divides 100, the outer ones around all points.
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10], integer=True).tick_values(max(0, low), min(100, high))
+    scale = _Scale([float(each) for each in ticks])
     longest = max(len(one.label) for one in settings)
     tilted = longest * 6.4 > 120 or len(settings) > 8
     left, height = 40, _BASE + (min(30 + longest * 3.4, 130) if tilted else 26)
@@ -232,15 +229,13 @@ def points(key: str, settings: Sequence[Point], name: str, paper: str) -> Markup
     parts = [*scale.grid(left, width), *scale.texts(left - 5)]
     for index, one in enumerate(settings):
         x = round(left + each * (index + 0.5), 1)
-        if one.ours.mean is not None:
-            title = tag("title", f"ours, {one.label}: {stat_text(one.ours)}")
-            parts += scale.error(x - 7, one.ours, 4)
-            parts.append(tag("circle", title, class_="dot", cx=round(x - 7, 1), cy=scale(one.ours.mean), r=5))
-        if one.theirs.mean is not None:
-            title = tag("title", f"paper, {one.label}: {stat_text(one.theirs)}")
-            parts += scale.error(x + 7, one.theirs, 4)
-            corner = f"M{x + 7:g} {scale(one.theirs.mean) - 6:g}l6 6l-6 6l-6-6z"
-            parts.append(tag("path", title, class_="diamond", d=corner))
+        for who, found, at in (("ours", one.ours, x - 7), ("paper", one.theirs, x + 7)):
+            if found.mean is not None:
+                title, y = tag("title", f"{who}, {one.label}: {stat_text(found)}"), scale(found.mean)
+                parts += scale.error(at, found, 4)
+                diamond = tag("path", title, class_="diamond", d=f"M{at:g} {y - 6:g}l6 6l-6 6l-6-6z")
+                circle = tag("circle", title, class_="dot", cx=round(at, 1), cy=y, r=5)
+                parts.append(circle if who == "ours" else diamond)
         kind = f"{'end' if tilted else 'mid'}{' strong' if one.default else ''}"
         turned = f"rotate(-30 {x} {_BASE + 14})" if tilted else None
         text = one.label + (" (default)" if one.default else "")

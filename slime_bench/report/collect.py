@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from slime_bench import lock
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.results import identity
 from slime_bench.results.environment import read_environment
 from slime_bench.results.identity import canonical_json, flatten, parse_trial_folder
 from slime_bench.results.result import RESULT_FILE, TrialResult, read_result
+from slime_bench.results.status import FAILED, MISSING, RUNNING
 
 if TYPE_CHECKING:
     from slime_bench.config.schema import TrialConfig
@@ -79,6 +82,17 @@ class Collected:
             failed=[one for one in self.failed if own.get(one.method) == name],
         )
 
+    def state(self, like: TrialResult, shots: int, seed: int) -> str:
+        """`running`, `failed` or `missing`: of the unfinished trial with all other settings of a finished one."""
+        decided = {key: value for key, value in like.config.items() if key != "metric"} | {"shots": shots, "seed": seed}
+        place = self.folders[like.signature].parents[1] / f"{shots}-shot"
+        # A trial whose data or weights are not there fails in a folder that is named without them.
+        names = (identity.signature_of(decided, like.fingerprints), identity.digest(decided))
+        folders = [place / f"seed{seed}-{each}" for each in names]
+        if any(lock.holder(each) for each in folders):
+            return RUNNING
+        return FAILED if any(one.folder in folders for one in self.failed) else MISSING
+
 
 def collect(root: Path) -> Collected:
     """Reads `<root>/runs/**/result.json`; what is not valid is listed and does not stop the report."""
@@ -141,6 +155,11 @@ def read_optional(path: Path, read: Callable[[Path], T]) -> T | None:
         return None
 
 
+def multirun(overrides: Iterable[str], but: Sequence[str] = ()) -> str:
+    """The command of a sweep, without its overrides of the keys `but`."""
+    return shlex.join(["slime-bench", "--multirun", *(each for each in overrides if each.partition("=")[0] not in but)])
+
+
 def relative(path: Path, root: Path) -> str:
     """A path below the outputs folder as reports tell it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
@@ -188,10 +207,8 @@ def provenance(folders: Iterable[Path]) -> Provenance:
         devices=sorted({each["device"] for each in facts}),
         platforms=sorted({each["platform"] for each in facts if each.get("platform")}),
         commits=sorted({commit for each in facts if (commit := commit_of(each, "+changes"))}),
-        first=days[0] if days else "",
-        last=days[-1] if days else "",
-        unknown=len(found) - len(facts),
-    )
+        first=days[0] if days else "", last=days[-1] if days else "", unknown=len(found) - len(facts),
+    )  # fmt: skip
 
 
 def commit_of(environment: Mapping[str, Any], changes: str) -> str:

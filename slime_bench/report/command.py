@@ -11,31 +11,22 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_bench.errors import ConfigError, ResultError, SlimeBenchError
+from slime_bench.errors import ConfigError, ResultError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.metrics.bootstrap import RESAMPLES
 from slime_bench.paths import user_path
+from slime_bench.report import planned
 from slime_bench.report.ablation import AblationReport, ablation_report, settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
 from slime_bench.report.collect import Collected, Defaults, collect, default_settings, family, family_of, read_optional
 from slime_bench.report.figures import ensembles_figure, layers_figure, qualitative_grid
 from slime_bench.report.html import PAGE, ablation_page, subject_page
-from slime_bench.report.planned import (
-    MADE,
-    Planned,
-    PlannedTrials,
-    ablation_among,
-    ablation_problems,
-    found_problems,
-    of_states,
-    table_command,
-)
+from slime_bench.report.planned import MADE, Planned, PlannedTrials
 from slime_bench.report.published import load_published
 from slime_bench.report.ranking import RankingReport, experiment, ranking_reports
 from slime_bench.report.ranking_table import place, ranking_grids, report_lines, stems, write_ranking
@@ -82,7 +73,11 @@ class Asked:
         background = configured["background"] if self.background is None else self.background
         return {"convention": self.convention or configured["convention"], "background": background}
 
-    def write_page(self, path: Path, page: str) -> None:
+    def bootstrap(self, collected: Collected) -> ImageBootstrap | None:
+        return ImageBootstrap(collected.folders, self.resamples) if self.resamples else None
+
+    def write_page(self, folder: Path, page: str, name: str = PAGE) -> None:
+        path = folder / name
         write_atomic(path, page.encode())
         say(self.console, f"Open {path} in a browser")
 
@@ -90,39 +85,28 @@ class Asked:
 def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Console | None = None) -> int:
     """Writes `<outputs>/reports/<subject>/` and prints the tables; returns the exit code.
 
-    Errors are printed without a traceback unless `HYDRA_FULL_ERROR=1`.
+    Raises:
+        ConfigError: options that do not go together. ResultError: nothing to report. See the `run` functions.
     """
     from rich.console import Console
 
     arguments = _parser().parse_intermixed_args(argv)
-    try:
-        _check(arguments)
-        asked = Asked(
-            console or Console(),
-            planned_trials,
-            outputs=arguments.outputs,
-            folder=arguments.out,
-            convention=arguments.convention,
-            background=False if arguments.without_background else None,
-            resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
-            show_intervals=arguments.intervals,
-            across_shots=arguments.across_shots,
-            extra_dir=arguments.config_dir,
-        )
-        subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
-        if arguments.ranking:
-            run_ranking(asked, arguments.overrides, subject, seeds)
-        elif arguments.ablation is not None:
-            run_ablation(asked, arguments.ablation, arguments.overrides)
-        elif arguments.overrides:
-            run_planned(asked, arguments.overrides)
-        else:
-            run(asked, subject, seeds, arguments.shots or (0, 1, 10), arguments.variants)
-    except SlimeBenchError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(error, file=sys.stderr)
-        return error.exit_code
+    _check(arguments)
+    asked = Asked(
+        console or Console(), planned_trials, outputs=arguments.outputs, folder=arguments.out,
+        convention=arguments.convention, background=False if arguments.without_background else None,
+        resamples=RESAMPLES if arguments.resamples is None else arguments.resamples,
+        show_intervals=arguments.intervals, across_shots=arguments.across_shots, extra_dir=arguments.config_dir,
+    )  # fmt: skip
+    subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
+    if arguments.ranking:
+        run_ranking(asked, arguments.overrides, subject, seeds)
+    elif arguments.ablation is not None:
+        run_ablation(asked, arguments.ablation, arguments.overrides)
+    elif arguments.overrides:
+        run_planned(asked, arguments.overrides)
+    else:
+        run(asked, subject, seeds, arguments.shots or (0, 1, 10), arguments.variants)
     return 0
 
 
@@ -140,27 +124,26 @@ def run(
         show_variants: also the series of other settings than the default ones.
 
     Raises:
-        ResultError: there is no valid result to report on.
-        StorageError: a file cannot be written.
+        ResultError: there is no valid result to report on. StorageError: a file cannot be written.
     """
     outputs = asked.outputs or _default_outputs()
     everything = collect(outputs)
     collected = everything.of_report(None)
     found = sorted({result.subject for result in collected.results})
-    wanted = found if subject == "all" else [subject]
-    if not found or any(name not in found for name in wanted):
+    if not found or subject not in ("all", *found):
         raise _nothing(outputs, subject, found, everything)
-    collected = replace(collected, results=[one for one in collected.results if one.subject in wanted])
+    collected = replace(collected, results=[one for one in collected.results if subject in ("all", one.subject)])
     metric = asked.metric({"convention": "slime", "background": True})
-    expected = {"expected_shots": shots, "expected_seeds": seeds, "show_variants": show_variants}
-    reports = []
     defaults = default_settings(((family(one), one.config) for one in collected.results), asked.extra_dir)
-    for report in _subject_reports(asked, collected, defaults, **metric, **expected):
-        folder = outputs / "reports" / report.subject
+    reports = _subject_reports(
+        asked, collected, defaults, **metric, expected_shots=shots, expected_seeds=seeds, show_variants=show_variants
+    )
+    for report in reports:
+        folder, problems = outputs / "reports" / report.subject, planned.found_problems(report, outputs)
         _write(asked, report, collected, folder, outputs)
-        title, problems = f"{report.subject}: IoU of parts", found_problems(report, outputs)
-        asked.write_page(folder / PAGE, subject_page([report], collected, outputs, problems, title))
-        reports.append(report)
+        asked.write_page(
+            folder, subject_page([report], collected, outputs, problems, f"{report.subject}: IoU of parts")
+        )
     return reports
 
 
@@ -175,26 +158,25 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
 
     Raises:
         ConfigError: see `compose.plan`; trials of a method that has a report of its own.
-        ResultError: none of the trials is finished.
-        StorageError: a file cannot be written.
+        ResultError: none of the trials is finished. StorageError: a file cannot be written.
     """
-    ablation, rest = ablation_among(overrides)
+    ablation, rest = planned.ablation_among(overrides)
     if ablation:
         return run_ablation(asked, ablation, rest)
     trials = asked.planned_trials(overrides, asked.outputs, asked.extra_dir)
     first, _ = trials[0]
     outputs = asked.outputs or Path(first["output_root"])
-    planned = Planned(list(overrides), trials, outputs)
-    collected = planned.of(collect(outputs))
-    folder = asked.folder or outputs / "reports" / planned.name
+    sweep = Planned(list(overrides), trials, outputs)
+    collected = sweep.of(collect(outputs))
+    folder = asked.folder or outputs / "reports" / sweep.name
     defaults = default_settings(((family_of(values), values["decided"]) for values, _ in trials), asked.extra_dir)
     found = _subject_reports(asked, collected, defaults, **asked.metric(first["metric"]), show_variants=True)
-    reports = [planned.narrowed(report, defaults) for report in found]
+    reports = [sweep.narrowed(report, defaults) for report in found]
     for report in reports:
         _write(asked, report, collected, folder if len(reports) == 1 else folder / report.subject, outputs)
-    problems = of_states([state for _, state in trials], planned.command, outputs)
-    title = f"IoU of parts: {' '.join(planned.told) or 'the default trial'}"
-    asked.write_page(folder / PAGE, subject_page(reports, collected, outputs, problems, title))
+    problems = planned.of_states([state for _, state in trials], sweep.command, outputs)
+    title = f"IoU of parts: {' '.join(sweep.told) or 'the default trial'}"
+    asked.write_page(folder, subject_page(reports, collected, outputs, problems, title))
     return reports
 
 
@@ -207,17 +189,14 @@ def run_ablation(asked: Asked, name: str, overrides: Sequence[str]) -> AblationR
     Raises:
         ConfigError: see `ablation.settings_of`.
         ResultError: no trial of the ablation is finished.
-        StorageError: a file cannot be written.
     """
     settings = settings_of(name, overrides, asked.extra_dir)
     trial = next(iter(settings[0].trials.values()))
     outputs = asked.outputs or Path(trial["output_root"])
     collected = collect(outputs)
-    published = load_published(trial["data"]["subject"])
-    bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
     report = ablation_report(
-        name, overrides, settings, collected, published, **asked.metric(trial["metric"]), outputs=outputs,
-        bootstrap=bootstrap,
+        name, overrides, settings, collected, load_published(trial["data"]["subject"]), outputs=outputs,
+        bootstrap=asked.bootstrap(collected), **asked.metric(trial["metric"]),
     )  # fmt: skip
     paths = write_ablation(report, asked.folder or outputs / "reports" / report.subject)
     print_grid(ablation_grid(report), asked.console)
@@ -226,8 +205,8 @@ def run_ablation(asked: Asked, name: str, overrides: Sequence[str]) -> AblationR
     say(asked.console, f"Written to {paths[0]} (and .csv, .json, .tex)")
     gaps = any(each.missing and each.setting.in_grid for each in report.measured)
     trials = asked.planned_trials([*overrides, f"ablation={name}"], outputs, asked.extra_dir) if gaps else []
-    page = ablation_page(report, collected, outputs, ablation_problems(report, outputs, trials))
-    asked.write_page(paths[0].with_suffix(".html"), page)
+    page = ablation_page(report, collected, outputs, planned.ablation_problems(report, outputs, trials))
+    asked.write_page(paths[0].parent, page, f"{paths[0].stem}.html")
     return report
 
 
@@ -265,15 +244,11 @@ def run_ranking(
     return reports
 
 
-def _subject_reports(asked: Asked, collected: Collected, defaults: Defaults, **options: Any) -> Iterator[SubjectReport]:
+def _subject_reports(asked: Asked, collected: Collected, defaults: Defaults, **options: Any) -> list[SubjectReport]:
     """The report of each subject of the results."""
-    bootstrap = ImageBootstrap(collected.folders, asked.resamples) if asked.resamples else None
-    for subject in dict.fromkeys(one.subject for one in collected.results):
-        published = load_published(subject)
-        yield subject_report(
-            collected, subject, published, defaults=defaults, bootstrap=bootstrap, across_shots=asked.across_shots,
-            **options,
-        )  # fmt: skip
+    options |= {"defaults": defaults, "bootstrap": asked.bootstrap(collected), "across_shots": asked.across_shots}
+    subjects = dict.fromkeys(one.subject for one in collected.results)
+    return [subject_report(collected, subject, load_published(subject), **options) for subject in subjects]
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -285,7 +260,7 @@ def _check(arguments: argparse.Namespace) -> None:
         others += ("subject", "seeds") if arguments.overrides else ()
     elif arguments.ablation is not None or arguments.overrides:
         others = ("subject", "seeds", "shots", "variants")
-        if arguments.ablation is not None or ablation_among(arguments.overrides)[0]:  # of one number of shots
+        if arguments.ablation is not None or planned.ablation_among(arguments.overrides)[0]:  # of one number of shots
             others += ("across_shots",)
     elif arguments.out:
         others = ("out",)
@@ -330,13 +305,13 @@ def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Colle
     main = collected.of_report(None)
     others = "".join(f"; {method} is for --{name}" for method, name in sorted(collected.own_reports.items()))
     have = f"results for {', '.join(found)}" if found else "no valid result"
-    target = subject if subject in MADE else "car"
+    command = planned.table_command(subject if subject in MADE else "car", "mini")
     return ResultError(
         "There is nothing to report" + ("." if subject == "all" else f" for subject {subject}."),
         path=outputs / "runs",
         found=f"{have}; {len(main.failed)} failed trial(s), {len(main.invalid)} unreadable result file(s)",
         expected=f"at least one finished trial (result.json){others}",
-        remedy=f"Run its trials first, e.g. `{table_command(target, 'mini')}`, or name another folder with --outputs.",
+        remedy=f"Run its trials first, e.g. `{command}`, or name another folder with --outputs.",
     )
 
 
@@ -370,11 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     others = parser.add_argument_group("ablations and the ranking experiment")
     add = others.add_argument
     add("--ablation", help="name of the ablation: a file of conf/ablation")
-    add(
-        "--ranking",
-        action="store_true",
-        help=f"InfoScore and mIoU of the layers: trials of {experiment()}",
-    )
+    add("--ranking", action="store_true", help=f"InfoScore and mIoU of the layers: trials of {experiment()}")
     add("--out", type=user_path, help="folder for the files (default <outputs>/reports/<subject>)")
     add("overrides", nargs="*", help="as they were given to the sweep, e.g. experiment=mini_horse")
     return parser

@@ -161,7 +161,7 @@ def compare(a: Run, b: Run, convention: str | None = None, background: bool | No
         convention, background: of the scores; by default those of `a`.
 
     Raises:
-        ResultError: the two have other classes, or an unknown convention.
+        ResultError: the two have other classes.
     """
     one, other = a.result, b.result
     if set(one.classes) != set(other.classes):
@@ -183,26 +183,18 @@ def compare(a: Run, b: Run, convention: str | None = None, background: bool | No
     images = compare_images(a.folder, b.folder)
     tables = [{name: table["per_class"] for name, table in each.conventions.items()} for each in (one, other)]
     return {
-        "a": _names(a),
-        "b": _names(b),
-        "same_trial": one.signature == other.signature,
-        "same_series": one.series == other.series,
-        "convention": convention,
-        "background": background,
+        "a": _names(a), "b": _names(b), "same_trial": one.signature == other.signature,
+        "same_series": one.series == other.series, "convention": convention, "background": background,
         "scores": [_score(name, left.per_class[name], right.per_class[name]) for name in one.classes],
-        "average": _score("average", left.average, right.average),
-        "config": changes(*decided),
-        "other": settings,
-        "data": changes(_data(one), _data(other)),
-        "fingerprints": changes(one.fingerprints, other.fingerprints),
+        "average": _score("average", left.average, right.average), "config": changes(*decided), "other": settings,
+        "data": changes(_data(one), _data(other)), "fingerprints": changes(one.fingerprints, other.fingerprints),
         "environment": environments,
         "without_environment": [name for name, each in (("a", a), ("b", b)) if each.environment is None],
         "without_settings": [name for name, each in (("a", a), ("b", b)) if each.settings is None],
-        "cost": _costs(a.environment or {}, b.environment or {}),
-        "learned": compare_learned(a.folder, b.folder),
+        "cost": _costs(a.environment or {}, b.environment or {}), "learned": compare_learned(a.folder, b.folder),
         "images": images,
         "same_numbers": tables[0] == tables[1] and not (images["differ"] or images["only_a"] or images["only_b"]),
-    }
+    }  # fmt: skip
 
 
 def changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
@@ -210,24 +202,26 @@ def changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
 
     Numbers are compared by value: 1 and 1.0 are the same, and neither is true.
     """
-    found = []
-    for key in sorted({*a, *b}):
-        sides = {name: values[key] for name, values in (("a", a), ("b", b)) if key in values}
-        kinds = {isinstance(value, bool) for value in sides.values()}
-        if len(sides) == 1 or len(kinds) == 2 or sides["a"] != sides["b"]:
-            found.append({"key": key, **sides})
-    return found
+
+    def same(one: Any, other: Any) -> bool:
+        return isinstance(one, bool) == isinstance(other, bool) and one == other
+
+    found = _sides(a, b, sorted({*a, *b}))
+    return [each for each in found if len(each) < 3 or not same(each["a"], each["b"])]
+
+
+def _sides(a: Mapping[str, Any], b: Mapping[str, Any], keys: Iterable[str]) -> list[Change]:
+    return [
+        {"key": key, **{name: values[key] for name, values in (("a", a), ("b", b)) if key in values}} for key in keys
+    ]
 
 
 def _costs(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
     """Seconds and memory of both, whether they differ or not."""
-    sides = [
+    one, other = (
         {key: value for key, value in flatten(each) if key.startswith(_COST) and value is not None} for each in (a, b)
-    ]
-    return [
-        {"key": key, **{name: values[key] for name, values in zip("ab", sides, strict=True) if key in values}}
-        for key in {**sides[0], **sides[1]}
-    ]
+    )
+    return _sides(one, other, {**one, **other})
 
 
 def compare_images(a: Path, b: Path) -> dict[str, Any]:
@@ -278,7 +272,8 @@ def compare_learned(a: Path, b: Path) -> dict[str, Any]:
         bit, None where nobody knows.
     """
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     def bits(value: torch.Tensor) -> torch.Tensor:  # two NaNs of the same bits are the same, and 0 and -0 are not
         return value.contiguous().flatten().view(torch.uint8)
@@ -288,14 +283,13 @@ def compare_learned(a: Path, b: Path) -> dict[str, Any]:
     files = []
     for folder in (a, b):
         try:
-            files.append(safe_open(folder / STATE_FILE, "pt"))
+            files.append(load_file(folder / STATE_FILE))
         except (OSError, SafetensorError) as error:
             return record | {"unknown": f"{folder / STATE_FILE} cannot be read: {str(error).splitlines()[0]}"}
     left, right = files
-    names_a, names_b = (set(file.keys()) for file in files)
-    record |= {"only_a": sorted(names_a - names_b), "only_b": sorted(names_b - names_a)}
-    for name in sorted(names_a & names_b):
-        one, other = left.get_tensor(name), right.get_tensor(name)
+    record |= {"only_a": sorted(left.keys() - right.keys()), "only_b": sorted(right.keys() - left.keys())}
+    for name in sorted(left.keys() & right.keys()):
+        one, other = left[name], right[name]
         if (one.shape, one.dtype) != (other.shape, other.dtype):
             record["reshaped"].append(name)
             continue
@@ -339,23 +333,16 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     title = f"IoU in percent. {convention}: {CONVENTION_RULES[convention]}; {average}"
     rows = [_score_cells(each) for each in (*found["scores"], found["average"])]
     _table(console, title, ["class", "A", "B", "B - A"], rows, numbers=True)
-    same = "the settings that decide numbers are the same"
-    _changes(console, "Settings that decide numbers", found["config"], same)
-    same = "the other settings are the same"
-    if lacking := found["without_settings"]:
-        same = f"the other settings of {_runs(lacking)} are not recorded (no readable config.yaml)"
-    _changes(console, "Other settings, which do not decide numbers", found["other"], same)
-    _changes(console, "Data", found["data"], "same support images, test images and preparation")
-    same = "same weights and data, by their fingerprints"
-    short = [
-        {name: value if name == "key" else value[:12] for name, value in each.items()} for each in found["fingerprints"]
-    ]
-    _changes(console, "Fingerprints (first digits)", short, same)
-    same = "the environment is the same"
-    if lacking := found["without_environment"]:
-        same = f"the environment of {_runs(lacking)} is not recorded (no readable environment.json)"
-    _changes(console, "Environment", found["environment"], same)
-    _changes(console, "Cost", [_cost(each) for each in found["cost"]], "seconds and memory are not recorded")
+    for key, title, same in (
+        ("config", "Settings that decide numbers", "the settings that decide numbers are the same"),
+        ("other", "Other settings, which do not decide numbers", _lacking(found, "settings", "other", "config.yaml")),
+        ("data", "Data", "same support images, test images and preparation"),
+        ("fingerprints", "Fingerprints (first digits)", "same weights and data, by their fingerprints"),
+        ("environment", "Environment", _lacking(found, "environment", "", "environment.json")),
+        ("cost", "Cost", "seconds and memory are not recorded"),
+    ):
+        rows = [_cells(key, each) for each in found[key]]
+        _table(console, title, ["key", "A", "B"], rows) if rows else console.print(f"{same}\n")
     console.print(f"learned state: {_learned(found['learned'])}")
     for line in _images(found["images"]):
         console.print(line)
@@ -371,12 +358,24 @@ def _score_cells(score: Mapping[str, Any]) -> list[str]:
     return [score["name"], *cells, "=" if score["a"] == score["b"] else changed]
 
 
-def _cost(change: Change) -> Change:
-    key, memory = change["key"], change["key"].endswith("_bytes")
-    name = f"{key.removeprefix('seconds.')}, seconds" if key.startswith("seconds.") else key
-    sides = {side: value for side, value in change.items() if side != "key"}
-    cells = {side: f"{value / 2**20:,.0f}" if memory else str(value) for side, value in sides.items()}
-    return {"key": name.replace("_bytes", ", MiB").replace("_", " "), **cells}
+def _lacking(found: Mapping[str, Any], what: str, kind: str, file: str) -> str:
+    """What is said where no difference was found, or none could be."""
+    name, verb = f"the {kind} {what}".replace("  ", " "), "are" if what.endswith("s") else "is"
+    if runs := " and ".join(each.upper() for each in found[f"without_{what}"]):
+        return f"{name} of {runs} {verb} not recorded (no readable {file})"
+    return f"{name} {verb} the same"
+
+
+def _cells(kind: str, change: Change) -> list[str]:
+    key, sides = change["key"], [change.get(name, _DASH) for name in "ab"]
+    if kind == "fingerprints":
+        sides = [value[:12] for value in sides]
+    if kind == "cost":
+        if key.endswith("_bytes"):
+            sides = [value if value == _DASH else f"{value / 2**20:,.0f}" for value in sides]
+        key = f"{key.removeprefix('seconds.')}, seconds" if key.startswith("seconds.") else key
+        key = key.replace("_bytes", ", MiB").replace("_", " ")
+    return [key, *map(_text, sides)]
 
 
 def _learned(found: Mapping[str, Any]) -> str:
@@ -410,20 +409,8 @@ def _images(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _runs(names: Sequence[str]) -> str:
-    return " and ".join(name.upper() for name in names)
-
-
 def _first(items: Sequence[str]) -> str:
     return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
-
-
-def _changes(console: Console, title: str, found: Sequence[Change], same: str) -> None:
-    if not found:
-        console.print(f"{same}\n")
-        return
-    rows = [[each["key"], *(_text(each[name]) if name in each else _DASH for name in ("a", "b"))] for each in found]
-    _table(console, title, ["key", "A", "B"], rows)
 
 
 def _text(value: Any) -> str:

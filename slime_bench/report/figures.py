@@ -37,11 +37,7 @@ _NOT_SAID = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate"
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG or PDF, as the path's suffix says.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Write a figure as PNG or PDF, as the path's suffix says."""
     kind, buffer = Path(path).suffix[1:], io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=dict.fromkeys(_NOT_SAID[kind]))
     write_atomic(path, buffer.getvalue())
@@ -53,11 +49,7 @@ def grid_size(rows: int, classes: int) -> tuple[int, int]:
 
 
 def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Sequence[str], title: str = "") -> None:
-    """Draws one row per item: image, ground truth, prediction, one map per class; writes a PNG atomically.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Draws one row per item: image, ground truth, prediction, one map per class; writes a PNG atomically."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -102,19 +94,15 @@ def paint(labels: NDArray[Any], colours: Pixels) -> Pixels:
 
 def _show(axis: Axes, image: NDArray[Any], **options: Any) -> None:
     axis.imshow(image, interpolation="nearest", aspect="auto", **options)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
 
 
 def layers_figure(path: Path, group: Group, title: str) -> None:
     """InfoScore (left axis) and mIoU alone (right axis) of every layer, means with sample deviations over seeds.
 
     As Figure 3 of the paper.
-
-    Raises:
-        StorageError: the file cannot be written.
     """
-    figure, axis = _axes(title)
+    figure, axis = plot(title=title)
     names, prefix = short_names([layer.name for layer in group.layers])
     places = list(range(len(names)))
     other = axis.twinx()
@@ -134,11 +122,8 @@ def ensembles_figure(path: Path, group: Group, title: str) -> None:
     """mIoU of the best 1 to L layers by InfoScore together, with marks for last, middle, all and random pairs.
 
     As Figure 5 of the paper. Error bars: sample deviation over seeds; of the random pairs that within a seed.
-
-    Raises:
-        StorageError: the file cannot be written.
     """
-    figure, axis = _axes(title)
+    figure, axis = plot(title=title)
     by_name = {one.name: one for one in group.ensembles}
     number = len(group.layers)
     curve = [by_name[f"top-{count}"].miou for count in range(1, number + 1)]
@@ -151,9 +136,7 @@ def ensembles_figure(path: Path, group: Group, title: str) -> None:
         handles.append(_curve(axis, [2], [drawn], _GREY, "random pairs: mean and deviation", "x"))
         best = group.pairs["best"].mean or 0.0
         handles += axis.plot([2], [best], "^", color=_GREY, mfc="none", label="random pairs: best")
-    axis.set_xticks(range(1, number + 1))
-    axis.set_xlabel("layers used together")
-    axis.set_ylabel("mIoU (%)")
+    axis.set(xticks=range(1, number + 1), xlabel="layers used together", ylabel="mIoU (%)")
     axis.legend(handles=handles, fontsize=8, loc="best")
     save(figure, path)
 
@@ -172,10 +155,11 @@ def _curve(axis: Axes, places: Sequence[int], values: Sequence[Stat], colour: st
     return axis.errorbar(places, means, errors, fmt=style, color=colour, label=label, capsize=3, markersize=5)
 
 
-def _axes(title: str) -> tuple[Figure, Axes]:
+def plot(size: tuple[float, float] = (7.0, 4.2), title: str = "") -> tuple[Figure, Axes]:
+    """A figure of `size` inches with one plot."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 4.2), dpi=120, layout="constrained")
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     axis = figure.subplots()
     axis.set_title(title, fontsize=8, wrap=True)
     axis.grid(alpha=0.3)

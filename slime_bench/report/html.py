@@ -10,27 +10,19 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from markupsafe import Markup
 
 from slime_bench.metrics import CONVENTION_RULES
+from slime_bench.report import html_parts
 from slime_bench.report.ablation import AblationReport
 from slime_bench.report.ablation_table import interval_grid
 from slime_bench.report.collect import Collected, relative
-from slime_bench.report.html_tables import (
-    STATES,
-    Part,
-    ablation_part,
-    comparable,
-    row_labels,
-    section_part,
-)
-from slime_bench.report.html_trials import confusion_of, curves_of, shared_facts, trial_facts
+from slime_bench.report.html_parts import STATES, Part, comparable
 from slime_bench.report.pictures import gallery
 from slime_bench.report.planned import Problems
 from slime_bench.report.published import Published
-from slime_bench.report.rows import column_order
 from slime_bench.report.subject import SubjectReport, sections
 from slime_bench.report.table import listed, metric_line
 from slime_bench.results.artifacts import CONFUSION_FILE, CURVES_FILE
@@ -49,9 +41,9 @@ def subject_page(
     named: dict[str, str] = {}
     for report in reports:
         prefix = f"{report.subject}: " if len(reports) > 1 else ""
-        named |= {series: f"{prefix}{label}" for series, label in row_labels(report.rows).items()}
+        named |= {series: f"{prefix}{label}" for series, label in html_parts.row_labels(report.rows).items()}
         for section in sections(report):
-            parts.append(section_part(section, collected.results, f"bars{len(parts)}"))
+            parts.append(html_parts.section_part(section, collected.results, f"bars{len(parts)}"))
     cited = [each.published for each in reports if each.published is not None]
     number = sum(len(row.seeds) for report in reports for row in report.rows)
     lead = (
@@ -72,11 +64,9 @@ def ablation_page(report: AblationReport, collected: Collected, root: Path, prob
         f"What {report.facts['method']} with {report.facts['shots']} shots on {report.facts['data']} makes of "
         f"{len(rows)} settings: {number} trials{_beside(cited)}."
     )
-    return _page(
-        f"{report.subject}: ablation {report.name}", lead, problems, [ablation_part(report, interval_grid(report))],
-        {row.series: label for label, row in rows}, collected, root, column_order(report.published, report.classes),
-        (report.convention, report.background),
-    )  # fmt: skip
+    part, named = html_parts.ablation_part(report, interval_grid(report)), {row.series: label for label, row in rows}
+    title, state = f"{report.subject}: ablation {report.name}", (report.convention, report.background)
+    return _page(title, lead, problems, [part], named, collected, root, report.columns, state)
 
 
 def _beside(cited: Sequence[Published]) -> str:
@@ -101,67 +91,52 @@ def _page(
         named: series -> label of our rows, in the order of the tables.
         state: convention and average that it opens with.
     """
+    import jinja2
+
     folders = collected.folders
     groups = {label: [one for one in collected.results if one.series == series] for series, label in named.items()}
-    every = [
-        (label, one, read_environment(folders[one.signature]) or {})
-        for label, trials in groups.items()
-        for one in trials
-    ]
-    trials = [one for _, one, _ in every]
-    pictures = gallery(groups, folders)
-    rules = [metric_line(*each) for each in STATES]
-    hint = " Published numbers follow another rule and are not shown."
-    status = [f"{text[0].upper()}{text[1:]}." for text in rules]
-    return render(
-        title=title,
-        lead=lead,
-        problems=problems,
-        sections=parts,
-        curves=[made for label, members in groups.items() if (made := curves_of(label, members, folders))],
-        confusions=[made for label, members in groups.items() if (made := confusion_of(label, members, folders))],
-        shared=shared_facts([(one, found) for _, one, found in every]),
-        trials=[
-            trial_facts(label, one, found, relative(folders[one.signature], root), state) for label, one, found in every
+    trials = [one for members in groups.values() for one in members]
+    found = {one.signature: read_environment(folders[one.signature]) or {} for one in trials}
+    pictures, rules = gallery(groups, folders), [metric_line(*each) for each in STATES]
+    hints = ["" if comparable(each) else " Published numbers follow another rule and are not shown." for each in STATES]
+    style, script = ((_ASSETS / name).read_text(encoding="utf-8").strip("\n") for name in ("page.css", "page.js"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        title=title, lead=lead, problems=problems, sections=parts, classes=classes,
+        curves=[made for label, members in groups.items() if (made := html_parts.curves_of(label, members, folders))],
+        confusions=[
+            made for label, members in groups.items() if (made := html_parts.confusion_of(label, members, folders))
         ],
-        classes=classes,
+        shared=html_parts.shared_facts([(one, found[one.signature]) for one in trials]),
+        trials=[
+            html_parts.trial_facts(
+                label, one, found[one.signature], relative(folders[one.signature], root), STATES.index(state)
+            )
+            for label, members in groups.items()
+            for one in members
+        ],
         absent={
             "curves": _lacking(CURVES_FILE, "learning curves", [one for one in trials if one.shots], folders),
             "confusion": _lacking(CONFUSION_FILE, "confusion matrix", trials, folders),
         },
-        left_out=pictures["leftOut"] if pictures else 0,
-        convention=state[0],
-        background=state[1],
-        rules=CONVENTION_RULES,
-        state=STATES.index(state),
+        left_out=pictures["leftOut"] if pictures else 0, convention=state[0], background=state[1],
+        state=STATES.index(state), rules=CONVENTION_RULES, wordy=html_parts.wordy, follows=html_parts.follows,
         metrics="|".join(rules),
-        status="|".join(text + ("" if comparable(each) else hint) for text, each in zip(status, STATES, strict=True)),
+        status="|".join(f"{rule[0].upper()}{rule[1:]}.{hint}" for rule, hint in zip(rules, hints, strict=True)),
         data={"comparable": [comparable(each) for each in STATES], "gallery": pictures},
-    )
+        style=Markup(style), script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'",
+    )  # fmt: skip
 
 
 def _lacking(name: str, what: str, trials: Sequence[TrialResult], folders: Mapping[str, Path]) -> str:
     """A sentence on trials without the file `name`; empty where all have it."""
     lacking = sum(not (folders[one.signature] / name).is_file() for one in trials)
     return f"{lacking} of {len(trials)} trials kept no {what} ({name})" if lacking else ""
-
-
-def render(**content: Any) -> str:
-    """The template of this package with style sheet, script and content put into it."""
-    import jinja2
-
-    style, script = ((_ASSETS / name).read_text(encoding="utf-8").strip("\n") for name in ("page.css", "page.js"))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return environment.get_template("page.html.j2").render(
-        content, style=Markup(style), script=Markup(script), policy=policy
-    )
 
 
 def _hash(text: str) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from slime_bench.report.collect import read_optional
 from slime_bench.report.figures import Pixels, class_colours, paint
-from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative
+from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, coloured, read_qualitative
 from slime_bench.results.result import TrialResult
 
 SIDE = 144
@@ -70,15 +70,11 @@ def outline(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def heat(score: NDArray[Any], region: NDArray[np.bool_]) -> Pixels:
     """A class map [h,w] from its minimum to its maximum as RGB, sized as `region` [H,W], with its outline in white."""
-    from matplotlib import colormaps
     from PIL import Image
 
-    values = np.asarray(score, dtype=np.float32)
-    low, high = float(values.min()), float(values.max())
-    unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
     height, width = region.shape
-    grown = np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))
-    pixels = np.asarray(colormaps["magma"](grown)[..., :3] * 255).round().astype(np.uint8)
+    grown = Image.fromarray(np.asarray(score, dtype=np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    pixels = coloured(np.asarray(grown))
     pixels[outline(region)] = 255
     return pixels
 
@@ -88,13 +84,11 @@ def _entry(item: GridItem, classes: Sequence[str], add: Callable[[bytes, str], s
     label, prediction = (_small(each.astype(np.uint8)) for each in (item.label, item.prediction))
     maps = [heat(score, label == index) for index, score in enumerate(item.maps)]
     return {
-        "id": item.image_id,
-        "image": add(_webp(_small(item.image.astype(np.uint8), smooth=True)), "webp"),
-        "label": add(_png(paint(label, colours)), "png"),
-        "prediction": add(_png(paint(prediction, colours)), "png"),
+        "id": item.image_id, "image": add(_webp(_small(item.image.astype(np.uint8), smooth=True)), "webp"),
+        "label": add(_png(paint(label, colours)), "png"), "prediction": add(_png(paint(prediction, colours)), "png"),
         "maps": [add(_webp(each), "webp") for each in maps],
         "has": [bool((label == index).any()) for index in range(len(classes))],
-    }
+    }  # fmt: skip
 
 
 def _small(pixels: Pixels, smooth: bool = False) -> Pixels:

@@ -14,7 +14,7 @@ from typing import Any
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.paths import advised
 from slime_bench.report.ablation import AblationReport
-from slime_bench.report.collect import Collected, Defaults, FailedTrial, departure, relative
+from slime_bench.report.collect import Collected, Defaults, FailedTrial, departure, multirun, relative
 from slime_bench.report.rows import PAPER_PRESET, MissingTrial
 from slime_bench.report.subject import SubjectReport
 from slime_bench.report.table import numbers
@@ -57,7 +57,7 @@ class Planned:
     @property
     def command(self) -> str:
         """That goes on with the trials."""
-        return shlex.join(["slime-bench", "--multirun", *self.overrides])
+        return multirun(self.overrides)
 
     def of(self, collected: Collected) -> Collected:
         """The results of these trials alone.
@@ -92,27 +92,16 @@ class Planned:
 
     def narrowed(self, report: SubjectReport, defaults: Defaults) -> SubjectReport:
         """The report with exactly these trials as what was expected."""
-
-        def variant(values: dict[str, Any], state: TrialStatus) -> str:
-            known = departure(values, defaults)
-            return state.variant if known is None else known
-
         mine = [(values, state) for values, state in self.trials if values["data"]["subject"] == report.subject]
-        missing = [
-            MissingTrial(
-                state.method, values["backbone"]["name"], state.data, values["preset"], values["protocol"]["name"],
-                variant(values, state), state.shots, state.seed,
-            )
-            for values, state in mine
-            if state.state != DONE
-        ]  # fmt: skip
-        failed = [
-            FailedTrial(
-                Path(one.folder or "."), one.data, one.method, one.shots, one.seed, one.detail or one.state
-            )
-            for _, one in mine
-            if one.state in (FAILED, OOM)
-        ]  # fmt: skip
+        missing, failed = list[MissingTrial](), list[FailedTrial]()
+        for values, one in mine:
+            names = (one.method, values["backbone"]["name"], one.data, values["preset"], values["protocol"]["name"])
+            variant = one.variant if (known := departure(values, defaults)) is None else known
+            if one.state != DONE:
+                missing.append(MissingTrial(*names, variant, one.shots, one.seed, one.state))
+            if one.state in (FAILED, OOM):
+                where, why = Path(one.folder or "."), one.detail or one.state
+                failed.append(FailedTrial(where, one.data, one.method, one.shots, one.seed, why))
         shots, seeds = (tuple(dict.fromkeys(getattr(one, name) for _, one in mine)) for name in ("shots", "seed"))
         return replace(report, missing=missing, failed=failed, expected_shots=shots, expected_seeds=seeds)
 
@@ -188,14 +177,10 @@ def table_command(subject: str, preset: str) -> str:
 
 def found_problems(report: SubjectReport, root: Path) -> Problems:
     """Of a subject whose expected trials follow from the rows that have results."""
-    broken = {(one.data, one.method, one.shots, one.seed) for one in report.failed}
     items = [Problem("failed", str(one), one.summary, relative(one.folder, root)) for one in report.failed]
     items += [Problem("unreadable", path.name, why, relative(path.parent, root)) for path, why in report.invalid]
-    items += [
-        Problem(MISSING, str(one))
-        for one in report.missing
-        if (one.data, one.method, one.shots, one.seed) not in broken
-    ]
+    absent = [Problem(one.state, str(one)) for one in report.missing if one.state != FAILED]
+    items += sorted(absent, key=lambda one: one.state == MISSING)
     command = ""
     if items and report.subject in MADE:
         paper = {row.preset for row in report.rows} == {PAPER_PRESET}

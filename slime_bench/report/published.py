@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -138,16 +137,13 @@ def load_layers(backbone: str, data: str) -> PublishedLayers | None:
     return next((each for each in found if each.backbone == backbone and data in each.data), None)
 
 
-def load_published(subject: str, folder: Path | None = None) -> Published | None:
+def load_published(subject: str) -> Published | None:
     """The published numbers of `subject`, or None when there is no file for it.
-
-    Args:
-        folder: where the files lie; `conf/paper` by default.
 
     Raises:
         ConfigError: the file does not hold what this module documents.
     """
-    path = (folder or config_dir() / "paper") / f"{subject}.yaml"
+    path = config_dir() / "paper" / f"{subject}.yaml"
     if not path.is_file():
         return None
     try:
@@ -162,9 +158,7 @@ def load_published(subject: str, folder: Path | None = None) -> Published | None
                 raise ValueError(f"classes {sorted(row.per_class)} instead of {sorted(found.columns)}")
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
-            "The published numbers cannot be read.",
-            path=path,
-            found=f"{type(error).__name__}: {error}",
+            "The published numbers cannot be read.", path=path, found=f"{type(error).__name__}: {error}",
             expected="the keys described at the top of the shipped files",
-        ) from error
+        ) from error  # fmt: skip
     return found

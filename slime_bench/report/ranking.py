@@ -6,13 +6,12 @@ Read is `layer_study.json`, what each of its trials records beside its result.
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from slime_bench.errors import ResultError
 from slime_bench.paths import config_dir
@@ -24,6 +23,7 @@ from slime_bench.report.collect import (
     default_settings,
     family,
     match,
+    multirun,
     plain,
     provenance,
     variants,
@@ -38,7 +38,8 @@ REPORT: Final = "ranking"
 STUDY_FILE: Final = "layer_study.json"
 _NOT_A_SETTING = ("seed", "metric")
 _FOLDERS = ("output_root", "data_root", "data.root", "backbone.weights")
-_FIELDS = ("layers", "info_score", "order", "rank_on", "rank_images", "test_images", "forwarded_images", "bootstrap")
+_COUNTS = ("rank_images", "test_images", "forwarded_images")
+_FIELDS = ("layers", "info_score", "order", "rank_on", *_COUNTS, "bootstrap", "conventions")
 Study = Mapping[str, Any]
 """The content of `layer_study.json`."""
 
@@ -48,7 +49,6 @@ class Spoilt:
     """A finished trial whose study cannot be used."""
 
     path: Path
-    series: str
     seed: int
     reason: str
 
@@ -170,19 +170,12 @@ class RankingReport:
     command: str
 
 
-@dataclass
-class _Asked:
-    """What is to be reported.
+class _Series(NamedTuple):
+    """Finished trials that differ in their seed alone, the expected seeds, and `left_out` of `Matched`."""
 
-    Attributes:
-        results: finished trials. expected, left_out: by series. absent: settings without a finished trial.
-    """
-
-    results: list[TrialResult]
-    expected: dict[str, Sequence[int]]
-    left_out: dict[str, int] = field(default_factory=dict)
-    absent: list[str] = field(default_factory=list)
-    command: str = ""
+    trials: list[TrialResult]
+    expected: Sequence[int]
+    left_out: int = 0
 
 
 def ranking_reports(
@@ -208,36 +201,35 @@ def ranking_reports(
         ConfigError: overrides that cannot be composed.
         ResultError: no finished trial has a study that can be used.
     """
-    planned = _planned(overrides, extra_dir) if overrides else []
+    planned, absent, command = _planned(overrides, extra_dir) if overrides else [], list[str](), ""
     if planned:
         outputs = outputs or Path(planned[0]["output_root"])
         convention = convention or planned[0]["metric"]["convention"]
+        command = multirun(overrides, _FOLDERS)
     outputs, convention = outputs or default_outputs, convention or "slime"
     collected = collect(outputs).of_report(REPORT)
     if planned:
-        asked = _matching(planned, overrides, collected)
+        every, absent = _matching(planned, collected)
     else:
-        results = [one for one in collected.results if subject in ("all", one.subject)]
-        asked = _Asked(results, {one.series: list(seeds) for one in results})
-    studies, spoilt = _read_studies(asked.results, collected)
-    groups = _groups(studies, spoilt, asked, collected, convention, extra_dir)
+        mine = by_series(one for one in collected.results if subject in ("all", one.subject))
+        every = {series: _Series(trials, seeds) for series, trials in mine.items()}
+    read = {series: _read_studies(found.trials, collected) for series, found in every.items()}
+    groups = _groups(every, read, collected, convention, extra_dir)
+    rest = [one for studies, spoilt in read.values() if not studies for one in spoilt]
     if not groups:
-        found = [f"{len(asked.results)} finished trial(s) of the experiment, {len(collected.failed)} failed"]
-        found += [f"{len(collected.results) - len(asked.results)} of other settings or subjects"]
+        number = sum(len(found.trials) for found in every.values())
+        about = [f"{number} finished trial(s) of the experiment, {len(collected.failed)} failed"]
+        about += [f"{len(collected.results) - number} of other settings or subjects"]
         raise ResultError(
             "There is no study of layers to report" + ("." if subject == "all" else f" for subject {subject}."),
-            path=outputs / "runs",
-            found="; ".join([*found, *(f"{one.path}: {one.reason}" for one in spoilt)]),
+            path=outputs / "runs", found="; ".join([*about, *(f"{one.path}: {one.reason}" for one in rest)]),
             expected=f"at least one finished trial with its {STUDY_FILE}",
             remedy=f"Run its sweep, `{experiment()}` among the overrides, or name another folder with --outputs.",
-        )
-    shown = {group.series for group in groups}
-    rest = [one for one in spoilt if one.series not in shown]
-    reports = []
-    for subject, data in dict.fromkeys((group.subject, group.facts["data"]) for group in groups):
-        own = [group for group in groups if (group.subject, group.facts["data"]) == (subject, data)]
-        reports.append(RankingReport(subject, data, convention, own, rest, asked.absent, asked.command))
-    return reports, outputs
+        )  # fmt: skip
+    of_data: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    for group in groups:
+        of_data[group.subject, group.facts["data"]].append(group)
+    return [RankingReport(*key, convention, own, rest, absent, command) for key, own in of_data.items()], outputs
 
 
 def experiment() -> str:
@@ -252,83 +244,63 @@ def _planned(overrides: Sequence[str], extra_dir: str | None) -> list[dict[str, 
     return [plain(cfg) for cfg in plan(overrides, sweep=True, extra_dir=extra_dir).trials]
 
 
-def _matching(planned: Sequence[Mapping[str, Any]], overrides: Sequence[str], collected: Collected) -> _Asked:
-    """The results of planned trials, setting by setting."""
-    portable = [text for text in overrides if text.partition("=")[0] not in _FOLDERS]
-    asked = _Asked([], {}, command=shlex.join(["slime-bench", "--multirun", *portable]))
+def _matching(planned: Sequence[Mapping[str, Any]], collected: Collected) -> tuple[dict[str, _Series], list[str]]:
+    """The results of planned trials by series, and the settings without a finished trial."""
+    found, absent = dict[str, _Series](), list[str]()
     settings: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
     for trial in planned:
         values = {key: value for key, value in trial["decided"].items() if key not in _NOT_A_SETTING}
         settings[canonical_json(values)][trial["seed"]] = trial
     for trials in settings.values():
-        found = match(trials, collected, lambda one: one.series)
-        if not found.results:
+        matched = match(trials, collected, lambda one: one.series)
+        results = sorted(matched.results.values(), key=lambda one: one.seed)
+        if results:
+            found[results[0].series] = _Series(results, sorted(trials), matched.left_out)
+        else:
             first = next(iter(trials.values()))
             label = ", ".join(f"{name} {first[name]['name']}" for name in ("data", "backbone", "protocol"))
-            asked.absent.append(f"{label}, preset {first['preset']}")
-            continue
-        results = list(found.results.values())
-        asked.results += results
-        asked.expected[results[0].series] = sorted(trials)
-        asked.left_out[results[0].series] = found.left_out
-    return asked
+            absent.append(f"{label}, preset {first['preset']}")
+    return found, absent
 
 
-def _read_studies(results: Sequence[TrialResult], collected: Collected) -> tuple[dict[str, Study], list[Spoilt]]:
-    """Signature -> study; one that cannot be used is listed and does not stop the report."""
-    found: dict[str, Study] = {}
-    spoilt: list[Spoilt] = []
-    for one in sorted(results, key=lambda one: (one.data, one.series, one.seed)):
-        folder = collected.folders[one.signature]
+def _read_studies(trials: Sequence[TrialResult], collected: Collected) -> tuple[dict[int, Study], list[Spoilt]]:
+    """Seed -> study; one that cannot be used is listed and does not stop the report."""
+    found, spoilt = dict[int, Study](), list[Spoilt]()
+    for one in trials:
+        path, why = collected.folders[one.signature] / STUDY_FILE, ""
         try:
-            found[one.signature] = read_study(folder)
-        except ResultError as error:
-            why = f"{error.summary}" + (f" ({error.found})" if error.found is not None else "")
-            spoilt.append(Spoilt(Path(error.path or folder), one.series, one.seed, why))
+            study = json.loads(path.read_text(encoding="utf-8"))
+            if lacking := [name for name in _FIELDS if name not in study]:
+                why = f"fields are missing. ({', '.join(lacking)})"
+            else:
+                found[one.seed] = study
+        except OSError as error:
+            why = f"there is no such file. ({error.strerror})"
+        except (ValueError, TypeError) as error:
+            why = f"it is not valid JSON. ({error})"
+        if why:
+            spoilt.append(Spoilt(path, one.seed, f"This is no valid study of layers: {why}"))
     return found, spoilt
 
 
-def read_study(folder: Path) -> Study:
-    """The study in a trial's folder.
-
-    Raises:
-        ResultError: no such file, or it holds no study.
-    """
-    path = folder / STUDY_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        lacking = [name for name in (*_FIELDS, "conventions") if name not in found]
-        if not lacking and isinstance(found, dict):
-            return found
-        why: tuple[str, object] = ("fields are missing", ", ".join(lacking))
-    except OSError as error:
-        why = ("there is no such file", error.strerror)
-    except (ValueError, TypeError) as error:
-        why = ("it is not valid JSON", error)
-    raise ResultError(
-        f"This is no valid study of layers: {why[0]}.", path=path, found=why[1], expected="a study beside the result",
-        remedy="Delete the trial's folder and run the trial again.",
-    )  # fmt: skip
-
-
 def _groups(
-    studies: Mapping[str, Study],
-    spoilt: Sequence[Spoilt],
-    asked: _Asked,
+    every: Mapping[str, _Series],
+    read: Mapping[str, tuple[dict[int, Study], list[Spoilt]]],
     collected: Collected,
     convention: str,
     extra_dir: str | None,
 ) -> list[Group]:
     """One group for each series with a study, sorted by data, backbone, preset, protocol and settings."""
-    members = by_series(one for one in asked.results if one.signature in studies)
-    some = [trials[0] for trials in members.values()]
+    members = {series: [one for one in found.trials if one.seed in read[series][0]] for series, found in every.items()}
+    some = [trials[0] for trials in members.values() if trials]
     labels = variants(some, default_settings(((family(one), one.config) for one in some), extra_dir))
     groups = []
-    for series, trials in members.items():
-        first, seeds = trials[0], [one.seed for one in trials]
-        found = [studies[one.signature] for one in trials]
+    for first in some:
+        series, trials = first.series, members[first.series]
+        studies, spoilt = read[series]
+        found = list(studies.values())
         measured = [each["conventions"][convention] for each in found]
-        each_seed = [_seed(*each) for each in zip(seeds, found, measured, strict=True)]
+        each_seed = [_seed(*each) for each in zip(studies, found, measured, strict=True)]
         groups.append(
             Group(
                 facts={name: getattr(first, name) for name in ("data", "backbone", "preset", "protocol", "method")},
@@ -338,11 +310,10 @@ def _groups(
                 layers=_layers(found, measured), ensembles=_ensembles(found[0]["layers"], measured),
                 pairs=_pairs([_random_pairs(each) for each in measured]), seeds=each_seed,
                 rho=stat([one.rho for one in each_seed if one.rho is not None]),
-                missing=[seed for seed in asked.expected.get(series, ()) if seed not in seeds],
-                spoilt=[one for one in spoilt if one.series == series],
+                missing=[seed for seed in every[series].expected if seed not in studies], spoilt=spoilt,
                 failed=[one for one in collected.failed if (one.method, one.data) == (first.method, first.data)],
                 provenance=provenance(collected.folders[one.signature] for one in trials),
-                left_out=asked.left_out.get(series, 0),
+                left_out=every[series].left_out,
             )
         )  # fmt: skip
     return sorted(groups, key=lambda group: (*group.facts.values(), group.variant, group.series))
@@ -403,6 +374,5 @@ def _seed(seed: int, study: Study, measured: Study) -> SeedStudy:
         pairs_above=sum(value > top2 for value in pairs) if top2 is not None else 0,
         above_pairs=above.get("difference"), above_interval=above.get("interval") and tuple(above["interval"]),
         entropy_ratio_rho=factors.get("entropy_ratio"), cov_rho=factors.get("cov"),
-        rank_images=study["rank_images"], test_images=study["test_images"],
-        forwarded_images=study["forwarded_images"], seconds=dict(study.get("seconds", {})),
+        seconds=dict(study.get("seconds", {})), **{name: study[name] for name in _COUNTS},
     )  # fmt: skip

@@ -9,23 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from slime_bench.report import table
 from slime_bench.report.collect import relative
 from slime_bench.report.published import Stat, load_layers
 from slime_bench.report.ranking import REPORT, Ensemble, Group, Layer, RankingReport, SeedStudy
 from slime_bench.report.rows import NOTHING, stat
-from slime_bench.report.table import (
-    DASH,
-    UNIT,
-    Grid,
-    Line,
-    listed,
-    metric_lines,
-    numbers,
-    prepared_lines,
-    stat_text,
-    write_report,
-)
-from slime_bench.report.uncertainty import claim_lines
+from slime_bench.report.statistics import claim_lines
+from slime_bench.report.table import DASH, UNIT, Grid, Line, listed, stat_text
 
 _SEED_COLUMNS = (
     *("seed", "rho", "rho_std", "interval_low", "interval_high", "best_by_info", "best_by_miou", "top1_is_best"),
@@ -54,10 +44,10 @@ def _caption(report: RankingReport, group: Group) -> list[str]:
     lines = [
         f"preset {facts['preset']}; data {facts['data']}; backbone {facts['backbone']}; protocol {facts['protocol']}; "
         f"{facts['method']}, 0-shot{'; ' + group.variant if group.variant else ''}",
-        *prepared_lines([group.prepared]),
-        *metric_lines(report.convention, True, [len(seeds)]),
+        *table.prepared_lines([group.prepared]),
+        *table.metric_lines(report.convention, True, [len(seeds)]),
         *claim_lines([("", len(seeds), min(one.test_images for one in seeds))]),
-        f"seeds {numbers([one.seed for one in seeds])}; layers ranked with single prompts on "
+        f"seeds {table.numbers([one.seed for one in seeds])}; layers ranked with single prompts on "
         f"{f'the {rank_images} TEST IMAGES (transductive)' if group.rank_on == 'test' else ranked}; "
         f"tested on {_range([one.test_images for one in seeds])} images",
         f"study without CRF; prompts: {group.prompts or 'not recorded'}",
@@ -71,10 +61,10 @@ def _caption(report: RankingReport, group: Group) -> list[str]:
             "bootstrap" + ("" if group.rank_on == "test" else " and the images ranked on")
         )
     again = f"; to run them: {report.command}" if report.command else ""
-    expected = numbers(sorted({*group.missing, *(one.seed for one in seeds)}))
+    expected = table.numbers(sorted({*group.missing, *(one.seed for one in seeds)}))
     lines.append(f"missing trials: none (of seeds {expected})")
     if group.missing:
-        lines[-1] = f"MISSING TRIALS (of seeds {expected}): seed {numbers(group.missing)}{again}"
+        lines[-1] = f"MISSING TRIALS (of seeds {expected}): seed {table.numbers(group.missing)}{again}"
     lines += [f"NOT USED: seed {one.seed}: {one.reason}" for one in group.spoilt]
     lines += [f"failed: seed {one.seed} ({one.summary})" for one in group.failed]
     if group.left_out:
@@ -116,25 +106,12 @@ def _seeds(group: Group) -> Grid:
     header += ["top-1 is best", "top-2 are best", "top-2 mIoU", "pairs above top-2", "top-2 less the pairs' mean"]
     header += ["rho, entropy ratio", "rho, variation"]
     words = {None: DASH, True: "yes", False: "no"}
-    lines = [
-        Line(
-            [
-                str(one.seed),
-                _rho([one.rho]),
-                DASH if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}",
-                one.best_by_info,
-                one.best_by_miou,
-                words[one.top1_is_best],
-                words[one.top2_are_best],
-                stat_text(Stat(one.top2, None)),
-                f"{one.pairs_above} of {one.pairs}",
-                _above(one),
-                _rho([one.entropy_ratio_rho]),
-                _rho([one.cov_rho]),
-            ]
-        )
-        for one in group.seeds
-    ]
+    lines = []
+    for one in group.seeds:
+        interval = DASH if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
+        cells = [str(one.seed), _rho([one.rho]), interval, one.best_by_info, one.best_by_miou, words[one.top1_is_best]]
+        cells += [words[one.top2_are_best], stat_text(Stat(one.top2, None)), f"{one.pairs_above} of {one.pairs}"]
+        lines.append(Line([*cells, _above(one), _rho([one.entropy_ratio_rho]), _rho([one.cov_rho])]))
     top2 = stat_text(next((one.miou for one in group.ensembles if one.name == "top-2"), NOTHING))
     above = f"{sum(one.pairs_above for one in group.seeds)} of {sum(one.pairs for one in group.seeds)}"
     seeds = group.seeds
@@ -165,7 +142,7 @@ def _published(group: Group) -> list[str]:
         return []
     same = [one.seed for one in group.seeds if set(one.first_two) == set(known.layers)]
     others = [f"{' and '.join(one.first_two)} in seed {one.seed}" for one in group.seeds if one.seed not in same]
-    ours = [f"the same here in seed {numbers(same)}"] if same else []
+    ours = [f"the same here in seed {table.numbers(same)}"] if same else []
     return [f"published: {' and '.join(known.layers)} first ({known.source}); {'; '.join(ours + others)}"]
 
 
@@ -220,11 +197,8 @@ def stems(report: RankingReport) -> dict[str, str]:
         )
         for group in report.groups
     }
-    count = Counter(names.values())
-    return {
-        series: f"{report.data}-ranking-{name}{'-' + series[:8] if count[name] > 1 else ''}"
-        for series, name in names.items()
-    }
+    twice = {name for name, count in Counter(names.values()).items() if count > 1}
+    return {key: f"{report.data}-ranking-{name}{f'-{key[:8]}' if name in twice else ''}" for key, name in names.items()}
 
 
 def write_ranking(report: RankingReport, folder: Path, root: Path, figures: Mapping[str, Sequence[str]]) -> list[Path]:
@@ -232,9 +206,6 @@ def write_ranking(report: RankingReport, folder: Path, root: Path, figures: Mapp
 
     Args:
         figures: series -> names of files beside them.
-
-    Raises:
-        StorageError: a file cannot be written.
     """
     blocks: list[str | Grid] = [f"# {report.data}: InfoScore and the layers' mIoU"]
     for group in report.groups:
@@ -244,49 +215,30 @@ def write_ranking(report: RankingReport, folder: Path, root: Path, figures: Mapp
         blocks += ["## What is not here", "\n".join(f"- {line}" for line in rest)]
     not_used = [*report.spoilt, *(each for group in report.groups for each in group.spoilt)]
     content = {
-        "report": REPORT,
-        "subject": report.subject,
-        "data": report.data,
-        "convention": report.convention,
-        "unit": UNIT,
-        "groups": [
-            {**_entry(report, group), "figures": list(figures.get(group.series, []))} for group in report.groups
-        ],
+        "report": REPORT, "subject": report.subject, "data": report.data, "convention": report.convention, "unit": UNIT,
+        "groups": [{**_entry(report, each), "figures": list(figures.get(each.series, []))} for each in report.groups],
         "absent": report.absent,
         "not_used": [{"path": relative(one.path, root), "seed": one.seed, "reason": one.reason} for one in not_used],
         "command": report.command,
-    }
-    return write_report(folder / f"{report.data}-ranking", blocks, *_csv(report), content)
+    }  # fmt: skip
+    return table.write_report(folder / f"{report.data}-ranking", blocks, *_csv(report), content)
 
 
 def _entry(report: RankingReport, group: Group) -> dict[str, Any]:
     """A group in the JSON file; mIoU and its deviations in percent, InfoScore as it is."""
+
+    def own(*names: str) -> dict[str, Any]:
+        return {name: getattr(group, name) for name in names}
+
     return {
-        **group.facts,
-        "variant": group.variant,
-        "series": group.series,
-        "subject": group.subject,
-        "prepared": group.prepared,
-        "convention": report.convention,
-        "background_in_average": True,
-        "crf": "off",
-        "prompts": group.prompts,
-        "rank_on": group.rank_on,
-        "unit": UNIT,
-        "seeds": group.seeds,
-        "missing_seeds": group.missing,
-        "bootstrap": group.bootstrap,
-        "layers": group.layers,
-        "ensembles": group.ensembles,
+        **group.facts, **own("variant", "series", "subject", "prepared"), "convention": report.convention,
+        "background_in_average": True, "crf": "off", **own("prompts", "rank_on"), "unit": UNIT,
+        "seeds": group.seeds, "missing_seeds": group.missing, **own("bootstrap", "layers", "ensembles"),
         "pairs": {"numbers": [one.pairs for one in group.seeds], **group.pairs} if group.pairs else None,
-        "rho": group.rho,
-        "top1_is_best": _tally(group, "top1_is_best"),
-        "top2_are_best": _tally(group, "top2_are_best"),
+        "rho": group.rho, **{name: _tally(group, name) for name in ("top1_is_best", "top2_are_best")},
         "failed": [{"seed": one.seed, "summary": one.summary} for one in group.failed],
-        "left_out": group.left_out,
-        "provenance": group.provenance,
-        "caption": _caption(report, group),
-    }
+        **own("left_out", "provenance"), "caption": _caption(report, group),
+    }  # fmt: skip
 
 
 def _csv(report: RankingReport) -> tuple[list[dict[str, Any]], list[str]]:
@@ -299,11 +251,8 @@ def _csv(report: RankingReport) -> tuple[list[dict[str, Any]], list[str]]:
     for group in report.groups:
         entry = _entry(report, group)
         shared = {name: entry[name] for name in facts}
-        shared |= {
-            "prepared": "; ".join(f"{name} {value}" for name, value in group.prepared.items()),
-            "seeds": " ".join(str(one.seed) for one in group.seeds),
-            "missing_seeds": " ".join(map(str, group.missing)),
-        }
+        shared["prepared"] = "; ".join(f"{name} {value}" for name, value in group.prepared.items())
+        shared |= {"seeds": table.spaced(one.seed for one in group.seeds), "missing_seeds": table.spaced(group.missing)}
         pairs = {name: sum(getattr(one, name) for one in group.seeds) for name in ("pairs", "pairs_above")}
         whole = {"part": "all seeds", "name": "all seeds", "rho": group.rho.mean, "rho_std": group.rho.std, **pairs}
         lines += [shared | {"part": "layer", **_flat(layer)} for layer in group.layers]

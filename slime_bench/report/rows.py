@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from slime_bench.errors import ResultError
-from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report.collect import Defaults, is_default, variants
 from slime_bench.report.published import Published, PublishedRow, Stat
 from slime_bench.results.result import TrialResult, average_of
+from slime_bench.results.status import MISSING
 
 if TYPE_CHECKING:
     from slime_bench.report.statistics import ImageBootstrap, Interval
@@ -87,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class MissingTrial:
-    """An expected trial without a valid result."""
+    """An expected trial without a valid result; `state` is one of `results.status`."""
 
     method: str
     backbone: str
@@ -97,6 +97,7 @@ class MissingTrial:
     variant: str
     shots: int
     seed: int
+    state: str = MISSING
 
     def __str__(self) -> str:
         variant = f" {self.variant}" if self.variant else ""
@@ -105,10 +106,7 @@ class MissingTrial:
 
 def stat(values: Sequence[float]) -> Stat:
     """Mean and sample standard deviation (ddof 1); None where there are too few values."""
-    return Stat(
-        statistics.fmean(values) if values else None,
-        statistics.stdev(values) if len(values) > 1 else None,
-    )
+    return Stat(statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None)
 
 
 def percent(values: Iterable[float | None]) -> list[float]:
@@ -138,10 +136,8 @@ def aggregate(
         bootstrap: over the test images; without it rows have no interval.
 
     Raises:
-        ResultError: an unknown convention, or two results of one series and seed.
+        ResultError: two results of one series and seed.
     """
-    if convention not in CONVENTION_RULES:
-        raise ResultError("Unknown metric convention.", found=convention, expected=" or ".join(CONVENTION_RULES))
     every = by_series(results)
     labels = variants([trials[0] for trials in every.values()], defaults)
     rows = []
@@ -205,7 +201,7 @@ def without_variants(rows: Sequence[Row]) -> list[Row]:
 def possible_shots(rows: Iterable[Row], shots: Sequence[int]) -> tuple[int, ...]:
     """Those of `shots` that a method of the rows can have: one that learns from support images has no 0, one that is
     trained on a whole annotated set none of them. Rows of the default settings decide, where there are some."""
-    ours = [row for row in rows if not row.published and not row.supervised]
+    ours = [row for row in rows if not row.supervised]
     ours = [row for row in ours if row.default] or ours
     return tuple(
         number
@@ -214,25 +210,39 @@ def possible_shots(rows: Iterable[Row], shots: Sequence[int]) -> tuple[int, ...]
     )
 
 
-def missing(rows: Iterable[Row], shots: Sequence[int], expected_seeds: Sequence[int]) -> list[MissingTrial]:
+def missing(
+    rows: Iterable[Row],
+    shots: Sequence[int],
+    expected_seeds: Sequence[int],
+    state: Callable[[Row, int, int], str] = lambda *_: MISSING,
+) -> list[MissingTrial]:
     """Expected trials without a valid result.
 
     Each of our rows should have every expected seed; each method (with its backbone, data, preset and protocol) should
     have every expected number of shots that it can have, with its default settings where these are known, or on the
     first of the test images. A variant alone, e.g. one line of an ablation, need not have every shot.
+
+    Args:
+        state: what became of the trial with a row's settings and these shots and seed.
     """
     methods: dict[tuple[str, str, str, str, str], list[Row]] = defaultdict(list)
     found: list[MissingTrial] = []
     for row in rows:
-        if row.published or row.shots is None:
-            continue
         methods[row.names].append(row)
-        absent = [seed for seed in expected_seeds if seed not in row.seeds]
-        found += [MissingTrial(*row.names, row.variant, row.shots, seed) for seed in absent]
+        found += [
+            MissingTrial(*row.names, row.variant, row.shots, seed, state(row, row.shots, seed))
+            for seed in expected_seeds
+            if seed not in row.seeds and row.shots is not None
+        ]
     for names, members in methods.items():
         have = {row.shots for row in members if row.default or "test images" in row.prepared}
-        absent = [number for number in possible_shots(members, shots) if number not in have]
-        found += [MissingTrial(*names, "", number, seed) for number in absent for seed in expected_seeds]
+        like = next((row for row in members if row.default), None)
+        found += [
+            MissingTrial(*names, "", number, seed, state(like, number, seed) if like else MISSING)
+            for number in possible_shots(members, shots)
+            if number not in have
+            for seed in expected_seeds
+        ]
     return sorted(found, key=lambda one: (one.data, one.method, one.shots, one.variant, one.seed))
 
 
@@ -279,6 +289,12 @@ def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
         if name in other.per_class
     }
     return {"per_class": per_class, "average": minus(row.average.mean, other.average.mean)}
+
+
+def stats_of(row: Row | PublishedRow | None, columns: Iterable[str]) -> dict[str, Stat]:
+    """The numbers of a table's line by column, those of the average as `avg`."""
+    per_class, average = (row.per_class, row.average) if row else ({}, NOTHING)
+    return {**{name: per_class.get(name, NOTHING) for name in columns}, "avg": average}
 
 
 def choices(prepared: Mapping[str, str]) -> str:

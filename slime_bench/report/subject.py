@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.metrics.bootstrap import PERCENT
+from slime_bench.report import statistics, table
 from slime_bench.report.collect import Collected, Defaults, FailedTrial, relative
 from slime_bench.report.published import Published
 from slime_bench.report.rows import (
@@ -24,33 +25,12 @@ from slime_bench.report.rows import (
     possible_shots,
     published_rows,
     row_name,
+    stats_of,
     without_variants,
 )
-from slime_bench.report.statistics import ImageBootstrap, Pair, row_pairs, row_welch
-from slime_bench.report.table import (
-    DASH,
-    UNIT,
-    Grid,
-    Line,
-    grouped,
-    json_of,
-    listed,
-    metric_lines,
-    numbers,
-    prepared_lines,
-    published_line,
-    stat_cells,
-    stat_text,
-    write_report,
-)
-from slime_bench.report.uncertainty import (
-    interval_csv,
-    interval_grid,
-    pair_files,
-    pairs_grid,
-    uncertainty_lines,
-    welch_lines,
-)
+from slime_bench.report.statistics import ImageBootstrap, Pair
+from slime_bench.report.table import DASH, UNIT, Grid, Line, grouped, listed, stat_text
+from slime_bench.results.status import RUNNING
 from slime_bench.storage import write_atomic
 
 
@@ -122,12 +102,9 @@ def subject_report(
             results, the table is theirs, and the other settings are hidden unless `show_variants`.
         bootstrap: over the test images of `collected`; without it there are no intervals and no pairs.
         across_shots: whether rows of different shots are pairs, too.
-
-    Raises:
-        ResultError: see `aggregate`.
     """
-    collected = collected.of_report(None)
     results = [result for result in collected.results if result.subject == subject]
+    like = {result.series: result for result in results}
     every = aggregate(results, convention, background, expected_seeds, defaults, bootstrap)
     rows = every if show_variants else without_variants(every)
     names = {row.data for row in every}
@@ -139,7 +116,9 @@ def subject_report(
         rows=rows,
         hidden=[row for row in every if row not in rows],
         published=published,
-        missing=missing(rows, expected_shots, expected_seeds),
+        missing=missing(
+            rows, expected_shots, expected_seeds, lambda row, *trial: collected.state(like[row.series], *trial)
+        ),
         # A failed trial leaves no subject behind: its data set's folder is all there is to go by.
         failed=[trial for trial in collected.failed if trial.data in names or subject in trial.data.split("_")],
         invalid=collected.invalid,
@@ -147,7 +126,7 @@ def subject_report(
         background_in_average=background,
         expected_shots=possible_shots(rows, expected_shots),
         expected_seeds=tuple(expected_seeds),
-        pairs=row_pairs(rows, results, bootstrap, across_shots) if bootstrap is not None else [],
+        pairs=statistics.row_pairs(rows, results, bootstrap, across_shots) if bootstrap is not None else [],
     )
 
 
@@ -173,7 +152,7 @@ def section_grid(section: Section) -> Grid:
 
 
 def _line(section: Section, row: Row, optional: Sequence[str]) -> Line:
-    stats = {name: row.per_class.get(name, NOTHING) for name in section.columns} | {"avg": row.average}
+    stats = stats_of(row, section.columns)
     cells = [row.label + ("*" if row.supervised else ""), DASH if row.shots is None else str(row.shots)]
     cells += [getattr(row, name) or DASH for name in optional]
     cells += [DASH if row.n is None else str(row.n), *(stat_text(each, row.published) for each in stats.values())]
@@ -193,18 +172,15 @@ def _section(report: SubjectReport, preset: str, data: str) -> Section:
     pairs = [pair for pair in report.pairs if (pair.a.preset, pair.a.data) == (preset, data)]
     title = f"{report.subject}: {PERCENT} % intervals of the IoU in percent over test images {where}"
     extra = [
-        interval_grid(title, [(row_name(row, ours), row) for row in ours], report.columns),
-        pairs_grid(f"{report.subject}: paired differences of the average IoU {where}", pairs, ours),
+        statistics.interval_grid(title, [(row_name(row, ours), row) for row in ours], report.columns),
+        statistics.pairs_grid(f"{report.subject}: paired differences of the average IoU {where}", pairs, ours),
     ]
     return Section(
-        title=f"{report.subject}: IoU in percent {where}",
-        columns=report.columns,
-        rows=_side_by_side([*theirs, *ours]),
-        caption=_caption(report, ours, preset, data),
-        published=report.published,
+        title=f"{report.subject}: IoU in percent {where}", columns=report.columns, rows=_side_by_side([*theirs, *ours]),
+        caption=_caption(report, ours, preset, data), published=report.published,
         compared=any(comparison(row, report.published) for row in ours),
         extra=[grid for grid in extra if grid is not None],
-    )
+    )  # fmt: skip
 
 
 def _side_by_side(rows: Sequence[Row]) -> list[Row]:
@@ -222,16 +198,16 @@ def _caption(report: SubjectReport, ours: Sequence[Row], preset: str, data: str)
     backbones, protocols = (listed(sorted(getattr(row, name) for row in ours)) for name in ("backbone", "protocol"))
     lines = [
         f"preset {preset}; data {data}; backbone {backbones}; protocol {protocols}",
-        *prepared_lines(row.prepared for row in ours),
+        *table.prepared_lines(row.prepared for row in ours),
         *_stated_lines(ours),
-        *metric_lines(report.convention, report.background_in_average, [row.n for row in ours]),
-        *uncertainty_lines((row_name(row, ours), row.n or 0, row.interval) for row in ours),
+        *table.metric_lines(report.convention, report.background_in_average, [row.n for row in ours]),
+        *statistics.uncertainty_lines((row_name(row, ours), row.n or 0, row.interval) for row in ours),
     ]
     if report.published:
-        theirs = published_line(report.published, preset, report.convention, report.background_in_average)
+        theirs = table.published_line(report.published, preset, report.convention, report.background_in_average)
         lines.append(f"{theirs}; * = trained on a whole annotated set")
         lines += [f"rows of the paper {line}" for line in report.published.runs(row.method for row in ours)]
-        lines += welch_lines(ours, report.published)
+        lines += statistics.welch_lines(ours, report.published)
     lines += [f"{row.method} {row.variant} {row.shots}-shot: {note}" for row in ours for note in row.notes]
     hidden = len({row.series for row in report.hidden if (row.preset, row.data) == (preset, data)})
     if hidden:
@@ -264,13 +240,13 @@ def _missing_line(report: SubjectReport, ours: Sequence[Row], preset: str, data:
     absent = grouped(
         (
             f"{one.method} {one.protocol}{' ' + one.variant if one.variant else ''} {one.shots}-shot",
-            str(one.seed),
+            f"{one.seed} ({RUNNING})" if one.state == RUNNING else str(one.seed),
         )
         for one in report.missing
         if (one.preset, one.data) == (preset, data)
     )
     shots, seeds = possible_shots(ours, report.expected_shots), report.expected_seeds
-    expected = (f"of shots {numbers(shots)}; " if shots else "of ") + f"seeds {numbers(seeds)}"
+    expected = (f"of shots {table.numbers(shots)}; " if shots else "of ") + f"seeds {table.numbers(seeds)}"
     if not absent:
         return f"missing trials: none ({expected})"
     parts = [f"{name} seed {', '.join(lacking)}" for name, lacking in absent.items()]
@@ -285,20 +261,17 @@ def write_tables(report: SubjectReport, folder: Path, root: Path, pictures: Sequ
 
     Args:
         root: what paths in the files are relative to. pictures: names of files beside the Markdown file.
-
-    Raises:
-        StorageError: a file cannot be written.
     """
     blocks: list[str | Grid] = [f"# {report.subject}"]
     for section in sections(report):
         blocks += [section_grid(section), *section.extra]
     if pictures:
         blocks += ["## Test images", "\n\n".join(f"![{name}]({name})" for name in pictures)]
-    write_report(folder / "table", blocks, *_csv(report), _table_json(report))
+    table.write_report(folder / "table", blocks, *_csv(report), _table_json(report))
     about: dict[str, Any] = {"subject": report.subject, "convention": report.convention}
     about |= {"background_in_average": report.background_in_average}
-    contents = pair_files(report.pairs, report.rows, report.columns, about)
-    contents["trials.json"] = json_of(
+    contents = statistics.pair_files(report.pairs, report.rows, report.columns, about)
+    contents["trials.json"] = table.json_of(
         {
             "expected": {"shots": list(report.expected_shots), "seeds": list(report.expected_seeds)},
             "missing": report.missing,
@@ -322,22 +295,17 @@ def _csv(report: SubjectReport) -> tuple[list[dict[str, Any]], list[str]]:
     names = ["method", "backbone", "data", "subject", "shots", "preset", "protocol", "variant", "convention"]
     names += ["prepared", "stated", "background_in_average", "published", "other_data", "supervised", "source"]
     names += ["unit", "seeds", "n", "missing_seeds", "default", "notes"]
-    names += [*stat_cells(report.columns, {}, average=NOTHING), "average_minus_published", "welch_t", "welch_p"]
-    names += interval_csv(None, report.columns)
+    names += [*table.stat_cells(report.columns, {}, average=NOTHING), "average_minus_published", "welch_t", "welch_p"]
+    names += statistics.interval_csv(None, report.columns)
     lines = []
     for row in _all_rows(report):
         line: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
-        line |= {
-            "unit": UNIT,
-            "seeds": " ".join(map(str, row.seeds)),
-            "missing_seeds": " ".join(map(str, row.missing_seeds)),
-            "notes": "; ".join(row.notes),
-            "prepared": choices(row.prepared),
-            "stated": "; ".join(f"{name} {text}" for name, text in row.stated.items()),
-            **stat_cells(report.columns, row.per_class, average=row.average),
-            **interval_csv(row.interval, report.columns),
-        }
-        gap, test = difference(row, comparison(row, report.published)), row_welch(row, report.published)
+        line |= {"unit": UNIT, "seeds": table.spaced(row.seeds), "missing_seeds": table.spaced(row.missing_seeds)}
+        line |= {"notes": "; ".join(row.notes), "prepared": choices(row.prepared)}
+        line |= {"stated": "; ".join(f"{name} {text}" for name, text in row.stated.items())}
+        line |= table.stat_cells(report.columns, row.per_class, average=row.average)
+        line |= statistics.interval_csv(row.interval, report.columns)
+        gap, test = difference(row, comparison(row, report.published)), statistics.row_welch(row, report.published)
         line |= {"average_minus_published": gap["average"]} if gap else {}
         line |= {"welch_t": test["statistic"], "welch_p": test["p"]} if test else {}
         lines.append(line)
@@ -348,6 +316,6 @@ def _table_json(report: SubjectReport) -> list[dict[str, Any]]:
     """All rows; means and deviations in percent."""
     rows = []
     for row in _all_rows(report):
-        gap, test = difference(row, comparison(row, report.published)), row_welch(row, report.published)
+        gap, test = difference(row, comparison(row, report.published)), statistics.row_welch(row, report.published)
         rows.append({**asdict(row), "unit": UNIT, "difference": gap, "welch": test})
     return rows

@@ -65,12 +65,9 @@ def rich_table(grid: Grid, compact: bool = False) -> Table:
     from rich.text import Text
 
     table = Table(
-        title=Text(grid.title),
-        caption=Text("\n".join(grid.caption)),
-        caption_justify="left",
-        box=None if compact else box.HEAVY_HEAD,
-        padding=(0, 1, 0, 0) if compact else (0, 1),
-    )
+        title=Text(grid.title), caption=Text("\n".join(grid.caption)), caption_justify="left",
+        box=None if compact else box.HEAVY_HEAD, padding=(0, 1, 0, 0) if compact else (0, 1),
+    )  # fmt: skip
     shown = len(grid.header) - 1 if compact else len(grid.header)
     for index, name in enumerate(grid.header[:shown]):
         table.add_column(Text(name), justify="left" if index == 0 else "right", overflow="fold")
@@ -194,6 +191,11 @@ def stat_cells(columns: Iterable[str], per_class: Mapping[str, Stat], **others: 
 def numbers(values: Iterable[int]) -> str:
     """Numbers with commas."""
     return ", ".join(map(str, values))
+
+
+def spaced(values: Iterable[Any]) -> str:
+    """Values as a cell of a CSV line holds them."""
+    return " ".join(map(str, values))
 
 
 def grouped(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:

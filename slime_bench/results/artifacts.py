@@ -10,6 +10,8 @@ counts]]}`, rows = label, columns = prediction, at the labels' size; ignored pix
 
 `qualitative.npz` has images uint8 [N,H,W,3], labels and predictions [N,H,W], maps float16 [N,K,h,w], ids [N], classes
 [K].
+
+Readers raise ResultError for a file that is damaged or not there, writers StorageError as `write_atomic`.
 """
 
 from __future__ import annotations
@@ -54,11 +56,7 @@ class Point(NamedTuple):
 
 
 def write_curves(path: str | Path, points: Iterable[Point]) -> None:
-    """Write `curves.csv`.
-
-    Raises:
-        StorageError: see `write_atomic`.
-    """
+    """Write `curves.csv`."""
     lines = rows(points)
     names = sorted({name for row in lines.values() for name in row} - {"epoch"})
     buffer = io.StringIO()
@@ -92,11 +90,7 @@ def _mean(values: list[tuple[float, float]]) -> float:
 
 
 def read_curves(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
-    """For each name the steps in which it was logged, in increasing order, and its values there.
-
-    Raises:
-        ResultError: unreadable.
-    """
+    """For each name the steps in which it was logged, in increasing order, and its values there."""
     with _reading(path):
         names, *lines = csv.reader(io.StringIO(Path(path).read_bytes().decode(), newline=""), strict=True)
         found: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in names[2:]}
@@ -109,22 +103,14 @@ def read_curves(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def write_confusion(path: str | Path, classes: Sequence[str], pixels: NDArray[Any]) -> None:
-    """Write the counts [K,K] of K classes, one row on each line.
-
-    Raises:
-        StorageError: see `write_atomic`.
-    """
+    """Write the counts [K,K] of K classes, one row on each line."""
     lines = ",\n".join(f"  {json.dumps(row)}" for row in pixels.tolist())
     content = f'{{\n "classes": {json.dumps(list(classes))},\n "pixels": [\n{lines}\n ]\n}}\n'
     write_atomic(path, content.encode())
 
 
 def read_confusion(path: str | Path) -> tuple[list[str], NDArray[np.int64]]:
-    """Class names (K) and counts int64 [K,K], rows = label, columns = prediction.
-
-    Raises:
-        ResultError: unreadable.
-    """
+    """Class names (K) and counts int64 [K,K], rows = label, columns = prediction."""
     with _reading(path):
         found = json.loads(Path(path).read_bytes())
         return list(found["classes"]), np.array(found["pixels"], dtype=np.int64)
@@ -149,30 +135,20 @@ class GridItem:
 
 
 def write_qualitative(path: str | Path, items: Sequence[GridItem], classes: Sequence[str]) -> None:
-    """Write the items of one trial, all of one size.
-
-    Raises:
-        StorageError: see `write_atomic`.
-    """
+    """Write the items of one trial, all of one size."""
     buffer = io.BytesIO()
     np.savez_compressed(
-        buffer,
-        images=np.stack([item.image for item in items]).astype(np.uint8),
+        buffer, images=np.stack([item.image for item in items]).astype(np.uint8),
         labels=np.stack([item.label for item in items]).astype(np.uint8),
         predictions=np.stack([item.prediction for item in items]).astype(np.uint8),
         maps=np.stack([item.maps for item in items]).astype(np.float16),
-        ids=np.array([item.image_id for item in items], dtype=np.str_),
-        classes=np.array(list(classes), dtype=np.str_),
-    )
+        ids=np.array([item.image_id for item in items], dtype=np.str_), classes=np.array(list(classes), dtype=np.str_),
+    )  # fmt: skip
     write_atomic(path, buffer.getvalue())
 
 
 def read_qualitative(path: str | Path) -> tuple[list[GridItem], list[str]]:
-    """Items and class names (K).
-
-    Raises:
-        ResultError: unreadable.
-    """
+    """Items and class names (K)."""
     with _reading(path), np.load(path, allow_pickle=False) as content:
         names = ("images", "labels", "predictions", "maps", "ids", "classes")
         images, labels, predictions, maps, ids, classes = (content[name] for name in names)
@@ -181,6 +157,21 @@ def read_qualitative(path: str | Path) -> tuple[list[GridItem], list[str]]:
             for image, label, guess, score, name in zip(images, labels, predictions, maps, ids, strict=True)
         ]
     return items, [str(name) for name in classes]
+
+
+def coloured(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """A score map [h,w] in colours, uint8 [h,w,3], from its minimum (dark) to its maximum; grey where no number is."""
+    import matplotlib
+
+    numbers = values.astype(np.float64)
+    known = np.isfinite(numbers)
+    low, high = (numbers[known].min(), numbers[known].max()) if known.any() else (0.0, 0.0)
+    scaled = np.zeros_like(numbers)
+    if high > low:
+        scaled[known] = (numbers[known] - low) / (high - low)
+    pixels = (255 * matplotlib.colormaps["magma"](scaled)[..., :3]).astype(np.uint8)
+    pixels[~known] = 128
+    return pixels
 
 
 @contextmanager

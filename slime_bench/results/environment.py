@@ -140,11 +140,9 @@ def cpu() -> dict[str, Any]:
         listed = None
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "model": listed[1].strip() if listed else platform.processor() or None,
-        "cores": os.cpu_count(),
-        "usable_cores": usable,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-    }
+        "model": listed[1].strip() if listed else platform.processor() or None, "cores": os.cpu_count(),
+        "usable_cores": usable, "capability": torch.backends.cpu.get_cpu_capability(),
+    }  # fmt: skip
 
 
 def gpu() -> dict[str, Any]:
@@ -153,13 +151,9 @@ def gpu() -> dict[str, Any]:
 
     facts = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
-        "name": facts.name,
-        "memory_bytes": facts.total_memory,
-        "capability": f"{facts.major}.{facts.minor}",
-        "driver": _driver(),
-        "cuda": torch.version.cuda,
-        "cudnn": str(torch.backends.cudnn.version()),
-    }
+        "name": facts.name, "memory_bytes": facts.total_memory, "capability": f"{facts.major}.{facts.minor}",
+        "driver": _driver(), "cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version()),
+    }  # fmt: skip
 
 
 @functools.cache

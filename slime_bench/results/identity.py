@@ -39,12 +39,10 @@ def signature(cfg: TrialConfig, fingerprints: Mapping[str, str]) -> str:
     for path, name in _locations(cfg):
         if not fingerprints.get(name):
             raise ConfigError(
-                f"The trial cannot be identified: `{path}` is a location, and nothing says what lies there.",
-                path=path,
-                found=f"fingerprints of {sorted(fingerprints) or 'nothing'}",
-                expected=f"a fingerprint called {name!r}",
+                f"The trial cannot be identified: `{path}` is a location, and nothing says what lies there.", path=path,
+                found=f"fingerprints of {sorted(fingerprints) or 'nothing'}", expected=f"a fingerprint called {name!r}",
                 remedy="Let the data module and the backbone hand their fingerprints to the trial.",
-            )
+            )  # fmt: skip
     return signature_of(deciding(cfg), fingerprints)
 
 
@@ -55,8 +53,12 @@ def series(cfg: TrialConfig, fingerprints: Mapping[str, str]) -> str:
 
 def signature_of(decided: Mapping[str, Any], fingerprints: Mapping[str, str]) -> str:
     """As `signature`, of the part of a configuration that `deciding` gives."""
-    whole = {"config": decided, "fingerprints": dict(fingerprints), "results_version": RESULTS_VERSION}
-    return hashlib.sha256(canonical_json(whole).encode()).hexdigest()[:16]
+    return digest({"config": decided, "fingerprints": dict(fingerprints), "results_version": RESULTS_VERSION})
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 def deciding(cfg: TrialConfig) -> dict[str, Any]:
@@ -128,11 +130,9 @@ def trial_folder(
     for key, name in (("data.name", data_name), ("method.name", method_name)):
         if not _SEGMENT.fullmatch(name):
             raise ConfigError(
-                "The name cannot be used as a folder name.",
-                path=key,
-                found=repr(name),
+                "The name cannot be used as a folder name.", path=key, found=repr(name),
                 expected="letters, digits and . _ + -, beginning with a letter or digit",
-            )
+            )  # fmt: skip
     return Path(output_root) / "runs" / data_name / method_name / f"{shots}-shot" / f"seed{seed}-{signature}"
 
 

@@ -104,26 +104,10 @@ class TrialResult:
 
     def under(self, convention: str, background: bool = True) -> TrialResult:
         """The same trial stated under another convention, without running anything."""
-        if convention not in self.conventions:
-            raise ResultError(
-                "Unknown metric convention.", found=convention, expected=" or ".join(sorted(self.conventions))
-            )
-        tables: dict[str, Table] = {
-            name: {"per_class": part["per_class"], "average": average_of(part["per_class"], self.classes, background)}
-            for name, part in self.conventions.items()
-        }
-        per_class = tables[convention]["per_class"]
-        config = {**self.config, "metric": {"convention": convention, "background": background}}
-        return dataclasses.replace(
-            self,
-            convention=convention,
-            background_in_average=background,
-            per_class=dict(per_class),
-            average=tables[convention]["average"],
-            conventions=tables,
-            undefined_classes=[name for name in self.classes if per_class[name] is None],
-            config=config if "metric" in self.config else self.config,
-        )
+        parts = {name: table["per_class"] for name, table in self.conventions.items()}
+        metric = {"metric": {"convention": convention, "background": background}} if "metric" in self.config else {}
+        stated = _stated(parts, self.classes, convention, background)
+        return dataclasses.replace(self, **stated, config=self.config | metric)
 
 
 def from_counts(
@@ -143,45 +127,35 @@ def from_counts(
     Args:
         config: see `identity.recorded`. signature, series: by default those of `config` and `fingerprints`.
         facts: the other fields of `TrialResult`.
-
-    Raises:
-        ResultError: counts of another number of classes.
-        ConfigError: see `identity.signature`, or an unknown convention.
     """
-    from slime_bench.metrics.iou import CONVENTIONS, reduction
+    from slime_bench.metrics.iou import CONVENTIONS
 
-    names = list(classes)
-    if counts.num_classes != len(names):
-        raise ResultError(
-            "The counts do not belong to these classes.",
-            found=f"{counts.num_classes} columns",
-            expected=f"{len(names)}: {', '.join(names)}",
-        )
-    reduction(convention)
-    tables: dict[str, Table] = {}
+    names, parts = list(classes), dict[str, dict[str, float | None]]()
     for name, reduce in CONVENTIONS.items():
         values = [None if math.isnan(value) else value for value in reduce(counts).tolist()]
-        per_class = dict(zip(names, values, strict=True))
-        tables[name] = {"per_class": per_class, "average": average_of(per_class, names, background)}
-    chosen = tables[convention]["per_class"]
+        parts[name] = dict(zip(names, values, strict=True))
     decided = {key: value for key, value in config.items() if key != "metric"}
     unseeded = {key: value for key, value in decided.items() if key != "seed"}
     return TrialResult(
-        schema_version=SCHEMA_VERSION,
-        signature=signature or identity.signature_of(decided, fingerprints),
-        series=series or identity.signature_of(unseeded, fingerprints),
-        convention=convention,
-        background_in_average=background,
-        classes=names,
-        per_class=dict(chosen),
-        average=tables[convention]["average"],
-        conventions=tables,
-        undefined_classes=[name for name in names if chosen[name] is None],
-        num_test_images=counts.num_images,
-        config=dict(config),
-        fingerprints=dict(fingerprints),
-        **facts,
-    )
+        schema_version=SCHEMA_VERSION, signature=signature or identity.signature_of(decided, fingerprints),
+        series=series or identity.signature_of(unseeded, fingerprints), classes=names,
+        num_test_images=counts.num_images, config=dict(config), fingerprints=dict(fingerprints),
+        **_stated(parts, names, convention, background), **facts,
+    )  # fmt: skip
+
+
+def _stated(
+    parts: Mapping[str, Mapping[str, Iou]], classes: Sequence[str], convention: str, background: bool
+) -> dict[str, Any]:
+    """The fields that follow the convention and the background. parts: convention -> IoU by class."""
+    tables = {
+        name: {"per_class": dict(part), "average": average_of(part, classes, background)}
+        for name, part in parts.items()
+    }
+    return {
+        "convention": convention, "background_in_average": background, **tables[convention], "conventions": tables,
+        "undefined_classes": [name for name in classes if parts[convention][name] is None],
+    }  # fmt: skip
 
 
 def average_of(per_class: Mapping[str, float | None], classes: Sequence[str], background: bool = True) -> float | None:
@@ -192,11 +166,7 @@ def average_of(per_class: Mapping[str, float | None], classes: Sequence[str], ba
 
 
 def write_result(folder: str | Path, result: TrialResult) -> Path:
-    """Writes `result.json` into the trial's folder; call it last. Keys are sorted, floats their shortest exact text.
-
-    Raises:
-        StorageError: see `write_atomic`.
-    """
+    """Writes `result.json` into the trial's folder; call it last. Keys are sorted, floats their shortest exact text."""
     path = Path(folder) / RESULT_FILE
     text = json.dumps(dataclasses.asdict(result), sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
     write_atomic(path, f"{text}\n".encode())
@@ -214,12 +184,10 @@ def read_result(path: str | Path) -> TrialResult:
         version = dict(json.loads(content)).get("schema_version")
         if version != SCHEMA_VERSION:
             raise ResultError(
-                "The result file was written by another version of slime-bench.",
-                path=path,
-                found=f"schema_version {version!r}",
-                expected=f"schema_version {SCHEMA_VERSION}",
+                "The result file was written by another version of slime-bench.", path=path,
+                found=f"schema_version {version!r}", expected=f"schema_version {SCHEMA_VERSION}",
                 remedy="Run the trial again with this version, or read the file with the version that wrote it.",
-            )
+            )  # fmt: skip
         return _adapter().validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -251,11 +219,7 @@ def find_finished(folder: str | Path, signature: str) -> TrialResult | None:
 
 
 def write_per_image(path: str | Path, ids: Sequence[str], classes: Sequence[str], counts: IouCounts) -> None:
-    """Writes the counts [N,K] as a long table: image_id, class, intersection, union, present; image by image.
-
-    Raises:
-        StorageError: see `write_atomic`.
-    """
+    """Writes the counts [N,K] as a long table: image_id, class, intersection, union, present; image by image."""
     import pyarrow
     import pyarrow.parquet
 

@@ -19,22 +19,16 @@ _BEFORE_REFINE: Final = {"refine": {"_target_": "slime_bench.refine.config.NoRef
 
 
 def write_state(path: Path, learned: Mapping[str, Any], config: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """`learned` tensors with their `state_facts` as a safetensors file.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+    """`learned` tensors with their `state_facts` as a safetensors file."""
     write_atomic(path, pack_state(learned, state_facts(config, classes)))
 
 
 def state_facts(config: Mapping[str, Any], classes: Sequence[str], **more: Any) -> dict[str, Any]:
     """What the file says besides the tensors: classes, seed, preset, `NODES` of `config`, and `more` (JSON)."""
     return {
-        "classes": list(classes),
-        **{name: config[name] for name in ("seed", "preset")},
-        **{name: redact(config[name]) for name in NODES},
-        **more,
-    }
+        "classes": list(classes), **{name: config[name] for name in ("seed", "preset")},
+        **{name: redact(config[name]) for name in NODES}, **more,
+    }  # fmt: skip
 
 
 def pack_state(learned: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:

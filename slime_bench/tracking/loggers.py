@@ -45,21 +45,19 @@ def trial_logger(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]
         finally:
             logger.finalize("")
     elif cfg.logger.name == "wandb" and fingerprints is not None:
-        with _wandb_run(cfg, folder, fingerprints) as run:
+        opened: AbstractContextManager[Any] = nullcontext()
+        try:
+            from slime_bench.tracking.wandb import trial_run
+
+            opened = trial_run(cfg, folder, fingerprints)
+        except ImportError as error:
+            _log.warning("W&B cannot be imported, and the trial goes on without it: %s", error)
+        with opened as run:
             yield run
     else:
         if cfg.logger.name == "wandb":
             _log.warning("W&B mirrors trials, and this is none: nothing is logged.")
         yield None
-
-
-def _wandb_run(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -> AbstractContextManager[Any]:
-    try:
-        from slime_bench.tracking.wandb import trial_run
-    except ImportError as error:
-        _log.warning("W&B cannot be imported, and the trial goes on without it: %s", error)
-        return nullcontext()
-    return trial_run(cfg, folder, fingerprints)
 
 
 def is_complete(folder: Path) -> bool:
@@ -98,9 +96,7 @@ def mirror_finished(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, s
     A trial may have finished without W&B, or W&B may have failed. A sweep of W&B's own waits for a result of each run
     that it asked for.
     """
-    if cfg.logger.name != "wandb":
-        return
-    if is_complete(folder) and not in_sweep():
+    if cfg.logger.name != "wandb" or (is_complete(folder) and not in_sweep()):
         return
     with trial_logger(cfg, folder, fingerprints) as run:
         if run is not None and (folder / CURVES_FILE).exists():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slime_bench.paths import config_dir
-from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative
+from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, coloured, read_qualitative
 from slime_bench.results.environment import read_environment
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, read_per_image
 
@@ -53,11 +53,9 @@ def summary(folder: Path, result: TrialResult) -> dict[str, float | int | str]:
     """Of the run: IoU under the trial's own convention and under all, in percent, and the seconds that its stages took;
     what is not defined is left out."""
     found: dict[str, float | int | str | None] = {
-        MIOU: _percent(result.average),
-        "test/convention": result.convention,
-        "test/background_in_average": int(result.background_in_average),
-        "test/num_images": result.num_test_images,
-    }
+        MIOU: _percent(result.average), "test/convention": result.convention,
+        "test/background_in_average": int(result.background_in_average), "test/num_images": result.num_test_images,
+    }  # fmt: skip
     found |= {iou(name): _percent(value) for name, value in result.per_class.items()}
     for convention, table in result.conventions.items():
         found[iou("miou", convention)] = _percent(table["average"])
@@ -147,17 +145,7 @@ def layer_rows(folder: Path, convention: str) -> list[list[Any]]:
 
 def heat(values: NDArray[Any]) -> NDArray[np.uint8]:
     """A map [h,w] in colours, uint8 [h',w',3], its longer side at most 256 pixels; grey where there is no number."""
-    import matplotlib
-
-    numbers = values.astype(np.float64)
-    known = np.isfinite(numbers)
-    low, high = (numbers[known].min(), numbers[known].max()) if known.any() else (0.0, 0.0)
-    scaled = np.zeros_like(numbers)
-    if high > low:
-        scaled[known] = (numbers[known] - low) / (high - low)
-    coloured = (255 * matplotlib.colormaps["magma"](scaled)[..., :3]).astype(np.uint8)
-    coloured[~known] = 128
-    picture = Image.fromarray(coloured)
+    picture = Image.fromarray(coloured(values))
     picture.thumbnail((_LARGEST, _LARGEST))
     return np.asarray(picture)
 

@@ -97,13 +97,11 @@ def run_facts(cfg: TrialConfig, fingerprints: Mapping[str, str]) -> dict[str, An
         f"metric {cfg.metric.convention}",
     ]  # fmt: skip
     return {
-        "id": own,
-        "name": f"{method} {data} {shots} seed {cfg.seed}"[:_LONGEST_NAME],
+        "id": own, "name": f"{method} {data} {shots} seed {cfg.seed}"[:_LONGEST_NAME],
         "group": f"{method}-{data}-{shots}"[: _LONGEST_NAME - len(shared) - 1] + f"-{shared}",
-        "job_type": method[:_LONGEST_TAG],
-        "tags": tuple(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags if tag)),
+        "job_type": method[:_LONGEST_TAG], "tags": tuple(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags if tag)),
         "config": {**recorded(cfg), "signature": own, "series": shared, "fingerprints": dict(fingerprints)},
-    }
+    }  # fmt: skip
 
 
 def mode_asked_for(configured: str | None) -> str | None:
@@ -127,11 +125,9 @@ class TrialRun(WandbLogger):
     def __init__(self, config: LoggerConfig, facts: dict[str, Any], folder: Path, mode: str, force: bool) -> None:
         self._folder, self._online, self._failed = folder, mode == ONLINE, False
         settings = {
-            **_PRIVATE,
-            "init_timeout": config.timeout,
-            "finish_timeout": config.finish_timeout,
+            **_PRIVATE, "init_timeout": config.timeout, "finish_timeout": config.finish_timeout,
             "finish_timeout_raises": True,
-        }
+        }  # fmt: skip
         if not self._online:
             settings["entity"] = ""  # often the user's own name, in WANDB_ENTITY; `wandb sync` asks for it again
         super().__init__(

@@ -83,10 +83,8 @@ def sweep(ablation: str, experiment: str) -> dict[str, Any]:
     return {
         "program": "slime-bench",
         "command": ["${env}", "${program}", f"experiment={experiment}", "logger=wandb", "${args_no_hyphens}"],
-        "method": "grid",
-        "metric": {"name": media.MIOU, "goal": "maximize"},
-        "parameters": parameters,
-    }
+        "method": "grid", "metric": {"name": media.MIOU, "goal": "maximize"}, "parameters": parameters,
+    }  # fmt: skip
 
 
 def runs_of(ablation: str, experiment: str) -> tuple[dict[str, Any], list[str]]:
@@ -144,11 +142,7 @@ def workspace(subject: str, entity: str, project: str, ablation: str | None = No
 
 
 def save(subject: str, project: str, entity: str | None, ablation: str | None = None, experiment: str = "") -> None:
-    """Save a new workspace in the account of the key, or of the team `entity`.
-
-    Raises:
-        ConfigError: see `workspace`. SlimeBenchError: W&B does not take it.
-    """
+    """Save a new workspace in the account of the key, or of the team `entity`."""
     import wandb
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +80,7 @@ def nameless_folder(cfg: TrialConfig) -> Path:
 
     A mistake in the command itself leaves nothing there: the right command is another trial, and would not remove it.
     """
-    return _folder(cfg, hashlib.sha256(identity.canonical_json(identity.deciding(cfg)).encode()).hexdigest()[:16])
+    return _folder(cfg, identity.digest(identity.deciding(cfg)))
 
 
 def _folder(cfg: TrialConfig, signature: str) -> Path:

@@ -217,10 +217,8 @@ def test_missing_and_failed_trials_come_first(browser: Browser, car: Written) ->
     browser.open(car.page)
     assert browser.js("return document.querySelector('main').firstElementChild.id") == "problems"
     rows = browser.each("#problems tbody tr", "[...it.cells].map((cell) => cell.textContent)")
-    assert rows[0] == [
-        "failed", "slime on mini_car, 10-shot, seed 2", "DataError: The disk is full.",
-        f"runs/mini_car/slime/10-shot/seed2-{'f' * 16}",
-    ]  # fmt: skip
+    assert rows[0][:3] == ["failed", "slime on mini_car, 10-shot, seed 2", "DataError: The disk is full."]
+    assert rows[0][3].startswith("runs/mini_car/slime/10-shot/seed2-")
     assert [row[:2] for row in rows[1:]] == [
         ["missing", f"infoscore on mini_car, {shots}-shot, seed {seed}"] for shots in (1, 10) for seed in range(3)
     ]
@@ -244,7 +242,7 @@ def test_the_switches_show_what_results_say(browser: Browser, car: Written, conv
     browser.choose("convention", convention)
     browser.tick("#background", background)
     numbers = "[it.parentElement.dataset.series, it.dataset.column, it.dataset.value ?? null, it.textContent]"
-    cells = browser.each("table.follows tr[data-series] td[data-kind]", numbers)
+    cells = browser.each("table.follows tr[data-series] td[data-texts]", numbers)
     shown = {(series, column): (value, text) for series, column, value, text in cells}
     rows = aggregate(car.results, convention, background)
     assert len(shown) == sum(len(row.classes) + 1 for row in rows)
@@ -253,7 +251,7 @@ def test_the_switches_show_what_results_say(browser: Browser, car: Written, conv
             value, text = shown[row.series, column]
             assert text == stat_text(stat), (row.method, row.shots, column)
             assert float(value) == pytest.approx(stat.mean, abs=1e-9)
-    value = "Number(it.querySelector('[data-kind=trial]').dataset.value)"
+    value = "Number(it.querySelector('[data-texts]').dataset.value)"
     trials = browser.each("tr[data-trial]", f"[it.dataset.trial, Number(it.dataset.seed), {value}]")
     wanted = {(one.series, one.seed): 100 * (one.under(convention, background).average or 0) for one in car.results}
     assert {(series, seed): value for series, seed, value in trials} == pytest.approx(wanted, abs=1e-9)

@@ -10,9 +10,9 @@ from PIL import Image
 
 from slime_bench.config.compose import plan
 from slime_bench.errors import ConfigError, DataError
+from slime_bench.figures.bench import iou_by_size, labelled_share
 from slime_bench.figures.command import figures, known_figure, main
 from slime_bench.figures.grid import CELL, Panel, write_grid
-from slime_bench.figures.measures import iou_by_size, labelled_share
 from slime_bench.trial.spec import backbone_facts, check_parts
 
 COLOURS = [(26, 26, 26), (255, 0, 0), (0, 0, 255)]

@@ -23,10 +23,9 @@ from slime_bench.metrics.bootstrap import Bounds
 from slime_bench.metrics.iou import IouCounts
 from slime_bench.report.collect import collect
 from slime_bench.report.published import load_published
-from slime_bench.report.statistics import MIN_SEEDS, ImageBootstrap, Interval, Paired, row_welch
+from slime_bench.report.statistics import MIN_SEEDS, ImageBootstrap, Interval, Paired, claim_lines, row_welch
 from slime_bench.report.subject import subject_report
 from slime_bench.report.table import Grid, Line, escaped, grid_latex
-from slime_bench.report.uncertainty import claim_lines
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult
 from tests.fixtures.toy_results import CAR, report_command, store, trial
 

@@ -415,8 +415,8 @@ def test_figures_show_the_numbers(tmp_path: Path) -> None:
 def test_the_ranking_experiment_is_not_in_the_main_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trial(tmp_path, 0)
     folder = trial(tmp_path, 1)
-    assert command.main(["--outputs", str(tmp_path), "--subject", "car"], lambda *_: []) == 2
-    assert "infoscore_ranking is for --ranking" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ResultError, match="infoscore_ranking is for --ranking"):
+        command.main(["--outputs", str(tmp_path), "--subject", "car"], lambda *_: [])
     config = config_of() | {"shots": 1, "method": {"name": "slime"}, "protocol": {"name": "slime_mini"}}
     keep(tmp_path, result_of(config, 50), None)
     (folder / "result.json").unlink()

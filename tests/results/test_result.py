@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_bench.errors import ConfigError, ResultError, StorageError
+from slime_bench.errors import ResultError, StorageError
 from slime_bench.metrics.iou import CONVENTIONS, IouCounts, intersection_union, mean_iou
 from slime_bench.results.identity import signature_of
 from slime_bench.results.result import (
@@ -118,8 +118,6 @@ def test_restated_under_another_convention_as_if_run_with_it() -> None:
     direct = result_of(config=CONFIG | {"metric": metric}, convention="dataset", background=False)
     assert result_of().under("dataset", background=False) == direct
     assert direct.under("slime") == result_of()
-    with pytest.raises(ResultError, match="nope"):
-        direct.under("nope")
 
 
 @settings(max_examples=60, deadline=None)
@@ -188,13 +186,9 @@ def test_what_does_not_hold_is_refused(tmp_path: Path, content: bytes, words: li
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match="2"):
-        result_of(classes=["background", "body"])
     with pytest.raises(ValueError, match="JSON"):
         write_result(tmp_path, result_of(validation={"score": float("nan")}))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConfigError, match=r"metric\.convention"):
-        result_of(convention="slim")
 
 
 def test_find_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -38,7 +38,7 @@
   /** What a row is sorted by: its cell's number where it has one, else its text; rows without either come last. */
   function keyOf(row, index) {
     const cell = row.cells[index], shown = cell.textContent.trim();
-    const number = cell.dataset.value !== undefined ? Number(cell.dataset.value) : /^[+-]?[\d.,]+(?![-\d])/.test(shown) ? parseFloat(shown.replace(/,/g, "")) : null;
+    const number = cell.dataset.value !== undefined ? Number(cell.dataset.value) : /^[≤ ]*[+-]?[\d.,]+(?![-\d])/.test(shown) ? parseFloat(shown.replace(/[≤ ,]/g, "")) : null;
     return { number, shown: shown === DASH ? "" : shown };
   }
   function compare(left, right) {
