@@ -45,7 +45,7 @@ STAGES = (
     PainterStage(name="seggpt64-fixed", side=64, images=20_000, fixed=True),
     PainterStage(name="seggpt64-1", side=64, images=68_784),
     PainterStage(name="seggpt64-2", side=64, images=60_000),
-    PainterStage(name="seggpt128", side=128, images=14_400, rate=7e-4, decay_from=0.4),
+    PainterStage(name="seggpt128", side=128, images=9_600, rate=7e-4, decay_from=0.4),
 )
 
 

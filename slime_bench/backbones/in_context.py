@@ -9,15 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from slime_bench.backbones.base import Precision
-from slime_bench.backbones.weights import (
-    CONFIG,
-    PUT_IN_A_FOLDER,
-    VlmLayout,
-    find,
-    read_json,
-    refuse_untrained,
-    unusable,
-)
+from slime_bench.backbones.weights import CONFIG, VlmLayout, find, read_json, unusable
 from slime_bench.config.parts import NO_NUMBERS, Part, located
 
 BUNDLED = "mini_seggpt"
@@ -71,11 +63,8 @@ class SegGpt(Part):
         """Where the model of `config` lies; everything that it needs is there.
 
         Raises:
-            BackboneError: see `slime_bench.backbones.weights.find`; or the bundled weights, which are not made yet.
+            BackboneError: see `slime_bench.backbones.weights.find`.
         """
-        if config.weights == BUNDLED:
-            training = "two hours of one CPU core: python -m data_prep.pretrain.mini_seggpt"
-            refuse_untrained(BUNDLED, "SegGPT", training, PUT_IN_A_FOLDER)
         return find(config.weights, config.revision, cls.layout)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Trainings that go on over several days: what they have reached, to and from this folder.
+"""A training that goes on over several days: what it has reached, to and from this folder.
 
 python data_prep/pretrain/unfinished/resume.py                    into outputs/pretrain, where the command goes on
 python data_prep/pretrain/unfinished/resume.py --keep mini_blip   out of it, when the newest stage is done
@@ -10,31 +10,21 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from data_prep.pretrain import mini_blip, mini_seggpt
+from data_prep.pretrain import mini_blip
 from data_prep.pretrain.blip_matcher import Matcher
 from data_prep.pretrain.models import build_blip, build_blip_tokenizer
 from data_prep.pretrain.trainloop import CHECKPOINT, adamw, averaged_weights, read_checkpoint
 from slime_bench.data.mini_world.render import vocabulary
 
 here = Path(__file__).parent
-STAGES = {
-    "mini_blip": [stage.name for stage in mini_blip.STAGES],
-    "mini_seggpt": [stage.name for stage in mini_seggpt.STAGES],
-}
+STAGES = {"mini_blip": [stage.name for stage in mini_blip.STAGES]}
 FACTS = ("step", "images", "spent", "means")
 
 
-def build(name: str) -> nn.Module:
-    if name == "mini_seggpt":
-        return mini_seggpt.build_seggpt()
-    return Matcher(build_blip(build_blip_tokenizer(vocabulary()), **mini_blip.SIZE))
-
-
 def resume(name: str, work: Path) -> None:
-    model = build(name)
+    model = Matcher(build_blip(build_blip_tokenizer(vocabulary()), **mini_blip.SIZE))
     model.load_state_dict({k: v.float() for k, v in load_file(here / f"{name}.safetensors").items()})
     optimiser = adamw(model, 0.0)  # of a stage that is over: it takes no step
     for stage, facts in json.loads((here / f"{name}.json").read_text()).items():
