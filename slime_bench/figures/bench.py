@@ -85,6 +85,11 @@ def run_figure(
             say(console, f"{_name(row, rows)}: some seeds did not keep all test pictures; force=true repeats them")
         if counted := [row for row in rows if whole[row.series]]:
             extra(folder, counted, whole, console)
+    if panels and cfgs[0].logger.name == "wandb":
+        from slime_bench.tracking.wandb import log_figure
+
+        averages = {f"{row.data}/{_name(row, rows)}": row.average.mean for row in rows if not row.published}
+        log_figure(cfgs[0].logger, number, folder, {name: mean for name, mean in averages.items() if mean is not None})
     return 0
 
 

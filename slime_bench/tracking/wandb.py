@@ -72,7 +72,39 @@ def trial_run(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -
     Raises:
         ConfigError: a run is active already, or WANDB_MODE is no mode.
     """
-    run, code = _opened(cfg, folder, fingerprints), 0
+    with _run(cfg.logger, folder, run_facts(cfg, fingerprints), cfg.force, _sync_command(folder)) as run:
+        yield run
+
+
+def log_figure(config: LoggerConfig, number: int, folder: Path, averages: Mapping[str, float]) -> None:
+    """Log a figure of the bench as a run of its own, in place of the one before: its grid, and IoU averages in percent
+    by row.
+
+    Args:
+        folder: where `grid.png` is, and W&B keeps its files.
+
+    Raises:
+        ConfigError: as `trial_run`.
+    """
+    name = f"figure{number}"
+    facts = {"id": name, "name": f"Figure {number}", "group": "figures", "job_type": "figure", "tags": ("figure",)}
+    later = f"wandb sync {shlex.quote(os.path.relpath(folder))}/{FOLDER}/offline-run-*"
+    with _run(config, folder, facts, True, later) as run:
+        if run is not None:
+            run.log_grid(folder / "grid.png", averages)
+
+
+@contextmanager
+def _run(
+    config: LoggerConfig, folder: Path, facts: dict[str, Any], force: bool, later: str
+) -> Iterator[TrialRun | None]:
+    """See `trial_run`.
+
+    Args:
+        facts: arguments of `wandb.init`. force: whether the run replaces one of the same id. later: the command that
+            sends what was kept offline.
+    """
+    run, code = _opened(config, folder, facts, force, later), 0
     try:
         yield run
     except BaseException as error:
@@ -120,7 +152,7 @@ def mode_asked_for(configured: str | None) -> str | None:
 
 
 class TrialRun(WandbLogger):
-    """Lightning's logger on a trial's run. After the first error of W&B's the others are not tried any more."""
+    """Lightning's logger on a run. After the first error of W&B's the others are not tried any more."""
 
     def __init__(self, config: LoggerConfig, facts: dict[str, Any], folder: Path, mode: str, force: bool) -> None:
         self._folder, self._online, self._failed = folder, mode == ONLINE, False
@@ -155,6 +187,12 @@ class TrialRun(WandbLogger):
         if not _tells_who(os.path.relpath(folder)):
             with _environment(folder), self._relative_paths():
                 self._try(lambda: run.log(media.tables(folder, result), commit=False))
+
+    def log_grid(self, path: Path, averages: Mapping[str, float]) -> None:
+        """A figure's picture, and its numbers by row."""
+        run = self.experiment
+        self._try(lambda: run.summary.update({f"iou/{name}": value for name, value in averages.items()}))
+        self._try(lambda: run.log({"grid": wandb.Image(str(path))}))
 
     def close(self, code: int) -> None:
         """End the run with the trial's exit code."""
@@ -205,10 +243,10 @@ class TrialRun(WandbLogger):
             _warn("W&B failed, and the trial goes on without it", error)
 
 
-def _opened(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -> TrialRun | None:
+def _opened(config: LoggerConfig, folder: Path, facts: dict[str, Any], force: bool, later: str) -> TrialRun | None:
     """The run, started; one that is to be online is kept offline where the server cannot be reached."""
     global _unreachable
-    wanted = mode_asked_for(cfg.logger.mode)
+    wanted = mode_asked_for(config.mode)
     if wanted == DISABLED:
         return None
     if wandb.run is not None:
@@ -218,14 +256,13 @@ def _opened(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -> 
             remedy="end it with wandb.finish() before the trial, or use logger=none",
         )  # fmt: skip
     logging.getLogger("wandb").setLevel(logging.CRITICAL + 1)  # its file in the run's folder would hold full paths
-    facts = run_facts(cfg, fingerprints)
     with _environment(folder):
-        mode = wanted or _mode_of_account(folder)
+        mode = wanted or _mode_of_account(later)
         if mode == DISABLED:
             return None
         for each in (OFFLINE,) if mode == OFFLINE or _unreachable else (ONLINE, OFFLINE):
             _forget(folder, facts["id"])  # the curve is given anew from its first step
-            run = TrialRun(cfg.logger, facts, folder, each, cfg.force)
+            run = TrialRun(config, facts, folder, each, force)
             try:
                 _ = run.experiment
             except Exception as error:
@@ -235,13 +272,13 @@ def _opened(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -> 
                 _reset()  # W&B's service keeps the id of a run that it could not start
                 continue
             if each != mode:
-                _say(f"W&B: this process's runs are kept offline; later: {_sync_command(folder)}")
+                _say(f"W&B: this process's runs are kept offline; later: {later}")
             return run
     _forget(folder, facts["id"])
     return None
 
 
-def _mode_of_account(folder: Path) -> str:
+def _mode_of_account(later: str) -> str:
     """The mode where nobody asked for one: that of `wandb offline` or `wandb disabled`; else it depends on the key."""
     try:
         mode = str(wandb.setup(settings=wandb.Settings(silent=True)).settings.mode)
@@ -249,7 +286,7 @@ def _mode_of_account(folder: Path) -> str:
             return mode
     except Exception:  # e.g. a malformed key: the start of the run will meet it again, and say so
         return ONLINE
-    _say(f"W&B: no key is set, so runs are kept offline; with one (`wandb login`): {_sync_command(folder)}")
+    _say(f"W&B: no key is set, so runs are kept offline; with one (`wandb login`): {later}")
     return OFFLINE
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from slime_bench.data.mini_world import render as mini_world
 from tests.e2e.conftest import SIDE, command
+from tests.fixtures.wandb_log import WandbLog, log_file
 
 SPLITS = {"support": 4, "val": 2, "test": 5}
 
@@ -41,6 +42,13 @@ def test_a_figure_of_the_bench(number: int, extra: str | None, tiny_sd: Path, tm
         assert {row["n"] for row in content} == {1} and all(row["data"] == content[0]["data"] for row in content)
         with (tmp_path / "figure" / f"{extra}.csv").open() as file:
             assert len(list(csv.DictReader(file))) == len(content)
+    if extra == "share":
+        again = command("figure", str(number), *chosen, "logger=wandb", "logger.mode=offline", "--out", str(tmp_path))
+        assert again.code == 0, again.err
+        log = WandbLog(log_file(tmp_path))
+        (grid,) = (row["grid.path"] for row in log.history if "grid.path" in row)
+        assert log.run["run_id"] == "figure10" and grid.endswith(".png")
+        assert 0 < log.summary["iou/mini_two_subjects/feature kNN"] < 100
     if extra == "size":
         assert sum(row["parts"] for row in content) == SPLITS["test"] and "size.png" in written
 
