@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers.models.seggpt.image_processing_pil_seggpt import SegGptImageProcessorPil
 
-from slime_bench.backbones import weights as finding
 from slime_bench.backbones.in_context import SegGpt
 from slime_bench.backbones.seggpt import SegGptBackbone
 from slime_bench.errors import BackboneError
@@ -102,11 +101,6 @@ class TestFolders:
             SegGpt.describe(SegGpt.Config(weights=str(weights)))
         assert caught.value.remedy and caught.value.expected
         return caught.value
-
-    def test_the_bundled_one_before_its_training(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(finding, "ASSETS", tmp_path)
-        error = self.refused("mini_seggpt")
-        assert "data_prep.pretrain.mini_seggpt" in str(error.remedy)
 
     def test_nothing_there(self, tmp_path: Path) -> None:
         self.refused(tmp_path / "nothing")

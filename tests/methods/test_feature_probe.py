@@ -142,9 +142,9 @@ def test_the_state_is_all_that_it_needs(make: Callable[..., FeatureProbe]) -> No
     probe, fresh, data = make(2), make(1), Data(2)
     fresh.load_learned_state(probe.learned_state())
     torch.testing.assert_close(fresh.scores(data.images, data.ids), probe.scores(data.images, data.ids), rtol=0, atol=0)
-    with pytest.raises(ConfigError, match="another method or class list"):
+    with pytest.raises(ConfigError, match="another method, backbone or class list"):
         fresh.load_learned_state({"present": torch.ones(7, dtype=torch.bool)})
-    with pytest.raises(ConfigError, match="another method or class list") as caught:
+    with pytest.raises(ConfigError, match="another method, backbone or class list") as caught:
         fresh.load_learned_state({"embeddings": torch.ones(3, 4)})
     assert "embeddings" in str(caught.value.found)
 

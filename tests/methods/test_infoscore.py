@@ -254,7 +254,7 @@ class TestTuning:
         assert torch.equal(fresh.scores(data.test["image"], data.test["id"]), want)
         other = make(data, layers=["layer.1"])
         for wrong in (state, {}, dict(list(other.learned_state().items())[1:])):
-            with pytest.raises(ConfigError, match="other layers"):
+            with pytest.raises(ConfigError, match="another method, backbone or class list"):
                 other.load_learned_state(wrong)
 
     def test_loss(self, make: Make) -> None:

@@ -294,7 +294,7 @@ def test_a_state_of_another_u_net_is_refused(backbone: StyleGan2Backbone) -> Non
         Regan(ReganConfig(auto_shot=AutoShot(width=width)), None, backbone, CLASSES, seed=0) for width in (8, 4)
     )
     state = {"present": torch.ones(2, dtype=torch.bool), **wide._unet_state()}
-    with pytest.raises(ConfigError, match="another U-Net"):
+    with pytest.raises(ConfigError, match="another method, backbone or class list"):
         narrow.load_learned_state(state)
     wide.load_learned_state(state)
 
