@@ -26,6 +26,7 @@ from slime_bench.report.table import Grid, Line, print_grid, say, stat_cells, st
 from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.results.result import TrialResult
 from slime_bench.sweep.status import planned_trials
+from slime_bench.tracking.loggers import log_figure
 
 TRUTH = "truth"
 SHARE, SIZE = 10, 13
@@ -85,11 +86,9 @@ def run_figure(
             say(console, f"{_name(row, rows)}: some seeds did not keep all test pictures; force=true repeats them")
         if counted := [row for row in rows if whole[row.series]]:
             extra(folder, counted, whole, console)
-    if panels and cfgs[0].logger.name == "wandb":
-        from slime_bench.tracking.wandb import log_figure
-
-        averages = {f"{row.data}/{_name(row, rows)}": row.average.mean for row in rows if not row.published}
-        log_figure(cfgs[0].logger, number, folder, {name: mean for name, mean in averages.items() if mean is not None})
+    if panels:
+        means = ((f"{row.data}/{_name(row, rows)}", row.average.mean) for row in rows if not row.published)
+        log_figure(cfgs[0].logger, number, folder, {name: mean for name, mean in means if mean is not None})
     return 0
 
 

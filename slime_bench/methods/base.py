@@ -46,6 +46,17 @@ def foreign_state(state: Mapping[str, torch.Tensor], expected: str) -> ConfigErr
     )  # fmt: skip
 
 
+def check_shapes(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], expected: str) -> None:
+    """That a state has the method's own tensors, by name and shape.
+
+    Raises:
+        ConfigError: see `foreign_state`.
+    """
+    found, wanted = ({name: value.shape for name, value in each.items()} for each in (state, own))
+    if found != wanted:
+        raise foreign_state(state, expected)
+
+
 class SegmentationMethod(MethodDescription, lightning.LightningModule, ABC):
     """Base of all methods. Batches are dictionaries: image float32 [B,3,H,W] RGB in [0,1], label int64 [B,H,W]
     (255 = ignore), id list of B str, epoch int64 [B]; what of them is on the trial's device: `batch_on`.

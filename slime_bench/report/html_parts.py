@@ -104,10 +104,16 @@ def ablation_part(report: AblationReport, intervals: Grid | None) -> Part:
     return Part(ablation_grid(report), list(tables), series, chart, [intervals] if intervals else [])
 
 
-def wordy(table: Grid, place: int) -> bool:
-    """Whether a column holds words, which may wrap."""
-    cells = [line.cells[place] for line in table.lines if table.header[place] not in line.exact]
-    return any(not _NUMBER.match(text) and any(map(str.isalpha, text)) for text in cells)
+def wordy(table: Grid) -> list[bool]:
+    """Whether each column holds words, which may wrap."""
+
+    def is_word(text: str) -> bool:
+        return not _NUMBER.match(text) and any(map(str.isalpha, text))
+
+    return [
+        any(is_word(line.cells[place]) for line in table.lines if name not in line.exact)
+        for place, name in enumerate(table.header)
+    ]
 
 
 def follows(versions: Sequence[Grid], row: int, place: int) -> dict[str, str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from slime_bench.config.schema import TrialConfig
+from slime_bench.config.schema import LoggerConfig, TrialConfig
 from slime_bench.results.artifacts import CURVES_FILE, read_curves, rows
 from slime_bench.tracking import COMPLETE, FOLDER, in_sweep
 
@@ -45,19 +46,29 @@ def trial_logger(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]
         finally:
             logger.finalize("")
     elif cfg.logger.name == "wandb" and fingerprints is not None:
-        opened: AbstractContextManager[Any] = nullcontext()
-        try:
-            from slime_bench.tracking.wandb import trial_run
-
-            opened = trial_run(cfg, folder, fingerprints)
-        except ImportError as error:
-            _log.warning("W&B cannot be imported, and the trial goes on without it: %s", error)
-        with opened as run:
+        wandb = _wandb()
+        with nullcontext() if wandb is None else wandb.trial_run(cfg, folder, fingerprints) as run:
             yield run
     else:
         if cfg.logger.name == "wandb":
             _log.warning("W&B mirrors trials, and this is none: nothing is logged.")
         yield None
+
+
+def log_figure(config: LoggerConfig, number: int, folder: Path, averages: Mapping[str, float]) -> None:
+    """Log a figure of the bench where there is W&B; see `slime_bench.tracking.wandb.log_figure`."""
+    if config.name == "wandb" and (wandb := _wandb()) is not None:
+        wandb.log_figure(config, number, folder, averages)
+
+
+def _wandb() -> ModuleType | None:
+    """Our module on W&B, None where W&B cannot be imported."""
+    try:
+        import slime_bench.tracking.wandb as wandb
+    except ImportError as error:
+        _log.warning("W&B cannot be imported, and the trial goes on without it: %s", error)
+        return None
+    return wandb
 
 
 def is_complete(folder: Path) -> bool:

@@ -3,18 +3,15 @@ the processor has it."""
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.full_size import PARAMETERS, affordable, build_full_size
+from tests.fixtures.measured import measured
 
 LIMIT = 20e9
 """Bytes: what a step and a segmentation may take on a CPU, weights included."""
@@ -23,19 +20,12 @@ LIMIT = 20e9
 @pytest.mark.slow
 @pytest.mark.release
 @pytest.mark.timeout(1800)
-def test_one_step_and_one_segmentation(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_step_and_one_segmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     folder = build_full_size("sd21_base", tmp_path / "sd21_base")
     built = time.monotonic() - began
-    environment = {**os.environ, "PYTHONPATH": str(repository), "HF_HUB_OFFLINE": "1"}
     precision, side = affordable()
-    line = [sys.executable, "-m", "tests.fixtures.full_size", str(folder), precision, str(side)]
-    try:
-        run = subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True)
-    finally:
-        shutil.rmtree(folder)  # some gigabytes, which pytest would keep for three runs
-    assert run.returncode == 0, run.stderr[-2000:]
-    found = json.loads(run.stdout.splitlines()[-1])
+    found = measured("tests.fixtures.full_size", folder, precision, side)
     # Of all child processes so far; this one is by far the largest.
     peak = max(found["peak_bytes"], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
     stages = ", ".join(f"{stage} {seconds} s" for stage, seconds in found["seconds"].items())

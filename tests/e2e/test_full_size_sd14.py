@@ -3,16 +3,12 @@ own, so that it may run beside the others."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.full_size import PARAMETERS, affordable, build_full_size
+from tests.fixtures.measured import measured
 
 LIMITS = {"diffseg": 10e9, "peekaboo": 20e9}
 """Bytes, weights included."""
@@ -21,16 +17,9 @@ LIMITS = {"diffseg": 10e9, "peekaboo": 20e9}
 @pytest.mark.slow
 @pytest.mark.release
 @pytest.mark.timeout(1800)
-def test_one_image(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, (precision, side) = build_full_size("sd15", tmp_path / "sd15"), affordable()
-    environment = {**os.environ, "PYTHONPATH": str(repository), "HF_HUB_OFFLINE": "1"}
-    line = [sys.executable, "-m", "tests.fixtures.full_size_sd14", str(folder), precision, str(side)]
-    try:
-        run = subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True)
-    finally:
-        shutil.rmtree(folder)  # some gigabytes, which pytest would keep for three runs
-    assert run.returncode == 0, run.stderr[-2000:]
-    found = json.loads(run.stdout.splitlines()[-1])
+    found = measured("tests.fixtures.full_size_sd14", folder, precision, side)
     diffseg, peekaboo, seconds = found["diffseg"], found["peekaboo"], found["seconds"]
     with capsys.disabled():
         print(f"\nSD 1.4's architecture, {precision}, {side} pixels: load {seconds['load']} s, at most "

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures.measured import measured
 from tests.fixtures.seggpt import save_full_size
 
 LIMIT = 6e9
@@ -20,16 +16,8 @@ LIMIT = 6e9
 @pytest.mark.slow
 @pytest.mark.release
 @pytest.mark.timeout(1800)
-def test_seggpt_at_the_published_size(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = save_full_size(tmp_path / "seggpt")
-    environment = {**os.environ, "PYTHONPATH": str(repository), "HF_HUB_OFFLINE": "1"}
-    try:
-        line = [sys.executable, "-m", "tests.fixtures.seggpt", str(folder)]
-        run = subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True)
-    finally:
-        shutil.rmtree(folder)  # 1.5 GB, which pytest would keep for three runs
-    assert run.returncode == 0, run.stderr[-2000:]
-    found = json.loads(run.stdout.splitlines()[-1])
+def test_seggpt_at_the_published_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured("tests.fixtures.seggpt", save_full_size(tmp_path / "seggpt"))
     stages = ", ".join(f"{stage} {seconds} s" for stage, seconds in found["seconds"].items())
     with capsys.disabled():
         stages += f" ({found['cpu_seconds']} of the CPU in all), peak {found['peak_bytes'] / 1e9:.1f} GB"

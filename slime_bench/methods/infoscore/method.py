@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from slime_bench.backbones.vlm import VlmBackbone
 from slime_bench.errors import ConfigError
-from slime_bench.methods.base import SegmentationMethod, foreign_state
+from slime_bench.methods.base import SegmentationMethod, check_shapes
 from slime_bench.methods.infoscore.config import TEST, InfoScoreConfig, InfoScoreDescription
 from slime_bench.methods.infoscore.maps import Reading, layer_classes, marginals, probabilities, read, stacked, view
 from slime_bench.methods.infoscore.prompts import PromptList, read_prompts
@@ -226,9 +226,7 @@ class InfoScore(InfoScoreDescription, SegmentationMethod):
         Raises:
             ConfigError: a name that is not tuned, or another shape.
         """
-        shapes, expected = ({name: list(value.shape) for name, value in each.items()} for each in (state, self._tuned))
-        if shapes != expected:
-            raise foreign_state(state, f"the tuned parameters of {', '.join(self.layers)}")
+        check_shapes(state, self._tuned, f"the tuned parameters of {', '.join(self.layers)}")
         for name, value in state.items():
             self._tuned[name].copy_(value)
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from slime_bench.backbones.stylegan2 import StyleGan2Backbone, bytes_of
 from slime_bench.errors import DataError
-from slime_bench.methods.base import foreign_state
+from slime_bench.methods.base import check_shapes
 from slime_bench.methods.features import Annotated, FittedMethod
 from slime_bench.methods.regan.config import ReganConfig, ReganDescription
 from slime_bench.methods.regan.inversion import BATCH, invert, stream_of
@@ -164,13 +164,9 @@ class Regan(ReganDescription, FittedMethod):
             ConfigError: it is of another method, of other classes, or of a U-Net of another width.
         """
         super().load_learned_state(state)
-        found, expected = (
-            {name: list(value.shape) for name, value in each.items() if name != "present"}
-            for each in (state, self._unet_state())
-        )
-        if found != expected:
-            raise foreign_state(state, f"{len(expected)} tensors of a U-Net of the width {self.config.auto_shot.width}")
-        self.unet.load_state_dict({name.removeprefix("unet."): state[name] for name in found})
+        unet, own = {name: value for name, value in state.items() if name != "present"}, self._unet_state()
+        check_shapes(unet, own, f"{len(own)} tensors of a U-Net of the width {self.config.auto_shot.width}")
+        self.unet.load_state_dict({name.removeprefix("unet."): value for name, value in unet.items()})
 
 
 @contextmanager

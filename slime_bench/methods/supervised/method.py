@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slime_bench.backbones.upernet_network import UperNetStart
-from slime_bench.methods.base import SegmentationMethod, foreign_state
+from slime_bench.methods.base import SegmentationMethod, check_shapes
 from slime_bench.methods.slime.losses import cross_entropy
 from slime_bench.methods.supervised.config import SupervisedConfig, SupervisedDescription
 
@@ -97,10 +97,6 @@ class Supervised(SupervisedDescription, SegmentationMethod):
         Raises:
             ConfigError: it is of another network or of other classes.
         """
-        shapes, expected = (
-            {name: list(value.shape) for name, value in each.items()} for each in (state, self.learned_state())
-        )
-        if shapes != expected:
-            wanted = f"{len(expected)} tensors of {self.backbone.config.name}, {len(self.classes)} classes"
-            raise foreign_state(state, wanted)
+        own = self.learned_state()
+        check_shapes(state, own, f"{len(own)} tensors of {self.backbone.config.name}, {len(self.classes)} classes")
         self.network.network.load_state_dict(state)
