@@ -72,7 +72,7 @@ app: $(STAMP)  ## a page in the browser: paint the parts in one picture, get the
 
 # One worker has one thread: two workers with two threads each would be slower than one.
 # What only a release needs (full-size models, kill rounds) is left out; `make test-release` runs it.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)  ## run the tests (ARGS='-k name' chooses)
 	$(PYTEST) -m 'not release' $(ARGS)

@@ -30,6 +30,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     table(terminalreporter, config)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: the last one of a run would leave the other workers idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("release")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def single_thread() -> None:
     """Test workers run side by side, and sums have one order only with one thread."""

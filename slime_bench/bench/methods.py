@@ -25,7 +25,7 @@ from slime_bench.config.compose import plan
 from slime_bench.results.environment import ENVIRONMENT_FILE
 from slime_bench.trial.runner import run, spec_of
 
-METHODS = ("slime", "feature_knn", "feature_probe", "segddpm")
+METHODS = ("slime", "feature_knn", "feature_probe", "segddpm", "diffseg", "infoscore", "seggpt")
 
 
 def measure(overrides: Sequence[str], threads: int) -> dict[str, Any]:
