@@ -22,8 +22,8 @@ from typing import IO, Any, Final, NamedTuple
 
 from tqdm import tqdm
 
-from data_prep.commands import run, storage_error
-from slime_bench.errors import DataError
+from data_prep.commands import run
+from slime_bench.errors import DataError, StorageError
 from slime_bench.paths import user_path
 from slime_bench.storage import alone
 
@@ -138,7 +138,7 @@ def extract(
             finally:
                 shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
-        raise storage_error(error, error.filename or into) from error
+        raise StorageError.of(error, error.filename or into, "--out") from error
     return into
 
 

@@ -22,12 +22,11 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from data_prep.commands import storage_error
 from data_prep.place import KINDS, RECORDS, SPLITS, BuildReport, finished, replaced, tidy
 from data_prep.processes import Job, faulty_sources, in_processes
 from slime_bench.data.label_maps import class_pixels
 from slime_bench.data.manifest import MANIFEST, pixels_sha256
-from slime_bench.errors import DataError, SlimeBenchError
+from slime_bench.errors import DataError, SlimeBenchError, StorageError
 from slime_bench.storage import alone
 
 VERSION: Final = 1
@@ -98,7 +97,7 @@ class Recipe:
     classes: tuple[str, ...]
     settings: dict[str, Any]
     sources: dict[str, str]
-    splits: Callable[[list[Sample]], Mapping[str, Sequence[str]]]
+    splits: Callable[[list[Sample]], Mapping[str, Sequence[str]]] = lambda samples: {}
     assign: Callable[[list[Sample]], Mapping[str, str]] = lambda samples: {}
 
 
@@ -165,7 +164,7 @@ def build(
             building.rename(out)
             tidy(out)
     except OSError as error:
-        raise storage_error(error, error.filename or out) from error
+        raise StorageError.of(error, error.filename or out, "--out") from error
     return BuildReport(out, manifest, len(jobs) - resumed, resumed, time.monotonic() - began)
 
 

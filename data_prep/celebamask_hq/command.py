@@ -22,7 +22,6 @@ from data_prep.celebamask_hq.read import count_face, make_face
 from data_prep.commands import parser_of
 from data_prep.place import print_report
 from data_prep.processes import Job, faulty_sources, in_processes
-from data_prep.split_lists import drawn_lists
 from slime_bench.data.class_table import stdout_console
 from slime_bench.errors import ConfigError, SlimeBenchError
 from slime_bench.paths import user_path
@@ -62,7 +61,6 @@ def main(arguments: list[str]) -> int:
         classes=CLASSES,
         settings={"merge": args.merge, "size": args.size, "limit": args.limit},
         sources={"root": args.root.name},
-        splits=drawn_lists,
     )
     make = functools.partial(make_face, root=folder, order=args.merge, size=args.size)
     print_report(build(args.out, recipe, jobs, make, workers=args.workers, faulty=args.faulty, force=args.force))

@@ -29,7 +29,7 @@ from data_prep.pascal_part.rules import PAINTS, REASONS, RULES, SIDES, Rule
 from data_prep.pascal_part.work import KEPT, UNREADABLE, ReganPicture, count_verdicts, make_samples, picture
 from data_prep.place import print_report
 from data_prep.processes import Job, faulty_sources, in_processes
-from data_prep.split_lists import choose_val, committed, drawn_lists
+from data_prep.split_lists import choose_val, committed
 from slime_bench.data.class_table import stdout_console
 from slime_bench.data.layouts import REGAN_IMAGES, find_pairs
 from slime_bench.errors import DataError, SlimeBenchError
@@ -124,12 +124,10 @@ def _assign_val(samples: list[Sample]) -> dict[str, str]:
 
 
 def _split_lists(samples: list[Sample], *, name: str, rule: str) -> dict[str, list[str]]:
-    """The lists under `splits/`: drawn ones over the support pool, and for `slime_lab` the recovered ones.
-
-    The recovered lists are indices into the crops of the train list in its order, support and val together. A list
-    with an index beyond them (a part of the data set, another edition) is left out.
-    """
-    lists = drawn_lists(samples)
+    """The lists under `splits/`: for `slime_lab` the recovered ones, indices into the crops of the train list in its
+    order, support and val together. A list with an index beyond them (a part of the data set, another edition) is left
+    out."""
+    lists = {}
     train = [each.id for each in samples if each.split != "test"]
     for list_name in RECOVERED if rule == "slime_lab" else ():
         indices = committed(name, list_name)

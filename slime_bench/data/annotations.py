@@ -27,9 +27,9 @@ from slime_bench.data.coco_json import (
     is_coco,
     is_labelme,
     mask_of,
+    read_as,
     read_coco,
     read_json,
-    validated,
 )
 from slime_bench.data.label_maps import BACKGROUND, IGNORE, IGNORE_NAME, counted, listing, relabelled
 from slime_bench.data.layouts import JSON, Pair
@@ -58,7 +58,7 @@ def read_annotation(pair: Pair) -> Mask:
         return read_mask(pair.label)
     content = read_json(pair.label)
     if is_labelme(content):
-        return _of_labelme(pair, content)
+        return _of_labelme(pair)
     if is_coco(content):
         return _of_coco(pair)
     keys = f"the keys {listing(sorted(map(str, content)))}" if isinstance(content, dict) else "a list"
@@ -162,9 +162,9 @@ class _Labelme:
     imagePath: str | None = None
 
 
-def _of_labelme(pair: Pair, content: Any) -> Mask:
+def _of_labelme(pair: Pair) -> Mask:
     """Drawn as labelme's own export does: with Pillow, the outline included."""
-    file = validated(_Labelme, content, pair.label, "labelme's JSON")
+    file = read_as(_Labelme, pair.label, "labelme's JSON")
     size = upright_size(pair.image)
     declared = (file.imageHeight or size[0], file.imageWidth or size[1])
     _check_declared(pair, declared, size)
@@ -246,15 +246,10 @@ def _of_coco(pair: Pair) -> Mask:
 
 def _region(canvas: _Canvas, where: str, each: CocoObject) -> NDArray[np.bool_]:
     """The pixels of an object of COCO, bool [H,W]."""
-    shape: Runs | Sequence[ArrayLike]
-    if isinstance(each.segmentation, Runs):
-        shape = each.segmentation
-    else:
-        odd = [len(polygon) for polygon in each.segmentation or () if len(polygon) % 2]
-        if odd:
-            raise _few(canvas.path, where, f"{odd[0]} numbers", "an even number: x, y, x, y, ...")
-        corners = [np.reshape(polygon, (-1, 2)) for polygon in each.segmentation or ()]
-        shape = [_checked(canvas, where, polygon, least=3) for polygon in corners]
+    shape = each.segmentation or []
+    if not isinstance(shape, Runs):
+        for polygon in shape:
+            _checked(canvas, where, polygon, least=3)
     try:
         return mask_of(shape, *canvas.values.shape)
     except ValueError as error:
@@ -268,7 +263,10 @@ def _region(canvas: _Canvas, where: str, each: CocoObject) -> NDArray[np.bool_]:
 
 def _checked(canvas: _Canvas, where: str, points: ArrayLike, least: int) -> NDArray[np.float64]:
     """Points [N,2] of a shape, which lie in the picture, or not far outside."""
-    array = np.asarray(points, np.float64).reshape(-1, 2)
+    array = np.asarray(points, np.float64)
+    if array.size % 2:
+        raise _few(canvas.path, where, f"{array.size} numbers", "an even number: x, y, x, y, ...")
+    array = array.reshape(-1, 2)
     if len(array) < least:
         raise _few(canvas.path, where, len(array), f"{least} or more")
     height, width = canvas.values.shape

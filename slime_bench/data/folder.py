@@ -312,7 +312,7 @@ class FolderData(Part):
 
     @cached_property
     def _list(self) -> Path | None:
-        return list_file(self.root, self.config, self.shots, self.seed)
+        return list_file(self.root, self.config, self.shots)
 
     @property
     def _source(self) -> FolderDataset:

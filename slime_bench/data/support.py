@@ -26,8 +26,6 @@ from slime_bench.errors import DataError
 from slime_bench.seeding import generator
 
 LISTS = "splits"
-LISTED_BY = (EACH, 12)
-"""`require_all_classes` and `min_pixels` that the builders draw the lists `drawn-...` by (data_prep.split_lists)."""
 AUTHORS_SEED = 1
 
 Counts = NDArray[np.int64]
@@ -178,23 +176,23 @@ def check_support(samples: Sequence[Sample] | FolderDataset, classes: Sequence[s
 # --- lists of ids
 
 
-def list_file(root: Path, config: DataConfig, shots: int, seed: int) -> Path | None:
-    """The file of support ids that a trial follows; None where they are fixed, taken in order or drawn afresh.
+def follows_list(config: DataConfig) -> bool:
+    """Whether `config.support` names a list."""
+    return config.support_ids is None and config.support not in (DRAWN, IN_ORDER)
+
+
+def list_file(root: Path, config: DataConfig, shots: int) -> Path | None:
+    """The file of support ids that a trial follows; None where they are fixed, taken in order or drawn.
 
     Raises:
         DataError: the list that `config.support` names is not there.
     """
-    if config.support_ids is not None or config.support == IN_ORDER:
+    if not follows_list(config):
         return None
     folder = root / LISTS
-    if config.support == DRAWN:
-        # The lists were drawn from the root's own pool by this rule; with another they do not hold.
-        other = config.splits["support"] != "support" or (config.require_all_classes, config.min_pixels) != LISTED_BY
-        path = folder / f"{DRAWN}-{shots}-seed{seed}.txt"
-        return path if path.is_file() and not other else None
     path = folder / f"{config.support}-{shots}.txt"
     if not path.is_file():
-        there = sorted(each.stem for each in folder.glob("*.txt") if not each.name.startswith((".", f"{DRAWN}-")))
+        there = sorted(each.stem for each in folder.glob("*.txt") if not each.name.startswith("."))
         raise DataError(
             f"there is no list `{config.support}` of {shots} support image(s)", path=path,
             found=f"the lists {listing(there)}", expected=f"one id per line in {LISTS}/<name>-<shots>.txt",
@@ -205,17 +203,13 @@ def list_file(root: Path, config: DataConfig, shots: int, seed: int) -> Path | N
 
 def val_list_file(root: Path, config: DataConfig) -> Path | None:
     """The file of validation ids that belongs to the list `config.support` names, where there is one."""
-    if config.support_ids is not None or config.support in (DRAWN, IN_ORDER):
-        return None
     path = root / LISTS / f"{config.support}-val.txt"
-    return path if path.is_file() else None
+    return path if follows_list(config) and path.is_file() else None
 
 
 def list_files(root: Path, config: DataConfig) -> list[Path]:
-    """The lists, of all shots and all seeds, that `config.support` chooses among, and its validation list."""
-    if config.support_ids is not None or config.support == IN_ORDER:
-        return []
-    return sorted(path for path in (root / LISTS).glob(f"{config.support}-*.txt") if path.is_file())
+    """The lists, of all shots, that `config.support` names, and its validation list."""
+    return sorted((root / LISTS).glob(f"{config.support}-*.txt")) if follows_list(config) else []
 
 
 def read_list(

@@ -194,7 +194,7 @@ class TestStorage:
         command = [sys.executable, "-c", code, str(archive), "--out", str(tmp_path / "out")]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert ended.returncode == 2 and "Traceback" not in ended.stderr
-        assert "\nerror: a file or folder cannot be read or written" in ended.stderr
+        assert "\nerror: a file cannot be written or read" in ended.stderr
         assert not (tmp_path / "out").exists()
 
 
@@ -235,7 +235,7 @@ class TestAgain:
     ("raised", "code", "said"),
     [
         (DataError("wrong data", path="x"), 2, "error: wrong data\n  where: x"),
-        (OSError(errno.ENOSPC, "No space left on device", "/data/f"), 2, "error: a file or folder cannot be"),
+        (OSError(errno.ENOSPC, "No space left on device", "/data/f"), 2, "error: a file cannot be"),
         (KeyboardInterrupt(), 130, "interrupted: the same command goes on where this one stopped"),
         (RuntimeError("bug"), 1, "unexpected error: RuntimeError: bug"),
     ],

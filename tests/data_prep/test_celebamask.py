@@ -187,9 +187,6 @@ class TestPrepare:
             assert facts["ignored"] == [name for name in IGNORED if name in masks]
             assert (facts["size"], facts["source_size"]) == ([SIZE, SIZE], [2 * SIZE, 2 * SIZE])
         assert len(made["samples"]) == FACES
-        for shots in (1, 10):
-            lines = (tmp_path / "out" / "splits" / f"drawn-{shots}-seed2.txt").read_text().splitlines()[1:]
-            assert len(lines) == shots and all(f"support/{each}" in made["samples"] for each in lines)
 
     def test_an_archive_gives_what_its_folder_gives(self, twin: Path, tmp_path: Path, command: Command) -> None:
         assert command(twin)[0] == 0
