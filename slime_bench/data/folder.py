@@ -21,7 +21,7 @@ from slime_bench.data.manifest import (
     read_manifest,
     text_sha256,
 )
-from slime_bench.data.reading import FolderDataset, Sample, each_of
+from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.data.support import (
     check_support,
     choose_support,
@@ -126,10 +126,10 @@ class FolderData(Part):
         return self.split(SUPPORT)
 
     @cached_property
-    def support(self) -> Sequence[Sample] | FolderDataset:
+    def support(self) -> Sequence[Sample]:
         """The support set, in order of `support_ids`; more than `IN_MEMORY` images are decoded when they are needed."""
         chosen = self._source.select(self.support_ids)
-        return chosen if len(chosen) > IN_MEMORY else list(each_of(chosen))
+        return chosen if len(chosen) > IN_MEMORY else list(chosen)
 
     @cached_property
     def val(self) -> FolderDataset:

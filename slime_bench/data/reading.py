@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from slime_bench.data.label_maps import (
     class_index,
     counted,
     relabelled,
-    validate_classes,
     validate_colours,
 )
 from slime_bench.data.layouts import Pair, find_pairs
@@ -198,21 +198,9 @@ def check_size(pair: Pair, image: NDArray[np.uint8], label: NDArray[Any]) -> Non
     )  # fmt: skip
 
 
-def read_sample(pair: Pair, classes: Sequence[str], colours: Mapping[int, int] | None = None) -> Sample:
-    """Decode and check one sample.
-
-    Raises:
-        DataError, LabelError: an unreadable file, sizes that differ, or labels outside `classes`.
-    """
-    image, label = read_image(pair.image), read_label(pair, classes, colours)
-    check_size(pair, image, label)
-    return Sample(pair.id, image, label)
-
-
-class FolderDataset:
-    """The samples of a folder in any layout of `slime_bench.data.layouts`, in order of the id.
-
-    Files are listed and paired at once and decoded on demand; see `read_sample` for what is refused.
+class FolderDataset(Sequence[Sample]):
+    """The samples of a folder in any layout of `slime_bench.data.layouts`, in order of the id. Files are listed and
+    paired at once, and decoded and checked on demand.
 
     Args:
         folder: where the files lie.
@@ -222,7 +210,6 @@ class FolderDataset:
 
     Raises:
         DataError: see `find_pairs`.
-        ConfigError: a bad class list or colour.
     """
 
     def __init__(
@@ -234,7 +221,7 @@ class FolderDataset:
         pairs: Sequence[Pair] | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.classes = validate_classes(classes)
+        self.classes = tuple(classes)
         self.colours = {name: list(colour) for name, colour in (colours or {}).items()}
         self._table = validate_colours(self.colours, self.classes)
         self.pairs = find_pairs(self.folder) if pairs is None else list(pairs)
@@ -245,25 +232,25 @@ class FolderDataset:
 
     @property
     def meaning(self) -> list[Any]:
-        """What decides the samples besides the files of their folders (JSON), for whoever remembers a verdict."""
+        """What decides the samples besides the files (JSON), for whoever remembers a verdict."""
         return []
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Sample:
-        return read_sample(self.pairs[index], self.classes, self._table)
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        """A sample; DataError or LabelError for an unreadable file, sizes that differ, or labels that are no class."""
+        pair = self.pairs[index]
+        image, label = read_image(pair.image), self.label(index)
+        check_size(pair, image, label)
+        return Sample(pair.id, image, label)
 
     def label(self, index: int) -> NDArray[np.int64]:
         """Only the label map, int64 [H,W], checked against the classes: a choice by content need not decode images."""
         return read_label(self.pairs[index], self.classes, self._table)
 
-    def select(self, ids: Sequence[str]) -> FolderDataset:
+    def select(self, ids: Sequence[str]) -> Self:
         """The samples called `ids`, in that order; KeyError for an id that is not there."""
-        by_id = {pair.id: pair for pair in self.pairs}
-        return FolderDataset(self.folder, self.classes, self.colours, pairs=[by_id[key] for key in ids])
-
-
-def each_of(samples: Sequence[Sample] | FolderDataset) -> Iterator[Sample]:
-    """The samples one after another; those of a folder are decoded when it is their turn."""
-    return (samples[index] for index in range(len(samples)))
+        by_id, chosen = {pair.id: pair for pair in self.pairs}, copy.copy(self)
+        chosen.pairs = [by_id[key] for key in ids]
+        return chosen

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -48,17 +46,6 @@ BUILT_IN = (DRAWN, IN_ORDER, AUTHORS_EVAL, AUTHORS_TRAIN, NO_SUPPORT)
 
 MOST_RUNS = 1000
 """Largest seed for which the choice of the second paper's code is repeated."""
-
-
-class SceneDataset(FolderDataset):
-    """Samples that are some of their folders' files."""
-
-    @property
-    def meaning(self) -> list[Any]:
-        return [hashlib.sha256("\n".join(self.ids).encode()).hexdigest()]
-
-    def select(self, ids: Sequence[str]) -> SceneDataset:
-        return SceneDataset(self.folder, self.classes, pairs=super().select(ids).pairs)
 
 
 class SceneData(FolderData):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from slime_bench.config.read import nearest
 from slime_bench.data.config import DRAWN, EACH, FIRST, IN_ORDER, DataConfig
 from slime_bench.data.label_maps import class_pixels, listing
-from slime_bench.data.reading import FolderDataset, Sample, each_of
+from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.errors import DataError
 from slime_bench.seeding import generator
 
@@ -146,7 +146,7 @@ def choose_val(ids: Sequence[str], size: int | None, seed: int, folder: Path) ->
     return [key for index, key in enumerate(ids) if index in chosen]
 
 
-def check_support(samples: Sequence[Sample] | FolderDataset, classes: Sequence[str]) -> list[str]:
+def check_support(samples: Sequence[Sample], classes: Sequence[str]) -> list[str]:
     """Refuse a support set that shows nothing to learn, and say which classes it does not show.
 
     Returns:
@@ -156,7 +156,7 @@ def check_support(samples: Sequence[Sample] | FolderDataset, classes: Sequence[s
         DataError: no support image has a foreground pixel.
     """
     total, names = np.zeros(len(classes), np.int64), list[str]()
-    for sample in each_of(samples):
+    for sample in samples:
         total += class_pixels(sample.label, len(classes))
         names.append(sample.id)
     ids = listing(names) or "no image"

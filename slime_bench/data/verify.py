@@ -287,7 +287,7 @@ def _state(root: Path, splits: Mapping[str, FolderDataset]) -> State:
     states = {}
     for name, dataset in splits.items():
         folders = sorted(_folders(dataset))
-        meaning = [[str(each) for each in folders], list(dataset.classes), dataset.colours, *dataset.meaning]
+        meaning = [[str(each) for each in folders], dataset.ids, dataset.classes, dataset.colours, *dataset.meaning]
         found = hashlib.sha256(json.dumps([VERSION, *meaning]).encode())
         found.update(_stamp(root / MANIFEST))
         for folder in folders:

@@ -27,8 +27,8 @@ from slime_bench.data.coco_json import CocoImage, CocoObject, mask_of, read_coco
 from slime_bench.data.config import SUPPORT, TEST, SceneConfig
 from slime_bench.data.label_maps import IGNORE, listing
 from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
-from slime_bench.data.reading import FolderDataset, Sample, check_size, read_image
-from slime_bench.data.scenes import SceneData, SceneDataset
+from slime_bench.data.reading import FolderDataset
+from slime_bench.data.scenes import SceneData
 from slime_bench.errors import DataError
 
 Overlap = Literal["later", "smaller"]
@@ -145,7 +145,7 @@ def fill_truncated(label: NDArray[np.uint8], polygon: ArrayLike, value: int) -> 
     return np.array(picture)
 
 
-class InstanceDataset(SceneDataset):
+class InstanceDataset(FolderDataset):
     """Images whose label maps are made of an annotation file on demand."""
 
     def __init__(self, instances: Instances, classes: Sequence[str], rules: CocoConfig, pairs: Sequence[Pair]) -> None:
@@ -154,18 +154,10 @@ class InstanceDataset(SceneDataset):
 
     @property
     def meaning(self) -> list[Any]:
-        return [*super().meaning, self.rules.overlap, self.rules.crowd, self.rules.polygons]
-
-    def __getitem__(self, index: int) -> Sample:
-        pair, image, label = self.pairs[index], read_image(self.pairs[index].image), self.label(index)
-        check_size(pair, image, label)
-        return Sample(pair.id, image, label)
+        return [self.rules.overlap, self.rules.crowd, self.rules.polygons]
 
     def label(self, index: int) -> NDArray[np.int64]:
         return self.instances.label(self.instances.photos[self.pairs[index].id], self.rules).astype(np.int64)
-
-    def select(self, ids: Sequence[str]) -> InstanceDataset:
-        return InstanceDataset(self.instances, self.classes, self.rules, super().select(ids).pairs)
 
 
 class CocoData(SceneData):
@@ -182,7 +174,7 @@ class CocoData(SceneData):
             return super().is_there(name)
         return self._label_folder(name).is_dir() and (self.root / name).is_dir()
 
-    def read_split(self, name: str) -> SceneDataset:
+    def read_split(self, name: str) -> FolderDataset:
         """The images of the annotation file, in order of their names; with prepared label maps those of the folder.
 
         Raises:
@@ -195,7 +187,7 @@ class CocoData(SceneData):
             labels = {stem.removesuffix(SUFFIX): file for stem, file in found.items() if stem.endswith(SUFFIX)} or found
             self._check_images(name, labels, pictures, folder)
             pairs = [Pair(stem, pictures[stem], labels[stem]) for stem in sorted(labels)]
-            return SceneDataset(folder, self.classes, pairs=pairs)
+            return FolderDataset(folder, self.classes, pairs=pairs)
         instances = Instances(self.index_file(name), self.classes)
         self._check_images(name, instances.photos, pictures, instances.path)
         pairs = [Pair(stem, pictures[stem], instances.path) for stem in instances.photos]

@@ -13,7 +13,8 @@ from pathlib import Path
 from slime_bench.data.config import SUPPORT, TEST
 from slime_bench.data.label_maps import listing
 from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
-from slime_bench.data.scenes import SceneData, SceneDataset
+from slime_bench.data.reading import FolderDataset
+from slime_bench.data.scenes import SceneData
 from slime_bench.data.support import read_list
 from slime_bench.errors import DataError
 
@@ -35,7 +36,7 @@ class VocData(SceneData):
     def index_file(self, name: str) -> Path:
         return self.base / LISTS / f"{name}.txt"
 
-    def read_split(self, name: str) -> SceneDataset:
+    def read_split(self, name: str) -> FolderDataset:
         """The images of a list, in its order.
 
         Raises:
@@ -53,7 +54,7 @@ class VocData(SceneData):
                     expected=f"a file for each of the {len(names)} ids of {self.index_file(name)}",
                 )  # fmt: skip
         pairs = [Pair(each, pictures[each], labels[each]) for each in names]
-        return SceneDataset(self.base, self.classes, pairs=pairs)
+        return FolderDataset(self.base, self.classes, pairs=pairs)
 
     def how_to_get(self) -> str:
         return (
