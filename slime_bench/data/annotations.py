@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from slime_bench.data.coco_json import (
     read_coco,
     read_json,
 )
-from slime_bench.data.label_maps import BACKGROUND, IGNORE, IGNORE_NAME, counted, listing, relabelled
+from slime_bench.data.label_maps import BACKGROUND, IGNORE, IGNORE_NAME, counted, listing
 from slime_bench.data.layouts import JSON, Pair
 from slime_bench.data.mask_files import DECODING_ERRORS, Mask, read_mask, upright_size
 from slime_bench.errors import DataError, LabelError
@@ -46,7 +46,7 @@ def read_annotation(pair: Pair) -> Mask:
     """The mask of an annotated image: of a JSON file of labelme or COCO, of one file for each part, or `read_mask`.
 
     Where the files name the classes, `Mask.names` has them, in order of the name (COCO: of the file's categories); what
-    is called `background` is 0, and `ignore` is 255. Of several images see `with_common_values`.
+    is called `background` is 0, and `ignore` is 255.
 
     Raises:
         DataError: a file that cannot be read or is of another kind, or does not list the image.
@@ -68,32 +68,6 @@ def read_annotation(pair: Pair) -> Mask:
     )  # fmt: skip
 
 
-def with_common_values(masks: Sequence[Mask]) -> list[Mask]:
-    """Masks that name their classes, renumbered so that a name has one value in all of them; others as they are.
-
-    Raises:
-        LabelError: some of them name their classes, and others, which have classes, do not.
-    """
-    named = [mask for mask in masks if mask.names]
-    if all(mask.names == masks[0].names for mask in masks):
-        return list(masks)
-    for mask in masks:
-        if not mask.names and (mask.coloured or not np.isin(mask.values, (0, IGNORE)).all()):
-            raise LabelError(
-                "some masks name their classes, and others do not", path=mask.path,
-                found=counted(mask.values, mask.coloured),
-                expected=f"names in all of them, as in {named[0].path.name} ({listing([*named[0].names.values()])})",
-                remedy="annotate all images in the same way",
-            )  # fmt: skip
-    number = _numbered(sorted({name for mask in named for name in mask.names.values()}), named[0].path)
-    names = {value: name for name, value in number.items()}
-    renumbered = []
-    for mask in masks:
-        table = {IGNORE: IGNORE} | {value: number[name] for value, name in mask.names.items()}
-        renumbered.append(replace(mask, values=relabelled(mask.values, table), names=names))
-    return renumbered
-
-
 class _Canvas:
     """A label map that is painted one part after the other, and remembers what each covers.
 
@@ -105,7 +79,7 @@ class _Canvas:
         self.path = path
         names = dict.fromkeys(classes)
         self.number = {name: value for name, value in _FIXED.items() if name in names}
-        self.number |= _numbered([name for name in names if name not in _FIXED], path)
+        self.number |= numbered([name for name in names if name not in _FIXED], path)
         self.values = np.zeros(size, np.int64)
         self.notes: list[str] = []
         self._under = np.zeros(size, np.int64)
@@ -131,7 +105,8 @@ class _Canvas:
         return Mask(self.path, self.values, names=names, notes=notes)
 
 
-def _numbered(names: Sequence[str], path: Path) -> dict[str, int]:
+def numbered(names: Sequence[str], path: Path) -> dict[str, int]:
+    """1, 2, ... for classes that files name; LabelError for more than a label map can hold."""
     if len(names) >= IGNORE:
         raise LabelError(
             "there are too many classes", path=path, found=f"{len(names)} names", expected=f"at most {IGNORE - 1}",

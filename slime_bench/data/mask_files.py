@@ -31,9 +31,6 @@ MASK_FORMS: Final = (
 )
 _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP")
 _MODES = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA")
-# In an ISO media file the brand follows `ftyp`.
-_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC"}
-_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000"}
 _LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP", "jpeg2000": "JPEG 2000"}
 HARD_EDGES: Final = "draw and scale masks without anti-aliasing (hard brush, nearest neighbour), and save them as PNG"
 
@@ -114,13 +111,12 @@ def read_mask(path: Path) -> Mask:
 
 
 def _lossy(head: bytes) -> str | None:
-    """The format, by the first bytes of a file, of one that changes pixels; None for any other."""
+    """The format, by the first bytes of a file, of one that changes pixels where Pillow may not say it; or None."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         # The extended form has its frames later, and an animation is refused for its frames.
         return "lossy WebP" if head[12:16] == b"VP8 " or (head[12:16] == b"VP8X" and b"VP8 " in head[30:]) else None
-    if head[4:8] == b"ftyp":
-        return _BRANDS.get(head[8:12], "HEIC or AVIF")
-    return next((name for start, name in _MAGIC.items() if head.startswith(start)), None)
+    # In an ISO media file the brand follows `ftyp`.
+    return ("AVIF" if head[8:11] == b"avi" else "HEIC") if head[4:8] == b"ftyp" else None
 
 
 def picture_mask(picture: Image.Image, path: Path) -> Mask:

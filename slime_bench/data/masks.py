@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from slime_bench.data.annotations import with_common_values
+from slime_bench.data.annotations import numbered
 from slime_bench.data.class_files import ClassSpec
 from slime_bench.data.label_maps import (
     BACKGROUND,
@@ -153,26 +153,39 @@ def resolve(masks: Sequence[Mask], spec: ClassSpec, *, accept: bool = False) -> 
 
 
 def _by_own_names(masks: Sequence[Mask], spec: ClassSpec) -> tuple[list[Mask], ClassSpec]:
-    """Masks whose files name their classes, with one index for each name; others as they are.
+    """Masks whose files name their classes, with one index for each name in all of them; others as they are.
 
     Raises:
-        LabelError: see `with_common_values`; a name that `spec` lacks.
+        LabelError: only some of those that have classes name them; a name that `spec` lacks.
     """
-    masks = with_common_values(masks)
-    if not masks[0].names:
+    named = [mask for mask in masks if mask.names]
+    if not named:
         return list(masks), spec
-    listed = [name for name in spec.values if name not in (BACKGROUND, IGNORE_NAME)]
-    names = listed or list(masks[0].names.values())
-    unknown = [name for name in masks[0].names.values() if name not in names]
+    path, own = named[0].path, list(named[0].names.values())
+    if any(mask.names != named[0].names for mask in masks):
+        own = sorted({name for mask in named for name in mask.names.values()})
+    for mask in masks:
+        if not mask.names and (mask.coloured or not np.isin(mask.values, (0, IGNORE)).all()):
+            raise LabelError(
+                "some masks name their classes, and others do not", path=mask.path,
+                found=counted(mask.values, mask.coloured),
+                expected=f"names in all of them, as in {path.name} ({listing(own)})",
+                remedy="annotate all images in the same way",
+            )  # fmt: skip
+    names = [name for name in spec.values if name not in (BACKGROUND, IGNORE_NAME)] or own
+    unknown = [name for name in own if name not in names]
     if unknown:
         raise LabelError(
-            "classes that the list does not have", path=masks[0].path, found=listing(unknown),
+            "classes that the list does not have", path=path, found=listing(unknown),
             expected=f"{', '.join(names)} (from {spec.source})",
             remedy="add them to --classes, or leave --classes out: these masks name their classes themselves",
         )  # fmt: skip
-    indices = {name: 1 + place for place, name in enumerate(names)}
-    table = {IGNORE: IGNORE} | {value: indices[name] for value, name in masks[0].names.items()}
-    return [replace(mask, values=relabelled(mask.values, table), names={}) for mask in masks], ClassSpec(indices)
+    indices = numbered(names, path)
+    masks = list(masks)
+    for place, mask in enumerate(masks):
+        table = {IGNORE: IGNORE} | {value: indices[name] for value, name in mask.names.items()}
+        masks[place] = replace(mask, values=relabelled(mask.values, table), names={})
+    return masks, ClassSpec(indices)
 
 
 def _check_edges(mask: Mask, spec: ClassSpec) -> None:
