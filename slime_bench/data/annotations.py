@@ -22,14 +22,13 @@ from slime_bench.data.coco_json import (
     EXPORTS,
     KINDS,
     CocoObject,
-    Runs,
     find_image,
     is_coco,
     is_labelme,
-    mask_of,
     read_as,
     read_coco,
     read_json,
+    region_of,
 )
 from slime_bench.data.label_maps import BACKGROUND, IGNORE, IGNORE_NAME, counted, listing
 from slime_bench.data.layouts import JSON, Pair
@@ -80,7 +79,7 @@ class _Canvas:
         names = dict.fromkeys(classes)
         self.number = {name: value for name, value in _FIXED.items() if name in names}
         self.number |= numbered([name for name in names if name not in _FIXED], path)
-        self.values = np.zeros(size, np.int64)
+        self.size, self.values = size, np.zeros(size, np.int64)
         self.notes: list[str] = []
         self._under = np.zeros(size, np.int64)
 
@@ -167,7 +166,7 @@ def _of_labelme(pair: Pair) -> Mask:
 
 def _drawn(canvas: _Canvas, where: str, kind: str, points: NDArray[np.float64], mask: str | None) -> NDArray[np.bool_]:
     """The pixels of a shape of labelme, bool [H,W]."""
-    height, width = canvas.values.shape
+    height, width = canvas.size
     picture = Image.new("L", (width, height))
     draw = ImageDraw.Draw(picture)
     if kind == "mask":
@@ -221,19 +220,9 @@ def _of_coco(pair: Pair) -> Mask:
 
 def _region(canvas: _Canvas, where: str, each: CocoObject) -> NDArray[np.bool_]:
     """The pixels of an object of COCO, bool [H,W]."""
-    shape = each.segmentation or []
-    if not isinstance(shape, Runs):
-        for polygon in shape:
-            _checked(canvas, where, polygon, least=3)
-    try:
-        return mask_of(shape, *canvas.values.shape)
-    except ValueError as error:
-        height, width = canvas.values.shape
-        raise LabelError(
-            "the run lengths of an object do not fit its image", path=canvas.path, found=f"{where}: {error}",
-            expected=f"run lengths of {width}x{height} pixels (width x height)",
-            remedy="export the annotations again",
-        ) from error  # fmt: skip
+    for polygon in each.segmentation if isinstance(each.segmentation, list) else ():
+        _checked(canvas, where, polygon, least=3)
+    return region_of(each, canvas.size, canvas.path, where)
 
 
 def _checked(canvas: _Canvas, where: str, points: ArrayLike, least: int) -> NDArray[np.float64]:
@@ -244,7 +233,7 @@ def _checked(canvas: _Canvas, where: str, points: ArrayLike, least: int) -> NDAr
     array = array.reshape(-1, 2)
     if len(array) < least:
         raise _few(canvas.path, where, len(array), f"{least} or more")
-    height, width = canvas.values.shape
+    height, width = canvas.size
     size, low, high = np.array([width, height]), array.min(axis=0), array.max(axis=0)
     if (high < 0).any() or (low > size).any() or (low < -size).any() or (high > 2 * size).any():
         raise LabelError(
@@ -287,10 +276,10 @@ def _of_parts(pair: Pair) -> Mask:
     canvas = _Canvas(pair.label, (region.shape[0], region.shape[1]), sorted({name for name, _ in pair.parts}))
     titles: dict[str, str] = {}
     for name, path, region in regions:
-        if region.shape != canvas.values.shape:
+        if region.shape != canvas.size:
             raise LabelError(
                 "the files of the parts differ in size", path=path, found=f"{region.shape[1]}x{region.shape[0]}",
-                expected=f"{canvas.values.shape[1]}x{canvas.values.shape[0]} (width x height) as {first.name}",
+                expected=f"{canvas.size[1]}x{canvas.size[0]} (width x height) as {first.name}",
                 remedy="export all parts in the size of their image, without interpolation",
             )  # fmt: skip
         if not region.any():

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
 
 from slime_bench.data.label_maps import listing
-from slime_bench.errors import DataError
+from slime_bench.errors import DataError, LabelError
 from slime_bench.storage import read_text
 
 T = TypeVar("T")
@@ -174,6 +174,24 @@ def read_as(kind: type[T], path: Path, title: str) -> T:
             f"the file is not {title} as it should be", path=path, expected=KINDS,
             found=f"{'.'.join(map(str, worst['loc'])) or 'the file'}: {worst['msg']}",
             remedy=f"download the annotations again, or export them again: {EXPORTS}",
+        ) from error  # fmt: skip
+
+
+def region_of(each: CocoObject, size: tuple[int, int], path: Path, where: str) -> NDArray[np.bool_]:
+    """The pixels of an object in an image of `size` (H, W), bool [H,W].
+
+    Raises:
+        LabelError: see `mask_of`, and an object without an outline; names the file and `where` in it.
+    """
+    try:
+        if not each.segmentation:
+            raise ValueError("no outline")
+        return mask_of(each.segmentation, *size)
+    except ValueError as error:
+        raise LabelError(
+            "the outline of an object does not fit its image", path=path, found=f"{where}: {error}",
+            expected=f"polygons, or run lengths of {size[1]}x{size[0]} pixels (width x height)",
+            remedy="download the annotations again, or export them again",
         ) from error  # fmt: skip
 
 

@@ -106,8 +106,8 @@ def _meetings(lines: Values, length: int, coloured: bool, ramps: dict[tuple[int,
 
 
 def _between(start: Values, end: Values, middle: Values, coloured: bool) -> NDArray[np.bool_]:
-    """[N]: whether all of `middle` [N,L] lie strictly between `start` and `end` [N], and go one way; of colours, near the
-    line from one to the other."""
+    """[N]: whether all of `middle` [N,L] lie strictly between `start` and `end` [N], and go one way; of colours, near
+    the line from one to the other."""
     near, rest = (_NEAR, 0.02) if coloured else (0, 0.0)
     a, b, m = (
         np.stack(unpack(each) if coloured else [each], axis=-1).astype(np.float64) for each in (start, end, middle)

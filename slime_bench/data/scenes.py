@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from slime_bench.data.config import (
 )
 from slime_bench.data.folder import FolderData
 from slime_bench.data.label_maps import IGNORE, class_pixels, listing
+from slime_bench.data.layouts import Pair
 from slime_bench.data.manifest import file_sha256, folder_sha256, text_sha256
 from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.data.support import (
@@ -68,6 +69,24 @@ class SceneData(FolderData):
     @abstractmethod
     def read_split(self, name: str) -> FolderDataset:
         """All samples of the split called `name`, in its order; raises DataError where it cannot."""
+
+    def paired(self, ids: Sequence[str], source: Path, files: Mapping[Path, Mapping[str, Path]]) -> list[Pair]:
+        """The samples `ids` that `source` names. `files`: folder -> its files by id, of the images and of the labels.
+
+        Raises:
+            DataError: a file that is not there, or no ids.
+        """
+        for folder, found in files.items():
+            missing = [each for each in ids if each not in found]
+            if missing or not ids:
+                raise DataError(
+                    f"{len(missing)} annotated image(s) have no file in {folder.name}"
+                    if missing else "no image is annotated",
+                    path=folder if missing else source, found=f"no image {listing(missing)}", remedy=self.how_to_get(),
+                    expected=f"a file for each of the {len(ids)} ids of {source}",
+                )  # fmt: skip
+        images, labels = files.values()
+        return [Pair(each, images[each], labels[each]) for each in ids]
 
     def candidates(self, dataset: FolderDataset) -> list[list[int]]:
         """For each foreground class the samples that may show it; here all, as only their label maps would tell."""

@@ -266,7 +266,7 @@ Change = Callable[[dict[str, Any]], Any]
         (lambda each: shape(each, {"size": [60, 80], "counts": "6P"}), "not fit", "RLE"),
         (lambda each: shape(each, {"size": [80, 60], "counts": [4800]}), "not fit", "60x80"),
         (lambda each: each["images"].clear() or each["annotations"].clear(), "no image is annotated", "no image"),
-        (lambda each: each["images"].append(each["images"][0] | {"id": 1, "file_name": "0.jpg"}), "not there", "no"),
+        (lambda each: each["images"].append(each["images"][0] | {"id": 1, "file_name": "0.jpg"}), "no file in", "no"),
     ],
 )  # fmt: skip
 def test_bad_annotations(twin: Path, change: Change, summary: str, found: str) -> None:

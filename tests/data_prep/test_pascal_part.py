@@ -179,7 +179,7 @@ FAULTS = {
     "mat with an unknown part": "unknown part `spoiler_1` (object 1 (car), part spoiler_1)",
     "xml missing": "cannot read the box annotation ([Errno 2] No such file",
     "xml cut": "cannot read the box annotation",
-    "jpg missing": "cannot read the image ([Errno 2] No such file",
+    "jpg missing": "cannot read the image (No such file",
     "jpg cut": "cannot read the image",
     "jpg of another size": "image and masks differ in size (241x180)",
 }

@@ -12,10 +12,10 @@ images without such objects: `polygons: first`, `crowd: background`, `test_limit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 
 from slime_bench.config.parts import located
 from slime_bench.config.read import nearest
-from slime_bench.data.coco_json import CocoImage, CocoObject, mask_of, read_coco
+from slime_bench.data.coco_json import CocoImage, CocoObject, mask_of, read_coco, region_of
 from slime_bench.data.config import SUPPORT, TEST, SceneConfig
 from slime_bench.data.label_maps import IGNORE, listing
 from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
@@ -59,9 +59,6 @@ class CocoConfig(SceneConfig):
     polygons: Polygons = "all"
 
 
-_REMEDY: Final = "download the annotations again (annotations_trainval2017.zip), or correct the file"
-
-
 class Instances:
     """The objects of one annotation file, an `instances_*.json`.
 
@@ -89,7 +86,7 @@ class Instances:
                 f"the annotations have categories that are no class: {listing(strangers)}", path=path,
                 found=f"{len(names)} categories", expected=f"the classes {listing(classes[1:])}",
                 remedy=f"name them in `data.classes` (the nearest: {listing(nearest(strangers[0], classes[1:]))}), or "
-                + _REMEDY,
+                "download the annotations again (annotations_trainval2017.zip)",
             )  # fmt: skip
         self._label_of = {key: list(classes).index(name) for key, name in names.items()}
 
@@ -103,7 +100,7 @@ class Instances:
         Crowd regions come first, so that single objects lie above them.
 
         Raises:
-            DataError: run lengths that do not fit the image, or an object without an outline.
+            LabelError: see `region_of`.
         """
         label = np.zeros((photo.height, photo.width), np.uint8)
         objects = sorted(self._objects.get(photo.id, []), key=lambda each: not each.iscrowd)  # stable
@@ -122,16 +119,7 @@ class Instances:
         return label
 
     def _mask(self, each: CocoObject, photo: CocoImage) -> NDArray[np.bool_]:
-        try:
-            if not each.segmentation:
-                raise ValueError("no outline")
-            return mask_of(each.segmentation, photo.height, photo.width)
-        except ValueError as error:
-            raise DataError(
-                "the mask of an object does not fit its image", path=f"{self.path}: {photo.file_name}",
-                found=str(error), remedy=_REMEDY,
-                expected=f"polygons, or run lengths of {photo.width}x{photo.height} pixels (width x height)",
-            ) from error  # fmt: skip
+        return region_of(each, (photo.height, photo.width), self.path, photo.file_name)
 
 
 def fill_truncated(label: NDArray[np.uint8], polygon: ArrayLike, value: int) -> NDArray[np.uint8]:
@@ -185,12 +173,11 @@ class CocoData(SceneData):
             folder = self._label_folder(name)
             found = files_by_stem(folder, (".png",))
             labels = {stem.removesuffix(SUFFIX): file for stem, file in found.items() if stem.endswith(SUFFIX)} or found
-            self._check_images(name, labels, pictures, folder)
-            pairs = [Pair(stem, pictures[stem], labels[stem]) for stem in sorted(labels)]
+            pairs = self.paired(sorted(labels), folder, {self.root / name: pictures, folder: labels})
             return FolderDataset(folder, self.classes, pairs=pairs)
         instances = Instances(self.index_file(name), self.classes)
-        self._check_images(name, instances.photos, pictures, instances.path)
-        pairs = [Pair(stem, pictures[stem], instances.path) for stem in instances.photos]
+        files = {self.root / name: pictures, instances.path: dict.fromkeys(instances.photos, instances.path)}
+        pairs = self.paired(list(instances.photos), instances.path, files)
         return InstanceDataset(instances, self.classes, self.config, pairs)
 
     def candidates(self, dataset: FolderDataset) -> list[list[int]]:
@@ -211,23 +198,12 @@ class CocoData(SceneData):
         names = ", ".join(f"{self.config.splits[each]}.zip" for each in (SUPPORT, TEST))
         return (
             f"download {names} and the archive of their annotations, e.g. annotations_trainval2017.zip "
-            f"(cocodataset.org), and unzip all of them in {self.root}"
+            f"(cocodataset.org), and unzip all of them in {self.root}; `data.label_maps`, if any, names a folder of "
+            f"<stem>.png or <stem>{SUFFIX}.png"
         )
 
     def _label_folder(self, name: str) -> Path:
         return self.root / str(self.config.label_maps).replace(SPLIT, name)
-
-    def _check_images(self, name: str, annotated: Iterable[str], pictures: Mapping[str, Path], source: Path) -> None:
-        """Refuse a `source` of annotations that names no image, or one that is not there."""
-        missing = [stem for stem in annotated if stem not in pictures]
-        if missing or not [*annotated]:
-            raise DataError(
-                f"{len(missing)} annotated image(s) of `{name}` are not there" if missing else "no image is annotated",
-                path=source, found=f"no image {listing(missing)}",
-                expected=f"annotations of the images of {self.root / name}",
-                remedy=f"{self.how_to_get()}; `data.label_maps` names a folder of <stem>.png or <stem>{SUFFIX}.png, "
-                f"with {SPLIT} for {name}",
-            )  # fmt: skip
 
     def _layout(self) -> str:
         names = [self.config.splits[each] for each in (SUPPORT, TEST)]

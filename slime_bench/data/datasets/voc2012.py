@@ -11,12 +11,10 @@ from functools import cached_property
 from pathlib import Path
 
 from slime_bench.data.config import SUPPORT, TEST
-from slime_bench.data.label_maps import listing
-from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
+from slime_bench.data.layouts import IMAGE_SUFFIXES, files_by_stem
 from slime_bench.data.reading import FolderDataset
 from slime_bench.data.scenes import SceneData
 from slime_bench.data.support import read_list
-from slime_bench.errors import DataError
 
 LISTS = "ImageSets/Segmentation"
 PICTURES, LABELS = "JPEGImages", "SegmentationClass"
@@ -45,16 +43,8 @@ class VocData(SceneData):
         names = read_list(self.index_file(name), remedy=self.how_to_get())
         pictures = files_by_stem(self.base / PICTURES, IMAGE_SUFFIXES)
         labels = files_by_stem(self.base / LABELS, (".png",))
-        for folder, files in ((PICTURES, pictures), (LABELS, labels)):
-            missing = [each for each in names if each not in files]
-            if missing:
-                raise DataError(
-                    f"{len(missing)} image(s) of the list `{name}` have no file in {folder}", path=self.base / folder,
-                    found=f"no {listing(missing)}", remedy=self.how_to_get(),
-                    expected=f"a file for each of the {len(names)} ids of {self.index_file(name)}",
-                )  # fmt: skip
-        pairs = [Pair(each, pictures[each], labels[each]) for each in names]
-        return FolderDataset(self.base, self.classes, pairs=pairs)
+        files = {self.base / PICTURES: pictures, self.base / LABELS: labels}
+        return FolderDataset(self.base, self.classes, pairs=self.paired(names, self.index_file(name), files))
 
     def how_to_get(self) -> str:
         return (
