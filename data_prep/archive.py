@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import shutil
@@ -22,7 +21,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from tqdm import tqdm
 
-from data_prep.commands import run
+from data_prep.commands import plain_parser, run
 from slime_bench.errors import DataError, StorageError
 from slime_bench.paths import user_path
 from slime_bench.storage import alone
@@ -229,9 +228,7 @@ def _is_macs(name: str) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.archive", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser("archive", __doc__)
     parser.add_argument("file", type=user_path, help="a .tar.gz, .tgz, .tar or .zip")
     parser.add_argument("--out", type=user_path, required=True, help="the folder to make")
     args = parser.parse_args(arguments)

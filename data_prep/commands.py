@@ -38,16 +38,21 @@ def run(main: Callable[[list[str]], int]) -> int:
         return exit_code(mended)
 
 
+def plain_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The command line of `python -m data_prep.<name>`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m data_prep.{name}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
 def parser_of(name: str, description: str | None, out: str) -> argparse.ArgumentParser:
-    """The command line of `python -m data_prep.<name>`, with what every command takes that builds a data set.
+    """`plain_parser` with what every command takes that builds a data set.
 
     Args:
         out: an example for `--out`.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m data_prep.{name}", description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = plain_parser(name, description)
     add = parser.add_argument
     add("--out", type=user_path, help=f"the data set's folder, e.g. {out}")
     add("--work", type=user_path, help="where archives are unpacked (default: raw/ beside --out)")

@@ -9,7 +9,6 @@ github.com/salesforce/ALBEF. Vocabulary: vocab.txt of bert-base-uncased, from --
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import sys
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from data_prep.checkpoint import json_bytes, read_tensors, refuse_filled, write_model
-from data_prep.commands import run
+from data_prep.commands import plain_parser, run
 from slime_bench.backbones.hashes import sha256
 from slime_bench.backbones.load import blip_class, guarded
 from slime_bench.errors import BackboneError
@@ -72,11 +71,7 @@ _POSITIONS: Final = "text_encoder.embeddings.position_embeddings.weight"
 
 def main(arguments: list[str]) -> int:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.convert_albef",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = plain_parser("convert_albef", __doc__)
     parser.add_argument("--checkpoint", type=user_path, required=True, help="the authors' .pth file")
     parser.add_argument("--out", type=user_path, required=True, help="folder for the converted model; new or empty")
     parser.add_argument(

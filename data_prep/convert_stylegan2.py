@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from data_prep.checkpoint import json_bytes, read_tensors, refuse_filled, write_model
-from data_prep.commands import run
+from data_prep.commands import plain_parser, run
 from slime_bench.backbones.gan import KIND, Architecture
 from slime_bench.backbones.hashes import sha256
 from slime_bench.backbones.load import guarded
@@ -40,10 +40,7 @@ KERNELS: Final = r"convs\.\d+\.conv\.blur\.kernel|to_rgbs\.\d+\.upsample\.kernel
 
 def main(arguments: list[str]) -> int:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.convert_stylegan2", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = plain_parser("convert_stylegan2", __doc__)
     parser.add_argument("--checkpoint", type=user_path, required=True, help="the .pt file")
     parser.add_argument("--out", type=user_path, required=True, help="folder for the converted model; new or empty")
     args = parser.parse_args(arguments)

@@ -19,10 +19,11 @@ def choose_val(samples: Sequence[Sample], size: int = VAL_SIZE) -> list[str]:
 
     Among equals the generator (0, "val") decides. At least one sample is left for the support pool.
     """
-    from slime_bench.data.support import draw  # torch, which the builders' worker processes need not load
+    from slime_bench.data.support import permuted  # torch, which the builders' worker processes need not load
 
-    shown = [sum(count >= MIN_PIXELS for count in each.facts["pixels"][1:]) for each in samples]
-    drawn = draw([each.id for each in samples], shown, 0, "val")
+    shown = {each.id: sum(count >= MIN_PIXELS for count in each.facts["pixels"][1:]) for each in samples}
+    ids = sorted(shown)  # so that the order of the samples does not matter
+    drawn = sorted((ids[index] for index in permuted(len(ids), 0, "val")), key=lambda key: -shown[key])
     return drawn[: min(size, max(0, len(samples) - 1))]
 
 

@@ -41,21 +41,6 @@ def permuted(count: int, seed: int, purpose: str = "support") -> list[int]:
     return torch.randperm(count, generator=generator(seed, purpose)).tolist()
 
 
-def draw(ids: Sequence[str], shown: Sequence[int], seed: int, purpose: str = "support") -> list[str]:
-    """All `ids` in the order of the draw: those that show the most classes first, and within each number as permuted.
-
-    The permutation is of the sorted ids, so that the order in which they come does not matter. The first k are the set
-    of k shots: sets are nested.
-
-    Args:
-        shown: number of classes that each of `ids` shows. purpose: of the generator.
-    """
-    by_id = dict(zip(ids, shown, strict=True))
-    names = sorted(by_id)
-    order = first_choices(permuted(len(names), seed, purpose), len(names), EACH, lambda at: by_id[names[at]], -1)
-    return [names[index] for index in order]
-
-
 def first_choices(order: Sequence[int], shots: int, rule: str, shown: Callable[[int], int], complete: int) -> list[int]:
     """The first `shots` of a permuted pool, after the rule of `DataConfig.require_all_classes`; sets are nested.
 

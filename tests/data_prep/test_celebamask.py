@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.celebamask_hq.command import main
+from data_prep.celebamask_hq.__main__ import main
 from data_prep.celebamask_hq.files import (
     MAPPING,
     MASKS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.pascal_part.command import main
+from data_prep.pascal_part.__main__ import main
 from data_prep.pascal_part.rules import RULES
 from data_prep.split_lists import VAL_SIZE, committed
 from slime_bench.data.manifest import read_manifest
