@@ -7,7 +7,6 @@ jobs and recipe give the same bytes, whatever the number of processes, and howev
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from PIL import Image
 from data_prep.place import KINDS, RECORDS, SPLITS, BuildReport, finished, replaced, tidy
 from data_prep.processes import Job, faulty_sources, in_processes
 from slime_bench.data.label_maps import class_pixels
-from slime_bench.data.manifest import MANIFEST, pixels_sha256
+from slime_bench.data.manifest import MANIFEST, pixels_sha256, text_sha256
 from slime_bench.errors import DataError, SlimeBenchError, StorageError
 from slime_bench.storage import alone
 
@@ -136,7 +135,7 @@ def build(
         "classes": list(recipe.classes),
         "settings": json.loads(json.dumps(recipe.settings)),  # as a manifest holds them: tuples become lists
         "sources": recipe.sources,
-        "inputs": {"count": len(jobs), "sha256": _sha256("\n".join(job.key for job in jobs))},
+        "inputs": {"count": len(jobs), "sha256": text_sha256(job.key for job in jobs)},
     }
     building = out.with_name(f".{out.name}.building")
     try:
@@ -188,11 +187,11 @@ def _record_of(folder: Path, job: Job) -> dict[str, Any] | None:
         intact = all((folder / name).stat().st_size == size for name, (_, size) in record["files"].items())
     except (OSError, ValueError):
         return None
-    return dict(record) if intact and record["payload"] == _sha256(repr(job.payload)) else None
+    return dict(record) if intact and record["payload"] == repr(job.payload) else None
 
 
 def _record_file(folder: Path, key: str) -> Path:
-    return folder / RECORDS / f"{_sha256(key)[:32]}.json"
+    return folder / RECORDS / f"{text_sha256([key])[:32]}.json"
 
 
 @dataclass(frozen=True)
@@ -224,8 +223,7 @@ class _Task:
             facts = {**made.facts, "size": made.label.shape, "pixels": counts}
             samples.append({"split": made.split, "id": made.id, "facts": facts})
         dropped = [[each.split, each.what, each.reason] for each in results if isinstance(each, Dropped)]
-        payload = _sha256(repr(job.payload))
-        text = json.dumps({"payload": payload, "samples": samples, "files": files, "dropped": dropped})
+        text = json.dumps({"payload": repr(job.payload), "samples": samples, "files": files, "dropped": dropped})
         _record_file(self.folder, job.key).write_text(text, encoding="utf-8")
         return dict(json.loads(text))
 
@@ -304,7 +302,3 @@ def _manifest_text(manifest: Mapping[str, Any]) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()

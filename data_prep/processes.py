@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from slime_bench.data.verify import processors, progress_bar
@@ -29,24 +28,11 @@ class Job:
     Attributes:
         key: unique among the jobs, the same in every run; it names the job in messages.
         payload: what the work needs to know; picklable. A finished job counts, when a build is resumed, only if its
-            payload reads (`repr`) as it did then: put in a `stamp` of each source file.
+            payload reads (`repr`) as it did then: put in a `manifest.stamp` of each source file.
     """
 
     key: str
     payload: Any = None
-
-
-Stamp = tuple[int, int] | None
-"""Size and time of change (ns) of a source file; None where there is none."""
-
-
-def stamp(path: Path) -> Stamp:
-    """What tells whether a source file has come, gone or changed since; for the payload of a job."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 Result = TypeVar("Result")

@@ -13,7 +13,8 @@ from data_prep.pascal_part.files import BOXES, IMAGES, Entry, read_picture
 from data_prep.pascal_part.merge import check_parts
 from data_prep.pascal_part.regan import read_pair
 from data_prep.pascal_part.rules import FLAGGED, NO_FILE, NO_OBJECT, Crop, Refused, Rule, cut_out, judge
-from data_prep.processes import Job, Stamp, stamp
+from data_prep.processes import Job
+from slime_bench.data.manifest import Stamp, stamp
 from slime_bench.errors import SlimeBenchError
 
 KEPT = "kept"

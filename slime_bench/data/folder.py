@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from slime_bench.config.parts import Part
 from slime_bench.data.config import IN_MEMORY, SHOTS, SPLITS, SUPPORT, TEST, VAL, DataConfig
-from slime_bench.data.label_maps import check_same_classes, listing
+from slime_bench.data.label_maps import class_index, listing
 from slime_bench.data.manifest import (
     MANIFEST,
     file_sha256,
-    folder_sha256,
+    files_sha256,
     read_manifest,
     text_sha256,
 )
@@ -260,7 +260,13 @@ class FolderData(Part):
                     "the folder holds another subject", path=self.root, found=manifest["subject"],
                     expected=self.config.subject, remedy=f"correct `data.root`, or {self.how_to_get()}",
                 )  # fmt: skip
-            check_same_classes(self.classes, manifest["classes"])
+            for name in self.classes:
+                class_index(name, manifest["classes"])
+            if self.config.classes != manifest["classes"]:
+                raise ConfigError(
+                    "the class list differs from the data set's", path="data.classes", found=self.config.classes,
+                    expected=manifest["classes"], remedy="list all classes of the label maps, in their order",
+                )  # fmt: skip
 
     def fingerprint(self) -> str:
         """sha256 of the data set, the same for every number of shots and every seed, as one table's trials share it.
@@ -282,8 +288,7 @@ class FolderData(Part):
                 own = [file for pair in pairs for file in pair.files]
                 if folder == self.root / split and {file.relative_to(self.root).as_posix() for file in own} <= files:
                     continue
-                above = folder if all(file.is_relative_to(folder) for file in own) else folder.parent
-                parts.append(f"{title} {folder_sha256(above, own)}")
+                parts.append(f"{title} {files_sha256(own)}")
         parts += [f"{path.name} {file_sha256(path)}" for path in list_files(self.root, self.config)]
         return parts[0] if vouched and len(parts) == 1 else text_sha256(parts)
 

@@ -70,21 +70,6 @@ def class_index(name: str, classes: Sequence[str], *, path: str = "data.classes"
     )  # fmt: skip
 
 
-def check_same_classes(classes: Sequence[str], expected: Sequence[str]) -> None:
-    """Refuse class names that are not those of the data set's manifest, in their order.
-
-    Raises:
-        ConfigError: names the first unknown class and its nearest, or both lists.
-    """
-    for name in classes:
-        class_index(name, expected)
-    if list(classes) != list(expected):
-        raise ConfigError(
-            "the class list differs from the data set's", path="data.classes", found=list(classes),
-            expected=list(expected), remedy="list all classes of the label maps, in their order",
-        )  # fmt: skip
-
-
 def validate_colours(colours: Mapping[str, Sequence[int]], classes: Sequence[str]) -> dict[int, int]:
     """The table of `data.colours`: colour, 0xRRGGBB -> label.
 

@@ -114,16 +114,18 @@ def read_label(pair: Pair, classes: Sequence[str], colours: Mapping[int, int] | 
     """
     mask = read_annotation(pair)
     if mask.names:
-        return _by_name(mask, classes)
+        labels = {value: class_index(name, classes, path=str(mask.path)) for value, name in mask.names.items()}
+        return relabelled(mask.values, {**labels, IGNORE: IGNORE})
     mask = mask.by_colour() if colours else mask.by_index()
     label = _by_colour(mask, colours) if mask.coloured else mask.values
-    check_label(label, classes, pair.label)
+    strange = (label < 0) | ((label >= len(classes)) & (label != IGNORE))
+    if strange.any():
+        raise LabelError(
+            "label outside the classes", path=pair.label, found=counted(label[strange]),
+            expected=f"0..{len(classes) - 1} ({', '.join(classes)}) or {IGNORE} (ignore)",
+            remedy="name the missing classes in `data.classes`, or map these labels to a class or to 255",
+        )  # fmt: skip
     return label
-
-
-def _by_name(mask: Mask, classes: Sequence[str]) -> NDArray[np.int64]:
-    labels = {value: class_index(name, classes, path=str(mask.path)) for value, name in mask.names.items()}
-    return relabelled(mask.values, {**labels, IGNORE: IGNORE})
 
 
 def _by_colour(mask: Mask, colours: Mapping[int, int] | None) -> NDArray[np.int64]:
@@ -147,24 +149,6 @@ def _by_colour(mask: Mask, colours: Mapping[int, int] | None) -> NDArray[np.int6
             remedy="add the missing colours, or leave the background's out: every other colour is then background",
         )  # fmt: skip
     return relabelled(mask.values, colours)
-
-
-def check_label(label: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Refuse labels that are no class: every value must lie in 0..K-1 or be 255 (ignore).
-
-    Args:
-        label: int64 [H,W]. classes: the K class names. path: the file, for the message.
-
-    Raises:
-        LabelError: names the values, and how many pixels carry each.
-    """
-    strange = (label < 0) | ((label >= len(classes)) & (label != IGNORE))
-    if strange.any():
-        raise LabelError(
-            "label outside the classes", path=path, found=counted(label[strange]),
-            expected=f"0..{len(classes) - 1} ({', '.join(classes)}) or {IGNORE} (ignore)",
-            remedy="name the missing classes in `data.classes`, or map these labels to a class or to 255",
-        )  # fmt: skip
 
 
 def check_edges(label: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from slime_bench.data.config import (
 from slime_bench.data.folder import FolderData
 from slime_bench.data.label_maps import IGNORE, class_pixels, listing
 from slime_bench.data.layouts import Pair
-from slime_bench.data.manifest import file_sha256, folder_sha256, text_sha256
+from slime_bench.data.manifest import file_sha256, files_sha256, text_sha256
 from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.data.support import (
     Counts,
@@ -177,8 +176,7 @@ class SceneData(FolderData):
             index = self.index_file(name)
             files = {file for pair in found.pairs for file in (pair.image, pair.label)} - {index}
             said = file_sha256(index) if index.is_file() else ""
-            above = Path(os.path.commonpath([file.parent for file in files]))
-            parts.append(f"{name} {said} {folder_sha256(above, files)}")
+            parts.append(f"{name} {said} {files_sha256(files)}")
         lists = [] if self.config.support in BUILT_IN else list_files(self.root, self.config)
         return text_sha256([*parts, *(f"{path.name} {file_sha256(path)}" for path in lists)])
 
