@@ -66,11 +66,8 @@ def check_there(*downloads: Download) -> None:
 
 
 def opened(source: Path, work: Path, wanted: Wanted | None = None) -> Path:
-    """The folder that `source` is, or the one that the archive `source` holds, extracted once below `work`.
-
-    Raises:
-        DataError: `source` is missing, or see `extract`. StorageError: `work` cannot be written.
-    """
+    """The folder that `source` is, or the one that the archive `source` holds, extracted once below `work`; errors as
+    `extract`."""
     return source if source.is_dir() else extract(source, work / stem(source), wanted=wanted)
 
 

@@ -45,11 +45,7 @@ def read_tensors(path: Path, key: str, remedy: str, harmless: Sequence[type] = (
 
 
 def refuse_filled(out: Path) -> None:
-    """Refuse a folder for a converted model that has something in it.
-
-    Raises:
-        StorageError: it is a file, or not empty.
-    """
+    """Refuse (StorageError) a folder for a converted model that is a file, or not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StorageError(
             "the folder for the converted model is not empty", path=out,
@@ -58,11 +54,7 @@ def refuse_filled(out: Path) -> None:
 
 
 def write_model(out: Path, files: Mapping[str, bytes]) -> None:
-    """Write a model's files and their hashes; `config.json`, without which it is no model, comes last.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
+    """Write a model's files and their hashes; `config.json`, without which it is no model, comes last."""
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     others = {name: content for name, content in files.items() if name != "config.json"}
     for name, content in {**others, "sha256.json": json_bytes(hashes), "config.json": files["config.json"]}.items():

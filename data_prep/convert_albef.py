@@ -92,11 +92,8 @@ def main(arguments: list[str]) -> int:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth` file, those under its key `model` where it has one; see `read_tensors`.
-
-    Raises:
-        BackboneError: no such file, a torn one, one that asks for code to be run, or one without tensors.
-    """
+    """The tensors of a `.pth` file, those under its key `model` where it has one; BackboneError as `read_tensors`, or
+    without tensors."""
     remedy = "fetch the file again; of a model of your own, save the tensors alone: "
     tensors = read_tensors(path, "model", remedy + "torch.save({'model': model.state_dict()}, 'weights.pth')")
     if not tensors:
@@ -105,11 +102,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def check_network(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
-    """Refuse tensors that do not fill the network which `config` describes, and leave out none of them.
-
-    Raises:
-        BackboneError: tensors that are missing, of another shape or left over.
-    """
+    """Refuse tensors that do not fill the network which `config` describes, or of which some are left over."""
     from transformers import BlipConfig
 
     def empty() -> Any:
@@ -152,11 +145,7 @@ def read_vocabulary(path: Path, rows: int) -> list[str]:
 
 
 def write(out: Path, made: Conversion, config: Mapping[str, Any], words: list[str], checkpoint: Path) -> None:
-    """The folder; its `config.json`, without which it is no model, comes last.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
+    """Write the folder; see `write_model`."""
     from safetensors.torch import save
 
     tokenizer = {

@@ -70,11 +70,7 @@ def main(arguments: list[str]) -> int:
 
 
 def check_kernels(kernels: Mapping[str, Tensor]) -> None:
-    """Refuse blurs of another kind than [1,3,3,1], which the bench's network has.
-
-    Raises:
-        BackboneError: a kernel with other numbers.
-    """
+    """Refuse blurs of another kind than [1,3,3,1], which the bench's network has."""
     line = torch.tensor(BLUR) / sum(BLUR)
     for name, kernel in kernels.items():
         if kernel.shape != (4, 4) or not torch.allclose(kernel.float(), 4 * torch.outer(line, line), atol=1e-6):
@@ -82,11 +78,7 @@ def check_kernels(kernels: Mapping[str, Tensor]) -> None:
 
 
 def architecture(tensors: Mapping[str, Tensor]) -> Architecture:
-    """Sizes read off the tensors.
-
-    Raises:
-        BackboneError: tensors that a generator needs are missing.
-    """
+    """Sizes read off the tensors; BackboneError where some that a generator needs are missing."""
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in tensors or tensors[name].ndim != axes:

@@ -68,11 +68,8 @@ def read_annotation(pair: Pair) -> Mask:
 
 
 class _Canvas:
-    """A label map that is painted one part after the other, and remembers what each covers.
-
-    Args:
-        path: the file, for messages. size: (height, width). classes: their names in order of the value.
-    """
+    """A label map of `size` (H, W) that is painted one part after the other, and remembers what each covers. `classes`:
+    their names in order of the value."""
 
     def __init__(self, path: Path, size: tuple[int, int], classes: Iterable[str]) -> None:
         self.path = path
@@ -291,11 +288,7 @@ def _of_parts(pair: Pair) -> Mask:
 
 def _painted(path: Path) -> NDArray[np.bool_]:
     """Where the part is, bool [H,W], in a picture or array of two values: what is opaque in one with transparency,
-    otherwise what is neither 0 nor black.
-
-    Raises:
-        DataError, LabelError: as `read_mask`; more than two values, or none of the two is 0 or black.
-    """
+    otherwise what is neither 0 nor black."""
     values: NDArray[Any] | None = _layers(path)
     if values is None:
         mask = read_mask(path).by_colour()

@@ -99,11 +99,7 @@ def is_labelme(content: Any) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        DataError: a file that cannot be read, that is not UTF-8, or no JSON.
-    """
+    """What a JSON file holds; DataError for a file that cannot be read, that is not UTF-8, or no JSON."""
     try:
         return json.loads(read_text(path, DataError))
     except (ValueError, RecursionError) as error:
@@ -160,11 +156,7 @@ def find_image(content: CocoFile, image: Path, path: Path) -> CocoImage:
 
 
 def read_as(kind: type[T], path: Path, title: str) -> T:
-    """The content of a JSON file as its dataclass `kind`.
-
-    Raises:
-        DataError: a file that cannot be read; says where in the file it is something else.
-    """
+    """The content of a JSON file as its dataclass `kind`; a DataError says where in the file it is something else."""
     try:
         return TypeAdapter(kind).validate_json(read_text(path, DataError))
     except ValidationError as error:

@@ -134,11 +134,7 @@ def find_pairs(folder: Path) -> list[Pair]:
 
 def parts_of(masks: Sequence[Path], image: Path) -> tuple[tuple[str, Path], ...]:
     """(class name, file) of masks of which each holds one part of `image`: `car.wheel.png` or `car_wheel.png` for
-    `car.jpg`, `wheel/car.png`, or Label Studio's names.
-
-    Raises:
-        DataError: a file of another name.
-    """
+    `car.jpg`, `wheel/car.png`, or Label Studio's names; DataError for a file of another name."""
     parts = []
     for path in masks:
         names = [name for name in (label_studio(path), _part(_stem(path), _stem(image))) if name]

@@ -50,11 +50,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+    """The sha256 of a file's bytes, in hex; DataError where they cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

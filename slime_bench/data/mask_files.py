@@ -120,14 +120,7 @@ def _lossy(head: bytes) -> str | None:
 
 
 def picture_mask(picture: Image.Image, path: Path) -> Mask:
-    """The mask in a picture.
-
-    Args:
-        path: its file or name, for messages.
-
-    Raises:
-        LabelError: see `read_mask`.
-    """
+    """The mask in a picture, whose file or name is `path`; LabelError as `read_mask`."""
     turned = upright(picture)
     if turned.mode == "PA" or (turned.mode == "P" and "transparency" in turned.info):
         turned = turned.convert("RGBA")
@@ -144,11 +137,8 @@ def picture_mask(picture: Image.Image, path: Path) -> Mask:
 
 
 def _opaque(array: NDArray[np.uint8], path: Path) -> tuple[NDArray[np.uint8], int]:
-    """What is painted of a picture with an alpha channel, uint8 [H,W,C-1], and how many pixels are not.
-
-    Raises:
-        LabelError: half-transparent pixels, or black paint among transparent pixels, which would be one.
-    """
+    """What is painted of a picture with an alpha channel, uint8 [H,W,C-1], and how many pixels are not. Refused are
+    half-transparent pixels, and black paint among transparent pixels, which would be one."""
     paint, alpha = array[..., :-1], array[..., -1]
     soft = int(((alpha > 0) & (alpha < 255)).sum())
     if soft:
@@ -171,14 +161,8 @@ def _opaque(array: NDArray[np.uint8], path: Path) -> tuple[NDArray[np.uint8], in
 
 
 def array_mask(array: NDArray[Any], path: Path) -> Mask:
-    """The mask in an array: whole numbers [H,W] or [H,W,1], or uint8 colours [H,W,3].
-
-    Args:
-        path: its file or name, for messages.
-
-    Raises:
-        LabelError: an array of another kind, or numbers that are no index.
-    """
+    """The mask in an array, whose file or name is `path`: whole numbers [H,W] or [H,W,1], or uint8 colours [H,W,3];
+    LabelError for an array of another kind, or numbers that are no index."""
     form = f"an array {list(array.shape)} of {array.dtype}"
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -199,11 +183,7 @@ def array_mask(array: NDArray[Any], path: Path) -> Mask:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image as viewers show it.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """(height, width) of an image as viewers show it; DataError where it cannot be read."""
     try:
         with Image.open(path) as picture:
             width, height = upright(picture).size

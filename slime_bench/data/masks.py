@@ -153,11 +153,8 @@ def resolve(masks: Sequence[Mask], spec: ClassSpec, *, accept: bool = False) -> 
 
 
 def _by_own_names(masks: Sequence[Mask], spec: ClassSpec) -> tuple[list[Mask], ClassSpec]:
-    """Masks whose files name their classes, with one index for each name in all of them; others as they are.
-
-    Raises:
-        LabelError: only some of those that have classes name them; a name that `spec` lacks.
-    """
+    """Masks whose files name their classes, with one index for each name in all of them; others as they are. Refused
+    are masks of which only some name their classes, and a name that `spec` lacks."""
     named = [mask for mask in masks if mask.names]
     if not named:
         return list(masks), spec
@@ -189,11 +186,7 @@ def _by_own_names(masks: Sequence[Mask], spec: ClassSpec) -> tuple[list[Mask], C
 
 
 def _check_edges(mask: Mask, spec: ClassSpec) -> None:
-    """Refuse soft edges, and colours that are scattered about.
-
-    Raises:
-        LabelError.
-    """
+    """Refuse soft edges, and colours that are scattered about."""
     found = edges(mask.values, mask.coloured)
     soft = found.soft([*spec.values.values(), 0] if spec.values else None)
     if soft:
@@ -232,11 +225,7 @@ def _check_forms(masks: Sequence[Mask], spec: ClassSpec) -> None:
 
 
 def check_values(mask: Mask, labels: Mapping[int, int], names: Sequence[str], spec: ClassSpec) -> None:
-    """Refuse values of a mask that no class has.
-
-    Raises:
-        LabelError: names the values, and how many pixels carry each.
-    """
+    """Refuse values of a mask that no class has; the message names them, and how many pixels carry each."""
     strange = mask.values[~np.isin(mask.values, list(labels))]
     if not strange.size:
         return
@@ -270,11 +259,7 @@ def _nothing_painted(mask: Mask, pixels: Mapping[int, int], spec: ClassSpec) -> 
 
 
 def _check_odd(masks: Sequence[Mask], pixels: Mapping[int, int], labels: Mapping[int, int], spec: ClassSpec) -> None:
-    """Ask about what is seldom meant: white without a name, much that is ignored, no background at all.
-
-    Raises:
-        LabelError.
-    """
+    """Ask about what is seldom meant: white without a name, much that is ignored, no background at all."""
     total = sum(pixels.values())
     ignored = sum(count for value, count in pixels.items() if labels[value] == IGNORE)
     yes = "if it is right as it is, add --yes"
@@ -303,11 +288,8 @@ def _check_odd(masks: Sequence[Mask], pixels: Mapping[int, int], labels: Mapping
 
 
 def _proposed(masks: Sequence[Mask], spec: ClassSpec, accept: bool) -> ClassSpec:
-    """Names for colours of which nothing is said: the one along the border is the background.
-
-    Raises:
-        UnnamedColours: they are to be confirmed. LabelError: more colours than classes, or none along the border.
-    """
+    """Names for colours of which nothing is said: the one along the border is the background. Unless `accept`ed they
+    are to be confirmed; refused are more colours than classes, or none along the border."""
     values, counts = np.unique(np.concatenate([mask.values.ravel() for mask in masks]), return_counts=True)
     pixels = dict(sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda item: -item[1]))
     borders = {border_value(mask.values) for mask in masks}
@@ -341,10 +323,8 @@ def _colour_name(value: int) -> str:
 
 
 def _check_palettes(masks: Sequence[Mask], spec: ClassSpec) -> None:
-    """Refuse palettes that a program has numbered by itself.
-
-    GIMP's indexed mode and GIF number the colours of each file anew, and need not give black the index 0.
-    """
+    """Refuse palettes that a program has numbered by itself: GIMP's indexed mode and GIF number the colours of each
+    file anew, and need not give black the index 0."""
     owners: dict[int, tuple[int, Path]] = {}
     for mask in masks:
         used = [index for index in np.unique(mask.values).tolist() if index in mask.palette]

@@ -84,14 +84,7 @@ def _read(path: Path, side: int | None) -> Photo:
 
 
 def rgb(picture: Image.Image, path: Path = Path("image")) -> NDArray[np.uint8]:
-    """A picture as uint8 [H,W,3] RGB, see `read_image`.
-
-    Args:
-        path: its file, for messages.
-
-    Raises:
-        DataError: grey with more than 8 bits.
-    """
+    """A picture, whose file is `path`, as uint8 [H,W,3] RGB, see `read_image`; DataError for more than 8 bits of grey."""
     if not picture.mode.startswith(("I", "F")):
         return np.array(upright(picture).convert("RGB"))
     raise DataError(
@@ -152,22 +145,15 @@ def _by_colour(mask: Mask, colours: Mapping[int, int] | None) -> NDArray[np.int6
 
 
 def check_edges(label: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Refuse labels [H,W] between which an interpolation has put others: they are classes too, but not the pixels'.
-
-    Raises:
-        LabelError.
-    """
+    """Refuse (LabelError) labels [H,W] among which an interpolation has put others: classes too, but not the pixels'."""
     soft = edges(label, False).soft(range(len(classes)))
     if soft:
         raise soft_edges(Mask(path, label), soft)
 
 
 def check_size(pair: Pair, image: NDArray[np.uint8], label: NDArray[Any]) -> None:
-    """Refuse a label map [H,W] of another size than its image [H,W,3].
-
-    Raises:
-        LabelError: names both sizes; and the camera's orientation, where only that stands between them.
-    """
+    """Refuse a label map [H,W] of another size than its image [H,W,3]: a LabelError with both sizes, and the camera's
+    orientation where only that stands between them."""
     (height, width), (rows, columns) = image.shape[:2], label.shape
     if (height, width) == (rows, columns):
         return

@@ -118,10 +118,7 @@ def choose_support(
 
 def choose_val(ids: Sequence[str], size: int | None, seed: int, folder: Path) -> list[str]:
     """`size` of the validation `ids`, drawn by the generator (seed, "val"), in their own order; all of them for None.
-
-    Raises:
-        DataError: there are fewer, or none at all.
-    """
+    DataError where there are fewer, or none at all."""
     if len(ids) < (size or 1):
         raise DataError(
             "too few validation images", path=folder, found=f"{len(ids)} that are not support images",
@@ -167,11 +164,8 @@ def follows_list(config: DataConfig) -> bool:
 
 
 def list_file(root: Path, config: DataConfig, shots: int) -> Path | None:
-    """The file of support ids that a trial follows; None where they are fixed, taken in order or drawn.
-
-    Raises:
-        DataError: the list that `config.support` names is not there.
-    """
+    """The file of support ids that a trial follows, None where they are fixed, taken in order or drawn; DataError where
+    the list that `config.support` names is not there."""
     if not follows_list(config):
         return None
     folder = root / LISTS

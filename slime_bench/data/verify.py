@@ -178,11 +178,7 @@ def ensure_verified(splits: Mapping[str, FolderDataset], root: Path) -> None:
 
 
 def verified(splits: Mapping[str, FolderDataset], root: Path, *, fresh: bool = False) -> VerifyReport:
-    """The report of `verify_splits`, remembered where the data set is usable and no file has changed since.
-
-    Args:
-        fresh: do not trust what is remembered.
-    """
+    """The report of `verify_splits`, remembered (unless `fresh`) of a usable data set of which no file has changed."""
     state = _state(root, splits)
     remembered = None if fresh else _recall(root, state)
     if remembered is not None:

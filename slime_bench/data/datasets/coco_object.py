@@ -95,13 +95,8 @@ class Instances:
         return {self._label_of[each.category_id] for each in self._objects.get(photo.id, [])}
 
     def label(self, photo: CocoImage, rules: CocoConfig) -> NDArray[np.uint8]:
-        """The label map of an image by `overlap`, `crowd` and `polygons`, uint8 [H,W]: 0 where no object is.
-
-        Crowd regions come first, so that single objects lie above them.
-
-        Raises:
-            LabelError: see `region_of`.
-        """
+        """The label map of an image by `overlap`, `crowd` and `polygons`, uint8 [H,W]: 0 where no object is. Crowd
+        regions come first, so that single objects lie above them. LabelError as `region_of`."""
         label = np.zeros((photo.height, photo.width), np.uint8)
         objects = sorted(self._objects.get(photo.id, []), key=lambda each: not each.iscrowd)  # stable
         if rules.overlap == "smaller":
@@ -163,11 +158,7 @@ class CocoData(SceneData):
         return self._label_folder(name).is_dir() and (self.root / name).is_dir()
 
     def read_split(self, name: str) -> FolderDataset:
-        """The images of the annotation file, in order of their names; with prepared label maps those of the folder.
-
-        Raises:
-            DataError: annotations, images or label maps are missing or faulty.
-        """
+        """The images of the annotation file, in order of their names; with prepared label maps those of the folder."""
         pictures = files_by_stem(self.root / name, IMAGE_SUFFIXES)
         if self.config.label_maps is not None:
             folder = self._label_folder(name)

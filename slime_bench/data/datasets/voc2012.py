@@ -35,11 +35,7 @@ class VocData(SceneData):
         return self.base / LISTS / f"{name}.txt"
 
     def read_split(self, name: str) -> FolderDataset:
-        """The images of a list, in its order.
-
-        Raises:
-            DataError: the list, a folder or a file is missing.
-        """
+        """The images of a list, in its order; DataError where the list, a folder or a file is missing."""
         names = read_list(self.index_file(name), remedy=self.how_to_get())
         pictures = files_by_stem(self.base / PICTURES, IMAGE_SUFFIXES)
         labels = files_by_stem(self.base / LABELS, (".png",))
