@@ -84,7 +84,7 @@ def _read(path: Path, side: int | None) -> Photo:
 
 
 def rgb(picture: Image.Image, path: Path = Path("image")) -> NDArray[np.uint8]:
-    """A picture, whose file is `path`, as uint8 [H,W,3] RGB, see `read_image`; DataError for more than 8 bits of grey."""
+    """A picture, of the file `path`, as uint8 [H,W,3] RGB, see `read_image`; DataError for grey of more than 8 bits."""
     if not picture.mode.startswith(("I", "F")):
         return np.array(upright(picture).convert("RGB"))
     raise DataError(
@@ -145,7 +145,7 @@ def _by_colour(mask: Mask, colours: Mapping[int, int] | None) -> NDArray[np.int6
 
 
 def check_edges(label: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Refuse (LabelError) labels [H,W] among which an interpolation has put others: classes too, but not the pixels'."""
+    """Refuse (LabelError) labels [H,W] among which interpolation has put others: classes too, but not the pixels'."""
     soft = edges(label, False).soft(range(len(classes)))
     if soft:
         raise soft_edges(Mask(path, label), soft)
