@@ -13,7 +13,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -143,20 +142,13 @@ def build(
             if (report := finished(out, head, force)) is not None:
                 return report
             records = _finished_jobs(building, head, jobs)
-            errors: dict[str, SlimeBenchError] = {}
             resumed = len(records)
             missing = [job for job in jobs if job.key not in records]
             task = _Task(work, building, len(recipe.classes))
-            with closing(in_processes(task, missing, workers, title=recipe.name, done=resumed)) as results:
-                for job, result in results:
-                    if isinstance(result, SlimeBenchError):
-                        errors[job.key] = result
-                    else:
-                        records[job.key] = result
-            errors = {job.key: errors[job.key] for job in jobs if job.key in errors}
+            made, errors = in_processes(task, missing, workers, recipe.name, resumed)
+            records |= made
             if errors and faulty == "stop":
-                lines = [f"{each.path or key}: {each.summary} ({each.found})" for key, each in errors.items()]
-                raise faulty_sources(lines, len(jobs))
+                raise faulty_sources(errors, len(jobs))
             manifest = _complete(building, recipe, head, [records[j.key] for j in jobs if j.key in records], errors)
             if out.exists():
                 out.rename(replaced(out))
@@ -196,18 +188,15 @@ def _record_file(folder: Path, key: str) -> Path:
 
 @dataclass(frozen=True)
 class _Task:
-    """Writes the samples of a job below `folder`, then its record, which it returns, or the error of a faulty source.
-    Runs in a worker process."""
+    """Writes the samples of a job below `folder`, then its record, which it returns. Runs in a worker process."""
 
     work: Work
     folder: Path
     num_classes: int
 
-    def __call__(self, job: Job) -> dict[str, Any] | SlimeBenchError:
+    def __call__(self, job: Job) -> dict[str, Any]:
         try:
             results = self.work(job)
-        except SlimeBenchError as error:
-            return error
         except Exception as error:
             error.add_note(f"while preparing {job.key}")
             raise

@@ -8,8 +8,8 @@ The licence forbids to pass its images on: keep what is made here to yourself.
 
 from __future__ import annotations
 
-import functools
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,31 +62,24 @@ def main(arguments: list[str]) -> int:
         settings={"merge": args.merge, "size": args.size, "limit": args.limit},
         sources={"root": args.root.name},
     )
-    make = functools.partial(make_face, root=folder, order=args.merge, size=args.size)
+    make = partial(make_face, root=folder, order=args.merge, size=args.size)
     print_report(build(args.out, recipe, jobs, make, workers=args.workers, faulty=args.faulty, force=args.force))
     return 0
 
 
-def compare(jobs: list[Job], root: Path, size: int, workers: int) -> list[str]:
+def compare(jobs: list[Job], root: Path, size: int, workers: int) -> dict[str, SlimeBenchError]:
     """Print the pixels per class of all faces under each painting order; what is wrong with faulty ones comes back."""
     from rich.table import Table
 
-    total = np.zeros((len(PAINTING), len(CLASSES)), np.int64)
-    faulty = []
-    count = functools.partial(count_face, root=root, size=size)
-    for job, counts in in_processes(count, jobs, workers, title="comparing orders"):
-        if isinstance(counts, SlimeBenchError):
-            faulty.append(f"{job.key}: {counts.summary} ({counts.path}: {counts.found})")
-        else:
-            total += counts
-    faces = len(jobs) - len(faulty)
-    table = Table("class", title=f"pixels of {faces} faces by painting order (difference from slime)")
+    counts, faulty = in_processes(partial(count_face, root=root, size=size), jobs, workers, "comparing orders")
+    total = sum(counts.values(), np.zeros((len(PAINTING), len(CLASSES)), np.int64))
+    table = Table("class", title=f"pixels of {len(counts)} faces by painting order (difference from slime)")
     for name in PAINTING:
         table.add_column(name, justify="right")
     for name, (first, *others) in zip(CLASSES, total.T.tolist(), strict=True):
         table.add_row(name, str(first), *(f"{each} ({each - first:+d})" for each in others))
     stdout_console().print(table)
-    return sorted(faulty)
+    return faulty
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from data_prep.split_lists import choose_val, committed
 from slime_bench.data.class_table import stdout_console
 from slime_bench.data.layouts import REGAN_IMAGES, find_pairs
 from slime_bench.data.manifest import text_sha256
-from slime_bench.errors import DataError, SlimeBenchError
+from slime_bench.errors import DataError
 from slime_bench.paths import user_path
 
 RECOVERED = ("slime_lab-1", "slime_lab-10", "slime_lab-val")
@@ -138,14 +138,10 @@ def _compare(args: argparse.Namespace, rules: Mapping[str, Rule], splits: Sequen
     """The crop rules side by side: what each would keep and drop of the lists, without writing anything."""
     from rich.table import Table
 
-    counts: Counter[tuple[str, str, str]] = Counter()
-    faulty: list[str] = []
     count = partial(count_verdicts, subject=args.subject, rules=rules)
-    for job, found in in_processes(count, jobs, args.workers, title=f"comparing {', '.join(rules)}"):
-        if isinstance(found, SlimeBenchError):
-            faulty.append(f"{found.path}: {found.summary} ({found.found})")
-            found = Counter((job.payload.split, name, UNREADABLE) for name in rules)
-        counts += found
+    found, faulty = in_processes(count, jobs, args.workers, f"comparing {', '.join(rules)}")
+    unreadable = Counter((job.payload.split, name, UNREADABLE) for job in jobs if job.key in faulty for name in rules)
+    counts = sum(found.values(), unreadable)
     console = stdout_console()
     names = {"support": f"{args.subject}_train (support and val)", "test": f"{args.subject}_val (test)"}
     for split in splits:
@@ -160,7 +156,7 @@ def _compare(args: argparse.Namespace, rules: Mapping[str, Rule], splits: Sequen
     console.print("Objects of the class, and whole images where the line says so; an object that fails several tests")
     console.print("counts under the first. The rule slime_lab loses overlaps: its intersections are modulo 256.")
     if faulty and args.faulty == "stop":
-        raise faulty_sources(sorted(faulty), len(jobs))
+        raise faulty_sources(faulty, len(jobs))
     return 0
 
 

@@ -384,5 +384,5 @@ def test_the_comparison_counts_and_writes_nothing(own: Path, tmp_path: Path, com
     assert {each.name for each in tmp_path.iterdir()} == {"données à moi"}
     truncate(own / MASKS / "0" / "00003_skin.png")
     code, printed, said = command(own, "--compare-merges")
-    assert code == 2 and f"of {FACES - 1} faces" in printed and "00003: cannot read the mask" in said
+    assert code == 2 and f"of {FACES - 1} faces" in printed and "00003_skin.png: cannot read the mask" in said
     assert command(own, "--compare-merges", "--faulty", "skip")[0] == 0
