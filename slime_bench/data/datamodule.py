@@ -209,13 +209,6 @@ class SupportBatches(Sampler[list[Any]]):
         """Start the next iteration at Lightning epoch `epoch`, counted from 0."""
         self.epoch = epoch
 
-    def one_pass(self, number: int) -> list[Any]:
-        """The items of the pass with this logical epoch."""
-        if self.seed is None:
-            return list(range(self.count))
-        keyed = generator(self.seed, "order", number)
-        return [(index, number) for index in torch.randperm(self.count, generator=keyed).tolist()]
-
     def __iter__(self) -> Iterator[list[Any]]:
         # Settled when the first batch is asked for: a loader with workers opens two iterators and uses the second.
         first, self._first = self._first, 0
@@ -223,7 +216,10 @@ class SupportBatches(Sampler[list[Any]]):
 
     def _batches(self) -> Iterator[list[Any]]:
         for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
-            items = self.one_pass(number)
+            items: list[Any] = list(range(self.count))
+            if self.seed is not None:
+                order = torch.randperm(self.count, generator=generator(self.seed, "order", number))
+                items = [(index, number) for index in order.tolist()]
             for start in range(0, self.count, self.size):
                 yield items[start : start + self.size]
 

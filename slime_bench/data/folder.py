@@ -138,9 +138,9 @@ class FolderData(Part):
         if listed is not None:
             return self._train_side.select(read_list(listed, self._train_side.ids))
         split = self.split(VAL)
-        support = set(self.support_ids) if self._list is not None else set()
-        ids = [key for key in split.ids if key not in support]
-        return split.select(choose_val(ids, self.config.val_size, self.seed, split.folder))
+        taken = {pair.image for pair in self._source.select(self.support_ids).pairs}
+        ids = [pair.id for pair in split.pairs if pair.image not in taken]
+        return split.select(choose_val(ids, self.config.val_size, self.seed, self.split_path(VAL)))
 
     @cached_property
     def test(self) -> FolderDataset:

@@ -310,18 +310,18 @@ def _coco_pairs(folder: Path, path: Path) -> list[Pair]:
     for photo in file.annotated():
         tails = [Path(*photo.parts[-1:]), Path(*[part for part in photo.parts[-2:] if part != ".."])]
         found = sorted({place / tail for place in places for tail in tails if (place / tail).is_file()})
-        pair = Pair(_stem(found[0]), found[0], path) if found else None
-        if pair is None:
+        if not found:
             missing.append(photo.file_name)
-        elif len(found) > 1 or pair.id in pairs:
-            both = [*found, *([pairs[pair.id].image] if pair.id in pairs else [])]
+            continue
+        stem = _stem(found[0])
+        both = [*found, *([pairs[stem].image] if stem in pairs else [])]
+        if len(both) > 1:
             raise DataError(
                 "two images share one name", path=folder,
                 found=listing([each.relative_to(folder).as_posix() for each in both]),
                 expected="one image of each name", remedy="remove or rename one of the two, in the annotations as well",
             )  # fmt: skip
-        else:
-            pairs[pair.id] = pair
+        pairs[stem] = Pair(stem, found[0], path)
     if missing or not pairs:
         raise DataError(
             f"{len(missing)} annotated image(s) are not there" if missing else "no image is annotated", path=path,

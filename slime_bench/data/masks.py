@@ -133,11 +133,11 @@ def resolve(masks: Sequence[Mask], spec: ClassSpec, *, accept: bool = False) -> 
     masks = [mask.by_colour() if spec.coloured else mask.by_index() for mask in masks]
     for mask in masks:
         _check_edges(mask, spec)
-    if not spec.values and all(mask.coloured for mask in masks):
-        spec = _proposed(masks, spec, accept)
-    _check_forms(masks, spec)
     values, counts = np.unique(np.concatenate([mask.values.ravel() for mask in masks]), return_counts=True)
     pixels = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    if not spec.values and all(mask.coloured for mask in masks):
+        spec = _proposed(masks, pixels, accept)
+    _check_forms(masks, spec)
     names, labels = _named(spec) if spec.values else _numbered(masks[0].path, pixels)
     for mask in masks:
         check_values(mask, labels, names, spec)
@@ -287,11 +287,10 @@ def _check_odd(masks: Sequence[Mask], pixels: Mapping[int, int], labels: Mapping
         )  # fmt: skip
 
 
-def _proposed(masks: Sequence[Mask], spec: ClassSpec, accept: bool) -> ClassSpec:
+def _proposed(masks: Sequence[Mask], pixels: Mapping[int, int], accept: bool) -> ClassSpec:
     """Names for colours of which nothing is said: the one along the border is the background. Unless `accept`ed they
     are to be confirmed; refused are more colours than classes, or none along the border."""
-    values, counts = np.unique(np.concatenate([mask.values.ravel() for mask in masks]), return_counts=True)
-    pixels = dict(sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda item: -item[1]))
+    pixels = dict(sorted(pixels.items(), key=lambda item: -item[1]))
     borders = {border_value(mask.values) for mask in masks}
     background = borders.pop()
     if len(pixels) > MOST or background is None or borders:

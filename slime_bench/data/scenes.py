@@ -32,7 +32,6 @@ from slime_bench.data.support import (
     Example,
     authors_support,
     check_ids,
-    choose_val,
     draw_per_class,
     list_files,
     permuted,
@@ -136,16 +135,13 @@ class SceneData(FolderData):
 
     @cached_property
     def val(self) -> FolderDataset:
-        split, path = self.split(VAL), self.split_path(VAL)
-        if path == self.split_path(TEST):
+        if self.split_path(VAL) == self.split_path(TEST):
             raise ConfigError(
                 "validation on the test images", path="data.splits.val", found=self.config.splits[VAL],
                 expected="another list than that of the test split",
                 remedy=f"data.splits.val={self.config.splits[SUPPORT]}, or data.validation=none",
             )  # fmt: skip
-        support = set(self.support_ids)
-        ids = [key for key in split.ids if key not in support]
-        return split.select(choose_val(ids, self.config.val_size, self.seed, path))
+        return super().val
 
     # --- the files
 
