@@ -22,11 +22,9 @@ from torch import Tensor
 
 from data_prep.checkpoint import json_bytes, read_tensors, refuse_filled, write_model
 from data_prep.commands import plain_parser, run
-from slime_bench.backbones.hashes import sha256
 from slime_bench.backbones.load import blip_class, guarded
 from slime_bench.errors import BackboneError
 from slime_bench.paths import user_path
-from slime_bench.storage import ordered
 
 BERT: Final = ("google-bert/bert-base-uncased", "bert-base-uncased")
 """Where the hub keeps, or kept, the vocabulary."""
@@ -85,7 +83,11 @@ def main(arguments: list[str]) -> int:
     words = read_vocabulary(args.vocab or cached_vocabulary(), config["text_config"]["vocab_size"])
     config["text_config"] |= {f"{role}_token_id": words.index(token) for role, token in _ROLES.items()}
     check_network(made.tensors, config, args.checkpoint)
-    write(args.out, made, config, words, args.checkpoint)
+    length = config["text_config"]["max_position_embeddings"]
+    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": length}
+    more = {"vocab.txt": ("\n".join(words) + "\n").encode(), "tokenizer_config.json": json_bytes(tokenizer)}
+    said = {"used": made.used, "dropped": made.dropped}
+    write_model(args.out, parser.prog, args.checkpoint, made.tensors, config, said, **more)
     print(f"{len(made.used)} tensors used, {len(made.dropped)} dropped (see {args.out / 'conversion.json'})")
     print(f"use it with backbone=albef backbone.weights={args.out.resolve()}")
     return 0
@@ -142,32 +144,6 @@ def read_vocabulary(path: Path, rows: int) -> list[str]:
             remedy=f"hf download {BERT[0]} vocab.txt where there is a connection, or name that file with --vocab",
         )
     return words
-
-
-def write(out: Path, made: Conversion, config: Mapping[str, Any], words: list[str], checkpoint: Path) -> None:
-    """Write the folder; see `write_model`."""
-    from safetensors.torch import save
-
-    tokenizer = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": True,
-        "model_max_length": config["text_config"]["max_position_embeddings"],
-    }
-    manifest = {
-        "made_by": "python -m data_prep.convert_albef",
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": sha256(checkpoint),
-        "used": made.used,
-        "dropped": made.dropped,
-    }
-    files = {
-        "model.safetensors": ordered(save(made.tensors)),
-        "vocab.txt": ("\n".join(words) + "\n").encode(),
-        "tokenizer_config.json": json_bytes(tokenizer),
-        "conversion.json": json_bytes(manifest),
-        "config.json": json_bytes(config),
-    }
-    write_model(out, files)
 
 
 @dataclass

@@ -18,18 +18,15 @@ from collections.abc import Mapping
 from typing import Final
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from data_prep.checkpoint import json_bytes, read_tensors, refuse_filled, write_model
+from data_prep.checkpoint import read_tensors, refuse_filled, write_model
 from data_prep.commands import plain_parser, run
 from slime_bench.backbones.gan import KIND, Architecture
-from slime_bench.backbones.hashes import sha256
 from slime_bench.backbones.load import guarded
 from slime_bench.backbones.stylegan2 import BLUR, Generator
 from slime_bench.errors import BackboneError
 from slime_bench.paths import user_path
-from slime_bench.storage import ordered
 
 EXPORT: Final = (
     "rosinality's convert_weight.py turns one of NVIDIA's .pkl, which is code, into a .pt of numbers; of a model of"
@@ -54,16 +51,9 @@ def main(arguments: list[str]) -> int:
     with torch.device("meta"):
         network = Generator(sizes)
     guarded("checkpoint", args.checkpoint, lambda: network.load_state_dict(tensors, assign=True))
-    manifest = {
-        "made_by": "python -m data_prep.convert_stylegan2", "checkpoint": args.checkpoint.name,
-        "checkpoint_sha256": sha256(args.checkpoint), "used": sorted(tensors), "dropped": sorted(dropped),
-    }  # fmt: skip
-    files = {
-        "model.safetensors": ordered(save(tensors)),
-        "conversion.json": json_bytes(manifest),
-        "config.json": json_bytes({"model_type": KIND, **dataclasses.asdict(sizes)}),
-    }
-    write_model(args.out, files)
+    said = {"used": sorted(tensors), "dropped": sorted(dropped)}
+    config = {"model_type": KIND, **dataclasses.asdict(sizes)}
+    write_model(args.out, parser.prog, args.checkpoint, tensors, config, said)
     print(f"{len(tensors)} tensors of a generator of {sizes.size} pixels; {len(dropped)} blur kernels dropped")
     print(f"use it with method=regan backbone=stylegan2 backbone.weights={args.out.resolve()}")
     return 0
