@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import shutil
@@ -22,14 +21,15 @@ from typing import IO, Any, Final, NamedTuple
 
 from tqdm import tqdm
 
-from data_prep.commands import run, storage_error
-from slime_bench.errors import DataError
+from data_prep.commands import plain_parser, run
+from slime_bench.errors import DataError, StorageError
 from slime_bench.paths import user_path
 from slime_bench.storage import alone
 
 MAX_FILES: Final = 2_000_000
 MAX_BYTES: Final = 64 << 30
-"""Ten times what the largest of the data sets holds: CelebAMask-HQ has 400,000 files, VOC2010 1.3 GB."""
+"""What an archive may hold, and declare; no more than that is read. Ten times what the largest of the data sets holds:
+CelebAMask-HQ has 400,000 files, VOC2010 1.3 GB."""
 
 RECORD: Final = ".extracted.json"
 """Written into the extracted folder before it gets its name: which archive it is of, so that it need not be again."""
@@ -66,11 +66,8 @@ def check_there(*downloads: Download) -> None:
 
 
 def opened(source: Path, work: Path, wanted: Wanted | None = None) -> Path:
-    """The folder that `source` is, or the one that the archive `source` holds, extracted once below `work`.
-
-    Raises:
-        DataError: `source` is missing, or see `extract`. StorageError: `work` cannot be written.
-    """
+    """The folder that `source` is, or the one that the archive `source` holds, extracted once below `work`; errors as
+    `extract`."""
     return source if source.is_dir() else extract(source, work / stem(source), wanted=wanted)
 
 
@@ -80,14 +77,7 @@ def stem(archive: Path) -> str:
     return archive.name[: len(archive.name) - len(suffix)] or archive.name
 
 
-def extract(
-    archive: Path,
-    into: Path,
-    *,
-    wanted: Wanted | None = None,
-    max_files: int = MAX_FILES,
-    max_bytes: int = MAX_BYTES,
-) -> Path:
+def extract(archive: Path, into: Path, *, wanted: Wanted | None = None) -> Path:
     """Extract `archive` to the folder `into`, which appears when it is whole, and return `into`.
 
     Where `into` already is an extraction of this archive (same name, size and time), nothing is done; that of another
@@ -97,8 +87,6 @@ def extract(
         archive: `.tar.gz`, `.tgz`, `.tar` or `.zip`; its content decides, not the name.
         into: the folder to make.
         wanted: chooses files by their path in the archive (`CelebAMask-HQ/CelebA-HQ-img/0.jpg`); None takes all.
-        max_files: members that the archive may hold.
-        max_bytes: bytes that its files may have, as declared; no more than that is read.
 
     Raises:
         DataError: the archive is missing, cut off, damaged, encrypted, of another kind, too large, or has a member that
@@ -130,7 +118,7 @@ def extract(
             shutil.rmtree(building, ignore_errors=True)  # of a command that was killed: nobody else is at work
             try:
                 building.mkdir()
-                _extract_all(archive, building, wanted, max_files, max_bytes)
+                _extract_all(archive, building, wanted)
                 (building / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
                 if into.exists():
                     shutil.rmtree(into)
@@ -138,11 +126,11 @@ def extract(
             finally:
                 shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
-        raise storage_error(error, error.filename or into) from error
+        raise StorageError.of(error, error.filename or into, "--out") from error
     return into
 
 
-def _extract_all(archive: Path, folder: Path, wanted: Wanted | None, max_files: int, max_bytes: int) -> None:
+def _extract_all(archive: Path, folder: Path, wanted: Wanted | None) -> None:
     count = declared = taken = 0
     name = ""
     with archive.open("rb") as raw:
@@ -154,11 +142,11 @@ def _extract_all(archive: Path, folder: Path, wanted: Wanted | None, max_files: 
         ) as file:  # fmt: skip
             for member in (_zip_members if head.startswith(b"PK") else _tar_members)(file, folder):
                 name, count, declared = member.name, count + 1, declared + member.size
-                if count > max_files or declared > max_bytes:
+                if count > MAX_FILES or declared > MAX_BYTES:
                     raise DataError(
                         "the archive is too large", path=archive,
                         found=f"{count} members with {declared} bytes up to {name}",
-                        expected=f"at most {max_files} members with {max_bytes} bytes",
+                        expected=f"at most {MAX_FILES} members with {MAX_BYTES} bytes",
                         remedy="look at it, unpack it yourself, and name the folder",
                     )  # fmt: skip
                 if not _is_macs(name) and member.is_file and (wanted is None or wanted(name)):
@@ -229,9 +217,7 @@ def _is_macs(name: str) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.archive", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser("archive", __doc__)
     parser.add_argument("file", type=user_path, help="a .tar.gz, .tgz, .tar or .zip")
     parser.add_argument("--out", type=user_path, required=True, help="the folder to make")
     args = parser.parse_args(arguments)

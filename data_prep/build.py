@@ -7,14 +7,12 @@ jobs and recipe give the same bytes, whatever the number of processes, and howev
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +20,11 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from data_prep.commands import storage_error
 from data_prep.place import KINDS, RECORDS, SPLITS, BuildReport, finished, replaced, tidy
 from data_prep.processes import Job, faulty_sources, in_processes
 from slime_bench.data.label_maps import class_pixels
-from slime_bench.data.manifest import MANIFEST, pixels_sha256
-from slime_bench.errors import DataError, SlimeBenchError
+from slime_bench.data.manifest import MANIFEST, pixels_sha256, text_sha256
+from slime_bench.errors import DataError, SlimeBenchError, StorageError
 from slime_bench.storage import alone
 
 VERSION: Final = 1
@@ -98,7 +95,7 @@ class Recipe:
     classes: tuple[str, ...]
     settings: dict[str, Any]
     sources: dict[str, str]
-    splits: Callable[[list[Sample]], Mapping[str, Sequence[str]]]
+    splits: Callable[[list[Sample]], Mapping[str, Sequence[str]]] = lambda samples: {}
     assign: Callable[[list[Sample]], Mapping[str, str]] = lambda samples: {}
 
 
@@ -137,7 +134,7 @@ def build(
         "classes": list(recipe.classes),
         "settings": json.loads(json.dumps(recipe.settings)),  # as a manifest holds them: tuples become lists
         "sources": recipe.sources,
-        "inputs": {"count": len(jobs), "sha256": _sha256("\n".join(job.key for job in jobs))},
+        "inputs": {"count": len(jobs), "sha256": text_sha256(job.key for job in jobs)},
     }
     building = out.with_name(f".{out.name}.building")
     try:
@@ -145,27 +142,20 @@ def build(
             if (report := finished(out, head, force)) is not None:
                 return report
             records = _finished_jobs(building, head, jobs)
-            errors: dict[str, SlimeBenchError] = {}
             resumed = len(records)
             missing = [job for job in jobs if job.key not in records]
             task = _Task(work, building, len(recipe.classes))
-            with closing(in_processes(task, missing, workers, title=recipe.name, done=resumed)) as results:
-                for job, result in results:
-                    if isinstance(result, SlimeBenchError):
-                        errors[job.key] = result
-                    else:
-                        records[job.key] = result
-            errors = {job.key: errors[job.key] for job in jobs if job.key in errors}
+            made, errors = in_processes(task, missing, workers, recipe.name, resumed)
+            records |= made
             if errors and faulty == "stop":
-                lines = [f"{each.path or key}: {each.summary} ({each.found})" for key, each in errors.items()]
-                raise faulty_sources(lines, len(jobs))
+                raise faulty_sources(errors, len(jobs))
             manifest = _complete(building, recipe, head, [records[j.key] for j in jobs if j.key in records], errors)
             if out.exists():
                 out.rename(replaced(out))
             building.rename(out)
             tidy(out)
     except OSError as error:
-        raise storage_error(error, error.filename or out) from error
+        raise StorageError.of(error, error.filename or out, "--out") from error
     return BuildReport(out, manifest, len(jobs) - resumed, resumed, time.monotonic() - began)
 
 
@@ -189,27 +179,24 @@ def _record_of(folder: Path, job: Job) -> dict[str, Any] | None:
         intact = all((folder / name).stat().st_size == size for name, (_, size) in record["files"].items())
     except (OSError, ValueError):
         return None
-    return dict(record) if intact and record["payload"] == _sha256(repr(job.payload)) else None
+    return dict(record) if intact and record["payload"] == repr(job.payload) else None
 
 
 def _record_file(folder: Path, key: str) -> Path:
-    return folder / RECORDS / f"{_sha256(key)[:32]}.json"
+    return folder / RECORDS / f"{text_sha256([key])[:32]}.json"
 
 
 @dataclass(frozen=True)
 class _Task:
-    """Writes the samples of a job below `folder`, then its record, which it returns, or the error of a faulty source.
-    Runs in a worker process."""
+    """Writes the samples of a job below `folder`, then its record, which it returns. Runs in a worker process."""
 
     work: Work
     folder: Path
     num_classes: int
 
-    def __call__(self, job: Job) -> dict[str, Any] | SlimeBenchError:
+    def __call__(self, job: Job) -> dict[str, Any]:
         try:
             results = self.work(job)
-        except SlimeBenchError as error:
-            return error
         except Exception as error:
             error.add_note(f"while preparing {job.key}")
             raise
@@ -225,8 +212,7 @@ class _Task:
             facts = {**made.facts, "size": made.label.shape, "pixels": counts}
             samples.append({"split": made.split, "id": made.id, "facts": facts})
         dropped = [[each.split, each.what, each.reason] for each in results if isinstance(each, Dropped)]
-        payload = _sha256(repr(job.payload))
-        text = json.dumps({"payload": payload, "samples": samples, "files": files, "dropped": dropped})
+        text = json.dumps({"payload": repr(job.payload), "samples": samples, "files": files, "dropped": dropped})
         _record_file(self.folder, job.key).write_text(text, encoding="utf-8")
         return dict(json.loads(text))
 
@@ -305,7 +291,3 @@ def _manifest_text(manifest: Mapping[str, Any]) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()

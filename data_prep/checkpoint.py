@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
+from slime_bench.backbones.hashes import sha256
 from slime_bench.errors import BackboneError, StorageError
-from slime_bench.storage import write_atomic
+from slime_bench.storage import ordered, write_atomic
 
 
 def read_tensors(path: Path, key: str, remedy: str, harmless: Sequence[type] = ()) -> dict[str, Tensor]:
@@ -45,11 +47,7 @@ def read_tensors(path: Path, key: str, remedy: str, harmless: Sequence[type] = (
 
 
 def refuse_filled(out: Path) -> None:
-    """Refuse a folder for a converted model that has something in it.
-
-    Raises:
-        StorageError: it is a file, or not empty.
-    """
+    """Refuse (StorageError) a folder for a converted model that is a file, or not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StorageError(
             "the folder for the converted model is not empty", path=out,
@@ -57,15 +55,22 @@ def refuse_filled(out: Path) -> None:
         )  # fmt: skip
 
 
-def write_model(out: Path, files: Mapping[str, bytes]) -> None:
-    """Write a model's files and their hashes; `config.json`, without which it is no model, comes last.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    others = {name: content for name, content in files.items() if name != "config.json"}
-    for name, content in {**others, "sha256.json": json_bytes(hashes), "config.json": files["config.json"]}.items():
+def write_model(
+    out: Path,
+    made_by: str,
+    checkpoint: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    said: Mapping[str, Any],
+    **more: bytes,
+) -> None:
+    """Write a converted model: tensors, `more` files, what is `said` of the checkpoint's tensors, and hashes of all;
+    `config.json`, without which it is no model, comes last."""
+    said = {"made_by": made_by, "checkpoint": checkpoint.name, "checkpoint_sha256": sha256(checkpoint), **said}
+    files = {"model.safetensors": ordered(save(dict(tensors))), **more, "conversion.json": json_bytes(said)}
+    last = {"config.json": json_bytes(config)}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in {**files, **last}.items()}
+    for name, content in {**files, "sha256.json": json_bytes(hashes), **last}.items():
         write_atomic(out / name, content)
 
 

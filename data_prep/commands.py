@@ -9,7 +9,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from slime_bench.console import exit_code, printable, show
@@ -34,21 +33,26 @@ def run(main: Callable[[list[str]], int]) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - keeps Python's last flush from failing too
         return 1
     except Exception as error:
-        mended = storage_error(error) if isinstance(error, OSError) else error
+        mended = StorageError.of(error, option="--out") if isinstance(error, OSError) else error
         show(mended)
         return exit_code(mended)
 
 
+def plain_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The command line of `python -m data_prep.<name>`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m data_prep.{name}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
 def parser_of(name: str, description: str | None, out: str) -> argparse.ArgumentParser:
-    """The command line of `python -m data_prep.<name>`, with what every command takes that builds a data set.
+    """`plain_parser` with what every command takes that builds a data set.
 
     Args:
         out: an example for `--out`.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m data_prep.{name}", description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = plain_parser(name, description)
     add = parser.add_argument
     add("--out", type=user_path, help=f"the data set's folder, e.g. {out}")
     add("--work", type=user_path, help="where archives are unpacked (default: raw/ beside --out)")
@@ -59,20 +63,3 @@ def parser_of(name: str, description: str | None, out: str) -> argparse.Argument
     )  # fmt: skip
     add("--force", action="store_true", help="replace a prepared data set that has other settings")
     return parser
-
-
-def storage_error(error: OSError, path: str | Path | None = None) -> StorageError:
-    """What the system says about a disk, a permission or a name, as a typed error with a remedy.
-
-    Args:
-        path: the file or folder at fault, where the error does not name it.
-    """
-    mended = StorageError(
-        "a file or folder cannot be read or written",
-        path=path or error.filename,
-        found=error.strerror or str(error),
-        remedy="free space on the disk or mend the permissions, or choose another --out; "
-        "the same command goes on where this one stopped",
-    )
-    mended.__cause__ = error
-    return mended

@@ -9,7 +9,6 @@ github.com/salesforce/ALBEF. Vocabulary: vocab.txt of bert-base-uncased, from --
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import sys
@@ -22,12 +21,10 @@ import torch
 from torch import Tensor
 
 from data_prep.checkpoint import json_bytes, read_tensors, refuse_filled, write_model
-from data_prep.commands import run
-from slime_bench.backbones.hashes import sha256
+from data_prep.commands import plain_parser, run
 from slime_bench.backbones.load import blip_class, guarded
 from slime_bench.errors import BackboneError
 from slime_bench.paths import user_path
-from slime_bench.storage import ordered
 
 BERT: Final = ("google-bert/bert-base-uncased", "bert-base-uncased")
 """Where the hub keeps, or kept, the vocabulary."""
@@ -72,11 +69,7 @@ _POSITIONS: Final = "text_encoder.embeddings.position_embeddings.weight"
 
 def main(arguments: list[str]) -> int:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.convert_albef",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = plain_parser("convert_albef", __doc__)
     parser.add_argument("--checkpoint", type=user_path, required=True, help="the authors' .pth file")
     parser.add_argument("--out", type=user_path, required=True, help="folder for the converted model; new or empty")
     parser.add_argument(
@@ -90,18 +83,19 @@ def main(arguments: list[str]) -> int:
     words = read_vocabulary(args.vocab or cached_vocabulary(), config["text_config"]["vocab_size"])
     config["text_config"] |= {f"{role}_token_id": words.index(token) for role, token in _ROLES.items()}
     check_network(made.tensors, config, args.checkpoint)
-    write(args.out, made, config, words, args.checkpoint)
+    length = config["text_config"]["max_position_embeddings"]
+    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": length}
+    more = {"vocab.txt": ("\n".join(words) + "\n").encode(), "tokenizer_config.json": json_bytes(tokenizer)}
+    said = {"used": made.used, "dropped": made.dropped}
+    write_model(args.out, parser.prog, args.checkpoint, made.tensors, config, said, **more)
     print(f"{len(made.used)} tensors used, {len(made.dropped)} dropped (see {args.out / 'conversion.json'})")
     print(f"use it with backbone=albef backbone.weights={args.out.resolve()}")
     return 0
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth` file, those under its key `model` where it has one; see `read_tensors`.
-
-    Raises:
-        BackboneError: no such file, a torn one, one that asks for code to be run, or one without tensors.
-    """
+    """The tensors of a `.pth` file, those under its key `model` where it has one; BackboneError as `read_tensors`, or
+    without tensors."""
     remedy = "fetch the file again; of a model of your own, save the tensors alone: "
     tensors = read_tensors(path, "model", remedy + "torch.save({'model': model.state_dict()}, 'weights.pth')")
     if not tensors:
@@ -110,11 +104,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def check_network(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
-    """Refuse tensors that do not fill the network which `config` describes, and leave out none of them.
-
-    Raises:
-        BackboneError: tensors that are missing, of another shape or left over.
-    """
+    """Refuse tensors that do not fill the network which `config` describes, or of which some are left over."""
     from transformers import BlipConfig
 
     def empty() -> Any:
@@ -154,36 +144,6 @@ def read_vocabulary(path: Path, rows: int) -> list[str]:
             remedy=f"hf download {BERT[0]} vocab.txt where there is a connection, or name that file with --vocab",
         )
     return words
-
-
-def write(out: Path, made: Conversion, config: Mapping[str, Any], words: list[str], checkpoint: Path) -> None:
-    """The folder; its `config.json`, without which it is no model, comes last.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
-    from safetensors.torch import save
-
-    tokenizer = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": True,
-        "model_max_length": config["text_config"]["max_position_embeddings"],
-    }
-    manifest = {
-        "made_by": "python -m data_prep.convert_albef",
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": sha256(checkpoint),
-        "used": made.used,
-        "dropped": made.dropped,
-    }
-    files = {
-        "model.safetensors": ordered(save(made.tensors)),
-        "vocab.txt": ("\n".join(words) + "\n").encode(),
-        "tokenizer_config.json": json_bytes(tokenizer),
-        "conversion.json": json_bytes(manifest),
-        "config.json": json_bytes(config),
-    }
-    write_model(out, files)
 
 
 @dataclass

@@ -18,18 +18,15 @@ from collections.abc import Mapping
 from typing import Final
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from data_prep.checkpoint import json_bytes, read_tensors, refuse_filled, write_model
-from data_prep.commands import run
+from data_prep.checkpoint import read_tensors, refuse_filled, write_model
+from data_prep.commands import plain_parser, run
 from slime_bench.backbones.gan import KIND, Architecture
-from slime_bench.backbones.hashes import sha256
 from slime_bench.backbones.load import guarded
 from slime_bench.backbones.stylegan2 import BLUR, Generator
 from slime_bench.errors import BackboneError
 from slime_bench.paths import user_path
-from slime_bench.storage import ordered
 
 EXPORT: Final = (
     "rosinality's convert_weight.py turns one of NVIDIA's .pkl, which is code, into a .pt of numbers; of a model of"
@@ -40,10 +37,7 @@ KERNELS: Final = r"convs\.\d+\.conv\.blur\.kernel|to_rgbs\.\d+\.upsample\.kernel
 
 def main(arguments: list[str]) -> int:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.convert_stylegan2", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = plain_parser("convert_stylegan2", __doc__)
     parser.add_argument("--checkpoint", type=user_path, required=True, help="the .pt file")
     parser.add_argument("--out", type=user_path, required=True, help="folder for the converted model; new or empty")
     args = parser.parse_args(arguments)
@@ -57,27 +51,16 @@ def main(arguments: list[str]) -> int:
     with torch.device("meta"):
         network = Generator(sizes)
     guarded("checkpoint", args.checkpoint, lambda: network.load_state_dict(tensors, assign=True))
-    manifest = {
-        "made_by": "python -m data_prep.convert_stylegan2", "checkpoint": args.checkpoint.name,
-        "checkpoint_sha256": sha256(args.checkpoint), "used": sorted(tensors), "dropped": sorted(dropped),
-    }  # fmt: skip
-    files = {
-        "model.safetensors": ordered(save(tensors)),
-        "conversion.json": json_bytes(manifest),
-        "config.json": json_bytes({"model_type": KIND, **dataclasses.asdict(sizes)}),
-    }
-    write_model(args.out, files)
+    said = {"used": sorted(tensors), "dropped": sorted(dropped)}
+    config = {"model_type": KIND, **dataclasses.asdict(sizes)}
+    write_model(args.out, parser.prog, args.checkpoint, tensors, config, said)
     print(f"{len(tensors)} tensors of a generator of {sizes.size} pixels; {len(dropped)} blur kernels dropped")
     print(f"use it with method=regan backbone=stylegan2 backbone.weights={args.out.resolve()}")
     return 0
 
 
 def check_kernels(kernels: Mapping[str, Tensor]) -> None:
-    """Refuse blurs of another kind than [1,3,3,1], which the bench's network has.
-
-    Raises:
-        BackboneError: a kernel with other numbers.
-    """
+    """Refuse blurs of another kind than [1,3,3,1], which the bench's network has."""
     line = torch.tensor(BLUR) / sum(BLUR)
     for name, kernel in kernels.items():
         if kernel.shape != (4, 4) or not torch.allclose(kernel.float(), 4 * torch.outer(line, line), atol=1e-6):
@@ -85,11 +68,7 @@ def check_kernels(kernels: Mapping[str, Tensor]) -> None:
 
 
 def architecture(tensors: Mapping[str, Tensor]) -> Architecture:
-    """Sizes read off the tensors.
-
-    Raises:
-        BackboneError: tensors that a generator needs are missing.
-    """
+    """Sizes read off the tensors; BackboneError where some that a generator needs are missing."""
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in tensors or tensors[name].ndim != axes:

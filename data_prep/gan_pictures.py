@@ -10,12 +10,11 @@ The picture of number n is <n>.png. Its label map, of the same name in another f
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import torch
 
-from data_prep.commands import run
+from data_prep.commands import plain_parser, run
 from slime_bench.backbones.gan import StyleGan2
 from slime_bench.backbones.stylegan2 import StyleGan2Backbone, bytes_of
 from slime_bench.methods.regan.method import png
@@ -25,10 +24,7 @@ from slime_bench.storage import write_atomic
 
 def main(arguments: list[str]) -> int:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.gan_pictures", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = plain_parser("gan_pictures", __doc__)
     parser.add_argument("--weights", required=True, help="folder of the generator, or mini_gan")
     parser.add_argument("--count", type=int, default=10, help="pictures")
     parser.add_argument("--first", type=int, default=0, help="number of the first one")

@@ -7,16 +7,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from slime_bench.data.verify import processors, progress_bar
-from slime_bench.errors import DataError
+from slime_bench.errors import DataError, SlimeBenchError
 
 SHOWN: Final = 20
 """Faulty sources that are named in a message."""
@@ -29,37 +28,24 @@ class Job:
     Attributes:
         key: unique among the jobs, the same in every run; it names the job in messages.
         payload: what the work needs to know; picklable. A finished job counts, when a build is resumed, only if its
-            payload reads (`repr`) as it did then: put in a `stamp` of each source file.
+            payload reads (`repr`) as it did then: put in a `manifest.stamp` of each source file.
     """
 
     key: str
     payload: Any = None
 
 
-Stamp = tuple[int, int] | None
-"""Size and time of change (ns) of a source file; None where there is none."""
-
-
-def stamp(path: Path) -> Stamp:
-    """What tells whether a source file has come, gone or changed since; for the payload of a job."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
 Result = TypeVar("Result")
 
 
 def in_processes(
-    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int = 0, *, title: str = "", done: int = 0
-) -> Generator[tuple[Job, Result]]:
-    """(job, function(job)) as they are finished, in any order, behind a progress bar. Close it to end them early.
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, title: str, done: int = 0
+) -> tuple[dict[str, Result], dict[str, SlimeBenchError]]:
+    """What `function` makes of each job, by its key, and the errors of those that it finds faulty, in the jobs' order.
 
     Args:
         function: picklable. workers: processes; 0 = one for each processor.
-        title: of the bar. done: how many jobs were finished before.
+        title: of the progress bar. done: how many jobs were finished before.
 
     Raises:
         DataError: a process died.
@@ -71,9 +57,14 @@ def in_processes(
     pool = ProcessPoolExecutor(max(1, count), context, _begin)
     pending = {pool.submit(function, job): job for job in jobs}
     bar = progress_bar(title, done + len(jobs), done)
+    results: dict[str, Result] = {}
+    errors: dict[str, SlimeBenchError] = {}
     try:
         for future in as_completed(list(pending)):
-            yield pending[future], future.result()
+            try:
+                results[pending[future].key] = future.result()
+            except SlimeBenchError as error:
+                errors[pending[future].key] = error
             del pending[future]
             bar.update()
     except BrokenProcessPool as error:
@@ -89,10 +80,12 @@ def in_processes(
     finally:
         bar.close()
         pool.shutdown(cancel_futures=True)
+    return results, {job.key: errors[job.key] for job in jobs if job.key in errors}
 
 
-def faulty_sources(lines: Sequence[str], total: int) -> DataError:
+def faulty_sources(errors: Mapping[str, SlimeBenchError], total: int) -> DataError:
     """One error for all faulty sources of `total`, a line for each."""
+    lines = [f"{each.path or key}: {each.summary} ({each.found})" for key, each in errors.items()]
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return DataError(
         f"{len(lines)} of {total} source pictures are faulty",

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from data_prep.celebamask_hq.merge import ATTRIBUTES
-from data_prep.processes import Stamp, stamp
 from slime_bench.data.label_maps import listing
+from slime_bench.data.manifest import Stamp, stamp
 from slime_bench.errors import DataError
 
 IMAGES: Final = "CelebA-HQ-img"

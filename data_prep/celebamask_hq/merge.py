@@ -1,7 +1,6 @@
 """CelebAMask-HQ's 18 attributes -> the ten classes of SLiMe's face table.
 
-The attribute masks overlap: skin lies under eyes, nose and mouth, neck under skin, hair over ears. The order in which
-they are painted decides such pixels, and the sources differ in it, so that it is a named choice here:
+The attribute masks overlap, and the sources differ in the order in which they are painted. It is a named choice:
 
 slime            the lab's first code of SLiMe (github sfu-mial/SLiMe, src/datasets/celeba_hq_dataset.py): class after
                  class in label order, later wins
@@ -10,8 +9,7 @@ regan            ReGAN (github trolytrol/RepurposingGANs): hair, brow, eye, mout
 celeba_authors   the data set's own code (github switchablenorms/CelebAMask-HQ, g_mask.py): in order of the attributes,
                  later wins
 
-`hat`, `eye_g` (glasses), `ear_r` (ear ring) and `neck_l` (necklace) are no class; they are not painted in any order, so
-that what lies under them shows.
+`hat`, `eye_g` (glasses), `ear_r` (ear ring) and `neck_l` (necklace) are no class: what lies under them shows.
 """
 
 from __future__ import annotations

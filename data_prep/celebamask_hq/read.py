@@ -13,9 +13,9 @@ from data_prep.celebamask_hq.files import MAPPING, Face, split_of
 from data_prep.celebamask_hq.merge import CLASS_OF, CLASSES, IGNORED, PAINTING, merge
 from data_prep.processes import Job
 from slime_bench.data.label_maps import class_pixels
-from slime_bench.data.mask_files import DECODING_ERRORS
+from slime_bench.data.mask_files import DECODING_ERRORS, unreadable
 from slime_bench.data.reading import read_image
-from slime_bench.errors import DataError, LabelError, SlimeBenchError
+from slime_bench.errors import DataError, LabelError
 
 
 def make_face(job: Job, *, root: Path, order: str, size: int) -> list[Made | Dropped]:
@@ -61,13 +61,9 @@ def make_face(job: Job, *, root: Path, order: str, size: int) -> list[Made | Dro
     return [Made(split, job.key, pixels, merge(masks, order), facts)]
 
 
-def count_face(job: Job, *, root: Path, size: int) -> np.ndarray | SlimeBenchError:
-    """Pixels per class of one face, [order, class] as in `PAINTING` and `CLASSES`; nought without masks; what is wrong
-    with a faulty one."""
-    try:
-        masks = _masks(job.payload, root, size)
-    except SlimeBenchError as error:
-        return error
+def count_face(job: Job, *, root: Path, size: int) -> np.ndarray:
+    """Pixels per class of one face, [order, class] as in `PAINTING` and `CLASSES`; nought without masks."""
+    masks = _masks(job.payload, root, size)
     if not masks:
         return np.zeros((len(PAINTING), len(CLASSES)), np.int64)
     return np.stack([class_pixels(merge(masks, order), len(CLASSES)) for order in PAINTING])
@@ -84,10 +80,7 @@ def read_mask(path: Path, size: int) -> np.ndarray:
         with Image.open(path) as file:
             mask = np.asarray(file.convert("RGB").getchannel(0)) > 127
     except DECODING_ERRORS as error:
-        raise DataError(
-            "cannot read the mask", path=path, found=error, expected="a whole PNG file",
-            remedy="unpack the official archive again, or leave such faces out with --faulty skip",
-        ) from error  # fmt: skip
+        raise unreadable("mask", path, error, "a whole PNG file") from error
     if mask.shape != (size, size):
         raise LabelError(
             "a mask of another size", path=path, found=f"{mask.shape[1]}x{mask.shape[0]}, not {size}x{size}",

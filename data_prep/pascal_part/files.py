@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_prep.archive import opened
 from slime_bench.data.label_maps import listing
-from slime_bench.data.mask_files import DECODING_ERRORS
+from slime_bench.data.mask_files import DECODING_ERRORS, unreadable
 from slime_bench.errors import DataError
 
 IMAGES, BOXES, LISTS = "JPEGImages", "Annotations", "ImageSets/Main"
@@ -120,10 +120,7 @@ def read_picture(path: Path, size: tuple[int, ...] | None = None) -> np.ndarray:
         with Image.open(path) as file:
             pixels = np.array(file.convert("RGB"))
     except DECODING_ERRORS as error:
-        raise DataError(
-            "cannot read the image", path=path, found=error, expected="a complete JPEG or PNG file",
-            remedy="unpack the images again",
-        ) from error  # fmt: skip
+        raise unreadable("image", path, error, "a complete JPEG or PNG file") from error
     if size is not None and pixels.shape[:2] != size:
         raise DataError(
             "image and masks differ in size", path=path, found=f"{pixels.shape[1]}x{pixels.shape[0]}",

@@ -1,16 +1,5 @@
-"""Which objects of a picture become samples, and how they are cut and painted: three readings, as data.
-
-| | `paper` | `slime_lab` | `lagm` |
-|---|---|---|---|
-| source | SLiMe, App. B | github sfu-mial/SLiMe at 083ad47 | github yangyu12/lagm at a88e232 |
-| box | VOC XML | extent of the object mask, last row and column lost | VOC XML |
-| overlap | IoU > 5 % | IoU >= 5 %, intersection modulo 256 | intersection / hull > 5 % |
-| with | every box | every object | those of its class |
-| smallest | 50 (car) or 32 (horse) a side | 2500 or 1024 pixels | 50 or 32 a side |
-| own parts | needed | needed | not asked for |
-| painted | kept objects of the class | kept objects of the class | all objects of the class |
-| crop | the box | the box | a square, zero padded; 1 % labelled at least |
-| list flags | 1 and 0 | 1 and 0 | 1 |
+"""Which objects of a picture become samples, and how they are cut and painted: three readings, as data; docs/data.md
+has them and their sources side by side.
 
 Choices where a source is silent: the paper does not say that VOC's `difficult` objects are left out, so they stay, and
 not what is painted in its crops, so that it is what the lab's code paints. lagm's code paints every object of the

@@ -13,8 +13,8 @@ from data_prep.pascal_part.files import BOXES, IMAGES, Entry, read_picture
 from data_prep.pascal_part.merge import check_parts
 from data_prep.pascal_part.regan import read_pair
 from data_prep.pascal_part.rules import FLAGGED, NO_FILE, NO_OBJECT, Crop, Refused, Rule, cut_out, judge
-from data_prep.processes import Job, Stamp, stamp
-from slime_bench.errors import SlimeBenchError
+from data_prep.processes import Job
+from slime_bench.data.manifest import Stamp, stamp
 
 KEPT = "kept"
 UNREADABLE = "unreadable"
@@ -81,17 +81,12 @@ def make_samples(job: Job, *, subject: str, rule: Rule) -> list[Made | Dropped]:
     return results
 
 
-def count_verdicts(
-    job: Job, *, subject: str, rules: Mapping[str, Rule]
-) -> Counter[tuple[str, str, str]] | SlimeBenchError:
+def count_verdicts(job: Job, *, subject: str, rules: Mapping[str, Rule]) -> Counter[tuple[str, str, str]]:
     """(split, rule, reason or `KEPT`) -> objects of one picture, or the picture where the whole of it is dropped, by
-    every rule; what is wrong with a picture that cannot be read. Its annotations are read once, it is not decoded."""
+    every rule. Its annotations are read once, it is not decoded."""
     source: VocPicture = job.payload
     counts: Counter[tuple[str, str, str]] = Counter()
-    try:
-        read = _annotations(source, subject)
-    except SlimeBenchError as error:
-        return error
+    read = _annotations(source, subject)
     for name, rule in rules.items():
         verdicts = _judged(source, subject, rule, read)
         for each in [verdicts] if isinstance(verdicts, str) else verdicts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, Final
 
@@ -22,16 +22,15 @@ from slime_bench.data.coco_json import (
     EXPORTS,
     KINDS,
     CocoObject,
-    Runs,
     find_image,
     is_coco,
     is_labelme,
-    mask_of,
+    read_as,
     read_coco,
     read_json,
-    validated,
+    region_of,
 )
-from slime_bench.data.label_maps import BACKGROUND, IGNORE, IGNORE_NAME, counted, listing, relabelled
+from slime_bench.data.label_maps import BACKGROUND, IGNORE, IGNORE_NAME, counted, listing
 from slime_bench.data.layouts import JSON, Pair
 from slime_bench.data.mask_files import DECODING_ERRORS, Mask, read_mask, upright_size
 from slime_bench.errors import DataError, LabelError
@@ -46,7 +45,7 @@ def read_annotation(pair: Pair) -> Mask:
     """The mask of an annotated image: of a JSON file of labelme or COCO, of one file for each part, or `read_mask`.
 
     Where the files name the classes, `Mask.names` has them, in order of the name (COCO: of the file's categories); what
-    is called `background` is 0, and `ignore` is 255. Of several images see `with_common_values`.
+    is called `background` is 0, and `ignore` is 255.
 
     Raises:
         DataError: a file that cannot be read or is of another kind, or does not list the image.
@@ -58,7 +57,7 @@ def read_annotation(pair: Pair) -> Mask:
         return read_mask(pair.label)
     content = read_json(pair.label)
     if is_labelme(content):
-        return _of_labelme(pair, content)
+        return _of_labelme(pair)
     if is_coco(content):
         return _of_coco(pair)
     keys = f"the keys {listing(sorted(map(str, content)))}" if isinstance(content, dict) else "a list"
@@ -68,45 +67,16 @@ def read_annotation(pair: Pair) -> Mask:
     )  # fmt: skip
 
 
-def with_common_values(masks: Sequence[Mask]) -> list[Mask]:
-    """Masks that name their classes, renumbered so that a name has one value in all of them; others as they are.
-
-    Raises:
-        LabelError: some of them name their classes, and others, which have classes, do not.
-    """
-    named = [mask for mask in masks if mask.names]
-    if all(mask.names == masks[0].names for mask in masks):
-        return list(masks)
-    for mask in masks:
-        if not mask.names and (mask.coloured or not np.isin(mask.values, (0, IGNORE)).all()):
-            raise LabelError(
-                "some masks name their classes, and others do not", path=mask.path,
-                found=counted(mask.values, mask.coloured),
-                expected=f"names in all of them, as in {named[0].path.name} ({listing([*named[0].names.values()])})",
-                remedy="annotate all images in the same way",
-            )  # fmt: skip
-    number = _numbered(sorted({name for mask in named for name in mask.names.values()}), named[0].path)
-    names = {value: name for name, value in number.items()}
-    renumbered = []
-    for mask in masks:
-        table = {IGNORE: IGNORE} | {value: number[name] for value, name in mask.names.items()}
-        renumbered.append(replace(mask, values=relabelled(mask.values, table), names=names))
-    return renumbered
-
-
 class _Canvas:
-    """A label map that is painted one part after the other, and remembers what each covers.
-
-    Args:
-        path: the file, for messages. size: (height, width). classes: their names in order of the value.
-    """
+    """A label map of `size` (H, W) that is painted one part after the other, and remembers what each covers. `classes`:
+    their names in order of the value."""
 
     def __init__(self, path: Path, size: tuple[int, int], classes: Iterable[str]) -> None:
         self.path = path
         names = dict.fromkeys(classes)
         self.number = {name: value for name, value in _FIXED.items() if name in names}
-        self.number |= _numbered([name for name in names if name not in _FIXED], path)
-        self.values = np.zeros(size, np.int64)
+        self.number |= numbered([name for name in names if name not in _FIXED], path)
+        self.size, self.values = size, np.zeros(size, np.int64)
         self.notes: list[str] = []
         self._under = np.zeros(size, np.int64)
 
@@ -131,7 +101,8 @@ class _Canvas:
         return Mask(self.path, self.values, names=names, notes=notes)
 
 
-def _numbered(names: Sequence[str], path: Path) -> dict[str, int]:
+def numbered(names: Sequence[str], path: Path) -> dict[str, int]:
+    """1, 2, ... for classes that files name; LabelError for more than a label map can hold."""
     if len(names) >= IGNORE:
         raise LabelError(
             "there are too many classes", path=path, found=f"{len(names)} names", expected=f"at most {IGNORE - 1}",
@@ -162,9 +133,9 @@ class _Labelme:
     imagePath: str | None = None
 
 
-def _of_labelme(pair: Pair, content: Any) -> Mask:
+def _of_labelme(pair: Pair) -> Mask:
     """Drawn as labelme's own export does: with Pillow, the outline included."""
-    file = validated(_Labelme, content, pair.label, "labelme's JSON")
+    file = read_as(_Labelme, pair.label, "labelme's JSON")
     size = upright_size(pair.image)
     declared = (file.imageHeight or size[0], file.imageWidth or size[1])
     _check_declared(pair, declared, size)
@@ -192,7 +163,7 @@ def _of_labelme(pair: Pair, content: Any) -> Mask:
 
 def _drawn(canvas: _Canvas, where: str, kind: str, points: NDArray[np.float64], mask: str | None) -> NDArray[np.bool_]:
     """The pixels of a shape of labelme, bool [H,W]."""
-    height, width = canvas.values.shape
+    height, width = canvas.size
     picture = Image.new("L", (width, height))
     draw = ImageDraw.Draw(picture)
     if kind == "mask":
@@ -246,32 +217,20 @@ def _of_coco(pair: Pair) -> Mask:
 
 def _region(canvas: _Canvas, where: str, each: CocoObject) -> NDArray[np.bool_]:
     """The pixels of an object of COCO, bool [H,W]."""
-    shape: Runs | Sequence[ArrayLike]
-    if isinstance(each.segmentation, Runs):
-        shape = each.segmentation
-    else:
-        odd = [len(polygon) for polygon in each.segmentation or () if len(polygon) % 2]
-        if odd:
-            raise _few(canvas.path, where, f"{odd[0]} numbers", "an even number: x, y, x, y, ...")
-        corners = [np.reshape(polygon, (-1, 2)) for polygon in each.segmentation or ()]
-        shape = [_checked(canvas, where, polygon, least=3) for polygon in corners]
-    try:
-        return mask_of(shape, *canvas.values.shape)
-    except ValueError as error:
-        height, width = canvas.values.shape
-        raise LabelError(
-            "the run lengths of an object do not fit its image", path=canvas.path, found=f"{where}: {error}",
-            expected=f"run lengths of {width}x{height} pixels (width x height)",
-            remedy="export the annotations again",
-        ) from error  # fmt: skip
+    for polygon in each.segmentation if isinstance(each.segmentation, list) else ():
+        _checked(canvas, where, polygon, least=3)
+    return region_of(each, canvas.size, canvas.path, where)
 
 
 def _checked(canvas: _Canvas, where: str, points: ArrayLike, least: int) -> NDArray[np.float64]:
     """Points [N,2] of a shape, which lie in the picture, or not far outside."""
-    array = np.asarray(points, np.float64).reshape(-1, 2)
+    array = np.asarray(points, np.float64)
+    if array.size % 2:
+        raise _few(canvas.path, where, f"{array.size} numbers", "an even number: x, y, x, y, ...")
+    array = array.reshape(-1, 2)
     if len(array) < least:
         raise _few(canvas.path, where, len(array), f"{least} or more")
-    height, width = canvas.values.shape
+    height, width = canvas.size
     size, low, high = np.array([width, height]), array.min(axis=0), array.max(axis=0)
     if (high < 0).any() or (low > size).any() or (low < -size).any() or (high > 2 * size).any():
         raise LabelError(
@@ -314,10 +273,10 @@ def _of_parts(pair: Pair) -> Mask:
     canvas = _Canvas(pair.label, (region.shape[0], region.shape[1]), sorted({name for name, _ in pair.parts}))
     titles: dict[str, str] = {}
     for name, path, region in regions:
-        if region.shape != canvas.values.shape:
+        if region.shape != canvas.size:
             raise LabelError(
                 "the files of the parts differ in size", path=path, found=f"{region.shape[1]}x{region.shape[0]}",
-                expected=f"{canvas.values.shape[1]}x{canvas.values.shape[0]} (width x height) as {first.name}",
+                expected=f"{canvas.size[1]}x{canvas.size[0]} (width x height) as {first.name}",
                 remedy="export all parts in the size of their image, without interpolation",
             )  # fmt: skip
         if not region.any():
@@ -329,11 +288,7 @@ def _of_parts(pair: Pair) -> Mask:
 
 def _painted(path: Path) -> NDArray[np.bool_]:
     """Where the part is, bool [H,W], in a picture or array of two values: what is opaque in one with transparency,
-    otherwise what is neither 0 nor black.
-
-    Raises:
-        DataError, LabelError: as `read_mask`; more than two values, or none of the two is 0 or black.
-    """
+    otherwise what is neither 0 nor black."""
     values: NDArray[Any] | None = _layers(path)
     if values is None:
         mask = read_mask(path).by_colour()

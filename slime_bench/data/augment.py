@@ -100,7 +100,9 @@ def choose_crop(label: Tensor, config: Augmentation, generator: torch.Generator)
     draws = torch.rand(CROP_TRIES, 3, generator=generator, dtype=torch.float64).tolist()
     if lowest == 1:
         return whole
-    needed = _needed(label, config)
+    needed = _count(label)
+    if config.crop_keep != "every_class":
+        needed[1 if config.crop_keep == "background" else 0 :] = 0
     for ratio, down, right in draws:
         side = crop_side(lowest + (highest - lowest) * ratio, height, width)
         top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
@@ -158,15 +160,6 @@ def rotate(image: Tensor, label: Tensor, degrees: float) -> tuple[Tensor, Tensor
         label[None, None].to(image.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False
     )
     return turned, labels[0, 0].round().to(label.dtype)
-
-
-def _needed(label: Tensor, config: Augmentation) -> Tensor:
-    needed = _count(label)
-    if config.crop_keep == "background":
-        needed[1:] = 0
-    elif config.crop_keep == "nothing":
-        needed[:] = 0
-    return needed
 
 
 def _count(label: Tensor) -> Tensor:

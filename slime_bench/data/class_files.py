@@ -82,11 +82,7 @@ def read_classes(path: Path) -> ClassSpec:
 
 
 def class_file_of(folder: Path) -> Path | None:
-    """The class list that lies in a folder of annotated images, where there is one.
-
-    Raises:
-        ConfigError: there are several.
-    """
+    """The class list that lies in a folder of annotated images, if any; ConfigError where there are several."""
     found = [path for name in CLASS_FILES if (path := folder / name).is_file()]
     if len(found) > 1:
         raise ConfigError(
@@ -97,11 +93,8 @@ def class_file_of(folder: Path) -> Path | None:
 
 
 def parse_classes(content: Any, source: str) -> ClassSpec:
-    """What a YAML file holds, or names in order of the indices, in which the background may be left out.
-
-    Raises:
-        ConfigError: as `read_classes`.
-    """
+    """What a YAML file holds, or names in order of the indices, in which the background may be left out; ConfigError as
+    `read_classes`."""
     if isinstance(content, list) and content:
         names = [name.strip() if isinstance(name, str) else name for name in content]
         names = names if BACKGROUND in names else [BACKGROUND, *names]

@@ -1,4 +1,4 @@
-"""COCO's JSON: run lengths and polygons of objects, and the files of labelling tools, one for many images."""
+"""COCO's JSON: run lengths and polygons of objects, in COCO's own files and in those of labelling tools."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
 
 from slime_bench.data.label_maps import listing
-from slime_bench.errors import DataError
+from slime_bench.errors import DataError, LabelError
 from slime_bench.storage import read_text
 
 T = TypeVar("T")
@@ -35,14 +35,18 @@ class Runs:
     counts: list[int] | str
 
 
+Polygon = Annotated[list[FiniteFloat], AfterValidator(np.asarray)]
+"""x, y, x, y, ... in pixels of the image, whose upper left pixel reaches from 0 to 1; float64 once it is read, as the
+files of COCO itself hold millions of corners."""
+
+
 @dataclass(frozen=True)
 class CocoObject:
-    """One object; without `segmentation` it is a bounding box only. Polygons are x, y, x, y, ... in pixels of the
-    image, whose upper left pixel reaches from 0 to 1."""
+    """One object; without `segmentation` it is a bounding box only."""
 
     image_id: int | str
     category_id: int | str
-    segmentation: Runs | list[list[FiniteFloat]] | None = None
+    segmentation: Runs | list[Polygon] | None = None
     iscrowd: bool = False
 
 
@@ -68,7 +72,7 @@ class CocoCategory:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What is used of a file; every other key is dropped."""
+    """What is used of a file; every other key is dropped while it is parsed."""
 
     images: list[CocoImage]
     annotations: list[CocoObject]
@@ -95,11 +99,7 @@ def is_labelme(content: Any) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        DataError: a file that cannot be read, that is not UTF-8, or no JSON.
-    """
+    """What a JSON file holds; DataError for a file that cannot be read, that is not UTF-8, or no JSON."""
     try:
         return json.loads(read_text(path, DataError))
     except (ValueError, RecursionError) as error:
@@ -113,7 +113,7 @@ def read_coco(path: Path) -> CocoFile:
     """The images, objects and categories of a COCO file. The last file is kept, as there is one for many images.
 
     Raises:
-        DataError: as `read_json`, a file of another kind, or an object of a category that is not in the file.
+        DataError: a file that cannot be read, or is of another kind, or an object of a category that is not in it.
     """
     try:
         changed = path.stat().st_mtime_ns
@@ -124,7 +124,7 @@ def read_coco(path: Path) -> CocoFile:
 
 @lru_cache(maxsize=1)
 def _read_coco(path: Path, changed: int) -> CocoFile:
-    content = validated(CocoFile, read_json(path), path, "COCO JSON")
+    content = read_as(CocoFile, path, "COCO JSON")
     nameless = {each.category_id for each in content.annotations} - {each.id for each in content.categories}
     if nameless:
         raise DataError(
@@ -155,21 +155,35 @@ def find_image(content: CocoFile, image: Path, path: Path) -> CocoImage:
     )  # fmt: skip
 
 
-def validated(kind: type[T], content: Any, path: Path, title: str) -> T:
-    """The content of a JSON file as its dataclass `kind`.
-
-    Raises:
-        DataError: says where in the file it is something else.
-    """
+def read_as(kind: type[T], path: Path, title: str) -> T:
+    """The content of a JSON file as its dataclass `kind`; a DataError says where in the file it is something else."""
     try:
-        return TypeAdapter(kind).validate_python(content)
+        return TypeAdapter(kind).validate_json(read_text(path, DataError))
     except ValidationError as error:
         # A mask may be of two kinds: what is wrong with the likelier one.
         worst = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
         raise DataError(
             f"the file is not {title} as it should be", path=path, expected=KINDS,
-            found=f"{'.'.join(map(str, worst['loc']))}: {worst['msg']}",
-            remedy=f"export the annotations again: {EXPORTS}",
+            found=f"{'.'.join(map(str, worst['loc'])) or 'the file'}: {worst['msg']}",
+            remedy=f"download the annotations again, or export them again: {EXPORTS}",
+        ) from error  # fmt: skip
+
+
+def region_of(each: CocoObject, size: tuple[int, int], path: Path, where: str) -> NDArray[np.bool_]:
+    """The pixels of an object in an image of `size` (H, W), bool [H,W].
+
+    Raises:
+        LabelError: see `mask_of`, and an object without an outline; names the file and `where` in it.
+    """
+    try:
+        if not each.segmentation:
+            raise ValueError("no outline")
+        return mask_of(each.segmentation, *size)
+    except ValueError as error:
+        raise LabelError(
+            "the outline of an object does not fit its image", path=path, found=f"{where}: {error}",
+            expected=f"polygons, or run lengths of {size[1]}x{size[0]} pixels (width x height)",
+            remedy="download the annotations again, or export them again",
         ) from error  # fmt: skip
 
 
@@ -177,12 +191,15 @@ def mask_of(shape: Runs | Sequence[ArrayLike], height: int, width: int) -> NDArr
     """The pixels of an object, bool [height,width]: of all its polygons, or of its run lengths.
 
     Raises:
-        ValueError: run lengths of another size, or that do not add up to the image.
+        ValueError: run lengths of another size, or that do not add up to the image; a polygon of an odd number.
     """
     from pycocotools import mask as coco
 
     if not isinstance(shape, Runs):
         flat = [np.asarray(each, np.float64).ravel().tolist() for each in shape]
+        odd = [len(each) for each in flat if len(each) % 2]
+        if odd:
+            raise ValueError(f"a polygon of {odd[0]} numbers")
         polygons = [each for each in flat if len(each) >= 6]  # fewer corners enclose nothing
         if not polygons:
             return np.zeros((height, width), bool)

@@ -96,10 +96,9 @@ class DataConfig:
         num_workers: loader processes, null for two where there is a GPU and none elsewhere; does not change any number.
         passes_per_epoch: passes over the support set per Lightning epoch; does not change any training item.
         augment: how training images are varied.
-        support: where the support set comes from. `drawn`: the list splits/drawn-<shots>-seed<seed>.txt of the root
-            where there is one, otherwise drawn from the pool with the seed. `in_order`: the first ids of the pool.
-            Another name: splits/<name>-<shots>.txt, whose ids may lie in `val` as well; splits/<name>-val.txt, where
-            there is one, is then the validation split.
+        support: where the support set comes from. `drawn`: from the pool, with the seed. `in_order`: the first ids of
+            the pool. Another name: splits/<name>-<shots>.txt of the root, whose ids may lie in `val` as well;
+            splits/<name>-val.txt, where there is one, is then the validation split.
         support_ids: fixes the support set: its first `shots` ids are taken, whatever `support` says.
         require_all_classes: which of the drawn images show as many foreground classes as any image of the pool does, as
             a class that is never seen cannot be learnt: `each` (as long as there are such images), `first` (the

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, default_convert
 
 from slime_bench.data.augment import augment
 from slime_bench.data.config import DRAWN, IN_MEMORY, DataConfig
-from slime_bench.data.reading import FolderDataset, Sample, each_of
+from slime_bench.data.reading import Sample
 from slime_bench.data.transforms import Fitted, fit_sample
 from slime_bench.errors import ConfigError, SlimeBenchError
 from slime_bench.seeding import generator
@@ -82,9 +82,9 @@ class SegmentationDataModule(lightning.LightningDataModule):
             )  # fmt: skip
         if self.support_group is not None:
             plain = SupportBatches(len(support), self.support_group, passes, None, self.first_batch)
-            return self._loader(QueryDataset(support, self.config), batch_sampler=plain)
+            return self._loader(Batches(support, self.config), batch_sampler=plain)
         batches = SupportBatches(len(support), self.train_batch, passes, seed, self.first_batch)
-        return self._loader(SupportDataset(support, self.config, seed), batch_sampler=batches)
+        return self._loader(Batches(support, self.config, seed), batch_sampler=batches)
 
     def support_dataloader(self) -> DataLoader[Any]:
         """The support images as they are, in the order of the draw."""
@@ -104,20 +104,20 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """Batches of images whose labels are not to be used; see `FolderData.unlabelled`."""
         return self._queries(self.data.unlabelled(limit))
 
-    def _queries(self, samples: Sequence[Sample] | FolderDataset) -> DataLoader[Any]:
-        return self._loader(QueryDataset(samples, self.config), batch_size=self.config.batch_size)
+    def _queries(self, samples: Sequence[Sample]) -> DataLoader[Any]:
+        return self._loader(Batches(samples, self.config), batch_size=self.config.batch_size)
 
-    def _loader(self, dataset: Dataset[Any], **arguments: Any) -> DataLoader[Any]:
+    def _loader(self, batches: Batches, **arguments: Any) -> DataLoader[Any]:
         # On a GPU the next images are read, and put where it fetches them by itself, while it computes. On a CPU other
         # processes would only take its cores.
         on_gpu = torch.cuda.is_available()
         workers = self.config.num_workers if self.config.num_workers is not None else (2 if on_gpu else 0)
         return CheckedLoader(
-            Carrying(dataset),
+            batches,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=on_gpu,
-            collate_fn=first_error_or_batch,
+            collate_fn=default_convert,  # which leaves batches and errors as they are
             # The loader draws a base seed per epoch; without its own generator that draw would come from, and shift,
             # the global stream.
             generator=generator(self.data.seed, "loader"),
@@ -128,13 +128,21 @@ class SegmentationDataModule(lightning.LightningDataModule):
 # --- items
 
 
-class SupportDataset(Dataset[Batch]):
-    """Augmented support items, keyed by (index, logical epoch), which with the seed is all that an item depends on; up
-    to `IN_MEMORY` images stay decoded in memory."""
+class Batches(Dataset[Batch]):
+    """Batches of samples by their keys: an index for a sample as it is, or (index, logical epoch) for a variation that
+    depends on these and the seed alone.
 
-    def __init__(self, samples: Sequence[Sample] | FolderDataset, config: DataConfig, seed: int) -> None:
+    Typed errors come as batches: torch raises a worker's exception again as `type(error)(traceback)`, without path and
+    remedy. `CheckedLoader` raises them in the process that the user sees.
+
+    Args:
+        seed: of the variations; up to `IN_MEMORY` samples then stay decoded. None: samples as they are.
+    """
+
+    def __init__(self, samples: Sequence[Sample], config: DataConfig, seed: int | None = None) -> None:
         self.samples, self.config, self.seed = samples, config, seed
-        self._fitted = [self._fit(sample) for sample in each_of(samples)] if len(samples) <= IN_MEMORY else []
+        keeps = seed is not None and len(samples) <= IN_MEMORY
+        self._fitted = [self._fit(sample) for sample in samples] if keeps else []
 
     def _fit(self, sample: Sample) -> Fitted:
         return fit_sample(sample, self.config.image_size, self.config.resize, self.config.fit)
@@ -142,52 +150,23 @@ class SupportDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        index, epoch = key
-        sample = self._fitted[index] if self._fitted else self._fit(self.samples[index])
-        keyed = generator(self.seed, "augment", sample.id, epoch)
-        image, label = augment(sample.image.float() / 255, sample.label, self.config.augment, keyed)
-        return {"image": image, "label": label, "id": sample.id, "epoch": epoch}
-
-
-class QueryDataset(Dataset[Batch]):
-    """Unaugmented items, decoded on demand; `epoch` is 0."""
-
-    def __init__(self, samples: Sequence[Sample] | FolderDataset, config: DataConfig) -> None:
-        self.samples = samples
-        self.size, self.mode, self.fit = config.image_size, config.resize, config.fit
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Batch:
-        sample = fit_sample(self.samples[index], self.size, self.mode, self.fit)
-        return {"image": sample.image.float() / 255, "label": sample.label, "id": sample.id, "epoch": 0}
-
-
-class Carrying(Dataset[Any]):
-    """Gives typed errors as items: torch raises a worker's exception again as `type(error)(traceback)`, without path
-    and remedy. `CheckedLoader` raises them in the process that the user sees."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: Any) -> Any:
+    def __getitems__(self, keys: Sequence[Any]) -> Batch | SlimeBenchError:
         try:
-            return self.dataset[key]
+            return dict(default_collate([self[key] for key in keys]))
         except SlimeBenchError as error:
             return error
 
-
-def first_error_or_batch(items: list[Any]) -> Any:
-    return next((each for each in items if isinstance(each, SlimeBenchError)), None) or default_collate(items)
+    def __getitem__(self, key: Any) -> Batch:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        sample = self._fitted[index] if self._fitted else self._fit(self.samples[index])
+        image, label = sample.image.float() / 255, sample.label
+        if self.seed is not None:
+            image, label = augment(image, label, self.config.augment, generator(self.seed, "augment", sample.id, epoch))
+        return {"image": image, "label": label, "id": sample.id, "epoch": epoch}
 
 
 class CheckedLoader(DataLoader[Any]):
-    """Raises the typed errors that `Carrying` gives."""
+    """Raises the typed errors that `Batches` gives."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
@@ -230,13 +209,6 @@ class SupportBatches(Sampler[list[Any]]):
         """Start the next iteration at Lightning epoch `epoch`, counted from 0."""
         self.epoch = epoch
 
-    def one_pass(self, number: int) -> list[Any]:
-        """The items of the pass with this logical epoch."""
-        if self.seed is None:
-            return list(range(self.count))
-        keyed = generator(self.seed, "order", number)
-        return [(index, number) for index in torch.randperm(self.count, generator=keyed).tolist()]
-
     def __iter__(self) -> Iterator[list[Any]]:
         # Settled when the first batch is asked for: a loader with workers opens two iterators and uses the second.
         first, self._first = self._first, 0
@@ -244,7 +216,10 @@ class SupportBatches(Sampler[list[Any]]):
 
     def _batches(self) -> Iterator[list[Any]]:
         for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
-            items = self.one_pass(number)
+            items: list[Any] = list(range(self.count))
+            if self.seed is not None:
+                order = torch.randperm(self.count, generator=generator(self.seed, "order", number))
+                items = [(index, number) for index in order.tolist()]
             for start in range(0, self.count, self.size):
                 yield items[start : start + self.size]
 

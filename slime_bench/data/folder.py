@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from slime_bench.config.parts import Part
 from slime_bench.data.config import IN_MEMORY, SHOTS, SPLITS, SUPPORT, TEST, VAL, DataConfig
-from slime_bench.data.label_maps import check_same_classes, listing
+from slime_bench.data.label_maps import class_index, listing
 from slime_bench.data.manifest import (
     MANIFEST,
     file_sha256,
-    folder_sha256,
+    files_sha256,
     read_manifest,
     text_sha256,
 )
-from slime_bench.data.reading import FolderDataset, Sample, each_of
+from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.data.support import (
     check_support,
     choose_support,
@@ -126,10 +126,10 @@ class FolderData(Part):
         return self.split(SUPPORT)
 
     @cached_property
-    def support(self) -> Sequence[Sample] | FolderDataset:
+    def support(self) -> Sequence[Sample]:
         """The support set, in order of `support_ids`; more than `IN_MEMORY` images are decoded when they are needed."""
         chosen = self._source.select(self.support_ids)
-        return chosen if len(chosen) > IN_MEMORY else list(each_of(chosen))
+        return chosen if len(chosen) > IN_MEMORY else list(chosen)
 
     @cached_property
     def val(self) -> FolderDataset:
@@ -138,9 +138,9 @@ class FolderData(Part):
         if listed is not None:
             return self._train_side.select(read_list(listed, self._train_side.ids))
         split = self.split(VAL)
-        support = set(self.support_ids) if self._list is not None else set()
-        ids = [key for key in split.ids if key not in support]
-        return split.select(choose_val(ids, self.config.val_size, self.seed, split.folder))
+        taken = {pair.image for pair in self._source.select(self.support_ids).pairs}
+        ids = [pair.id for pair in split.pairs if pair.image not in taken]
+        return split.select(choose_val(ids, self.config.val_size, self.seed, self.split_path(VAL)))
 
     @cached_property
     def test(self) -> FolderDataset:
@@ -260,7 +260,13 @@ class FolderData(Part):
                     "the folder holds another subject", path=self.root, found=manifest["subject"],
                     expected=self.config.subject, remedy=f"correct `data.root`, or {self.how_to_get()}",
                 )  # fmt: skip
-            check_same_classes(self.classes, manifest["classes"])
+            for name in self.classes:
+                class_index(name, manifest["classes"])
+            if self.config.classes != manifest["classes"]:
+                raise ConfigError(
+                    "the class list differs from the data set's", path="data.classes", found=self.config.classes,
+                    expected=manifest["classes"], remedy="list all classes of the label maps, in their order",
+                )  # fmt: skip
 
     def fingerprint(self) -> str:
         """sha256 of the data set, the same for every number of shots and every seed, as one table's trials share it.
@@ -282,8 +288,7 @@ class FolderData(Part):
                 own = [file for pair in pairs for file in pair.files]
                 if folder == self.root / split and {file.relative_to(self.root).as_posix() for file in own} <= files:
                     continue
-                above = folder if all(file.is_relative_to(folder) for file in own) else folder.parent
-                parts.append(f"{title} {folder_sha256(above, own)}")
+                parts.append(f"{title} {files_sha256(own)}")
         parts += [f"{path.name} {file_sha256(path)}" for path in list_files(self.root, self.config)]
         return parts[0] if vouched and len(parts) == 1 else text_sha256(parts)
 
@@ -312,7 +317,7 @@ class FolderData(Part):
 
     @cached_property
     def _list(self) -> Path | None:
-        return list_file(self.root, self.config, self.shots, self.seed)
+        return list_file(self.root, self.config, self.shots)
 
     @property
     def _source(self) -> FolderDataset:

@@ -70,27 +70,8 @@ def class_index(name: str, classes: Sequence[str], *, path: str = "data.classes"
     )  # fmt: skip
 
 
-def check_same_classes(classes: Sequence[str], expected: Sequence[str]) -> None:
-    """Refuse class names that are not those of the data set's manifest, in their order.
-
-    Raises:
-        ConfigError: names the first unknown class and its nearest, or both lists.
-    """
-    for name in classes:
-        class_index(name, expected)
-    if list(classes) != list(expected):
-        raise ConfigError(
-            "the class list differs from the data set's", path="data.classes", found=list(classes),
-            expected=list(expected), remedy="list all classes of the label maps, in their order",
-        )  # fmt: skip
-
-
 def validate_colours(colours: Mapping[str, Sequence[int]], classes: Sequence[str]) -> dict[int, int]:
-    """The table of `data.colours`: colour, 0xRRGGBB -> label.
-
-    Args:
-        colours: class name, or `ignore` for 255, -> [red, green, blue], each 0..255.
-        classes: the K class names.
+    """The table of `data.colours` (class name, or `ignore` for 255, -> [red, green, blue]): colour, 0xRRGGBB -> label.
 
     Raises:
         ConfigError: an unknown class, something else than three numbers of 0..255, or one colour for two classes.
@@ -99,7 +80,7 @@ def validate_colours(colours: Mapping[str, Sequence[int]], classes: Sequence[str
     for name, colour in colours.items():
         path = f"data.colours.{name}"
         label = IGNORE if name == IGNORE_NAME and name not in classes else class_index(name, classes, path=path)
-        rgb = len(colour) == 3 and all(isinstance(value, int) and 0 <= value <= 255 for value in colour)
+        rgb = len(colour) == 3 and all(0 <= value <= 255 for value in colour)
         if not rgb or int(pack(np.array(colour))) in table:
             raise ConfigError(
                 f"`{name}` cannot have this colour", path=path, found=list(colour),

@@ -20,7 +20,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +75,10 @@ class Pair:
     @property
     def files(self) -> tuple[Path, ...]:
         return tuple(dict.fromkeys((self.image, self.label, *(path for _, path in self.parts))))
+
+
+Ways = dict[str, Callable[[], list[Pair]]]
+"""What each way of reading a folder is called, and what it gives."""
 
 
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
@@ -134,11 +138,7 @@ def find_pairs(folder: Path) -> list[Pair]:
 
 def parts_of(masks: Sequence[Path], image: Path) -> tuple[tuple[str, Path], ...]:
     """(class name, file) of masks of which each holds one part of `image`: `car.wheel.png` or `car_wheel.png` for
-    `car.jpg`, `wheel/car.png`, or Label Studio's names.
-
-    Raises:
-        DataError: a file of another name.
-    """
+    `car.jpg`, `wheel/car.png`, or Label Studio's names; DataError for a file of another name."""
     parts = []
     for path in masks:
         names = [name for name in (label_studio(path), _part(_stem(path), _stem(image))) if name]
@@ -163,7 +163,7 @@ def label_studio(path: Path) -> str | None:
 def _in_folders(folder: Path) -> list[Pair]:
     """`images/` and what lies beside it."""
     images, labels = folder / IMAGES, folder / LABELS
-    ways: dict[str, Callable[[], list[Pair]]] = {
+    ways: Ways = {
         f"{name}/": partial(_paired, images, IMAGE_SUFFIXES, folder / name, LABEL_SUFFIXES)
         for name in (LABELS, *MASKS)
         if (folder / name).is_dir() and files_by_stem(folder / name, LABEL_SUFFIXES)
@@ -190,7 +190,7 @@ def _flat(folder: Path, files: Sequence[Path]) -> list[Pair]:
     suffixes = {file.suffix.lower() for file in files}
     jsons = [file for file in files if file.suffix.lower() == JSON and _annotates(file)]
     stems = {_stem(file) for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
-    ways: dict[str, Callable[[], list[Pair]]] = {}
+    ways: Ways = {}
     if any(_stem(file) in stems for file in jsons):
         named = {_stem(file) for file in jsons}
         ways["<id>.json"] = partial(_labelme_pairs, folder, {_stem(file): file for file in jsons})
@@ -218,7 +218,7 @@ def _flat(folder: Path, files: Sequence[Path]) -> list[Pair]:
     )  # fmt: skip
 
 
-def _beside(folder: Path, named: Set[str]) -> dict[str, Callable[[], list[Pair]]]:
+def _beside(folder: Path, named: Set[str]) -> Ways:
     """The ways of reading PNG files beside images: as label maps of the same name, `_mask`, or parts. `named`: stems
     that JSON files say are images."""
     jpegs, pngs = files_by_stem(folder, JPEG_SUFFIXES), files_by_stem(folder, (".png",))
@@ -238,7 +238,7 @@ def _beside(folder: Path, named: Set[str]) -> dict[str, Callable[[], list[Pair]]
                 masks[base] = pngs[stem]
             else:
                 parts[base].append((name, pngs[stem]))
-    ways: dict[str, Callable[[], list[Pair]]] = {}
+    ways: Ways = {}
     if jpegs.keys() & pngs.keys():
         ways["<id>.png beside <id>.jpg"] = partial(_paired, folder, JPEG_SUFFIXES, folder, (".png",))
     if masks:
@@ -249,7 +249,7 @@ def _beside(folder: Path, named: Set[str]) -> dict[str, Callable[[], list[Pair]]
     return ways
 
 
-def _only_way(folder: Path, ways: Mapping[str, Callable[[], list[Pair]]]) -> list[Pair]:
+def _only_way(folder: Path, ways: Ways) -> list[Pair]:
     if len(ways) > 1:
         raise DataError(
             f"the folder can be read in {len(ways)} ways", path=folder, found=" and ".join(ways),
@@ -261,18 +261,10 @@ def _only_way(folder: Path, ways: Mapping[str, Callable[[], list[Pair]]]) -> lis
 
 
 def _with_parts(folder: Path, images: Mapping[str, Path], parts: Mapping[str, list[tuple[str, Path]]]) -> list[Pair]:
-    alone = [images[stem].name for stem in images if not parts[stem]]
-    if alone:
-        raise DataError(
-            f"{len(alone)} image(s) without masks of their parts", path=folder, found=listing(alone),
-            expected="<id>.<part>.png or <id>_<part>.png for each image, or <part>/<id>.png",
-            remedy="add what is missing, or move these files away",
-        )  # fmt: skip
-    return [
-        Pair(stem, images[stem], found[0][1], tuple(found))
-        for stem in sorted(images)
-        if (found := sorted(parts[stem], key=lambda part: part[0]))
-    ]
+    found = {stem: tuple(sorted(each, key=lambda part: part[0])) for stem, each in parts.items() if each}
+    forms = ("<id>.<part>.png", "<id>_<part>.png", f"<part>/<id>.png beside {IMAGES}/")
+    pairs = _matched(images, {stem: each[0][1] for stem, each in found.items()}, folder, folder, IMAGE_SUFFIXES, forms)
+    return [replace(pair, parts=found[pair.id]) for pair in pairs]
 
 
 def _label_studio_pair(folder: Path, masks: Sequence[Path], others: Sequence[Path]) -> Pair:
@@ -318,18 +310,18 @@ def _coco_pairs(folder: Path, path: Path) -> list[Pair]:
     for photo in file.annotated():
         tails = [Path(*photo.parts[-1:]), Path(*[part for part in photo.parts[-2:] if part != ".."])]
         found = sorted({place / tail for place in places for tail in tails if (place / tail).is_file()})
-        pair = Pair(_stem(found[0]), found[0], path) if found else None
-        if pair is None:
+        if not found:
             missing.append(photo.file_name)
-        elif len(found) > 1 or pair.id in pairs:
-            both = [*found, *([pairs[pair.id].image] if pair.id in pairs else [])]
+            continue
+        stem = _stem(found[0])
+        both = [*found, *([pairs[stem].image] if stem in pairs else [])]
+        if len(both) > 1:
             raise DataError(
                 "two images share one name", path=folder,
                 found=listing([each.relative_to(folder).as_posix() for each in both]),
                 expected="one image of each name", remedy="remove or rename one of the two, in the annotations as well",
             )  # fmt: skip
-        else:
-            pairs[pair.id] = pair
+        pairs[stem] = Pair(stem, found[0], path)
     if missing or not pairs:
         raise DataError(
             f"{len(missing)} annotated image(s) are not there" if missing else "no image is annotated", path=path,

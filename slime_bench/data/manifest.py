@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,11 +50,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+    """The sha256 of a file's bytes, in hex; DataError where they cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -63,12 +60,26 @@ def file_sha256(path: Path) -> str:
         ) from error
 
 
-def folder_sha256(root: Path, files: Iterable[Path]) -> str:
-    """A hash of names, sizes and contents of `files` (below `root`), independent of their order and of `root`."""
-    lines = sorted(f"{file.relative_to(root).as_posix()}\t{file.stat().st_size}\t{file_sha256(file)}" for file in files)
-    return text_sha256(lines)
+def files_sha256(files: Collection[Path]) -> str:
+    """A hash of names, sizes and contents of `files`, independent of their order and of where their folder lies."""
+    above = os.path.commonpath([file.parent for file in files])
+    names = {file: file.relative_to(above).as_posix() for file in files}
+    return text_sha256(sorted(f"{name}\t{each.stat().st_size}\t{file_sha256(each)}" for each, name in names.items()))
+
+
+Stamp = tuple[int, int] | None
+"""Size and time of change (ns) of a file; None where there is none."""
+
+
+def stamp(file: Path | os.DirEntry[str]) -> Stamp:
+    """What tells whether a file has come, gone or changed since."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def text_sha256(lines: Iterable[str]) -> str:
     """The sha256 of lines of text, in hex."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()

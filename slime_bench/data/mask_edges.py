@@ -106,23 +106,18 @@ def _meetings(lines: Values, length: int, coloured: bool, ramps: dict[tuple[int,
 
 
 def _between(start: Values, end: Values, middle: Values, coloured: bool) -> NDArray[np.bool_]:
-    """[N]: whether all of `middle` [N,L] lie strictly between `start` and `end` [N], and go one way."""
-    if not coloured:
-        line = np.column_stack([start, middle, end])
-        steps = line[:, 1:] - line[:, :-1]
-        return _rises(steps) | _rises(-steps)
-    a, b, m = (np.stack(unpack(each), axis=-1).astype(np.float64) for each in (start, end, middle))
+    """[N]: whether all of `middle` [N,L] lie strictly between `start` and `end` [N], and go one way; of colours, near
+    the line from one to the other."""
+    near, rest = (_NEAR, 0.02) if coloured else (0, 0.0)
+    a, b, m = (
+        np.stack(unpack(each) if coloured else [each], axis=-1).astype(np.float64) for each in (start, end, middle)
+    )
     whole = b - a
     place = ((m - a[:, None]) * whole[:, None]).sum(-1) / np.maximum((whole**2).sum(-1), 1)[:, None]
     off = np.abs(m - a[:, None] - place[..., None] * whole[:, None]).max(axis=-1)
-    apart = (np.abs(whole).max(-1) > 2 * _NEAR)[:, None]
-    on_line = (off <= _NEAR) & (place > 0.02) & (place < 0.98) & apart
-    return np.asarray(on_line.all(axis=1) & (np.diff(place, axis=1) >= -0.02).all(axis=1))
-
-
-def _rises(steps: Values) -> NDArray[np.bool_]:
-    """[N]: steps [N,L+1] that never go down, and neither begin nor end flat."""
-    return np.asarray((steps >= 0).all(axis=1) & (steps[:, 0] > 0) & (steps[:, -1] > 0))
+    apart = (np.abs(whole).max(-1) > 2 * near)[:, None]
+    on_line = (off <= near + 1e-6) & (place > rest) & (place < 1 - rest) & apart
+    return np.asarray(on_line.all(axis=1) & (np.diff(place, axis=1) >= -rest).all(axis=1))
 
 
 def border_value(values: Values) -> int | None:

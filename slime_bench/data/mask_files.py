@@ -31,9 +31,6 @@ MASK_FORMS: Final = (
 )
 _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP")
 _MODES = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA")
-# In an ISO media file the brand follows `ftyp`.
-_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC"}
-_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000"}
 _LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP", "jpeg2000": "JPEG 2000"}
 HARD_EDGES: Final = "draw and scale masks without anti-aliasing (hard brush, nearest neighbour), and save them as PNG"
 
@@ -114,24 +111,16 @@ def read_mask(path: Path) -> Mask:
 
 
 def _lossy(head: bytes) -> str | None:
-    """The format, by the first bytes of a file, of one that changes pixels; None for any other."""
+    """The format, by the first bytes of a file, of one that changes pixels where Pillow may not say it; or None."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         # The extended form has its frames later, and an animation is refused for its frames.
         return "lossy WebP" if head[12:16] == b"VP8 " or (head[12:16] == b"VP8X" and b"VP8 " in head[30:]) else None
-    if head[4:8] == b"ftyp":
-        return _BRANDS.get(head[8:12], "HEIC or AVIF")
-    return next((name for start, name in _MAGIC.items() if head.startswith(start)), None)
+    # In an ISO media file the brand follows `ftyp`.
+    return ("AVIF" if head[8:11] == b"avi" else "HEIC") if head[4:8] == b"ftyp" else None
 
 
 def picture_mask(picture: Image.Image, path: Path) -> Mask:
-    """The mask in a picture.
-
-    Args:
-        path: its file or name, for messages.
-
-    Raises:
-        LabelError: see `read_mask`.
-    """
+    """The mask in a picture, whose file or name is `path`; LabelError as `read_mask`."""
     turned = upright(picture)
     if turned.mode == "PA" or (turned.mode == "P" and "transparency" in turned.info):
         turned = turned.convert("RGBA")
@@ -148,11 +137,8 @@ def picture_mask(picture: Image.Image, path: Path) -> Mask:
 
 
 def _opaque(array: NDArray[np.uint8], path: Path) -> tuple[NDArray[np.uint8], int]:
-    """What is painted of a picture with an alpha channel, uint8 [H,W,C-1], and how many pixels are not.
-
-    Raises:
-        LabelError: half-transparent pixels, or black paint among transparent pixels, which would be one.
-    """
+    """What is painted of a picture with an alpha channel, uint8 [H,W,C-1], and how many pixels are not. Refused are
+    half-transparent pixels, and black paint among transparent pixels, which would be one."""
     paint, alpha = array[..., :-1], array[..., -1]
     soft = int(((alpha > 0) & (alpha < 255)).sum())
     if soft:
@@ -175,14 +161,8 @@ def _opaque(array: NDArray[np.uint8], path: Path) -> tuple[NDArray[np.uint8], in
 
 
 def array_mask(array: NDArray[Any], path: Path) -> Mask:
-    """The mask in an array: whole numbers [H,W] or [H,W,1], or uint8 colours [H,W,3].
-
-    Args:
-        path: its file or name, for messages.
-
-    Raises:
-        LabelError: an array of another kind, or numbers that are no index.
-    """
+    """The mask in an array, whose file or name is `path`: whole numbers [H,W] or [H,W,1], or uint8 colours [H,W,3];
+    LabelError for an array of another kind, or numbers that are no index."""
     form = f"an array {list(array.shape)} of {array.dtype}"
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -203,11 +183,7 @@ def array_mask(array: NDArray[Any], path: Path) -> Mask:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image as viewers show it.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """(height, width) of an image as viewers show it; DataError where it cannot be read."""
     try:
         with Image.open(path) as picture:
             width, height = upright(picture).size

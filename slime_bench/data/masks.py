@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from slime_bench.data.annotations import with_common_values
+from slime_bench.data.annotations import numbered
 from slime_bench.data.class_files import ClassSpec
 from slime_bench.data.label_maps import (
     BACKGROUND,
@@ -133,11 +133,11 @@ def resolve(masks: Sequence[Mask], spec: ClassSpec, *, accept: bool = False) -> 
     masks = [mask.by_colour() if spec.coloured else mask.by_index() for mask in masks]
     for mask in masks:
         _check_edges(mask, spec)
-    if not spec.values and all(mask.coloured for mask in masks):
-        spec = _proposed(masks, spec, accept)
-    _check_forms(masks, spec)
     values, counts = np.unique(np.concatenate([mask.values.ravel() for mask in masks]), return_counts=True)
     pixels = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    if not spec.values and all(mask.coloured for mask in masks):
+        spec = _proposed(masks, pixels, accept)
+    _check_forms(masks, spec)
     names, labels = _named(spec) if spec.values else _numbered(masks[0].path, pixels)
     for mask in masks:
         check_values(mask, labels, names, spec)
@@ -153,34 +153,40 @@ def resolve(masks: Sequence[Mask], spec: ClassSpec, *, accept: bool = False) -> 
 
 
 def _by_own_names(masks: Sequence[Mask], spec: ClassSpec) -> tuple[list[Mask], ClassSpec]:
-    """Masks whose files name their classes, with one index for each name; others as they are.
-
-    Raises:
-        LabelError: see `with_common_values`; a name that `spec` lacks.
-    """
-    masks = with_common_values(masks)
-    if not masks[0].names:
+    """Masks whose files name their classes, with one index for each name in all of them; others as they are. Refused
+    are masks of which only some name their classes, and a name that `spec` lacks."""
+    named = [mask for mask in masks if mask.names]
+    if not named:
         return list(masks), spec
-    listed = [name for name in spec.values if name not in (BACKGROUND, IGNORE_NAME)]
-    names = listed or list(masks[0].names.values())
-    unknown = [name for name in masks[0].names.values() if name not in names]
+    path, own = named[0].path, list(named[0].names.values())
+    if any(mask.names != named[0].names for mask in masks):
+        own = sorted({name for mask in named for name in mask.names.values()})
+    for mask in masks:
+        if not mask.names and (mask.coloured or not np.isin(mask.values, (0, IGNORE)).all()):
+            raise LabelError(
+                "some masks name their classes, and others do not", path=mask.path,
+                found=counted(mask.values, mask.coloured),
+                expected=f"names in all of them, as in {path.name} ({listing(own)})",
+                remedy="annotate all images in the same way",
+            )  # fmt: skip
+    names = [name for name in spec.values if name not in (BACKGROUND, IGNORE_NAME)] or own
+    unknown = [name for name in own if name not in names]
     if unknown:
         raise LabelError(
-            "classes that the list does not have", path=masks[0].path, found=listing(unknown),
+            "classes that the list does not have", path=path, found=listing(unknown),
             expected=f"{', '.join(names)} (from {spec.source})",
             remedy="add them to --classes, or leave --classes out: these masks name their classes themselves",
         )  # fmt: skip
-    indices = {name: 1 + place for place, name in enumerate(names)}
-    table = {IGNORE: IGNORE} | {value: indices[name] for value, name in masks[0].names.items()}
-    return [replace(mask, values=relabelled(mask.values, table), names={}) for mask in masks], ClassSpec(indices)
+    indices = numbered(names, path)
+    masks = list(masks)
+    for place, mask in enumerate(masks):
+        table = {IGNORE: IGNORE} | {value: indices[name] for value, name in mask.names.items()}
+        masks[place] = replace(mask, values=relabelled(mask.values, table), names={})
+    return masks, ClassSpec(indices)
 
 
 def _check_edges(mask: Mask, spec: ClassSpec) -> None:
-    """Refuse soft edges, and colours that are scattered about.
-
-    Raises:
-        LabelError.
-    """
+    """Refuse soft edges, and colours that are scattered about."""
     found = edges(mask.values, mask.coloured)
     soft = found.soft([*spec.values.values(), 0] if spec.values else None)
     if soft:
@@ -219,11 +225,7 @@ def _check_forms(masks: Sequence[Mask], spec: ClassSpec) -> None:
 
 
 def check_values(mask: Mask, labels: Mapping[int, int], names: Sequence[str], spec: ClassSpec) -> None:
-    """Refuse values of a mask that no class has.
-
-    Raises:
-        LabelError: names the values, and how many pixels carry each.
-    """
+    """Refuse values of a mask that no class has; the message names them, and how many pixels carry each."""
     strange = mask.values[~np.isin(mask.values, list(labels))]
     if not strange.size:
         return
@@ -257,11 +259,7 @@ def _nothing_painted(mask: Mask, pixels: Mapping[int, int], spec: ClassSpec) -> 
 
 
 def _check_odd(masks: Sequence[Mask], pixels: Mapping[int, int], labels: Mapping[int, int], spec: ClassSpec) -> None:
-    """Ask about what is seldom meant: white without a name, much that is ignored, no background at all.
-
-    Raises:
-        LabelError.
-    """
+    """Ask about what is seldom meant: white without a name, much that is ignored, no background at all."""
     total = sum(pixels.values())
     ignored = sum(count for value, count in pixels.items() if labels[value] == IGNORE)
     yes = "if it is right as it is, add --yes"
@@ -289,14 +287,10 @@ def _check_odd(masks: Sequence[Mask], pixels: Mapping[int, int], labels: Mapping
         )  # fmt: skip
 
 
-def _proposed(masks: Sequence[Mask], spec: ClassSpec, accept: bool) -> ClassSpec:
-    """Names for colours of which nothing is said: the one along the border is the background.
-
-    Raises:
-        UnnamedColours: they are to be confirmed. LabelError: more colours than classes, or none along the border.
-    """
-    values, counts = np.unique(np.concatenate([mask.values.ravel() for mask in masks]), return_counts=True)
-    pixels = dict(sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda item: -item[1]))
+def _proposed(masks: Sequence[Mask], pixels: Mapping[int, int], accept: bool) -> ClassSpec:
+    """Names for colours of which nothing is said: the one along the border is the background. Unless `accept`ed they
+    are to be confirmed; refused are more colours than classes, or none along the border."""
+    pixels = dict(sorted(pixels.items(), key=lambda item: -item[1]))
     borders = {border_value(mask.values) for mask in masks}
     background = borders.pop()
     if len(pixels) > MOST or background is None or borders:
@@ -328,10 +322,8 @@ def _colour_name(value: int) -> str:
 
 
 def _check_palettes(masks: Sequence[Mask], spec: ClassSpec) -> None:
-    """Refuse palettes that a program has numbered by itself.
-
-    GIMP's indexed mode and GIF number the colours of each file anew, and need not give black the index 0.
-    """
+    """Refuse palettes that a program has numbered by itself: GIMP's indexed mode and GIF number the colours of each
+    file anew, and need not give black the index 0."""
     owners: dict[int, tuple[int, Path]] = {}
     for mask in masks:
         used = [index for index in np.unique(mask.values).tolist() if index in mask.palette]

@@ -56,11 +56,7 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def opened(path: Path) -> Image.Image:
-    """A picture file that is not decoded yet. Unlike `Image.open`, JPEG and PNG files may have any number of pixels.
-
-    Raises:
-        what Pillow raises on files that it cannot read.
-    """
+    """A picture file that is not decoded yet. Unlike `Image.open`, JPEG and PNG files may have any number of pixels."""
     with open(path, "rb") as file:
         head = file.read(8)
     # The constructors themselves have no limit: whoever decodes says what is too much.
@@ -74,10 +70,7 @@ def reduce(picture: Image.Image, side: int) -> tuple[int, int] | None:
     """Let a large picture of `opened` be decoded smaller, where its format can do that.
 
     A JPEG of more than `LARGE` pixels is decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep `side`
-    pixels.
-
-    Returns:
-        (H, W) of its file as it is shown; None where it is decoded as it is.
+    pixels. The result is (H, W) of its file as it is shown; None where it is decoded as it is.
     """
     width, height = picture.size
     if not LARGE < width * height <= LARGEST:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from slime_bench.data.label_maps import (
     class_index,
     counted,
     relabelled,
-    validate_classes,
     validate_colours,
 )
 from slime_bench.data.layouts import Pair, find_pairs
@@ -84,14 +84,7 @@ def _read(path: Path, side: int | None) -> Photo:
 
 
 def rgb(picture: Image.Image, path: Path = Path("image")) -> NDArray[np.uint8]:
-    """A picture as uint8 [H,W,3] RGB, see `read_image`.
-
-    Args:
-        path: its file, for messages.
-
-    Raises:
-        DataError: grey with more than 8 bits.
-    """
+    """A picture, of the file `path`, as uint8 [H,W,3] RGB, see `read_image`; DataError for grey of more than 8 bits."""
     if not picture.mode.startswith(("I", "F")):
         return np.array(upright(picture).convert("RGB"))
     raise DataError(
@@ -114,16 +107,18 @@ def read_label(pair: Pair, classes: Sequence[str], colours: Mapping[int, int] | 
     """
     mask = read_annotation(pair)
     if mask.names:
-        return _by_name(mask, classes)
+        labels = {value: class_index(name, classes, path=str(mask.path)) for value, name in mask.names.items()}
+        return relabelled(mask.values, {**labels, IGNORE: IGNORE})
     mask = mask.by_colour() if colours else mask.by_index()
     label = _by_colour(mask, colours) if mask.coloured else mask.values
-    check_label(label, classes, pair.label)
+    strange = (label < 0) | ((label >= len(classes)) & (label != IGNORE))
+    if strange.any():
+        raise LabelError(
+            "label outside the classes", path=pair.label, found=counted(label[strange]),
+            expected=f"0..{len(classes) - 1} ({', '.join(classes)}) or {IGNORE} (ignore)",
+            remedy="name the missing classes in `data.classes`, or map these labels to a class or to 255",
+        )  # fmt: skip
     return label
-
-
-def _by_name(mask: Mask, classes: Sequence[str]) -> NDArray[np.int64]:
-    labels = {value: class_index(name, classes, path=str(mask.path)) for value, name in mask.names.items()}
-    return relabelled(mask.values, {**labels, IGNORE: IGNORE})
 
 
 def _by_colour(mask: Mask, colours: Mapping[int, int] | None) -> NDArray[np.int64]:
@@ -149,41 +144,16 @@ def _by_colour(mask: Mask, colours: Mapping[int, int] | None) -> NDArray[np.int6
     return relabelled(mask.values, colours)
 
 
-def check_label(label: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Refuse labels that are no class: every value must lie in 0..K-1 or be 255 (ignore).
-
-    Args:
-        label: int64 [H,W]. classes: the K class names. path: the file, for the message.
-
-    Raises:
-        LabelError: names the values, and how many pixels carry each.
-    """
-    strange = (label < 0) | ((label >= len(classes)) & (label != IGNORE))
-    if strange.any():
-        raise LabelError(
-            "label outside the classes", path=path, found=counted(label[strange]),
-            expected=f"0..{len(classes) - 1} ({', '.join(classes)}) or {IGNORE} (ignore)",
-            remedy="name the missing classes in `data.classes`, or map these labels to a class or to 255",
-        )  # fmt: skip
-
-
 def check_edges(label: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Refuse labels [H,W] between which an interpolation has put others: they are classes too, but not the pixels'.
-
-    Raises:
-        LabelError.
-    """
+    """Refuse (LabelError) labels [H,W] among which interpolation has put others: classes too, but not the pixels'."""
     soft = edges(label, False).soft(range(len(classes)))
     if soft:
         raise soft_edges(Mask(path, label), soft)
 
 
 def check_size(pair: Pair, image: NDArray[np.uint8], label: NDArray[Any]) -> None:
-    """Refuse a label map [H,W] of another size than its image [H,W,3].
-
-    Raises:
-        LabelError: names both sizes; and the camera's orientation, where only that stands between them.
-    """
+    """Refuse a label map [H,W] of another size than its image [H,W,3]: a LabelError with both sizes, and the camera's
+    orientation where only that stands between them."""
     (height, width), (rows, columns) = image.shape[:2], label.shape
     if (height, width) == (rows, columns):
         return
@@ -198,21 +168,9 @@ def check_size(pair: Pair, image: NDArray[np.uint8], label: NDArray[Any]) -> Non
     )  # fmt: skip
 
 
-def read_sample(pair: Pair, classes: Sequence[str], colours: Mapping[int, int] | None = None) -> Sample:
-    """Decode and check one sample.
-
-    Raises:
-        DataError, LabelError: an unreadable file, sizes that differ, or labels outside `classes`.
-    """
-    image, label = read_image(pair.image), read_label(pair, classes, colours)
-    check_size(pair, image, label)
-    return Sample(pair.id, image, label)
-
-
-class FolderDataset:
-    """The samples of a folder in any layout of `slime_bench.data.layouts`, in order of the id.
-
-    Files are listed and paired at once and decoded on demand; see `read_sample` for what is refused.
+class FolderDataset(Sequence[Sample]):
+    """The samples of a folder in any layout of `slime_bench.data.layouts`, in order of the id. Files are listed and
+    paired at once, and decoded and checked on demand.
 
     Args:
         folder: where the files lie.
@@ -222,7 +180,6 @@ class FolderDataset:
 
     Raises:
         DataError: see `find_pairs`.
-        ConfigError: a bad class list or colour.
     """
 
     def __init__(
@@ -234,7 +191,7 @@ class FolderDataset:
         pairs: Sequence[Pair] | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.classes = validate_classes(classes)
+        self.classes = tuple(classes)
         self.colours = {name: list(colour) for name, colour in (colours or {}).items()}
         self._table = validate_colours(self.colours, self.classes)
         self.pairs = find_pairs(self.folder) if pairs is None else list(pairs)
@@ -245,25 +202,25 @@ class FolderDataset:
 
     @property
     def meaning(self) -> list[Any]:
-        """What decides the samples besides the files of their folders (JSON), for whoever remembers a verdict."""
+        """What decides the samples besides the files (JSON), for whoever remembers a verdict."""
         return []
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Sample:
-        return read_sample(self.pairs[index], self.classes, self._table)
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        """A sample; DataError or LabelError for an unreadable file, sizes that differ, or labels that are no class."""
+        pair = self.pairs[index]
+        image, label = read_image(pair.image), self.label(index)
+        check_size(pair, image, label)
+        return Sample(pair.id, image, label)
 
     def label(self, index: int) -> NDArray[np.int64]:
         """Only the label map, int64 [H,W], checked against the classes: a choice by content need not decode images."""
         return read_label(self.pairs[index], self.classes, self._table)
 
-    def select(self, ids: Sequence[str]) -> FolderDataset:
+    def select(self, ids: Sequence[str]) -> Self:
         """The samples called `ids`, in that order; KeyError for an id that is not there."""
-        by_id = {pair.id: pair for pair in self.pairs}
-        return FolderDataset(self.folder, self.classes, self.colours, pairs=[by_id[key] for key in ids])
-
-
-def each_of(samples: Sequence[Sample] | FolderDataset) -> Iterator[Sample]:
-    """The samples one after another; those of a folder are decoded when it is their turn."""
-    return (samples[index] for index in range(len(samples)))
+        by_id, chosen = {pair.id: pair for pair in self.pairs}, copy.copy(self)
+        chosen.pairs = [by_id[key] for key in ids]
+        return chosen

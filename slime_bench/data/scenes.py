@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,14 +24,14 @@ from slime_bench.data.config import (
 )
 from slime_bench.data.folder import FolderData
 from slime_bench.data.label_maps import IGNORE, class_pixels, listing
-from slime_bench.data.manifest import file_sha256, folder_sha256, text_sha256
+from slime_bench.data.layouts import Pair
+from slime_bench.data.manifest import file_sha256, files_sha256, text_sha256
 from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.data.support import (
     Counts,
     Example,
     authors_support,
     check_ids,
-    choose_val,
     draw_per_class,
     list_files,
     permuted,
@@ -48,17 +45,6 @@ BUILT_IN = (DRAWN, IN_ORDER, AUTHORS_EVAL, AUTHORS_TRAIN, NO_SUPPORT)
 
 MOST_RUNS = 1000
 """Largest seed for which the choice of the second paper's code is repeated."""
-
-
-class SceneDataset(FolderDataset):
-    """Samples that are some of their folders' files."""
-
-    @property
-    def meaning(self) -> list[Any]:
-        return [hashlib.sha256("\n".join(self.ids).encode()).hexdigest()]
-
-    def select(self, ids: Sequence[str]) -> SceneDataset:
-        return SceneDataset(self.folder, self.classes, pairs=super().select(ids).pairs)
 
 
 class SceneData(FolderData):
@@ -81,6 +67,24 @@ class SceneData(FolderData):
     @abstractmethod
     def read_split(self, name: str) -> FolderDataset:
         """All samples of the split called `name`, in its order; raises DataError where it cannot."""
+
+    def paired(self, ids: Sequence[str], source: Path, files: Mapping[Path, Mapping[str, Path]]) -> list[Pair]:
+        """The samples `ids` that `source` names. `files`: folder -> its files by id, of the images and of the labels.
+
+        Raises:
+            DataError: a file that is not there, or no ids.
+        """
+        for folder, found in files.items():
+            missing = [each for each in ids if each not in found]
+            if missing or not ids:
+                raise DataError(
+                    f"{len(missing)} annotated image(s) have no file in {folder.name}"
+                    if missing else "no image is annotated",
+                    path=folder if missing else source, found=f"no image {listing(missing)}", remedy=self.how_to_get(),
+                    expected=f"a file for each of the {len(ids)} ids of {source}",
+                )  # fmt: skip
+        images, labels = files.values()
+        return [Pair(each, images[each], labels[each]) for each in ids]
 
     def candidates(self, dataset: FolderDataset) -> list[list[int]]:
         """For each foreground class the samples that may show it; here all, as only their label maps would tell."""
@@ -131,16 +135,13 @@ class SceneData(FolderData):
 
     @cached_property
     def val(self) -> FolderDataset:
-        split, path = self.split(VAL), self.split_path(VAL)
-        if path == self.split_path(TEST):
+        if self.split_path(VAL) == self.split_path(TEST):
             raise ConfigError(
                 "validation on the test images", path="data.splits.val", found=self.config.splits[VAL],
                 expected="another list than that of the test split",
                 remedy=f"data.splits.val={self.config.splits[SUPPORT]}, or data.validation=none",
             )  # fmt: skip
-        support = set(self.support_ids)
-        ids = [key for key in split.ids if key not in support]
-        return split.select(choose_val(ids, self.config.val_size, self.seed, path))
+        return super().val
 
     # --- the files
 
@@ -171,8 +172,7 @@ class SceneData(FolderData):
             index = self.index_file(name)
             files = {file for pair in found.pairs for file in (pair.image, pair.label)} - {index}
             said = file_sha256(index) if index.is_file() else ""
-            above = Path(os.path.commonpath([file.parent for file in files]))
-            parts.append(f"{name} {said} {folder_sha256(above, files)}")
+            parts.append(f"{name} {said} {files_sha256(files)}")
         lists = [] if self.config.support in BUILT_IN else list_files(self.root, self.config)
         return text_sha256([*parts, *(f"{path.name} {file_sha256(path)}" for path in lists)])
 

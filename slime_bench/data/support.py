@@ -21,13 +21,11 @@ from numpy.typing import NDArray
 from slime_bench.config.read import nearest
 from slime_bench.data.config import DRAWN, EACH, FIRST, IN_ORDER, DataConfig
 from slime_bench.data.label_maps import class_pixels, listing
-from slime_bench.data.reading import FolderDataset, Sample, each_of
+from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.errors import DataError
 from slime_bench.seeding import generator
 
 LISTS = "splits"
-LISTED_BY = (EACH, 12)
-"""`require_all_classes` and `min_pixels` that the builders draw the lists `drawn-...` by (data_prep.split_lists)."""
 AUTHORS_SEED = 1
 
 Counts = NDArray[np.int64]
@@ -41,21 +39,6 @@ def permuted(count: int, seed: int, purpose: str = "support") -> list[int]:
     import torch  # seconds to import, which a finished trial that is only looked at need not wait for
 
     return torch.randperm(count, generator=generator(seed, purpose)).tolist()
-
-
-def draw(ids: Sequence[str], shown: Sequence[int], seed: int, purpose: str = "support") -> list[str]:
-    """All `ids` in the order of the draw: those that show the most classes first, and within each number as permuted.
-
-    The permutation is of the sorted ids, so that the order in which they come does not matter. The first k are the set
-    of k shots: sets are nested.
-
-    Args:
-        shown: number of classes that each of `ids` shows. purpose: of the generator.
-    """
-    by_id = dict(zip(ids, shown, strict=True))
-    names = sorted(by_id)
-    order = first_choices(permuted(len(names), seed, purpose), len(names), EACH, lambda at: by_id[names[at]], -1)
-    return [names[index] for index in order]
 
 
 def first_choices(order: Sequence[int], shots: int, rule: str, shown: Callable[[int], int], complete: int) -> list[int]:
@@ -135,10 +118,7 @@ def choose_support(
 
 def choose_val(ids: Sequence[str], size: int | None, seed: int, folder: Path) -> list[str]:
     """`size` of the validation `ids`, drawn by the generator (seed, "val"), in their own order; all of them for None.
-
-    Raises:
-        DataError: there are fewer, or none at all.
-    """
+    DataError where there are fewer, or none at all."""
     if len(ids) < (size or 1):
         raise DataError(
             "too few validation images", path=folder, found=f"{len(ids)} that are not support images",
@@ -148,7 +128,7 @@ def choose_val(ids: Sequence[str], size: int | None, seed: int, folder: Path) ->
     return [key for index, key in enumerate(ids) if index in chosen]
 
 
-def check_support(samples: Sequence[Sample] | FolderDataset, classes: Sequence[str]) -> list[str]:
+def check_support(samples: Sequence[Sample], classes: Sequence[str]) -> list[str]:
     """Refuse a support set that shows nothing to learn, and say which classes it does not show.
 
     Returns:
@@ -158,7 +138,7 @@ def check_support(samples: Sequence[Sample] | FolderDataset, classes: Sequence[s
         DataError: no support image has a foreground pixel.
     """
     total, names = np.zeros(len(classes), np.int64), list[str]()
-    for sample in each_of(samples):
+    for sample in samples:
         total += class_pixels(sample.label, len(classes))
         names.append(sample.id)
     ids = listing(names) or "no image"
@@ -178,23 +158,20 @@ def check_support(samples: Sequence[Sample] | FolderDataset, classes: Sequence[s
 # --- lists of ids
 
 
-def list_file(root: Path, config: DataConfig, shots: int, seed: int) -> Path | None:
-    """The file of support ids that a trial follows; None where they are fixed, taken in order or drawn afresh.
+def follows_list(config: DataConfig) -> bool:
+    """Whether `config.support` names a list."""
+    return config.support_ids is None and config.support not in (DRAWN, IN_ORDER)
 
-    Raises:
-        DataError: the list that `config.support` names is not there.
-    """
-    if config.support_ids is not None or config.support == IN_ORDER:
+
+def list_file(root: Path, config: DataConfig, shots: int) -> Path | None:
+    """The file of support ids that a trial follows, None where they are fixed, taken in order or drawn; DataError where
+    the list that `config.support` names is not there."""
+    if not follows_list(config):
         return None
     folder = root / LISTS
-    if config.support == DRAWN:
-        # The lists were drawn from the root's own pool by this rule; with another they do not hold.
-        other = config.splits["support"] != "support" or (config.require_all_classes, config.min_pixels) != LISTED_BY
-        path = folder / f"{DRAWN}-{shots}-seed{seed}.txt"
-        return path if path.is_file() and not other else None
     path = folder / f"{config.support}-{shots}.txt"
     if not path.is_file():
-        there = sorted(each.stem for each in folder.glob("*.txt") if not each.name.startswith((".", f"{DRAWN}-")))
+        there = sorted(each.stem for each in folder.glob("*.txt") if not each.name.startswith("."))
         raise DataError(
             f"there is no list `{config.support}` of {shots} support image(s)", path=path,
             found=f"the lists {listing(there)}", expected=f"one id per line in {LISTS}/<name>-<shots>.txt",
@@ -205,17 +182,13 @@ def list_file(root: Path, config: DataConfig, shots: int, seed: int) -> Path | N
 
 def val_list_file(root: Path, config: DataConfig) -> Path | None:
     """The file of validation ids that belongs to the list `config.support` names, where there is one."""
-    if config.support_ids is not None or config.support in (DRAWN, IN_ORDER):
-        return None
     path = root / LISTS / f"{config.support}-val.txt"
-    return path if path.is_file() else None
+    return path if follows_list(config) and path.is_file() else None
 
 
 def list_files(root: Path, config: DataConfig) -> list[Path]:
-    """The lists, of all shots and all seeds, that `config.support` chooses among, and its validation list."""
-    if config.support_ids is not None or config.support == IN_ORDER:
-        return []
-    return sorted(path for path in (root / LISTS).glob(f"{config.support}-*.txt") if path.is_file())
+    """The lists, of all shots, that `config.support` names, and its validation list."""
+    return sorted((root / LISTS).glob(f"{config.support}-*.txt")) if follows_list(config) else []
 
 
 def read_list(

@@ -80,22 +80,15 @@ def resize_image(image: NDArray[np.uint8], size: Size, mode: str = "antialias") 
 
 def fit_image(image: NDArray[np.uint8], side: int, mode: str = "antialias", fit: str = "squash") -> Tensor:
     """uint8 [H,W,3] -> [3,side,side] in 0..255, uint8, or float32 with `opencv_float`; see `DataConfig.resize` and
-    `DataConfig.fit`.
-
-    Raises:
-        DataError: as `fitted_size`.
-    """
+    `DataConfig.fit`. DataError as `fitted_size`."""
     height, width = image.shape[:2]
     resized = resize_image(image, fitted_size((height, width), side, fit), mode)
     return _padded(torch.from_numpy(resized).permute(2, 0, 1).contiguous(), side, FILL)
 
 
 def fit_sample(sample: Sample, side: int, mode: str = "antialias", fit: str = "squash") -> Fitted:
-    """A sample at side x side: the image by `fit_image`, the label map by nearest neighbour and 255 for padding.
-
-    Raises:
-        DataError: as `fitted_size`; it names the sample.
-    """
+    """A sample at side x side: the image by `fit_image`, the label map by nearest neighbour and 255 for padding. The
+    DataError of `fitted_size` names the sample."""
     height, width = sample.label.shape
     try:
         size = fitted_size((height, width), side, fit)

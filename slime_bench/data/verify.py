@@ -23,7 +23,7 @@ from tqdm import tqdm
 from slime_bench.data.config import TEST
 from slime_bench.data.duplicates import SIDE, find_duplicates, fingerprint
 from slime_bench.data.label_maps import IGNORE, class_pixels, listing
-from slime_bench.data.manifest import MANIFEST, pixels_sha256, read_manifest
+from slime_bench.data.manifest import MANIFEST, pixels_sha256, read_manifest, stamp
 from slime_bench.data.reading import FolderDataset, check_edges
 from slime_bench.errors import DataError, SlimeBenchError, StorageError
 from slime_bench.storage import write_atomic
@@ -97,13 +97,12 @@ class VerifyReport:
         return not self.problems and not self.differences
 
 
-def verify_splits(splits: Mapping[str, FolderDataset], root: Path, *, progress: bool = False) -> VerifyReport:
+def verify_splits(splits: Mapping[str, FolderDataset], root: Path) -> VerifyReport:
     """Decode every sample of `splits`; what is faulty is listed, nothing is raised for it.
 
     Args:
         splits: by name; an image in `test` and in any other split is a leak.
         root: folder of the data set, whose manifest (if there is one) the files are compared with.
-        progress: show a line on stderr where it takes long.
     """
     files: dict[str, str] = {}
     problems: list[SlimeBenchError] = []
@@ -119,10 +118,7 @@ def verify_splits(splits: Mapping[str, FolderDataset], root: Path, *, progress: 
     bits, thumbs = np.zeros(total, np.uint64), np.zeros((total, SIDE, SIDE, 3), np.uint8)
     hashes: dict[str, str] = {}
     # Decoding and hashing let go of Python's lock, so that threads use all processors.
-    with (
-        progress_bar(f"verify {root.name}", total, hidden=not progress) as line,
-        ThreadPoolExecutor(processors()) as pool,
-    ):
+    with progress_bar(f"verify {root.name}", total) as line, ThreadPoolExecutor(processors()) as pool:
         for name, dataset in splits.items():
             counts = np.zeros((2, len(dataset.classes)), np.int64)
             ignored, sizes = 0, Counter[str]()
@@ -182,23 +178,19 @@ def ensure_verified(splits: Mapping[str, FolderDataset], root: Path) -> None:
 
 
 def verified(splits: Mapping[str, FolderDataset], root: Path, *, fresh: bool = False) -> VerifyReport:
-    """The report of `verify_splits`, remembered where the data set is usable and no file has changed since.
-
-    Args:
-        fresh: do not trust what is remembered.
-    """
+    """The report of `verify_splits`, remembered (unless `fresh`) of a usable data set of which no file has changed."""
     state = _state(root, splits)
     remembered = None if fresh else _recall(root, state)
     if remembered is not None:
         return remembered
-    report = verify_splits(splits, root, progress=True)
+    report = verify_splits(splits, root)
     # Only what is good is remembered: a mended permission changes neither size nor time of a file.
     if report.usable and _state(root, splits) == state:
         _remember(root, state, report)
     return report
 
 
-def progress_bar(title: str, total: int, done: int = 0, *, hidden: bool = False) -> tqdm[Any]:
+def progress_bar(title: str, total: int, done: int = 0) -> tqdm[Any]:
     """How many of `total` images are done, on stderr: redrawn on a terminal, every ten seconds in a file.
 
     Args:
@@ -206,8 +198,7 @@ def progress_bar(title: str, total: int, done: int = 0, *, hidden: bool = False)
     """
     every, delay = (0.25, 1.0) if sys.stderr.isatty() else (10.0, 10.0)
     return tqdm(
-        total=total, initial=done, desc=title, unit=" images", mininterval=every, delay=delay, disable=hidden,
-        dynamic_ncols=True,
+        total=total, initial=done, desc=title, unit=" images", mininterval=every, delay=delay, dynamic_ncols=True
     )  # fmt: skip
 
 
@@ -287,23 +278,15 @@ def _state(root: Path, splits: Mapping[str, FolderDataset]) -> State:
     states = {}
     for name, dataset in splits.items():
         folders = sorted(_folders(dataset))
-        meaning = [[str(each) for each in folders], list(dataset.classes), dataset.colours, *dataset.meaning]
+        meaning = [[str(each) for each in folders], dataset.ids, dataset.classes, dataset.colours, *dataset.meaning]
         found = hashlib.sha256(json.dumps([VERSION, *meaning]).encode())
-        found.update(_stamp(root / MANIFEST))
+        found.update(repr(stamp(root / MANIFEST)).encode())
         for folder in folders:
             with os.scandir(folder) as entries:
-                lines = [os.fsencode(each.name) + _stamp(each) for each in entries if not each.name.startswith(".")]
-            found.update(b"\n".join(sorted(lines)))
+                files = sorted((each.name, stamp(each)) for each in entries if not each.name.startswith("."))
+            found.update(repr(files).encode())
         states[name] = found.hexdigest()
     return states
-
-
-def _stamp(file: Path | os.DirEntry[str]) -> bytes:
-    try:
-        stat = file.stat()
-    except OSError:
-        return b"-"
-    return b"\t%d\t%d" % (stat.st_size, stat.st_mtime_ns)
 
 
 def _caches(root: Path) -> tuple[Path, Path]:

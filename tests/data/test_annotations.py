@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from slime_bench.data.annotations import read_annotation, with_common_values
+from slime_bench.data.annotations import read_annotation
+from slime_bench.data.class_files import ClassSpec
 from slime_bench.data.layouts import Pair, find_pairs, parts_of
 from slime_bench.data.mask_files import Mask
+from slime_bench.data.masks import resolve
 from slime_bench.errors import DataError, LabelError
 
 NAMES = ("body", "light", "wheel")
@@ -361,14 +363,14 @@ def test_one_value_for_a_name_in_all_masks(tmp_path: Path) -> None:
     one = Mask(tmp_path / "a.json", np.array([[0, 1, 2]]), names={1: "body", 2: "wheel"})
     other = Mask(tmp_path / "b.json", np.array([[0, 1, 255]]), names={1: "light"})
     empty = Mask(tmp_path / "c.json", np.array([[0, 255, 0]]))
-    found = with_common_values([one, other, empty])
-    assert [mask.values.tolist() for mask in found] == [[[0, 1, 3]], [[0, 2, 255]], [[0, 255, 0]]]
-    assert all(mask.names == {1: "body", 2: "light", 3: "wheel"} for mask in found)
-    assert with_common_values([one, one]) == [one, one]
+    classes, labels = resolve([one, other, empty], ClassSpec(), accept=True)
+    assert [label.tolist() for label in labels] == [[[0, 1, 3]], [[0, 2, 255]], [[0, 255, 0]]]
+    assert classes.names == ("background", "body", "light", "wheel")
+    other_order = Mask(tmp_path / "a.json", np.array([[0, 1, 2]]), names={1: "wheel", 2: "body"})
+    assert resolve([other_order] * 2, ClassSpec(), accept=True)[0].names == ("background", "wheel", "body")
     indices = Mask(tmp_path / "d.png", np.array([[0, 1, 1]]))
-    assert with_common_values([indices]) == [indices]
     with pytest.raises(LabelError, match=r"(?s)others do not.*d\.png.*body, wheel"):
-        with_common_values([one, indices])
+        resolve([one, indices], ClassSpec(), accept=True)
 
 
 class TestShared:

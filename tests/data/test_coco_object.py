@@ -18,13 +18,12 @@ from PIL import Image
 
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import build_part, read_part
+from slime_bench.data.coco_json import CocoImage, Runs
 from slime_bench.data.datasets.coco_object import (
     CocoConfig,
     Crowd,
     Instances,
     Overlap,
-    Photo,
-    Runs,
     fill_truncated,
     mask_of,
 )
@@ -195,7 +194,7 @@ def test_drawn_supports_need_only_the_masks_that_they_look_at(twin: Path, monkey
     seen: list[int] = []
     usual = Instances.label
 
-    def counted(self: Instances, photo: Photo, rules: CocoConfig) -> np.ndarray:
+    def counted(self: Instances, photo: CocoImage, rules: CocoConfig) -> np.ndarray:
         seen.append(photo.id)
         return usual(self, photo, rules)
 
@@ -257,17 +256,17 @@ Change = Callable[[dict[str, Any]], Any]
 @pytest.mark.parametrize(
     ("change", "summary", "found"),
     [
-        (lambda each: each["annotations"][0].update(category_id=12), "no class: category_id 12", "4 cat"),
+        (lambda each: each["annotations"][0].update(category_id=12), "without a name", "category_id 12"),
         (lambda each: each["categories"].append({"id": 5, "name": "motorcycles"}), "no class: motorcycles", "5 cat"),
-        (lambda each: each["categories"].append({"id": 5}), "COCO's instances", "categories.4.name"),
-        (lambda each: shape(each, [[1, 2, 3, 4, 5]]), "cannot read COCO's instances", "reshape"),
-        (lambda each: shape(each, []), "cannot read COCO's instances", "segmentation"),
-        (lambda each: shape(each, [[1, 2, NAN, 4, 5, 6]]), "cannot read COCO's instances", "number"),
+        (lambda each: each["categories"].append({"id": 5}), "not COCO JSON", "categories.4.name"),
+        (lambda each: shape(each, [[1, 2, 3, 4, 5]]), "not fit", "5 numbers"),
+        (lambda each: shape(each, []), "not fit", "no outline"),
+        (lambda each: shape(each, [[1, 2, NAN, 4, 5, 6]]), "not COCO JSON", "number"),
         (lambda each: shape(each, {"size": [60, 80], "counts": [5, 7]}), "not fit", "12 p"),
         (lambda each: shape(each, {"size": [60, 80], "counts": "6P"}), "not fit", "RLE"),
         (lambda each: shape(each, {"size": [80, 60], "counts": [4800]}), "not fit", "60x80"),
         (lambda each: each["images"].clear() or each["annotations"].clear(), "no image is annotated", "no image"),
-        (lambda each: each["images"].append(each["images"][0] | {"id": 1, "file_name": "0.jpg"}), "not there", "no"),
+        (lambda each: each["images"].append(each["images"][0] | {"id": 1, "file_name": "0.jpg"}), "no file in", "no"),
     ],
 )  # fmt: skip
 def test_bad_annotations(twin: Path, change: Change, summary: str, found: str) -> None:

@@ -257,7 +257,7 @@ def test_a_file_for_each_part(tmp_path: Path, kind: str, between: str) -> None:
     assert find_pairs(tmp_path) == sorted(expected, key=lambda pair: pair.id)
     assert expected[0].files == (expected[0].image, *(path for _, path in expected[0].parts))
     image(tmp_path / f"bus{kind}")
-    with pytest.raises(DataError, match=r"(?s)1 image\(s\) without masks of their parts.*bus"):
+    with pytest.raises(DataError, match=r"(?s)1 image\(s\) without a label map.*bus.*<id>.<part>.png"):
         find_pairs(tmp_path)
 
 

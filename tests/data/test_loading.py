@@ -310,6 +310,6 @@ def test_typed_errors_cross_the_process_border(broken: Path, workers: int, fault
 
 def test_other_errors_still_raise(make: Make) -> None:
     loader = make().test_dataloader()
-    loader.dataset.dataset.size = "large"
+    loader.dataset.samples = None
     with pytest.raises(TypeError):
         next(iter(loader))

@@ -159,7 +159,7 @@ way("lossless WebP", "as background")(made(RGB, "m.webp", lossless=True))
 way("lossless WebP with a list", "read: background", COLOURS)(made(RGB, "m.webp", lossless=True))
 way("JPEG", "found JPEG")(made(RGB, "m.jpg"))
 way("JPEG called PNG", "found JPEG")(made(RGB, "m.png", format="JPEG"))
-way("JPEG 2000", "found JPEG 2000")(made(RGB, "m.jp2"))
+way("JPEG 2000", "found JPEG2000")(made(RGB, "m.jp2"))
 way("AVIF", "found AVIF")(
     lambda folder: written(folder / "m.avif", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf")
 )  # fmt: skip

@@ -18,7 +18,7 @@ from slime_bench.data import pictures, reading
 from slime_bench.data.label_maps import pack, unpack, validate_colours
 from slime_bench.data.layouts import Pair
 from slime_bench.data.mask_files import read_mask
-from slime_bench.data.reading import FolderDataset, read_image, read_photo, read_sample, rgb
+from slime_bench.data.reading import FolderDataset, read_image, read_photo, rgb
 from slime_bench.data.verify import verify_splits
 from slime_bench.errors import ConfigError, DataError, LabelError
 
@@ -371,7 +371,7 @@ def test_camera_orientation(tmp_path: Path, orientation: int) -> None:
     upright = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
     size = (16, 32) if orientation < 5 else (32, 16)
     files = pair(tmp_path, Image.fromarray(pixels), np.zeros(size, np.uint8), exif=with_exif(orientation))
-    image = read_sample(files, CLASSES).image
+    image = FolderDataset(tmp_path, CLASSES, pairs=[files])[0].image
     assert image.shape[:2] == size
     bottom, right = upright
     corner = image[-2 if bottom else 1, -2 if right else 1, 0]
@@ -381,17 +381,17 @@ def test_camera_orientation(tmp_path: Path, orientation: int) -> None:
     assert mask.shape == size and mask[-2 if bottom else 1, -2 if right else 1] == 1
     np.save(files.label, np.zeros((16, 32), np.uint8))
     if orientation < 5:
-        read_sample(files, CLASSES)
+        FolderDataset(tmp_path, CLASSES, pairs=[files])[0]
         return
     with pytest.raises(LabelError, match="differ in size") as caught:
-        read_sample(files, CLASSES)
+        FolderDataset(tmp_path, CLASSES, pairs=[files])[0]
     assert "EXIF orientation" in str(caught.value.remedy) and "turn the label map" in str(caught.value.remedy)
 
 
 def test_a_mask_of_another_size(tmp_path: Path) -> None:
     files = pair(tmp_path, Image.new("RGB", (8, 6)), np.zeros((6, 7), np.uint8))
     with pytest.raises(LabelError, match="differ in size") as caught:
-        read_sample(files, CLASSES)
+        FolderDataset(tmp_path, CLASSES, pairs=[files])[0]
     assert caught.value.found == "7x6" and str(caught.value.expected).startswith("8x6 (width x height) as ")
     assert "EXIF" not in str(caught.value)  # the image has no orientation: turning would help nobody
 

@@ -18,7 +18,7 @@ from slime_bench.data.config import DataConfig
 from slime_bench.data.datamodule import SegmentationDataModule
 from slime_bench.data.folder import FolderData
 from slime_bench.data.reading import FolderDataset, Sample
-from slime_bench.data.support import check_support, choose_support, choose_val, draw, first_choices, permuted, read_list
+from slime_bench.data.support import check_support, choose_support, choose_val, first_choices, permuted, read_list
 from slime_bench.errors import ConfigError, DataError
 from tests.data.conftest import Make
 from tests.fixtures.twins.toy_folder import CLASSES, COMPLETE, POOL
@@ -42,17 +42,10 @@ def val_ids(module: SegmentationDataModule) -> list[str]:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 10**6), st.integers(0, 5))
 def test_each_is_the_draw_whatever_the_number_of_shots(counts: list[int], seed: int, complete: int) -> None:
     counts = [min(count, complete) for count in counts]
-    ids = [f"i{index:03d}" for index in range(len(counts))]
-    whole = draw(ids, counts, seed)
-    assert sorted(whole) == ids
-    shown = dict(zip(ids, counts, strict=True))
-    assert [shown[key] for key in whole] == sorted(counts, reverse=True)
-    order = permuted(len(ids), seed)
-    for shots in range(1, len(ids) + 1):
-        chosen = first_choices(order, shots, "each", counts.__getitem__, complete)
-        assert [ids[index] for index in chosen] == whole[:shots]
-    # The order in which the samples come is no part of the draw.
-    assert draw(ids[::-1], counts[::-1], seed) == whole
+    order = permuted(len(counts), seed)
+    whole = sorted(order, key=lambda index: -counts[index])
+    for shots in range(1, len(counts) + 1):
+        assert first_choices(order, shots, "each", counts.__getitem__, complete) == whole[:shots]
 
 
 @pytest.mark.parametrize("rule", ["each", "first", "none"])
@@ -114,7 +107,6 @@ def test_plain_groups(make: Make) -> None:
 
 
 def test_fixed_support_ids(make: Make, root: Path) -> None:
-    write_list(root, "drawn-2-seed0", "s03", "s04")
     assert make(shots=2, support_ids=["s07", "s02", "s01"]).support_ids == ["s07", "s02"]
     assert make(shots=2, support_ids=["s07", "s02"], support="nothing").support_ids == ["s07", "s02"]
     with pytest.raises(DataError, match="more shots") as caught:
@@ -175,21 +167,8 @@ def test_a_manifest_spares_the_decoding(root: Path, make: Make, monkeypatch: pyt
 # --- lists
 
 
-def test_the_drawn_list_of_a_prepared_data_set_is_followed(root: Path, make: Make) -> None:
-    each = {"require_all_classes": "each"}
-    before, first = make(shots=2, **each).support_ids, make(shots=2).support_ids
-    write_list(root, "drawn-2-seed0", "# two ids", "s03  # the first", "", "s11")
-    assert make(shots=2, **each).support_ids == ["s03", "s11"] != before
-    assert make(shots=2, seed=1, **each).support_ids == make(shots=3, seed=1, **each).support_ids[:2]  # no list: drawn
-    # Drawn by another rule, or from another pool, the list does not hold.
-    assert make(shots=2).support_ids == first != ["s03", "s11"]
-    assert make(shots=2, min_pixels=13, **each).support_ids == before
-    shutil.copytree(root / "support", root / "other")
-    assert make(shots=2, splits={"support": "other"}, **each).support_ids == before
-
-
 def test_a_named_list_may_name_the_whole_train_side(root: Path, make: Make) -> None:
-    write_list(root, "lab-2", "v02", "s01")
+    write_list(root, "lab-2", "# two ids", "v02  # the first", "", "s01")
     data = make(shots=2, support="lab")
     assert data.support_ids == ["v02", "s01"]
     assert {key for batch in data.train_dataloader() for key in batch["id"]} == {"v02", "s01"}
@@ -225,7 +204,6 @@ def test_bad_lists(root: Path, make: Make, lines: list[str], words: str, found: 
 
 def test_lists_that_are_not_there_or_not_text(root: Path, make: Make) -> None:
     write_list(root, "lab-10", "s01")
-    write_list(root, "drawn-1-seed0", "s01")
     with pytest.raises(DataError, match="no list `lab` of 2") as caught:
         make(shots=2, support="lab")
     assert caught.value.path == root / "splits" / "lab-2.txt" and caught.value.found == "the lists lab-10"
@@ -280,17 +258,16 @@ def test_the_lists_are_part_of_the_data(root: Path) -> None:
         return FolderData(DataConfig("toy", str(root), CLASSES, **chosen), shots, seed).fingerprint()
 
     plain = fingerprint()
-    path = write_list(root, "drawn-1-seed0", "s01")
-    drawn = fingerprint()
-    assert drawn != plain and fingerprint(support="in_order") == plain and fingerprint(support_ids=["s01"]) == plain
+    path = write_list(root, "lab-1", "s01")
+    first = fingerprint(support="lab")
+    assert plain == fingerprint() == fingerprint(support="in_order") == fingerprint(support_ids=["s01"]) != first
     # The trials of one table share it.
-    assert {fingerprint(shots, seed) for shots in (1, 10) for seed in (0, 1)} == {drawn}
+    assert {fingerprint(shots, seed, support="lab") for shots in (1, 10) for seed in (0, 1)} == {first}
     path.write_text("s02\n")
-    assert fingerprint() not in (plain, drawn)
-    write_list(root, "lab-1", "s01")
     lab = fingerprint(support="lab")
+    assert lab not in (plain, first)
     write_list(root, "lab-val", "v01")
     assert fingerprint(support="lab") != lab
     (root / "manifest.json").write_text("{}")
     assert fingerprint(support="in_order") != plain
-    assert len({fingerprint(), fingerprint(support="lab"), fingerprint(support="in_order")}) == 3
+    assert fingerprint(support="lab") != fingerprint()

@@ -102,12 +102,18 @@ class TestExtract:
 
 class TestRefused:
     @pytest.mark.parametrize("kind", ["tar", "zip"])
-    @pytest.mark.parametrize("limit", [{"max_bytes": 1 << 20}, {"max_files": 1}])
-    def test_more_than_allowed(self, kind: str, limit: dict[str, int], save: Save, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("limit", [{"MAX_BYTES": 1 << 20}, {"MAX_FILES": 1}])
+    def test_more_than_allowed(
+        self, kind: str, limit: dict[str, int], save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         archive = save(packed(kind, {"small": b"1", "bomb": bytes(1 << 20)}))
-        error = refused(archive, tmp_path / "out", **limit)
+        for name, value in limit.items():
+            monkeypatch.setattr(module, name, value)
+        error = refused(archive, tmp_path / "out")
         assert "too large" in error.summary and "bomb" in str(error.found)
-        extract(archive, tmp_path / "out", max_bytes=(1 << 20) + 1, max_files=2)
+        monkeypatch.setattr(module, "MAX_BYTES", (1 << 20) + 1)
+        monkeypatch.setattr(module, "MAX_FILES", 2)
+        extract(archive, tmp_path / "out")
 
     @pytest.mark.parametrize(
         "fields",
@@ -194,7 +200,7 @@ class TestStorage:
         command = [sys.executable, "-c", code, str(archive), "--out", str(tmp_path / "out")]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert ended.returncode == 2 and "Traceback" not in ended.stderr
-        assert "\nerror: a file or folder cannot be read or written" in ended.stderr
+        assert "\nerror: a file cannot be written or read" in ended.stderr
         assert not (tmp_path / "out").exists()
 
 
@@ -235,7 +241,7 @@ class TestAgain:
     ("raised", "code", "said"),
     [
         (DataError("wrong data", path="x"), 2, "error: wrong data\n  where: x"),
-        (OSError(errno.ENOSPC, "No space left on device", "/data/f"), 2, "error: a file or folder cannot be"),
+        (OSError(errno.ENOSPC, "No space left on device", "/data/f"), 2, "error: a file cannot be"),
         (KeyboardInterrupt(), 130, "interrupted: the same command goes on where this one stopped"),
         (RuntimeError("bug"), 1, "unexpected error: RuntimeError: bug"),
     ],

@@ -292,7 +292,7 @@ class TestFaultySources:
         (faults / "2008_000008").write_text("full disk")
         with pytest.raises(StorageError) as caught:
             make(out, workers=2, faults=faults)
-        assert "No space left on device" in str(caught.value) and "the same command goes on" in str(caught.value)
+        assert "No space left on device" in str(caught.value) and "what is finished stays valid" in str(caught.value)
         assert not out.exists()
         (faults / "2008_000008").unlink()
         report = make(out, workers=1, faults=faults)

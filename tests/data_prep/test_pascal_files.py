@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.pascal_part.command import main
+from data_prep.pascal_part.__main__ import main
 from data_prep.pascal_part.files import Entry, find_parts, find_voc, read_list, read_lists, read_picture
 from data_prep.pascal_part.regan import COLOURS, read_pair
 from slime_bench.data.mini_world.render import render

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.pascal_part.command import main
+from data_prep.pascal_part.__main__ import main
 from data_prep.pascal_part.rules import RULES
 from data_prep.split_lists import VAL_SIZE, committed
 from slime_bench.data.manifest import read_manifest
@@ -90,13 +90,6 @@ def test_builds_a_data_set(twin: Twin, rule: str, tmp_path: Path, capsys: pytest
     text = capsys.readouterr().out
     for reason in dropped:
         assert reason in text
-    lists = {path.stem for path in (out / "splits").iterdir()}
-    assert {"drawn-1-seed0", "drawn-1-seed1", "drawn-1-seed2"} <= lists
-    support = set(sets["support"].ids)
-    for name in lists:
-        ids = [line for line in (out / "splits" / f"{name}.txt").read_text().splitlines() if line[0] != "#"]
-        if name.startswith("drawn"):
-            assert set(ids) <= support and len(set(ids)) == int(name.split("-")[1])
 
 
 def test_recovered_lists_follow_the_train_list(twin: Twin, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +111,7 @@ def test_recovered_lists_follow_the_train_list(twin: Twin, tmp_path: Path, capsy
     (line,) = [each for each in (out / "splits" / "slime_lab-1.txt").read_text().splitlines() if each[0] != "#"]
     assert line == f"{order[index]['source']}_{order[index]['object']}"
     main(command(twin, "horse", tmp_path / "paper", "--rule", "paper"))
-    assert not list((tmp_path / "paper" / "splits").glob("slime_lab*"))
+    assert not (tmp_path / "paper" / "splits").exists()
 
 
 def test_car_test_set_takes_the_place_of_car_val(
@@ -186,7 +179,7 @@ FAULTS = {
     "mat with an unknown part": "unknown part `spoiler_1` (object 1 (car), part spoiler_1)",
     "xml missing": "cannot read the box annotation ([Errno 2] No such file",
     "xml cut": "cannot read the box annotation",
-    "jpg missing": "cannot read the image ([Errno 2] No such file",
+    "jpg missing": "cannot read the image (No such file",
     "jpg cut": "cannot read the image",
     "jpg of another size": "image and masks differ in size (241x180)",
 }

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.pascal_part.__main__ import main
 from data_prep.pascal_part.annotations import Part, PartObject, VocObject, read_annotation
 from data_prep.pascal_part.boxes import Box, extent
-from data_prep.pascal_part.command import main
 from data_prep.pascal_part.merge import paint
 from data_prep.pascal_part.rules import (
     EMPTY,

@@ -1,17 +1,13 @@
-"""Support and validation lists of prepared data sets, and the recovered lists of the repository."""
+"""Validation lists of prepared data sets, and the recovered lists of the repository."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.build import Sample
-from data_prep.split_lists import MIN_PIXELS, SEEDS, SHOTS, choose_val, committed, drawn_lists
-
-CLASSES = ("background", "body", "wheel")
+from data_prep.split_lists import MIN_PIXELS, choose_val, committed
 
 
 def samples(*counts: tuple[int, int]) -> list[Sample]:
@@ -21,58 +17,11 @@ def samples(*counts: tuple[int, int]) -> list[Sample]:
 POOLS = st.lists(st.tuples(st.sampled_from([0, MIN_PIXELS - 1, MIN_PIXELS, 90]), st.sampled_from([0, 50])), max_size=30)
 
 
-@given(POOLS)
-def test_drawn_sets_are_nested_and_show_all_that_the_pool_allows(counts: list[tuple[int, int]]) -> None:
-    pool = samples(*counts)
-    shown = {each.id: sum(c >= MIN_PIXELS for c in count) for each, count in zip(pool, counts, strict=True)}
-    lists = drawn_lists(pool)
-    assert set(lists) == {f"drawn-{k}-seed{s}" for k in SHOTS for s in SEEDS if k <= len(pool)}
-    for name, ids in lists.items():
-        shots, seed = int(name.split("-")[1]), name.split("-")[2]
-        assert len(set(ids)) == shots
-        assert sorted((shown[key] for key in ids), reverse=True) == sorted(shown.values(), reverse=True)[:shots]
-        assert lists[f"drawn-1-{seed}"] == ids[:1]
-
-
 @given(POOLS, st.randoms())
 def test_the_order_of_the_samples_decides_nothing(counts: list[tuple[int, int]], random: object) -> None:
     pool = samples(*counts)
     shuffled = sorted(pool, key=lambda _: random.random())  # type: ignore[attr-defined]
-    assert drawn_lists(pool) == drawn_lists(shuffled)
     assert choose_val(pool) == choose_val(shuffled)
-
-
-def test_builders_and_trials_agree_on_the_rule() -> None:
-    from slime_bench.data.support import LISTED_BY
-
-    assert LISTED_BY == ("each", MIN_PIXELS)
-
-
-def test_seeds_differ() -> None:
-    lists = drawn_lists(samples(*[(90, 50)] * 40))
-    assert len({tuple(lists[f"drawn-10-seed{seed}"]) for seed in SEEDS}) == len(SEEDS)
-
-
-def test_the_trial_draws_the_same_where_the_list_is_missing(tmp_path: Path) -> None:
-    """`data.support=drawn` without its file: the data module's own draw, from the label maps, is the builder's."""
-    import numpy as np
-    from PIL import Image
-
-    from slime_bench.data.config import DataConfig
-    from slime_bench.data.reading import FolderDataset
-    from slime_bench.data.support import choose_support
-
-    counts = [(90, 50), (0, 50), (90, 50), (0, 0), (90, 50), (MIN_PIXELS, 50)]
-    for index, (body, wheel) in enumerate(counts):
-        label = np.repeat([0, 1, 2], [400 - body - wheel, body, wheel]).astype(np.uint8).reshape(20, 20)
-        for kind, array in (("images", np.zeros((20, 20, 3), np.uint8)), ("labels", label)):
-            (tmp_path / kind).mkdir(exist_ok=True)
-            Image.fromarray(array).save(tmp_path / kind / f"s{index}.png")
-    lists = drawn_lists(samples(*counts))
-    pool = FolderDataset(tmp_path, CLASSES)
-    config = DataConfig("some", str(tmp_path), classes=list(CLASSES), require_all_classes="each", min_pixels=MIN_PIXELS)
-    for seed in SEEDS:
-        assert choose_support(pool, 1, seed, config) == lists[f"drawn-1-seed{seed}"]
 
 
 @given(POOLS)

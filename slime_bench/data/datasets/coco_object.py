@@ -12,24 +12,23 @@ images without such objects: `polygons: first`, `crowd: background`, `test_limit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
-from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from slime_bench.config.parts import located
 from slime_bench.config.read import nearest
-from slime_bench.data.coco_json import Runs, mask_of
+from slime_bench.data.coco_json import CocoImage, CocoObject, mask_of, read_coco, region_of
 from slime_bench.data.config import SUPPORT, TEST, SceneConfig
 from slime_bench.data.label_maps import IGNORE, listing
 from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
-from slime_bench.data.reading import FolderDataset, Sample, check_size, read_image
-from slime_bench.data.scenes import SceneData, SceneDataset
+from slime_bench.data.reading import FolderDataset
+from slime_bench.data.scenes import SceneData
 from slime_bench.errors import DataError
 
 Overlap = Literal["later", "smaller"]
@@ -60,52 +59,6 @@ class CocoConfig(SceneConfig):
     polygons: Polygons = "all"
 
 
-_REMEDY: Final = "download the annotations again (annotations_trainval2017.zip), or correct the file"
-
-
-def _corners(values: list[float]) -> NDArray[np.float32]:
-    return np.asarray(values, np.float32).reshape(-1, 2)
-
-
-Polygon = Annotated[list[FiniteFloat], AfterValidator(_corners)]
-"""[N,2] once it is read: corners (x, y) in pixels of the image, whose upper left pixel reaches from 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """One object."""
-
-    image_id: int
-    category_id: int
-    segmentation: Runs | Annotated[list[Polygon], Field(min_length=1)]
-    iscrowd: bool = False
-
-
-@dataclass(frozen=True)
-class Photo:
-    """An image of the file."""
-
-    id: int
-    file_name: str
-    height: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Category:
-    id: int
-    name: str
-
-
-@dataclass(frozen=True)
-class InstancesFile:
-    """What is used of an `instances_*.json`; every other key is dropped while it is parsed."""
-
-    images: list[Photo]
-    annotations: list[Annotation]
-    categories: list[Category]
-
-
 class Instances:
     """The objects of one annotation file, an `instances_*.json`.
 
@@ -116,41 +69,34 @@ class Instances:
         classes: class names in label order; those of the file's categories have to be among them.
 
     Raises:
-        DataError: unreadable, not of this kind, an object of an unknown category, or a category that is no class.
+        DataError: see `read_coco`; or a category that is no class.
     """
 
     def __init__(self, path: Path, classes: Sequence[str]) -> None:
         self.path = path
-        content = _read(path)
+        content = read_coco(path)
         self.photos = {Path(each.file_name).stem: each for each in sorted(content.images, key=lambda x: x.file_name)}
-        self._objects: dict[int, list[Annotation]] = {}
+        self._objects: dict[int | str, list[CocoObject]] = {}
         for each in content.annotations:
             self._objects.setdefault(each.image_id, []).append(each)
         names = {each.id: each.name for each in content.categories}
-        nameless = sorted({each.category_id for each in content.annotations} - names.keys())
         strangers = [name for name in names.values() if name not in classes[1:]]
-        strangers += [f"category_id {key}" for key in nameless]
         if strangers:
             raise DataError(
                 f"the annotations have categories that are no class: {listing(strangers)}", path=path,
                 found=f"{len(names)} categories", expected=f"the classes {listing(classes[1:])}",
                 remedy=f"name them in `data.classes` (the nearest: {listing(nearest(strangers[0], classes[1:]))}), or "
-                + _REMEDY,
+                "download the annotations again (annotations_trainval2017.zip)",
             )  # fmt: skip
         self._label_of = {key: list(classes).index(name) for key, name in names.items()}
 
-    def shown(self, photo: Photo) -> set[int]:
+    def shown(self, photo: CocoImage) -> set[int]:
         """The labels of an image's objects, hidden ones included; no mask is decoded."""
         return {self._label_of[each.category_id] for each in self._objects.get(photo.id, [])}
 
-    def label(self, photo: Photo, rules: CocoConfig) -> NDArray[np.uint8]:
-        """The label map of an image by `overlap`, `crowd` and `polygons`, uint8 [H,W]: 0 where no object is.
-
-        Crowd regions come first, so that single objects lie above them.
-
-        Raises:
-            DataError: run lengths that do not fit the image.
-        """
+    def label(self, photo: CocoImage, rules: CocoConfig) -> NDArray[np.uint8]:
+        """The label map of an image by `overlap`, `crowd` and `polygons`, uint8 [H,W]: 0 where no object is. Crowd
+        regions come first, so that single objects lie above them. LabelError as `region_of`."""
         label = np.zeros((photo.height, photo.width), np.uint8)
         objects = sorted(self._objects.get(photo.id, []), key=lambda each: not each.iscrowd)  # stable
         if rules.overlap == "smaller":
@@ -161,27 +107,20 @@ class Instances:
                 if rules.crowd == "background":
                     continue
                 value = IGNORE
-            if rules.polygons == "first" and isinstance(each.segmentation, list):
+            if rules.polygons == "first" and isinstance(each.segmentation, list) and each.segmentation:
                 label = fill_truncated(label, each.segmentation[0], value)
             else:
                 label[self._mask(each, photo)] = value
         return label
 
-    def _mask(self, each: Annotation, photo: Photo) -> NDArray[np.bool_]:
-        try:
-            return mask_of(each.segmentation, photo.height, photo.width)
-        except ValueError as error:
-            raise DataError(
-                "the mask of an object does not fit its image", path=f"{self.path}: {photo.file_name}",
-                found=str(error), remedy=_REMEDY,
-                expected=f"run lengths of {photo.width}x{photo.height} pixels (width x height)",
-            ) from error  # fmt: skip
+    def _mask(self, each: CocoObject, photo: CocoImage) -> NDArray[np.bool_]:
+        return region_of(each, (photo.height, photo.width), self.path, photo.file_name)
 
 
 def fill_truncated(label: NDArray[np.uint8], polygon: ArrayLike, value: int) -> NDArray[np.uint8]:
     """`label` [H,W] with a polygon filled whose corners are cut to whole pixels, its edge included, as the masks of the
     authors' lists are. Those are of OpenCV's `fillPoly`, from which 3 pixels in 1000 differ here."""
-    corners = np.asarray(polygon).astype(np.int32)
+    corners = np.asarray(polygon).reshape(-1, 2).astype(np.int32)
     if len(corners) < 3:
         return label
     picture = Image.fromarray(np.where(mask_of([corners + np.float32(0.5)], *label.shape), np.uint8(value), label))
@@ -189,7 +128,7 @@ def fill_truncated(label: NDArray[np.uint8], polygon: ArrayLike, value: int) -> 
     return np.array(picture)
 
 
-class InstanceDataset(SceneDataset):
+class InstanceDataset(FolderDataset):
     """Images whose label maps are made of an annotation file on demand."""
 
     def __init__(self, instances: Instances, classes: Sequence[str], rules: CocoConfig, pairs: Sequence[Pair]) -> None:
@@ -198,18 +137,10 @@ class InstanceDataset(SceneDataset):
 
     @property
     def meaning(self) -> list[Any]:
-        return [*super().meaning, self.rules.overlap, self.rules.crowd, self.rules.polygons]
-
-    def __getitem__(self, index: int) -> Sample:
-        pair, image, label = self.pairs[index], read_image(self.pairs[index].image), self.label(index)
-        check_size(pair, image, label)
-        return Sample(pair.id, image, label)
+        return [self.rules.overlap, self.rules.crowd, self.rules.polygons]
 
     def label(self, index: int) -> NDArray[np.int64]:
         return self.instances.label(self.instances.photos[self.pairs[index].id], self.rules).astype(np.int64)
-
-    def select(self, ids: Sequence[str]) -> InstanceDataset:
-        return InstanceDataset(self.instances, self.classes, self.rules, super().select(ids).pairs)
 
 
 class CocoData(SceneData):
@@ -226,23 +157,18 @@ class CocoData(SceneData):
             return super().is_there(name)
         return self._label_folder(name).is_dir() and (self.root / name).is_dir()
 
-    def read_split(self, name: str) -> SceneDataset:
-        """The images of the annotation file, in order of their names; with prepared label maps those of the folder.
-
-        Raises:
-            DataError: annotations, images or label maps are missing or faulty.
-        """
+    def read_split(self, name: str) -> FolderDataset:
+        """The images of the annotation file, in order of their names; with prepared label maps those of the folder."""
         pictures = files_by_stem(self.root / name, IMAGE_SUFFIXES)
         if self.config.label_maps is not None:
             folder = self._label_folder(name)
             found = files_by_stem(folder, (".png",))
             labels = {stem.removesuffix(SUFFIX): file for stem, file in found.items() if stem.endswith(SUFFIX)} or found
-            self._check_images(name, labels, pictures, folder)
-            pairs = [Pair(stem, pictures[stem], labels[stem]) for stem in sorted(labels)]
-            return SceneDataset(folder, self.classes, pairs=pairs)
+            pairs = self.paired(sorted(labels), folder, {self.root / name: pictures, folder: labels})
+            return FolderDataset(folder, self.classes, pairs=pairs)
         instances = Instances(self.index_file(name), self.classes)
-        self._check_images(name, instances.photos, pictures, instances.path)
-        pairs = [Pair(stem, pictures[stem], instances.path) for stem in instances.photos]
+        files = {self.root / name: pictures, instances.path: dict.fromkeys(instances.photos, instances.path)}
+        pairs = self.paired(list(instances.photos), instances.path, files)
         return InstanceDataset(instances, self.classes, self.config, pairs)
 
     def candidates(self, dataset: FolderDataset) -> list[list[int]]:
@@ -263,40 +189,13 @@ class CocoData(SceneData):
         names = ", ".join(f"{self.config.splits[each]}.zip" for each in (SUPPORT, TEST))
         return (
             f"download {names} and the archive of their annotations, e.g. annotations_trainval2017.zip "
-            f"(cocodataset.org), and unzip all of them in {self.root}"
+            f"(cocodataset.org), and unzip all of them in {self.root}; `data.label_maps`, if any, names a folder of "
+            f"<stem>.png or <stem>{SUFFIX}.png"
         )
 
     def _label_folder(self, name: str) -> Path:
         return self.root / str(self.config.label_maps).replace(SPLIT, name)
 
-    def _check_images(self, name: str, annotated: Iterable[str], pictures: Mapping[str, Path], source: Path) -> None:
-        """Refuse a `source` of annotations that names no image, or one that is not there."""
-        missing = [stem for stem in annotated if stem not in pictures]
-        if missing or not [*annotated]:
-            raise DataError(
-                f"{len(missing)} annotated image(s) of `{name}` are not there" if missing else "no image is annotated",
-                path=source, found=f"no image {listing(missing)}",
-                expected=f"annotations of the images of {self.root / name}",
-                remedy=f"{self.how_to_get()}; `data.label_maps` names a folder of <stem>.png or <stem>{SUFFIX}.png, "
-                f"with {SPLIT} for {name}",
-            )  # fmt: skip
-
     def _layout(self) -> str:
         names = [self.config.splits[each] for each in (SUPPORT, TEST)]
         return f"{names[0]}/, {names[1]}/ and annotations/instances_{names[1]}.json"
-
-
-def _read(path: Path) -> InstancesFile:
-    try:
-        return TypeAdapter(InstancesFile).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        found = str(error)
-        if isinstance(error, ValidationError):
-            # A mask may be of two kinds: what is wrong with the likelier one.
-            worst = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
-            found = f"{'.'.join(map(str, worst['loc']))}: {worst['msg']}"
-        raise DataError(
-            "cannot read COCO's instances", path=path, found=found, remedy=_REMEDY,
-            expected="`images` (id, file_name, height, width), `annotations` (image_id, category_id, segmentation) and "
-            "`categories` (id, name)",
-        ) from error  # fmt: skip

@@ -53,11 +53,7 @@ class MiniData(FolderData):
                     if self._is_stale():
                         self._render()
             except OSError as error:
-                raise StorageError(
-                    "cannot write the mini data set", path=self.root, found=str(error),
-                    expected="a folder that can be written, with 20 MB free",
-                    remedy="free some space, or choose another `data_root` (or the variable SLIME_BENCH_DATA)",
-                ) from error  # fmt: skip
+                raise StorageError.of(error, self.root, "data_root=<folder>") from error
         self.check_manifest()
         # Whole, not only what this trial needs: a data set that was changed by hand is no mini data set any more.
         ensure_verified(self.split_datasets(SPLITS), self.root)

@@ -11,11 +11,10 @@ from functools import cached_property
 from pathlib import Path
 
 from slime_bench.data.config import SUPPORT, TEST
-from slime_bench.data.label_maps import listing
-from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
-from slime_bench.data.scenes import SceneData, SceneDataset
+from slime_bench.data.layouts import IMAGE_SUFFIXES, files_by_stem
+from slime_bench.data.reading import FolderDataset
+from slime_bench.data.scenes import SceneData
 from slime_bench.data.support import read_list
-from slime_bench.errors import DataError
 
 LISTS = "ImageSets/Segmentation"
 PICTURES, LABELS = "JPEGImages", "SegmentationClass"
@@ -35,25 +34,13 @@ class VocData(SceneData):
     def index_file(self, name: str) -> Path:
         return self.base / LISTS / f"{name}.txt"
 
-    def read_split(self, name: str) -> SceneDataset:
-        """The images of a list, in its order.
-
-        Raises:
-            DataError: the list, a folder or a file is missing.
-        """
+    def read_split(self, name: str) -> FolderDataset:
+        """The images of a list, in its order; DataError where the list, a folder or a file is missing."""
         names = read_list(self.index_file(name), remedy=self.how_to_get())
         pictures = files_by_stem(self.base / PICTURES, IMAGE_SUFFIXES)
         labels = files_by_stem(self.base / LABELS, (".png",))
-        for folder, files in ((PICTURES, pictures), (LABELS, labels)):
-            missing = [each for each in names if each not in files]
-            if missing:
-                raise DataError(
-                    f"{len(missing)} image(s) of the list `{name}` have no file in {folder}", path=self.base / folder,
-                    found=f"no {listing(missing)}", remedy=self.how_to_get(),
-                    expected=f"a file for each of the {len(names)} ids of {self.index_file(name)}",
-                )  # fmt: skip
-        pairs = [Pair(each, pictures[each], labels[each]) for each in names]
-        return SceneDataset(self.base, self.classes, pairs=pairs)
+        files = {self.base / PICTURES: pictures, self.base / LABELS: labels}
+        return FolderDataset(self.base, self.classes, pairs=self.paired(names, self.index_file(name), files))
 
     def how_to_get(self) -> str:
         return (

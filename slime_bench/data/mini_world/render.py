@@ -166,10 +166,7 @@ def write_dataset(root: Path, subject: str, first_test: int = 0, pool: int | Non
         building.rename(root)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
-        raise StorageError(
-            "the mini data set could not be written", path=root, found=error,
-            remedy="free some disk space (5 MB) or set data_root to a writable folder",
-        ) from error  # fmt: skip
+        raise StorageError.of(error, root, "data_root=<folder>") from error
 
 
 def write_sheet(path: Path, columns: int = 10) -> None:
