@@ -200,8 +200,10 @@ class Page:
             on(choice.change, self._on_choice, self.expected, [self.method, self.preset], [])
         settings = [self.names, editor, self.method, self.preset, self.overrides, self.seed]
         told = [self.curve, self.preview, self.learn, self.stop, self.expected, *canvas, *done]
-        on(self.learn.click, self._on_learn, self.said3, settings, told, **_JOB)
-        on(self.find.click, self._on_find, self.said4, [editor], [self.find, self.stop_finding, *done], **_JOB)
+        learn = self._as_job(self._on_learn, self.learn, self.stop, self.said3, "what was learned before")
+        on(self.learn.click, learn, self.said3, settings, told, **_JOB)
+        find = self._as_job(self._on_find, self.find, self.stop_finding, self.said4, "what was found")
+        on(self.find.click, find, self.said4, [editor], [self.find, self.stop_finding, *done], **_JOB)
         for button in (self.stop, self.stop_finding):
             button.click(_stop, session, queue=False, api_visibility="private")
         looks = [self.result, self.shown, self.opacity]
@@ -261,55 +263,45 @@ class Page:
             session.name_classes(names)
         support = session.support()
         table = html.learned_from(support.classes.table())
-        busy = {self.learn: gr.Button(interactive=False), self.stop: gr.Button(interactive=True)}
-        free = {self.learn: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
-        yield {self.said3: table, self.curve: "", self.preview: "", **busy}
+        yield {self.said3: table, self.curve: "", self.preview: ""}
         seen: Any = None
-        try:
-            for at in session.learn(method, preset, (overrides or "").split(), int(seed or 0)):
-                update: Updates = {self.said3: html.progress(at, "step") + table, self.curve: html.curve(at.losses)}
-                if at.preview is not None and at.preview is not seen:
-                    seen = at.preview
-                    words = (
-                        f"found in the painted picture after step {at.done}"
-                        if at.total
-                        else "found in the painted picture"
-                    )
-                    update[self.preview] = html.picture(session.preview(at.preview), words)
-                yield update
-        except Stopped:
-            yield {self.said3: html.said("Stopped; what was learned before is kept."), **free}
-            return
-        except BaseException:
-            yield free
-            raise
+        for at in session.learn(method, preset, (overrides or "").split(), int(seed or 0)):
+            update: Updates = {self.said3: html.progress(at, "step") + table, self.curve: html.curve(at.losses)}
+            if at.preview is not None and at.preview is not seen:
+                seen = at.preview
+                words = "found in the painted picture" + (f" after step {at.done}" if at.total else "")
+                update[self.preview] = html.picture(session.preview(at.preview), words)
+            yield update
         text = f"Learned from {len(support.names)} picture(s) in {jobs.duration(at.elapsed)}."
         expected = {self.expected: html.said(_expected(method, preset))}
-        yield {self.said3: html.said(text) + table, **free, **expected, **self._done(session)}
+        yield {self.said3: html.said(text) + table, **expected, **self._done(session)}
 
     def _on_find(self, session: Session, painted: Any) -> Iterator[Updates]:
         session.keep_paint(_layers(painted))
-        busy = {self.find: gr.Button(interactive=False), self.stop_finding: gr.Button(interactive=True)}
-        free = {self.find: gr.Button(interactive=True), self.stop_finding: gr.Button(interactive=False)}
-        failures: dict[str, SlimeBenchError] = {}
-        yield {self.said4: "", **busy}
-        try:
-            job = session.segment()
-            while True:
-                try:
-                    at = next(job)
-                except StopIteration as stop:
-                    failures = stop.value
-                    break
-                yield {self.said4: html.progress(at, "picture"), **self._done(session)}
-        except Stopped:
-            yield {self.said4: html.said("Stopped; what was found is kept."), **free, **self._done(session)}
-            return
-        except BaseException:
-            yield free
-            raise
+        yield {self.said4: ""}
+        for at in session.segment():
+            yield {self.said4: html.progress(at, "picture"), **self._done(session)}
         text = html.said(f"{len(session.found)} picture(s) segmented in {jobs.duration(at.elapsed)}.")
-        yield {self.said4: text + "".join(map(html.failed, failures.values())), **free, **self._done(session)}
+        yield {self.said4: text + "".join(map(html.failed, session.failures.values())), **self._done(session)}
+
+    def _as_job(self, job: Callable[..., Iterator[Updates]], start: Any, stop: Any, told: Any, kept: str) -> Any:
+        """`job`, while which the button `start` is off, and that which stops it is on; `kept` is said where it was."""
+
+        def handler(session: Session, *values: Any) -> Iterator[Updates]:
+            busy, free = (
+                {start: gr.Button(interactive=not on), stop: gr.Button(interactive=on)} for on in (True, False)
+            )
+            try:
+                for update in job(session, *values):
+                    yield {**busy, **update}
+            except Stopped:
+                yield {told: html.said(f"Stopped; {kept} is kept.")}
+            except Exception:
+                yield free
+                raise
+            yield free
+
+        return handler
 
     def _on_look(self, session: Session, name: str | None, shown: list[str], opacity: float) -> Updates:
         return {self.said4: gr.skip(), self.view: _look(session, name, shown, opacity)}

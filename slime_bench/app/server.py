@@ -27,24 +27,19 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _TRIES = 100
 
 
-class _Guard:
-    """Adds the headers to every answer.
+def _guarded(app: Any) -> Any:
+    """An ASGI application that adds the headers to every answer of another."""
 
-    Args:
-        app: an ASGI application.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def guarded(message: Any) -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        async def sent(message: Any) -> None:
             if message["type"] == "http.response.start":
                 added = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        await self.app(scope, receive, guarded)
+        await app(scope, receive, sent)
+
+    return answer
 
 
 def application(hosts: list[str] | None = None) -> Any:
@@ -82,7 +77,7 @@ def application(hosts: list[str] | None = None) -> Any:
         app, Page(address).blocks, "/", theme=THEME, css=CSS, footer_links=[], run_history=False, ssr_mode=False,
         mcp_server=False, enable_monitoring=False, show_error=False,
     )  # fmt: skip
-    app.add_middleware(_Guard)
+    app.add_middleware(_guarded)
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     return app
@@ -152,17 +147,12 @@ def bound(host: str, port: int) -> socket.socket:
     """
     try:
         family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        error: OSError | None = None
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
         for number in range(port, min(port + _TRIES, 65536)):
-            listener = socket.socket(family, socket.SOCK_STREAM)
             try:
-                if os.name == "posix":
-                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind((place[0], number, *place[2:]))
-                listener.listen(64)
-                return listener
+                at = (str(place[0]), number, *place[2:])
+                return socket.create_server(at, family=family, backlog=64, dualstack_ipv6=both)
             except OSError as found:
-                listener.close()
                 error = found
     except OSError as found:
         error = found

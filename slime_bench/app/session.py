@@ -74,6 +74,7 @@ class Session:
         self.current: str | None = None
         self.segmenter: Segmenter | None = None
         self.learned_by = ("", "")
+        self.failures: dict[str, SlimeBenchError] = {}  # of the pictures that `segment` could not read, by name
         self.stop = threading.Event()
         self._in_view: Array | None = None
         self._folder: Path | None = None
@@ -338,8 +339,8 @@ class Session:
             other.segmenter = Segmenter(light.tensors, light.facts, device=light.device)
         _holder = weakref.ref(self)
 
-    def segment(self) -> Generator[Progress, None, dict[str, SlimeBenchError]]:
-        """Segment all pictures that are not painted and have no result yet; returns the errors by name.
+    def segment(self) -> Generator[Progress, None, None]:
+        """Segment all pictures that are not painted and have no result yet.
 
         Raises:
             ConfigError: nothing learned, no pictures. Stopped: the user has stopped it; what is done stays.
@@ -353,17 +354,16 @@ class Session:
                 expected="pictures that are not painted", remedy="add the pictures in which the parts are to be found",
             )  # fmt: skip
         self._alone()
-        failures: dict[str, SlimeBenchError] = {}
+        self.failures.clear()
 
         def one(name: str) -> None:
             try:
                 self._segment(self.photos[name], segmenter)
             except DataError as error:
-                failures[name] = error
+                self.failures[name] = error
 
         todo = [name for name in others if self.photos[name].record is None]
         yield from jobs.segmenting(todo, one, self.stop, self.learned_by)
-        return failures
 
     def learned(self) -> Segmenter:
         if self.segmenter is None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
-from slime_bench.backbones.weights import unusable
+from slime_bench.backbones.weights import Layout, find, unusable
 from slime_bench.config.parts import Part
 from slime_bench.errors import BackboneError
 from slime_bench.imagenet import IMAGENET as IMAGENET
@@ -52,6 +52,35 @@ class DiffusionModel(Part):
     feature_shapes(size, layers) -> name -> (C, h_l, w_l), without a pass
     unet, the network that `layers` name modules of
     """
+
+
+class InFolder(Part):
+    """A model that is found as a folder.
+
+    Attributes:
+        layout: the files that it consists of.
+    """
+
+    layout: ClassVar[Layout]
+
+    @classmethod
+    def layout_of(cls, config: Any) -> Layout:
+        """The files that `config` needs."""
+        return cls.layout
+
+    @classmethod
+    def folder_of(cls, config: Any) -> Path:
+        """Where the model of `config` lies; everything that it needs is there.
+
+        Raises:
+            BackboneError: see `slime_bench.backbones.weights.find`.
+        """
+        return find(config.weights, getattr(config, "revision", None), cls.layout_of(config))
+
+    @classmethod
+    def content_hash_of(cls, config: Any) -> str:
+        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
+        return cls.layout_of(config).fingerprint(cls.folder_of(config))
 
 
 class VisionLanguage(Part, ABC):

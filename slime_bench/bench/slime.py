@@ -10,27 +10,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from slime_bench.bench.case import Case
 from slime_bench.bench.command import GB, add_case, case_of, make_main, number, publish, table, times
 from slime_bench.bench.memory import Peak
 from slime_bench.bench.race import Row, race
 from slime_bench.bench.timing import spread
-from slime_bench.bench.ways import TASKS, WAYS, Way
-
-
-def duel(
-    case: Case,
-    names: Sequence[str],
-    tasks: Sequence[str] = TASKS,
-    rounds: int = 3,
-    warmup: int = 1,
-    memory: bool = True,
-    ways: Mapping[str, Way] = WAYS,
-) -> list[Row]:
-    """Measure the ways called `names` on `case`; see `race`."""
-    return race({name: (case, name) for name in names}, tasks, rounds, warmup, memory, ways)
+from slime_bench.bench.ways import TASKS, WAYS
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -64,7 +50,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
 def _measure(arguments: argparse.Namespace, command: str) -> str:
     ways = [name for name in WAYS if name in (arguments.ways or WAYS)]
     with case_of(arguments) as case:
-        rows = duel(case, ways, arguments.tasks, arguments.rounds, arguments.warmup, not arguments.no_memory)
+        entries, memory = {name: (case, name) for name in ways}, not arguments.no_memory
+        rows = race(entries, arguments.tasks, arguments.rounds, arguments.warmup, memory)
     legend = "\n".join(f"- `{name}`: {WAYS[name].what}" for name in ways)
     title = f"SLiMe, {case.width} width, {case.size} px, {case.classes} classes, {case.device}"
     name = arguments.name or f"slime_{case.device}_{case.width}_{case.size}"
