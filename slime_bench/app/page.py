@@ -193,9 +193,9 @@ class Page:
             on(event, self._on_names, self.said1, [self.names, editor], canvas)
         on(self.photo.input, self._on_photo, self.said2, [self.photo, editor], canvas)
         self.brush.input(None, self.brush, editor, js=TAKE_BRUSH, api_visibility="private", **_QUICK)
-        on(editor.clear, self._on_clear, self.said2, [], canvas)
-        on(self.mask.upload, self._on_mask, self.said2, [self.mask], canvas)
-        on(self.own_mask.click, self._on_own_mask, self.said2, [], canvas)
+        on(editor.clear, self._step(self.said2, Session.clear_paint), self.said2, [], canvas)
+        on(self.mask.upload, self._step(self.said2, Session.load_mask), self.said2, [self.mask], canvas)
+        on(self.own_mask.click, self._step(self.said2, Session.take_example_mask), self.said2, [], canvas)
         for choice in (self.method, self.preset):
             on(choice.change, self._on_choice, self.expected, [self.method, self.preset], [])
         settings = [self.names, editor, self.method, self.preset, self.overrides, self.seed]
@@ -240,17 +240,13 @@ class Page:
         session.open(name)
         return {self.said2: "", **self._canvas(session)}
 
-    def _on_clear(self, session: Session) -> Updates:
-        session.clear_paint()
-        return {self.said2: "", **self._canvas(session)}
+    def _step(self, told: Any, step: Callable[..., str | None]) -> Callable[..., Updates]:
+        """A handler that takes a step of the session, tells what that says, and shows the canvas anew."""
 
-    def _on_mask(self, session: Session, file: str) -> Updates:
-        text = session.load_mask(Path(file))
-        return {self.said2: html.said(text), **self._canvas(session)}
+        def handler(session: Session, *values: Any) -> Updates:
+            return {told: html.said(step(session, *values) or ""), **self._canvas(session)}
 
-    def _on_own_mask(self, session: Session) -> Updates:
-        text = session.take_example_mask()
-        return {self.said2: html.said(text), **self._canvas(session)}
+        return handler
 
     def _on_choice(self, session: Session, method: str, preset: str) -> Updates:
         return {self.expected: html.said(_expected(method, preset))}
@@ -291,9 +287,9 @@ class Page:
             busy, free = (
                 {start: gr.Button(interactive=not on), stop: gr.Button(interactive=on)} for on in (True, False)
             )
+            yield busy
             try:
-                for update in job(session, *values):
-                    yield {**busy, **update}
+                yield from job(session, *values)
             except Stopped:
                 yield {told: html.said(f"Stopped; {kept} is kept.")}
             except Exception:
@@ -317,7 +313,7 @@ class Page:
         return {self.said2: html.said(text), **self._canvas(session), **self._done(session)}
 
     def _on_load(self, session: Session, file: str) -> Updates:
-        text = session.load(Path(file))
+        text = session.load(file)
         return {self.said5: html.said(text), **self._canvas(session), **self._done(session)}
 
     # What they show

@@ -228,15 +228,15 @@ class Session:
         if self.current is not None:
             self.photos[self.current].label = None
 
-    def load_mask(self, file: Path) -> str:
+    def load_mask(self, file: str | Path) -> str:
         """Take a mask for the picture that is painted; its classes where none are named. A sentence about it.
 
         Raises:
             LabelError, DataError: no mask, or not of this picture. ConfigError: no picture.
         """
         photo = self._painted_one()
-        mask = read_mask(file)
-        check_size(Pair(photo.stem, Path(photo.name), Path(file.name)), self.pixels_of(photo), mask.values)
+        mask = read_mask(Path(file))
+        check_size(Pair(photo.stem, Path(photo.name), Path(Path(file).name)), self.pixels_of(photo), mask.values)
         self.classes, photo.label, said = paint.understood(mask, self.classes)
         return f"The mask of {photo.name} is loaded; paint over it where it is wrong.{said}"
 
@@ -311,7 +311,7 @@ class Session:
         segmenter = yield from jobs.learning(cfg, support, self.stop)
         self._take(segmenter, (cfg.method.name, str(cfg.preset)))
 
-    def load(self, file: Path) -> str:
+    def load(self, file: str | Path) -> str:
         """Take up an embeddings file; a sentence about it.
 
         Raises:

@@ -120,22 +120,6 @@ def find(name: str, revision: str | None, layout: Layout) -> Path:
     return _from_hub(name, revision, layout)
 
 
-def refuse_untrained(name: str, kind: str, training: str, otherwise: str) -> None:
-    """Say how a bundled model is made whose weights are not shipped.
-
-    Args:
-        kind: what it is called. training: how long it takes and the command. otherwise: what to do in its place.
-
-    Raises:
-        BackboneError: `name` is no folder of `slime_bench/assets`.
-    """
-    if not (ASSETS / name).is_dir():
-        raise BackboneError(
-            f"the bundled {kind} is not here", path=ASSETS / name, found="no such folder",
-            expected="the folder that its training writes", remedy=f"make it, in some {training}; or {otherwise}",
-        )  # fmt: skip
-
-
 def _from_hub(name: str, revision: str | None, layout: Layout) -> Path:
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 

@@ -34,7 +34,6 @@ class Case:
         weights: folder of `build_width`, or `mini_sd`. device: `cpu` or `cuda`.
         patches: per side at test time; 2 are 2 x 2 of 400/512 of the side, as the authors' default.
         images: test pictures of one inference call. shots: support pictures of one step. trials: of a batched step.
-        overrides: further settings of the bench, `key=value`.
     """
 
     width: str
@@ -46,7 +45,6 @@ class Case:
     images: Positive = 1
     shots: Positive = 1
     trials: Positive = 1
-    overrides: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,7 +72,7 @@ def make_method(case: Case, precision: str, seed: int = 0, overrides: Sequence[s
         # Where patches do not end on a cell of the latent grid, the authors' code stops.
         patch = case.size * 400 // 512 // 8 * 8
         settings += [f"method.patch_size={patch}", f"method.patches_per_side={case.patches}"]
-    cfg = plan([*settings, *case.overrides, *overrides]).trials[0]
+    cfg = plan([*settings, *overrides]).trials[0]
     # With random weights hardly a class passes the gate; what does not pass costs the authors' way nothing to merge.
     protocol = replace(cfg.build("protocol"), token_gate=0.0)
     method = Slime(cfg.method, protocol, cfg.build("backbone"), case.names, seed)

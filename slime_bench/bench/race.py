@@ -39,7 +39,6 @@ def race(
     entries: Mapping[str, tuple[Case, str]],
     tasks: Sequence[str],
     rounds: int,
-    warmup: int = 1,
     memory: bool = True,
 ) -> list[Row]:
     """Measure runners, task by task.
@@ -47,12 +46,12 @@ def race(
     Args:
         entries: a case and the name of a way, by a label. The one called `REFERENCE`, if it is there, is what the
             others are compared with.
-        warmup: rounds that are not counted, at least 1: the first one is where results are compared.
+        rounds: that count; one before them is where results are compared.
 
     Raises:
         DifferentResultError: a way computes something else than the reference.
     """
-    rows = _timed(entries, tasks, rounds, warmup)
+    rows = _timed(entries, tasks, rounds)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the processes below need the room
     for label, (case, name) in entries.items() if memory else ():
@@ -65,18 +64,18 @@ def race(
     return rows
 
 
-def _timed(entries: Mapping[str, tuple[Case, str]], tasks: Sequence[str], rounds: int, warmup: int) -> list[Row]:
+def _timed(entries: Mapping[str, tuple[Case, str]], tasks: Sequence[str], rounds: int) -> list[Row]:
     """The rows of `race`, without memory; nothing stays loaded."""
     pictures = {case: Pictures(case) for case, _ in entries.values()}
     for drawn in pictures.values():
-        drawn.prepare(warmup + rounds)
+        drawn.prepare(1 + rounds)
     calls: dict[str, dict[str, Callable[[int], Any]]] = {task: {} for task in tasks}
     for label, (case, name) in entries.items():
         say(f"loading `{label}`")
         way, drawn = WAYS[name], pictures[case]
         runner = way.make(case)
         if way.seen and isinstance(runner, Fast):
-            for turn in range(warmup + rounds):
+            for turn in range(1 + rounds):
                 runner.see(*drawn.test(turn))
         for task in tasks:
             if task in way.tasks:
@@ -86,9 +85,9 @@ def _timed(entries: Mapping[str, tuple[Case, str]], tasks: Sequence[str], rounds
     differs = {task: _compared(calls[task], task, precisions) for task in sorted(tasks)}
     rows = []
     for task in tasks:
-        say(f"{task}: {warmup} + {rounds} rounds")
-        # The first call was a round of warm-up.
-        seconds = interleave(calls[task], rounds, warmup - 1, first=1)
+        say(f"{task}: {rounds} rounds")
+        # Round 0 was the one of the comparison.
+        seconds = interleave(calls[task], rounds, warmup=0, first=1)
         for label, own in seconds.items():
             case, name = entries[label]
             trials, faster = WAYS[name].trials(case), None

@@ -44,17 +44,16 @@ def tables(rows: Sequence[Row]) -> str:
 def _add(parser: argparse.ArgumentParser) -> None:
     add_case(parser)
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), metavar="WAY", help=f"among: {', '.join(WAYS)}")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
 
 
 def _measure(arguments: argparse.Namespace, command: str) -> str:
     ways = [name for name in WAYS if name in (arguments.ways or WAYS)]
     with case_of(arguments) as case:
         entries, memory = {name: (case, name) for name in ways}, not arguments.no_memory
-        rows = race(entries, arguments.tasks, arguments.rounds, arguments.warmup, memory)
+        rows = race(entries, TASKS, arguments.rounds, memory)
     legend = "\n".join(f"- `{name}`: {WAYS[name].what}" for name in ways)
     title = f"SLiMe, {case.width} width, {case.size} px, {case.classes} classes, {case.device}"
-    name = arguments.name or f"slime_{case.device}_{case.width}_{case.size}"
+    name = f"slime_{case.device}_{case.width}_{case.size}"
     measured = [dataclasses.asdict(row) | dataclasses.asdict(spread(row.seconds)) for row in rows]
     content = {"case": case.plain(), "rounds": arguments.rounds, "rows": measured}
     return publish(arguments.out, name, title, f"{tables(rows)}\n\n{legend}", case.device, command, content)

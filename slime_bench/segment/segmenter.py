@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,7 +144,7 @@ class Segmenter:
         facts = learn.facts_of(cfg, support, signature)
         segmenter = cls(method.learned_state(), facts, device=str(cfg.trainer.device), method=method)
         found = [segmenter.scored([segmenter.fitted(each)], [noise_key(each)])[0].best for each in support.images]
-        segmenter.facts["reached"] = reached(found, support.labels).facts()
+        segmenter.facts["reached"] = asdict(reached(found, support.labels))
         return segmenter
 
     @classmethod
