@@ -6,8 +6,6 @@ import io
 import zipfile
 from typing import Final
 
-import yaml
-
 from slime_bench.app.session import Session
 from slime_bench.segment import folder, output
 
@@ -21,11 +19,10 @@ def archive(session: Session) -> bytes:
         ConfigError: nothing learned.
     """
     segmenter = session.learned()
-    names = yaml.safe_dump(list(segmenter.classes), allow_unicode=True, width=1000)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
         file.writestr(folder.EMBEDDINGS, segmenter.content())
-        file.writestr(folder.CLASSES, f"# classes of labels/, from label 0 on\n{names}")
+        file.writestr(folder.CLASSES, output.class_list(segmenter.classes))
         file.writestr(folder.AREAS, output.areas_csv(session.records, segmenter.classes))
         for photo in session.photos.values():
             if photo.label is not None:

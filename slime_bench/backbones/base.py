@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -83,22 +82,12 @@ class InFolder(Part):
         return cls.layout_of(config).fingerprint(cls.folder_of(config))
 
 
-class VisionLanguage(Part, ABC):
-    """A vision-language model, which `slime_bench.backbones.vlm.VlmBackbone` computes."""
+class VisionLanguage(Part):
+    """A vision-language model, which `slime_bench.backbones.vlm.VlmBackbone` computes. Before it is loaded it has
 
-    @classmethod
-    @abstractmethod
-    def content_hash_of(cls, config: Any) -> str:
-        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
-
-    @classmethod
-    @abstractmethod
-    def describe(cls, config: Any) -> VlmFacts:
-        """What can be known from the JSON files alone.
-
-        Raises:
-            BackboneError: files that are missing or of another kind.
-        """
+    content_hash_of(config) -> sha256 of the weights and configuration files that `config` points to
+    describe(config) -> `VlmFacts`, from the JSON files alone
+    """
 
 
 def check_names(key: str, names: Sequence[str], available: Iterable[str]) -> None:

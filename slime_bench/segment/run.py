@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
@@ -243,8 +242,7 @@ def _write_embeddings(args: argparse.Namespace, segmenter: Segmenter, content: b
             if path == args.embeddings and path.exists() and not args.force:  # of a process that was faster
                 _state_of(path, segmenter.facts["fit"], "name")
             write(path, content)
-    names = yaml.safe_dump(list(segmenter.classes), allow_unicode=True, width=1000)
-    write(args.out / folder.CLASSES, f"# classes of labels/, from label 0 on\n{names}".encode())
+    write(args.out / folder.CLASSES, output.class_list(segmenter.classes))
 
 
 def segment_images(
