@@ -16,6 +16,7 @@ import gradio as gr
 from slime_bench.app import html, jobs, paint
 from slime_bench.app.jobs import Stopped
 from slime_bench.app.session import EXAMPLES, METHODS, PRESETS, Session
+from slime_bench.data.label_maps import RGB
 from slime_bench.errors import ConfigError, SlimeBenchError
 
 Updates = dict[Any, Any]
@@ -333,7 +334,7 @@ class Page:
             view, layer = session.open(name)
             updates[self.photo] = _choices(session)
             value: Any = {"background": view, "layers": [layer], "composite": None}
-            updates[self.editor] = gr.ImageEditor(value=value, brush=_brush(_hexes(session)))
+            updates[self.editor] = gr.ImageEditor(value=value, brush=_brush(session.colours[1:]))
         return updates
 
     def _done(self, session: Session) -> Updates:
@@ -391,13 +392,9 @@ def _choices(session: Session) -> Any:
     return gr.Dropdown(choices=[*session.photos], value=session.current)
 
 
-def _hexes(session: Session) -> list[str]:
-    return [paint.hexed(colour) for colour in session.colours[1:]]
-
-
-def _brush(colours: Sequence[str], chosen: int = 1) -> gr.Brush:
-    shown: list[Any] = [*colours] or ["#808080"]
-    return gr.Brush(default_size=16, colors=shown, default_color=shown[chosen - 1], color_mode="fixed")
+def _brush(colours: Sequence[RGB]) -> gr.Brush:
+    shown: list[Any] = [paint.hexed(colour) for colour in colours] or ["#808080"]
+    return gr.Brush(default_size=16, colors=shown, default_color=shown[0], color_mode="fixed")
 
 
 def _layers(painted: Any) -> list[Any]:

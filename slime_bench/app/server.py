@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import os
 import secrets
@@ -13,10 +14,14 @@ import tempfile
 import threading
 import weakref
 import webbrowser
-from typing import Any, Final
+import zipfile
+from typing import TYPE_CHECKING, Any, Final
 
 from slime_bench.console import environment
 from slime_bench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from slime_bench.app.session import Session
 
 POLICY: Final = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -52,9 +57,7 @@ def application(hosts: list[str] | None = None) -> Any:
     from fastapi import FastAPI, Response
     from fastapi.middleware.trustedhost import TrustedHostMiddleware
 
-    from slime_bench.app.archive import archive
     from slime_bench.app.page import CSS, THEME, Page
-    from slime_bench.app.session import Session
 
     tokens: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
 
@@ -81,6 +84,26 @@ def application(hosts: list[str] | None = None) -> Any:
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     return app
+
+
+def archive(session: Session) -> bytes:
+    """A zip of label maps, overlays, areas, class list, painted masks and the embeddings, laid out as the folder of
+    `slime-bench segment`; a ConfigError where nothing is learned."""
+    from slime_bench.segment import folder, output
+
+    segmenter = session.learned()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
+        file.writestr(folder.EMBEDDINGS, segmenter.content())
+        file.writestr(folder.CLASSES, output.class_list(segmenter.classes))
+        file.writestr(folder.AREAS, output.areas_csv(session.records, segmenter.classes))
+        for photo in session.photos.values():
+            if photo.label is not None:
+                file.writestr(f"painted/{photo.stem}.png", output.label_png(photo.label, session.colours))
+            if photo.record is not None:
+                for name in (f"{folder.LABELS}/{photo.stem}.png", f"{folder.OVERLAYS}/{photo.stem}.jpg"):
+                    file.write(session.place / "results" / name, name)
+    return buffer.getvalue()
 
 
 def serve(host: str, port: int, *, browser: bool) -> int:

@@ -242,8 +242,7 @@ class StyleGan2Backbone(StyleGan2, nn.Module):
 
     def styles(self, latents: Tensor) -> Tensor:
         """Latents z float32 [B,D], standard normal -> styles w [B,D]."""
-        found: Tensor = self.network.style(latents)
-        return found
+        return self.network.style(latents)
 
     def noises(self, streams: Sequence[torch.Generator]) -> list[Tensor]:
         """Noise of B pictures, each from its own stream: float32 [B,1,h,h] for each styled convolution."""
@@ -252,8 +251,7 @@ class StyleGan2Backbone(StyleGan2, nn.Module):
 
     def generate(self, styles: Tensor, noises: Sequence[Tensor]) -> Generated:
         """See `Generator.forward`."""
-        found: Generated = self.network(styles, noises)
-        return found
+        return self.network(styles, noises)
 
     def numbered(self, number: int) -> Generated:
         """The picture that a number names, B = 1. Its latent is that of ReGAN's authors; the noise, which they draw

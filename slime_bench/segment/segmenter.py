@@ -29,10 +29,17 @@ from slime_bench.data.transforms import fit_image, fitted_size, unfit
 from slime_bench.results.state import content_hash, pack_state, read_state
 from slime_bench.segment import learn
 from slime_bench.segment.confidence import Reached, best_scores, reached
-from slime_bench.segment.inputs import Classlike, Masklike, Picture, read_any, read_classlike, read_examples
 from slime_bench.segment.learn import Recipe
 from slime_bench.segment.output import VIEW, pixel_counts
-from slime_bench.segment.support import Support
+from slime_bench.segment.support import (
+    Classlike,
+    Masklike,
+    Picture,
+    Support,
+    read_any,
+    read_classlike,
+    read_examples,
+)
 from slime_bench.storage import write_atomic
 from slime_bench.trial import fitting
 from slime_bench.trial.device import pick_device
