@@ -113,7 +113,7 @@ def _compute(spec: TrialSpec, fitted: dict[str, Any] | None, logger: Any) -> Tri
         batches = spec.data.datamodule()
         batches.setup()  # mistakes in the data come before the backbone is loaded
         with backbone_of(spec) as backbone:
-            method = method_of(spec, backbone, keep_maps=cfg.save_maps)
+            method = method_of(cfg, spec.data.classes, backbone, keep_maps=cfg.save_maps)
             try:
                 return _fit_and_test(spec, batches, fitted, logger, method, began)
             finally:
