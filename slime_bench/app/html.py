@@ -130,9 +130,8 @@ def areas(records: Sequence[Record], names: Sequence[str], colours: Sequence[RGB
 
 def learned_from(rows: Sequence[tuple[str, ...]]) -> str:
     """What will be learned: the table that the command line shows before it learns."""
-    lines = [f'<tr><th scope="row">{escape(name)}</th>' for _, _, name, *_ in rows]
-    cells = ["".join(f"<td>{escape(text)}</td>" for text in row[3:]) for row in rows]
-    body = "".join(f"{line}{cell}</tr>" for line, cell in zip(lines, cells, strict=True))
+    cells = [(name, "".join(f"<td>{escape(text)}</td>" for text in rest)) for _, _, name, *rest in rows]
+    body = "".join(f'<tr><th scope="row">{escape(name)}</th>{rest}</tr>' for name, rest in cells)
     return (
         '<div class="areas" tabindex="0" role="region" aria-label="What is painted"><table><thead><tr>'
         '<th scope="col">class</th><th scope="col">pixels</th><th scope="col">share</th><td></td></tr></thead>'

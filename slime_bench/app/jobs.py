@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import queue
+import math
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 
 from slime_bench.config.schema import TrialConfig
+from slime_bench.data.transforms import fit_image
 from slime_bench.segment.segmenter import Segmenter, label_map, noise_key
 from slime_bench.segment.support import Support
 from slime_bench.trial.failure import typed_error
@@ -58,43 +60,66 @@ class Progress:
     preview: Array | None = None
 
 
-@dataclass
 class _Watch(Callback):
-    """Tells of the steps of an optimisation, and ends it between two of them.
+    """Looks at an optimisation, and ends it between two steps.
 
     Args:
-        shown: a painted picture uint8 [H,W,3], segmented now and then.
+        cfg: of the trial. shown: a painted picture uint8 [H,W,3], segmented now and then. stop: set to end it.
     """
 
-    events: queue.SimpleQueue[Any]
-    stop: threading.Event
-    shown: Array
-    fit: str
-    resize: Callable[[Array], torch.Tensor]
-    said: int = field(default=0, init=False)
+    def __init__(self, cfg: TrialConfig, shown: Array, stop: threading.Event) -> None:
+        self._data, self._kind, self._shown, self._stop = cfg.data, (cfg.method.name, str(cfg.preset)), shown, stop
+        self._began, self._first = time.monotonic(), math.nan  # when it began, and when its first step did
+        self._step = self._total = self._previews = 0
+        self._losses: list[tuple[int, float]] = []
+        self._preview: Array | None = None
+
+    def learn(self, cfg: TrialConfig, support: Support) -> Segmenter:
+        """See `learning`."""
+        segmenter = Segmenter.learned(cfg, support, callbacks=[self])
+        if self._stop.is_set():
+            raise Stopped
+        if math.isnan(self._first):  # a method without steps
+            SECONDS["start", *self._kind] = time.monotonic() - self._began
+        self._preview = segmenter.segment(self._shown)
+        return segmenter
+
+    def progress(self) -> Progress:
+        """Where it stands."""
+        now, stage = time.monotonic(), "loading the model, reading the painted pictures"
+        if math.isnan(self._first):
+            expected = SECONDS.get(("start", *self._kind))
+            left = None if expected is None else max(0.0, expected - (now - self._began))
+        else:
+            each = (now - self._first) / self._step if self._step else SECONDS.get(("step", *self._kind))
+            left = None if each is None else each * (self._total - self._step)
+            stage = "learning" if self._step < self._total else "looking at the painted picture"
+        return Progress(stage, self._step, self._total, now - self._began, left, tuple(self._losses), self._preview)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.events.put((0, int(trainer.max_steps), None))
+        self._first, self._total = time.monotonic(), int(trainer.max_steps)
+        SECONDS["start", *self._kind] = self._first - self._began
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        if self.stop.is_set():
+        if self._stop.is_set():
             raise Stopped
-        loss = float(outputs["loss"]) if isinstance(outputs, dict) and "loss" in outputs else None
-        step, total = int(trainer.global_step), int(trainer.max_steps)
-        self.events.put((step, total, loss))
-        if step < total and step * _PREVIEWS // total > self.said:
-            self.said = step * _PREVIEWS // total
-            self.events.put(self._preview(pl_module))
+        self._step = int(trainer.global_step)
+        SECONDS["step", *self._kind] = (time.monotonic() - self._first) / self._step
+        if isinstance(outputs, dict) and "loss" in outputs:
+            self._losses.append((self._step, float(outputs["loss"])))
+        due = self._step * _PREVIEWS // self._total
+        if self._step < self._total and due > self._previews:
+            self._previews, self._preview = due, self._looked(pl_module)
 
-    def _preview(self, method: Any) -> Array:
+    def _looked(self, method: Any) -> Array:
         """The label map of the picture; nothing of the optimisation is touched, and its noise is keyed."""
-        was = method.training
+        was, data = method.training, self._data
         method.eval()
         with torch.no_grad():
-            image = self.resize(self.shown)[None].to(method.device)
-            (scores,) = method.refined_scores(image, [noise_key(self.shown)]).float().cpu()
+            image = fit_image(self._shown, data.image_size, data.resize, data.fit).float()[None] / 255
+            (scores,) = method.refined_scores(image.to(method.device), [noise_key(self._shown)]).float().cpu()
         method.train(was)
-        return label_map(scores, self.shown.shape[:2], self.fit)
+        return label_map(scores, self._shown.shape[:2], data.fit)
 
 
 def learning(cfg: TrialConfig, support: Support, stop: threading.Event) -> Generator[Progress, None, Segmenter]:
@@ -105,79 +130,25 @@ def learning(cfg: TrialConfig, support: Support, stop: threading.Event) -> Gener
     Raises:
         Stopped: `stop` was set. SlimeBenchError: see `Segmenter.learned`.
     """
-    from slime_bench.data.transforms import fit_image
-
-    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    data, shown = cfg.data, support.images[0]
-
-    def resize(image: Array) -> torch.Tensor:
-        return fit_image(image, data.image_size, data.resize, data.fit).float() / 255
-
-    watch = _Watch(events, stop, shown, data.fit, resize)
+    watch, done = _Watch(cfg, support.images[0], stop), Future[Segmenter]()
 
     def work() -> None:
         try:
-            segmenter = Segmenter.learned(cfg, support, callbacks=[watch])
-            if stop.is_set():
-                raise Stopped
-            events.put(segmenter.segment(shown))
-            events.put(segmenter)
+            done.set_result(watch.learn(cfg, support))
         except BaseException as error:
-            events.put(typed_error(error))
+            done.set_exception(typed_error(error))
 
     worker = threading.Thread(target=work, name="learning", daemon=True)
     worker.start()
     try:
-        return (yield from _told(events, cfg))
+        while not wait([done], timeout=_TICK).done:
+            yield watch.progress()
+        segmenter = done.result()
     finally:
         stop.set()
         worker.join()
-
-
-def _told(events: queue.SimpleQueue[Any], cfg: TrialConfig) -> Generator[Progress, None, Segmenter]:
-    """The progress that `events` tell of, until the segmenter comes or an error, which is raised."""
-    kind = (cfg.method.name, str(cfg.preset))
-    began, first = time.monotonic(), None
-    step = total = 0
-    losses: list[tuple[int, float]] = []
-    preview: Array | None = None
-    expected = SECONDS.get(("start", *kind))
-    while True:
-        now = time.monotonic()
-        left: float | None = None
-        if first is None:
-            left = None if expected is None else max(0.0, expected - (now - began))
-            stage = "loading the model, reading the painted pictures"
-        else:
-            each = (now - first) / step if step else SECONDS.get(("step", *kind))
-            left = None if each is None else each * (total - step)
-            stage = "learning" if step < total else "looking at the painted picture"
-        yield Progress(stage, step, total, now - began, left, tuple(losses), preview)
-        try:
-            waiting = [events.get(timeout=_TICK)]
-        except queue.Empty:
-            continue
-        while not events.empty():
-            waiting.append(events.get())
-        for event in waiting:
-            if isinstance(event, BaseException):
-                raise event
-            if isinstance(event, Segmenter):
-                yield Progress("learned", step, total, time.monotonic() - began, 0.0, tuple(losses), preview)
-                return event
-            if isinstance(event, np.ndarray):
-                preview = event
-                if first is None:
-                    SECONDS["start", *kind] = time.monotonic() - began
-                continue
-            step, total, loss = event
-            if first is None:
-                first = time.monotonic()
-                SECONDS["start", *kind] = first - began
-            elif step:
-                SECONDS["step", *kind] = (time.monotonic() - first) / step
-            if loss is not None:
-                losses.append((step, loss))
+    yield replace(watch.progress(), stage="learned", left=0.0)
+    return segmenter
 
 
 def segmenting(
@@ -190,11 +161,11 @@ def segmenting(
     """
     began = time.monotonic()
     for done, name in enumerate(names):
-        if stop.is_set():
-            raise Stopped
         elapsed = time.monotonic() - began
         each = elapsed / done if done else SECONDS.get(("picture", *kind))
         yield Progress(name, done, len(names), elapsed, None if each is None else each * (len(names) - done))
+        if stop.is_set():
+            raise Stopped
         one(name)
     elapsed = time.monotonic() - began
     if len(names) > 1:

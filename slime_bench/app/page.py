@@ -16,6 +16,7 @@ import gradio as gr
 from slime_bench.app import html, jobs, paint
 from slime_bench.app.jobs import Stopped
 from slime_bench.app.session import EXAMPLES, METHODS, PRESETS, Session
+from slime_bench.data.label_maps import RGB
 from slime_bench.errors import ConfigError, SlimeBenchError
 
 Updates = dict[Any, Any]
@@ -193,15 +194,17 @@ class Page:
             on(event, self._on_names, self.said1, [self.names, editor], canvas)
         on(self.photo.input, self._on_photo, self.said2, [self.photo, editor], canvas)
         self.brush.input(None, self.brush, editor, js=TAKE_BRUSH, api_visibility="private", **_QUICK)
-        on(editor.clear, self._on_clear, self.said2, [], canvas)
-        on(self.mask.upload, self._on_mask, self.said2, [self.mask], canvas)
-        on(self.own_mask.click, self._on_own_mask, self.said2, [], canvas)
+        on(editor.clear, self._step(self.said2, Session.clear_paint), self.said2, [], canvas)
+        on(self.mask.upload, self._step(self.said2, Session.load_mask), self.said2, [self.mask], canvas)
+        on(self.own_mask.click, self._step(self.said2, Session.take_example_mask), self.said2, [], canvas)
         for choice in (self.method, self.preset):
             on(choice.change, self._on_choice, self.expected, [self.method, self.preset], [])
         settings = [self.names, editor, self.method, self.preset, self.overrides, self.seed]
         told = [self.curve, self.preview, self.learn, self.stop, self.expected, *canvas, *done]
-        on(self.learn.click, self._on_learn, self.said3, settings, told, **_JOB)
-        on(self.find.click, self._on_find, self.said4, [editor], [self.find, self.stop_finding, *done], **_JOB)
+        learn = self._as_job(self._on_learn, self.learn, self.stop, self.said3, "what was learned before")
+        on(self.learn.click, learn, self.said3, settings, told, **_JOB)
+        find = self._as_job(self._on_find, self.find, self.stop_finding, self.said4, "what was found")
+        on(self.find.click, find, self.said4, [editor], [self.find, self.stop_finding, *done], **_JOB)
         for button in (self.stop, self.stop_finding):
             button.click(_stop, session, queue=False, api_visibility="private")
         looks = [self.result, self.shown, self.opacity]
@@ -238,17 +241,13 @@ class Page:
         session.open(name)
         return {self.said2: "", **self._canvas(session)}
 
-    def _on_clear(self, session: Session) -> Updates:
-        session.clear_paint()
-        return {self.said2: "", **self._canvas(session)}
+    def _step(self, told: Any, step: Callable[..., str | None]) -> Callable[..., Updates]:
+        """A handler that takes a step of the session, tells what that says, and shows the canvas anew."""
 
-    def _on_mask(self, session: Session, file: str) -> Updates:
-        text = session.load_mask(Path(file))
-        return {self.said2: html.said(text), **self._canvas(session)}
+        def handler(session: Session, *values: Any) -> Updates:
+            return {told: html.said(step(session, *values) or ""), **self._canvas(session)}
 
-    def _on_own_mask(self, session: Session) -> Updates:
-        text = session.take_example_mask()
-        return {self.said2: html.said(text), **self._canvas(session)}
+        return handler
 
     def _on_choice(self, session: Session, method: str, preset: str) -> Updates:
         return {self.expected: html.said(_expected(method, preset))}
@@ -261,55 +260,45 @@ class Page:
             session.name_classes(names)
         support = session.support()
         table = html.learned_from(support.classes.table())
-        busy = {self.learn: gr.Button(interactive=False), self.stop: gr.Button(interactive=True)}
-        free = {self.learn: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
-        yield {self.said3: table, self.curve: "", self.preview: "", **busy}
+        yield {self.said3: table, self.curve: "", self.preview: ""}
         seen: Any = None
-        try:
-            for at in session.learn(method, preset, (overrides or "").split(), int(seed or 0)):
-                update: Updates = {self.said3: html.progress(at, "step") + table, self.curve: html.curve(at.losses)}
-                if at.preview is not None and at.preview is not seen:
-                    seen = at.preview
-                    words = (
-                        f"found in the painted picture after step {at.done}"
-                        if at.total
-                        else "found in the painted picture"
-                    )
-                    update[self.preview] = html.picture(session.preview(at.preview), words)
-                yield update
-        except Stopped:
-            yield {self.said3: html.said("Stopped; what was learned before is kept."), **free}
-            return
-        except BaseException:
-            yield free
-            raise
+        for at in session.learn(method, preset, (overrides or "").split(), int(seed or 0)):
+            update: Updates = {self.said3: html.progress(at, "step") + table, self.curve: html.curve(at.losses)}
+            if at.preview is not None and at.preview is not seen:
+                seen = at.preview
+                words = "found in the painted picture" + (f" after step {at.done}" if at.total else "")
+                update[self.preview] = html.picture(session.preview(at.preview), words)
+            yield update
         text = f"Learned from {len(support.names)} picture(s) in {jobs.duration(at.elapsed)}."
         expected = {self.expected: html.said(_expected(method, preset))}
-        yield {self.said3: html.said(text) + table, **free, **expected, **self._done(session)}
+        yield {self.said3: html.said(text) + table, **expected, **self._done(session)}
 
     def _on_find(self, session: Session, painted: Any) -> Iterator[Updates]:
         session.keep_paint(_layers(painted))
-        busy = {self.find: gr.Button(interactive=False), self.stop_finding: gr.Button(interactive=True)}
-        free = {self.find: gr.Button(interactive=True), self.stop_finding: gr.Button(interactive=False)}
-        failures: dict[str, SlimeBenchError] = {}
-        yield {self.said4: "", **busy}
-        try:
-            job = session.segment()
-            while True:
-                try:
-                    at = next(job)
-                except StopIteration as stop:
-                    failures = stop.value
-                    break
-                yield {self.said4: html.progress(at, "picture"), **self._done(session)}
-        except Stopped:
-            yield {self.said4: html.said("Stopped; what was found is kept."), **free, **self._done(session)}
-            return
-        except BaseException:
-            yield free
-            raise
+        yield {self.said4: ""}
+        for at in session.segment():
+            yield {self.said4: html.progress(at, "picture"), **self._done(session)}
         text = html.said(f"{len(session.found)} picture(s) segmented in {jobs.duration(at.elapsed)}.")
-        yield {self.said4: text + "".join(map(html.failed, failures.values())), **free, **self._done(session)}
+        yield {self.said4: text + "".join(map(html.failed, session.failures.values())), **self._done(session)}
+
+    def _as_job(self, job: Callable[..., Iterator[Updates]], start: Any, stop: Any, told: Any, kept: str) -> Any:
+        """`job`, while which the button `start` is off, and that which stops it is on; `kept` is said where it was."""
+
+        def handler(session: Session, *values: Any) -> Iterator[Updates]:
+            busy, free = (
+                {start: gr.Button(interactive=not on), stop: gr.Button(interactive=on)} for on in (True, False)
+            )
+            yield busy
+            try:
+                yield from job(session, *values)
+            except Stopped:
+                yield {told: html.said(f"Stopped; {kept} is kept.")}
+            except Exception:
+                yield free
+                raise
+            yield free
+
+        return handler
 
     def _on_look(self, session: Session, name: str | None, shown: list[str], opacity: float) -> Updates:
         return {self.said4: gr.skip(), self.view: _look(session, name, shown, opacity)}
@@ -325,7 +314,7 @@ class Page:
         return {self.said2: html.said(text), **self._canvas(session), **self._done(session)}
 
     def _on_load(self, session: Session, file: str) -> Updates:
-        text = session.load(Path(file))
+        text = session.load(file)
         return {self.said5: html.said(text), **self._canvas(session), **self._done(session)}
 
     # What they show
@@ -345,7 +334,7 @@ class Page:
             view, layer = session.open(name)
             updates[self.photo] = _choices(session)
             value: Any = {"background": view, "layers": [layer], "composite": None}
-            updates[self.editor] = gr.ImageEditor(value=value, brush=_brush(_hexes(session)))
+            updates[self.editor] = gr.ImageEditor(value=value, brush=_brush(session.colours[1:]))
         return updates
 
     def _done(self, session: Session) -> Updates:
@@ -403,13 +392,9 @@ def _choices(session: Session) -> Any:
     return gr.Dropdown(choices=[*session.photos], value=session.current)
 
 
-def _hexes(session: Session) -> list[str]:
-    return [paint.hexed(colour) for colour in session.colours[1:]]
-
-
-def _brush(colours: Sequence[str], chosen: int = 1) -> gr.Brush:
-    shown: list[Any] = [*colours] or ["#808080"]
-    return gr.Brush(default_size=16, colors=shown, default_color=shown[chosen - 1], color_mode="fixed")
+def _brush(colours: Sequence[RGB]) -> gr.Brush:
+    shown: list[Any] = [paint.hexed(colour) for colour in colours] or ["#808080"]
+    return gr.Brush(default_size=16, colors=shown, default_color=shown[0], color_mode="fixed")
 
 
 def _layers(painted: Any) -> list[Any]:

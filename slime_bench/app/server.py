@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import os
 import secrets
@@ -13,10 +14,14 @@ import tempfile
 import threading
 import weakref
 import webbrowser
-from typing import Any, Final
+import zipfile
+from typing import TYPE_CHECKING, Any, Final
 
 from slime_bench.console import environment
 from slime_bench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from slime_bench.app.session import Session
 
 POLICY: Final = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -27,24 +32,19 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _TRIES = 100
 
 
-class _Guard:
-    """Adds the headers to every answer.
+def _guarded(app: Any) -> Any:
+    """An ASGI application that adds the headers to every answer of another."""
 
-    Args:
-        app: an ASGI application.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def guarded(message: Any) -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        async def sent(message: Any) -> None:
             if message["type"] == "http.response.start":
                 added = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        await self.app(scope, receive, guarded)
+        await app(scope, receive, sent)
+
+    return answer
 
 
 def application(hosts: list[str] | None = None) -> Any:
@@ -57,9 +57,7 @@ def application(hosts: list[str] | None = None) -> Any:
     from fastapi import FastAPI, Response
     from fastapi.middleware.trustedhost import TrustedHostMiddleware
 
-    from slime_bench.app.archive import archive
     from slime_bench.app.page import CSS, THEME, Page
-    from slime_bench.app.session import Session
 
     tokens: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
 
@@ -82,10 +80,30 @@ def application(hosts: list[str] | None = None) -> Any:
         app, Page(address).blocks, "/", theme=THEME, css=CSS, footer_links=[], run_history=False, ssr_mode=False,
         mcp_server=False, enable_monitoring=False, show_error=False,
     )  # fmt: skip
-    app.add_middleware(_Guard)
+    app.add_middleware(_guarded)
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     return app
+
+
+def archive(session: Session) -> bytes:
+    """A zip of label maps, overlays, areas, class list, painted masks and the embeddings, laid out as the folder of
+    `slime-bench segment`; a ConfigError where nothing is learned."""
+    from slime_bench.segment import folder, output
+
+    segmenter = session.learned()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
+        file.writestr(folder.EMBEDDINGS, segmenter.content())
+        file.writestr(folder.CLASSES, output.class_list(segmenter.classes))
+        file.writestr(folder.AREAS, output.areas_csv(session.records, segmenter.classes))
+        for photo in session.photos.values():
+            if photo.label is not None:
+                file.writestr(f"painted/{photo.stem}.png", output.label_png(photo.label, session.colours))
+            if photo.record is not None:
+                for name in (f"{folder.LABELS}/{photo.stem}.png", f"{folder.OVERLAYS}/{photo.stem}.jpg"):
+                    file.write(session.place / "results" / name, name)
+    return buffer.getvalue()
 
 
 def serve(host: str, port: int, *, browser: bool) -> int:
@@ -152,17 +170,12 @@ def bound(host: str, port: int) -> socket.socket:
     """
     try:
         family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        error: OSError | None = None
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
         for number in range(port, min(port + _TRIES, 65536)):
-            listener = socket.socket(family, socket.SOCK_STREAM)
             try:
-                if os.name == "posix":
-                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind((place[0], number, *place[2:]))
-                listener.listen(64)
-                return listener
+                at = (str(place[0]), number, *place[2:])
+                return socket.create_server(at, family=family, backlog=64, dualstack_ipv6=both)
             except OSError as found:
-                listener.close()
                 error = found
     except OSError as found:
         error = found

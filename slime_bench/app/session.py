@@ -74,6 +74,7 @@ class Session:
         self.current: str | None = None
         self.segmenter: Segmenter | None = None
         self.learned_by = ("", "")
+        self.failures: dict[str, SlimeBenchError] = {}  # of the pictures that `segment` could not read, by name
         self.stop = threading.Event()
         self._in_view: Array | None = None
         self._folder: Path | None = None
@@ -227,15 +228,15 @@ class Session:
         if self.current is not None:
             self.photos[self.current].label = None
 
-    def load_mask(self, file: Path) -> str:
+    def load_mask(self, file: str | Path) -> str:
         """Take a mask for the picture that is painted; its classes where none are named. A sentence about it.
 
         Raises:
             LabelError, DataError: no mask, or not of this picture. ConfigError: no picture.
         """
         photo = self._painted_one()
-        mask = read_mask(file)
-        check_size(Pair(photo.stem, Path(photo.name), Path(file.name)), self.pixels_of(photo), mask.values)
+        mask = read_mask(Path(file))
+        check_size(Pair(photo.stem, Path(photo.name), Path(Path(file).name)), self.pixels_of(photo), mask.values)
         self.classes, photo.label, said = paint.understood(mask, self.classes)
         return f"The mask of {photo.name} is loaded; paint over it where it is wrong.{said}"
 
@@ -310,7 +311,7 @@ class Session:
         segmenter = yield from jobs.learning(cfg, support, self.stop)
         self._take(segmenter, (cfg.method.name, str(cfg.preset)))
 
-    def load(self, file: Path) -> str:
+    def load(self, file: str | Path) -> str:
         """Take up an embeddings file; a sentence about it.
 
         Raises:
@@ -338,8 +339,8 @@ class Session:
             other.segmenter = Segmenter(light.tensors, light.facts, device=light.device)
         _holder = weakref.ref(self)
 
-    def segment(self) -> Generator[Progress, None, dict[str, SlimeBenchError]]:
-        """Segment all pictures that are not painted and have no result yet; returns the errors by name.
+    def segment(self) -> Generator[Progress, None, None]:
+        """Segment all pictures that are not painted and have no result yet.
 
         Raises:
             ConfigError: nothing learned, no pictures. Stopped: the user has stopped it; what is done stays.
@@ -353,17 +354,16 @@ class Session:
                 expected="pictures that are not painted", remedy="add the pictures in which the parts are to be found",
             )  # fmt: skip
         self._alone()
-        failures: dict[str, SlimeBenchError] = {}
+        self.failures.clear()
 
         def one(name: str) -> None:
             try:
                 self._segment(self.photos[name], segmenter)
             except DataError as error:
-                failures[name] = error
+                self.failures[name] = error
 
         todo = [name for name in others if self.photos[name].record is None]
         yield from jobs.segmenting(todo, one, self.stop, self.learned_by)
-        return failures
 
     def learned(self) -> Segmenter:
         if self.segmenter is None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
-from slime_bench.backbones.weights import unusable
+from slime_bench.backbones.weights import Layout, find, unusable
 from slime_bench.config.parts import Part
 from slime_bench.errors import BackboneError
 from slime_bench.imagenet import IMAGENET as IMAGENET
@@ -54,22 +53,41 @@ class DiffusionModel(Part):
     """
 
 
-class VisionLanguage(Part, ABC):
-    """A vision-language model, which `slime_bench.backbones.vlm.VlmBackbone` computes."""
+class InFolder(Part):
+    """A model that is found as a folder.
+
+    Attributes:
+        layout: the files that it consists of.
+    """
+
+    layout: ClassVar[Layout]
 
     @classmethod
-    @abstractmethod
-    def content_hash_of(cls, config: Any) -> str:
-        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
+    def layout_of(cls, config: Any) -> Layout:
+        """The files that `config` needs."""
+        return cls.layout
 
     @classmethod
-    @abstractmethod
-    def describe(cls, config: Any) -> VlmFacts:
-        """What can be known from the JSON files alone.
+    def folder_of(cls, config: Any) -> Path:
+        """Where the model of `config` lies; everything that it needs is there.
 
         Raises:
-            BackboneError: files that are missing or of another kind.
+            BackboneError: see `slime_bench.backbones.weights.find`.
         """
+        return find(config.weights, getattr(config, "revision", None), cls.layout_of(config))
+
+    @classmethod
+    def content_hash_of(cls, config: Any) -> str:
+        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
+        return cls.layout_of(config).fingerprint(cls.folder_of(config))
+
+
+class VisionLanguage(Part):
+    """A vision-language model, which `slime_bench.backbones.vlm.VlmBackbone` computes. Before it is loaded it has
+
+    content_hash_of(config) -> sha256 of the weights and configuration files that `config` points to
+    describe(config) -> `VlmFacts`, from the JSON files alone
+    """
 
 
 def check_names(key: str, names: Sequence[str], available: Iterable[str]) -> None:

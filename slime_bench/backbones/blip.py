@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from slime_bench.attention.attend import full
 from slime_bench.backbones.base import CLIP, IMAGENET, Size, channels, chosen_layers, patch_grid
 from slime_bench.backbones.blip_text import ImageFreeCache, captured, fuse, image_free, scores
-from slime_bench.backbones.load import DTYPES, load_blip, load_blip_tokenizer
+from slime_bench.backbones.load import DTYPES, blip_class, load_blip_tokenizer, load_network
 from slime_bench.backbones.vision_language import Albef, Blip
 from slime_bench.backbones.vlm import (
     ImageText,
@@ -53,7 +53,8 @@ class BlipBackbone(Blip, VlmBackbone):
         architecture, self.facts = self.read_folder(folder, config.image_size)
         self.layers = self.facts.layers
         self._first = _index(self.layers[0])
-        network = load_blip(folder, architecture, DTYPES[config.dtype], self._first if self.fusion else None)
+        kind = blip_class(self._first if self.fusion else None)
+        network = load_network(kind, folder, DTYPES[config.dtype], config=architecture)
         self.tokenizer = load_blip_tokenizer(folder, int(architecture.text_config.vocab_size))
         self.vision_model, self.text_encoder = network.vision_model, network.text_encoder
         self.itm_head = network.itm_head

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from slime_bench.backbones.base import Size
@@ -221,32 +222,27 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         BackboneError: a torn file, a pickle with more than tensors, or no state dict.
     """
-    expected = "a state dict: names with a tensor each, and nothing else"
+
+    def refused(what: str, found: str, remedy: str) -> BackboneError:
+        expected = "a state dict: names with a tensor each, and nothing else"
+        return BackboneError(f"the checkpoint {what}", path=path, found=found, expected=expected, remedy=remedy)
+
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise BackboneError(
-            "the checkpoint holds more than tensors and is not read", path=path,
-            found=" ".join(str(error).partition("Please file an issue")[0].split())[-300:], expected=expected,
-            remedy="take the published file, or save the model's state_dict() alone, as .safetensors at best",
-        ) from error  # fmt: skip
+        said = " ".join(str(error).partition("Please file an issue")[0].split())[-300:]
+        remedy = "take the published file, or save the model's state_dict() alone, as .safetensors at best"
+        raise refused("holds more than tensors and is not read", said, remedy) from error
     except Exception as error:  # torn zip archives, torn safetensors: each its own
-        raise BackboneError(
-            "the checkpoint cannot be read", path=path,
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", expected=expected,
-            remedy="download it again",
-        ) from error  # fmt: skip
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        strange = [f"{key}: {type(value).__name__}" for key, value in found.items() if not isinstance(value, Tensor)] \
-            if isinstance(found, dict) else [type(found).__name__]  # fmt: skip
-        raise BackboneError(
-            "the checkpoint is no state dict", path=path, found=", ".join(strange[:3]), expected=expected,
-            remedy="save the state dict alone, e.g. torch.save(checkpoint['state_dict'], 'weights.pt')",
-        )  # fmt: skip
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise refused("cannot be read", said, "download it again") from error
+    items = found.items() if isinstance(found, dict) else [("all", found)]
+    strange = [f"{key}: {type(value).__name__}" for key, value in items if not isinstance(value, Tensor)]
+    if strange or not isinstance(found, dict):
+        remedy = "save the state dict alone, e.g. torch.save(checkpoint['state_dict'], 'weights.pt')"
+        raise refused("is no state dict", ", ".join(strange[:3]), remedy)
     return {str(name): value for name, value in found.items()}
 
 

@@ -8,8 +8,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from slime_bench.backbones.weights import CONFIG, VlmLayout, find, read_json, refuse_untrained, unusable
-from slime_bench.config.parts import Part, located
+from slime_bench.backbones.base import InFolder
+from slime_bench.backbones.weights import ASSETS, CONFIG, VlmLayout, read_json, unusable
+from slime_bench.config.parts import located
+from slime_bench.errors import BackboneError
 
 BUNDLED = "mini_gan"
 KIND = "stylegan2"
@@ -43,12 +45,12 @@ class Architecture:
         return 2 * len(self.sides)
 
 
-class StyleGan2(Part):
+class StyleGan2(InFolder):
     """A StyleGAN2 generator: a folder of `config.json` and `model.safetensors`, whose tensors have the names of
     rosinality's stylegan2-pytorch."""
 
     implementation: ClassVar[str | None] = "slime_bench.backbones.stylegan2.StyleGan2Backbone"
-    layout: ClassVar[VlmLayout] = VlmLayout(
+    layout = VlmLayout(
         f"convert a checkpoint, {CONVERT}, and set backbone.weights=<folder>", vocabularies=(), kind="a StyleGAN2"
     )
 
@@ -69,20 +71,15 @@ class StyleGan2(Part):
 
     @classmethod
     def folder_of(cls, config: Config) -> Path:
-        """Where the generator of `config` lies; everything that it needs is there.
-
-        Raises:
-            BackboneError: see `slime_bench.backbones.weights.find`; or the bundled weights, which are not made yet.
-        """
-        if config.weights == BUNDLED:
-            training = "two hours of two CPU cores: python -m data_prep.pretrain.mini_gan"
-            refuse_untrained(BUNDLED, "GAN", training, cls.layout.remedy)
-        return find(config.weights, None, cls.layout)
-
-    @classmethod
-    def content_hash_of(cls, config: Config) -> str:
-        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
-        return cls.layout.fingerprint(cls.folder_of(config))
+        """See `InFolder`; the bundled weights may not be made yet, which is a BackboneError of its own."""
+        if config.weights == BUNDLED and not (ASSETS / BUNDLED).is_dir():
+            training = "some two hours of two CPU cores: python -m data_prep.pretrain.mini_gan"
+            raise BackboneError(
+                "the bundled GAN is not here", path=ASSETS / BUNDLED, found="no such folder",
+                expected="the folder that its training writes",
+                remedy=f"make it, in {training}; or {cls.layout.remedy}",
+            )  # fmt: skip
+        return super().folder_of(config)
 
     @classmethod
     def describe(cls, config: Config) -> Architecture:

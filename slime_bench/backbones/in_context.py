@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from slime_bench.backbones.base import Precision
-from slime_bench.backbones.weights import CONFIG, VlmLayout, find, read_json, unusable
-from slime_bench.config.parts import NO_NUMBERS, Part, located
+from slime_bench.backbones.base import InFolder, Precision
+from slime_bench.backbones.weights import CONFIG, VlmLayout, read_json, unusable
+from slime_bench.config.parts import NO_NUMBERS, located
 
 BUNDLED = "mini_seggpt"
 
@@ -30,12 +30,12 @@ class SegGptFacts:
     width: int
 
 
-class SegGpt(Part):
+class SegGpt(InFolder):
     """SegGPT (Wang et al., ICCV 2023) in the library's layout: `BAAI/seggpt-vit-large`, `mini_seggpt`, a folder of
     one's own."""
 
     implementation: ClassVar[str | None] = "slime_bench.backbones.seggpt.SegGptBackbone"
-    layout: ClassVar[VlmLayout] = VlmLayout(vocabularies=(), kind="a SegGPT")
+    layout = VlmLayout(vocabularies=(), kind="a SegGPT")
 
     @dataclass
     class Config:
@@ -57,20 +57,6 @@ class SegGpt(Part):
         image_size: Annotated[int, Field(ge=1)] = 128
         dtype: Precision = "fp32"
         memory_gb: Annotated[float, Field(gt=0)] = field(default=4.0, metadata=NO_NUMBERS)
-
-    @classmethod
-    def folder_of(cls, config: Config) -> Path:
-        """Where the model of `config` lies; everything that it needs is there.
-
-        Raises:
-            BackboneError: see `slime_bench.backbones.weights.find`.
-        """
-        return find(config.weights, config.revision, cls.layout)
-
-    @classmethod
-    def content_hash_of(cls, config: Config) -> str:
-        """sha256 of the weights and configuration files that `config` points to; nothing is loaded."""
-        return cls.layout.fingerprint(cls.folder_of(config))
 
     @classmethod
     def describe(cls, config: Config) -> SegGptFacts:

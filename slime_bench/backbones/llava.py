@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from slime_bench.backbones.base import Size, chosen_layers
 from slime_bench.backbones.llava_attention import KeyValue, attention_by, pack, shared_attention
-from slime_bench.backbones.load import DTYPES, load_llava
+from slime_bench.backbones.load import DTYPES, load_network
 from slime_bench.backbones.vision_language import Llava
 from slime_bench.backbones.vlm import (
     ImageText,
@@ -58,13 +58,15 @@ class LlavaBackbone(Llava, VlmBackbone):
     _std: Tensor
 
     def __init__(self, config: Llava.Config) -> None:
+        from transformers import LlavaForConditionalGeneration as Network
+
         super().__init__()
         self.config = config
         folder = self.folder_of(config)
         check_hashes(folder)
         self._geometry, self._conversation, facts = self.read_folder(folder, config.templates)
-        self.model = load_llava(folder, DTYPES[config.dtype])
-        self.eval()
+        self.model = load_network(Network, folder, DTYPES[config.dtype], whole=True, attn_implementation="sdpa")
+        self.requires_grad_(False).eval()
         self.layers, self.num_tokens = facts.layers, facts.num_tokens
         self.num_prefix_keys = self._geometry.prefix
         for name in ("mean", "std"):
@@ -76,7 +78,7 @@ class LlavaBackbone(Llava, VlmBackbone):
         return self._geometry.grid
 
     def tokenize(self, prompts: Sequence[str]) -> Prompts:
-        """Token ids of prompts as they stand in the conversation; no token is special. See `VlmBackbone.tokenize`."""
+        """Token ids of prompts as they stand in the conversation; no token is special."""
         texts = check_prompts(prompts)
         rows = [self._conversation.ids_of(text) for text in texts]
         for text, row in zip(texts, rows, strict=True):
@@ -90,14 +92,7 @@ class LlavaBackbone(Llava, VlmBackbone):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """The vision tower's output, projected to the language model's width. See `VlmBackbone.encode_images`.
-
-        Args:
-            images: float32 [B,3,H,W], RGB in [0,1], of any size; resized and normalised inside.
-
-        Returns:
-            float [B,prefix+h*w,D], in the precision of the weights.
-        """
+        """The vision tower's output, projected to the language model's width; of images of any size."""
         side = self._geometry.side, self._geometry.side
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bilinear", align_corners=False, antialias=True)

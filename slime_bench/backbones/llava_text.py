@@ -128,11 +128,6 @@ class Conversation:
         answers: ids of the positive and of the negative answer.
     """
 
-    before: tuple[int, ...]
-    lead: tuple[int, ...]
-    question: tuple[int, ...]
-    answers: tuple[int, int]
-
     def __init__(self, tokenizer: Any, templates: Templates, image_token: int) -> None:
         """
         Args:

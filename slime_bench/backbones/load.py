@@ -158,16 +158,15 @@ def _single_file(file: Path, configs: Path, dtype: torch.dtype) -> dict[str, Any
     return networks
 
 
-def load_blip(folder: Path, config: Any, dtype: torch.dtype, first: int | None = None) -> Any:
-    """The library's own `BlipForImageTextRetrieval` with the weights of a folder, in `dtype`.
+def load_network(kind: Any, folder: Path, dtype: torch.dtype, **settings: Any) -> Any:
+    """A network of the library, of the class `kind`, with the weights of a folder, in `dtype`; see `_pretrained`.
 
-    Args:
-        config: `BlipConfig`. first: of an ALBEF, see `blip_class`.
+    Tensors go one by one from the file into `dtype`: no second copy of the weights is ever held.
 
     Raises:
-        BackboneError: torn files, missing tensors, or tensors of another shape.
+        BackboneError: torn files, missing tensors, or weights of another architecture.
     """
-    return guarded("network", folder, lambda: _pretrained(blip_class(first), folder, config=config, dtype=dtype))
+    return guarded("network", folder, lambda: _pretrained(kind, folder, dtype=dtype, **settings))
 
 
 def blip_class(first: int | None) -> Any:
@@ -210,45 +209,8 @@ def load_blip_tokenizer(folder: Path, rows: int) -> Any:
     return tokenizer
 
 
-def load_llava(folder: Path, dtype: torch.dtype) -> Any:
-    """The library's own `LlavaForConditionalGeneration`, frozen and in evaluation mode.
-
-    Tensors go one by one from the file into `dtype`: no second copy of the weights is ever held.
-
-    Raises:
-        BackboneError: torn files, missing tensors, or weights of another architecture.
-    """
-    from transformers import LlavaForConditionalGeneration
-
-    def load() -> Any:
-        model = _pretrained(LlavaForConditionalGeneration, folder, whole=True, dtype=dtype, attn_implementation="sdpa")
-        return model.requires_grad_(False).eval()
-
-    return guarded("network", folder, load)
-
-
 def load_seggpt(folder: Path, config: Any, dtype: torch.dtype) -> Any:
-    """The library's own `SegGptForImageSegmentation` with the weights of a folder, in `dtype`.
-
-    Args:
-        config: `SegGptConfig`.
-
-    Raises:
-        BackboneError: torn files, missing tensors, or tensors of another shape.
-    """
+    """See `load_network`; `config` is a `SegGptConfig`."""
     from transformers import SegGptForImageSegmentation
 
-    return guarded(
-        "network", folder, lambda: _pretrained(SegGptForImageSegmentation, folder, config=config, dtype=dtype)
-    )
-
-
-def load_llava_tokenizer(folder: Path) -> Any:
-    """The tokeniser of the folder, one that knows where in the text a token lies.
-
-    Raises:
-        BackboneError: files that cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    return guarded("tokeniser", folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    return load_network(SegGptForImageSegmentation, folder, dtype, config=config)

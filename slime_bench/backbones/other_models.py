@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,13 +82,10 @@ def refuse_other_file(file: Path) -> None:
             widths = {int(opened.get_slice(each).get_shape()[-1]) for each in keys[:1]}
     except (OSError, SafetensorError):
         return
-    said = [*_named(names), *(_WIDTHS[width] for width in widths if width in _WIDTHS)]
+    said = [model for part, model in _KEYS.items() if any(part in name for name in names)]
+    said += [_WIDTHS[width] for width in widths if width in _WIDTHS]
     if said:
         raise _other(file, said[0])
-
-
-def _named(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(model for part, model in _KEYS.items() if any(part in name for name in names)))
 
 
 def _other(path: Path, found: str) -> OtherModelError:

@@ -169,14 +169,6 @@ class ToRgb(nn.Module):
         return picture if before is None else picture + blurred(before, up=2, pad=(2, 1), gain=4)
 
 
-class Constant(nn.Module):
-    """The learned 4x4 maps that every picture starts from."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.input = nn.Parameter(torch.randn(1, channels, 4, 4))
-
-
 class Generator(nn.Module):
     """The network; its numbers are those of a start of training."""
 
@@ -185,7 +177,8 @@ class Generator(nn.Module):
         self.sizes, width = sizes, sizes.style_dim
         self.style = nn.Sequential(PixelNorm(), *(MappingLayer(width, width, rate=SLOW) for _ in range(sizes.n_mlp)))
         first, *sides = sizes.sides
-        self.input = Constant(sizes.channels[first])
+        start = torch.randn(1, sizes.channels[first], 4, 4)  # the learned maps that every picture starts from
+        self.input = nn.ParameterDict({"input": nn.Parameter(start)})
         self.conv1 = StyledConv(sizes.channels[first], sizes.channels[first], width)
         self.to_rgb1 = ToRgb(sizes.channels[first], width)
         self.convs, self.to_rgbs = nn.ModuleList(), nn.ModuleList()
@@ -203,10 +196,6 @@ class Generator(nn.Module):
         """Of the noise of each styled convolution, in running order: 4, 8, 8, 16, 16, .."""
         return [side for side in self.sizes.sides for _ in range(1 if side == 4 else 2)]
 
-    def fixed_noises(self) -> list[Tensor]:
-        """The noise that comes with the weights, float32 [1,1,h,h] each."""
-        return list(self.noises.buffers())
-
     def forward(self, styles: Tensor, noises: Sequence[Tensor]) -> Generated:
         """Pictures of styles float32 [B,D], or [B,L,D] with one for each place.
 
@@ -214,7 +203,7 @@ class Generator(nn.Module):
             noises: standard normal, float32 [B,1,h,h] or [1,1,h,h], h as in `noise_sides`.
         """
         places = styles.unbind(1) if styles.ndim == 3 else [styles] * self.sizes.styles
-        maps = self.conv1(self.input.input.expand(len(styles), -1, -1, -1), places[0], noises[0])
+        maps = self.conv1(self.input["input"].expand(len(styles), -1, -1, -1), places[0], noises[0])
         picture, outputs = self.to_rgb1(maps, places[1]), list[Tensor]()
         for level, to_rgb in enumerate(self.to_rgbs):
             # A picture's style is that of the next side's first convolution.
@@ -253,8 +242,7 @@ class StyleGan2Backbone(StyleGan2, nn.Module):
 
     def styles(self, latents: Tensor) -> Tensor:
         """Latents z float32 [B,D], standard normal -> styles w [B,D]."""
-        found: Tensor = self.network.style(latents)
-        return found
+        return self.network.style(latents)
 
     def noises(self, streams: Sequence[torch.Generator]) -> list[Tensor]:
         """Noise of B pictures, each from its own stream: float32 [B,1,h,h] for each styled convolution."""
@@ -263,8 +251,7 @@ class StyleGan2Backbone(StyleGan2, nn.Module):
 
     def generate(self, styles: Tensor, noises: Sequence[Tensor]) -> Generated:
         """See `Generator.forward`."""
-        found: Generated = self.network(styles, noises)
-        return found
+        return self.network(styles, noises)
 
     def numbered(self, number: int) -> Generated:
         """The picture that a number names, B = 1. Its latent is that of ReGAN's authors; the noise, which they draw

@@ -4,39 +4,18 @@ or from none (Xiao et al., ECCV 2018, arXiv 1807.10221), as the library `transfo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from slime_bench.backbones.weights import CONFIG, PREPROCESSOR, VlmLayout, find, read_json, unusable
-from slime_bench.config.parts import NO_NUMBERS, Part, located
+from slime_bench.backbones.base import InFolder
+from slime_bench.backbones.weights import CONFIG, VlmLayout, read_json
+from slime_bench.config.parts import NO_NUMBERS, located
 from slime_bench.errors import BackboneError
 
 STRIDE: Final = 32
 """Pixels along a side of a cell of a ResNet's last stage."""
 KIND: Final = "resnet"
-
-
-class EncoderLayout(VlmLayout):
-    """The encoder: one configuration and weights side by side, or the configuration alone.
-
-    Args:
-        pretrained: whether the weights are needed.
-    """
-
-    wanted = (CONFIG, PREPROCESSOR, "model*.safetensors")
-
-    def __init__(self, pretrained: bool) -> None:
-        super().__init__(vocabularies=())
-        self._pretrained = pretrained
-
-    def files(self, folder: Path) -> dict[str, Path]:
-        if self._pretrained:
-            return super().files(folder)
-        if not (folder / CONFIG).is_file():
-            raise unusable(folder, f"no {CONFIG}", "the configuration of a ResNet")
-        return {CONFIG: folder / CONFIG}
 
 
 @dataclass(frozen=True)
@@ -50,7 +29,7 @@ class UperNetFacts:
     image_size: int
 
 
-class UperNet(Part):
+class UperNet(InFolder):
     """A UPerNet on a ResNet. Its object holds no weights that are frozen: it makes networks to be trained."""
 
     implementation: ClassVar[str | None] = "slime_bench.backbones.upernet_network.UperNetStart"
@@ -79,18 +58,9 @@ class UperNet(Part):
         pools: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = field(default_factory=lambda: [2, 4])
 
     @classmethod
-    def folder_of(cls, config: Config) -> Path:
-        """Where the encoder lies; everything that is needed of it is there.
-
-        Raises:
-            BackboneError: see `slime_bench.backbones.weights.find`.
-        """
-        return find(config.weights, config.revision, EncoderLayout(config.pretrained))
-
-    @classmethod
-    def content_hash_of(cls, config: Config) -> str:
-        """sha256 of the encoder's configuration and, where they are used, weights."""
-        return EncoderLayout(config.pretrained).fingerprint(cls.folder_of(config))
+    def layout_of(cls, config: Config) -> VlmLayout:
+        """The encoder's configuration and, where they are used, weights."""
+        return VlmLayout(vocabularies=(), kind="a ResNet", weights=config.pretrained)
 
     @classmethod
     def describe(cls, config: Config) -> UperNetFacts:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slime_bench.backbones.load import guarded
+from slime_bench.backbones.load import load_network
 from slime_bench.backbones.upernet import UperNet
 from slime_bench.imagenet import IMAGENET
 from slime_bench.seeding import derive_seed
@@ -27,10 +26,14 @@ class UperNetStart(UperNet, nn.Module):
     implementation = None  # a subclass computes by itself
 
     def __init__(self, config: UperNet.Config) -> None:
+        from transformers import ResNetBackbone
+
         super().__init__()
         self.describe(config)
         self.config, self.folder = config, self.folder_of(config)
-        self._encoder = guarded("encoder", self.folder, lambda: _weights(self.folder)) if config.pretrained else None
+        self._encoder = None
+        if config.pretrained:  # a classifier on top of it is left out
+            self._encoder = load_network(ResNetBackbone, self.folder, torch.float32, out_features=STAGES).state_dict()
 
     def network(self, classes: int, seed: int) -> Segmenter:
         """A new network for K = `classes`; what is not pretrained is drawn with the seed, as the library does it."""
@@ -78,15 +81,3 @@ def _resized(maps: Tensor, size: tuple[int, int], antialias: bool = False) -> Te
     if tuple(maps.shape[-2:]) == size:
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", antialias=antialias)
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """The encoder's tensors; a classifier on top of it is left out. ValueError where some are missing."""
-    from transformers import ResNetBackbone
-
-    model, info = ResNetBackbone.from_pretrained(
-        folder, out_features=STAGES, use_safetensors=True, local_files_only=True, output_loading_info=True
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"{len(info['missing_keys'])} tensors are missing, such as {min(info['missing_keys'])}")
-    return dict(model.state_dict())

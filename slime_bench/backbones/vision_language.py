@@ -8,37 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from slime_bench.backbones.base import Precision, VisionLanguage, VlmFacts, patch_grid
+from slime_bench.backbones.base import InFolder, Precision, VisionLanguage, VlmFacts, patch_grid
 from slime_bench.backbones.llava_text import Conversation, Geometry, Templates, read_geometry
-from slime_bench.backbones.weights import CONFIG, LLAVA, VlmLayout, find, read_json, unusable
+from slime_bench.backbones.weights import CONFIG, LLAVA, VlmLayout, read_json, unusable
 from slime_bench.config.parts import NO_NUMBERS, located
 from slime_bench.errors import BackboneError
 
 
-class _InFolder(VisionLanguage):
-    """A model that is found as a folder.
-
-    Attributes:
-        layout: the files that it consists of.
-    """
-
-    layout: ClassVar[VlmLayout]
-
-    @classmethod
-    def folder_of(cls, config: Any) -> Path:
-        """Where the model of `config` lies; everything that it needs is there.
-
-        Raises:
-            BackboneError: see `slime_bench.backbones.weights.find`.
-        """
-        return find(config.weights, config.revision, cls.layout)
-
-    @classmethod
-    def content_hash_of(cls, config: Any) -> str:
-        return cls.layout.fingerprint(cls.folder_of(config))
-
-
-class Blip(_InFolder):
+class Blip(InFolder, VisionLanguage):
     """BLIP for image-text matching (Li et al., ICML 2022): any `BlipForImageTextRetrieval`, the released ones,
     `mini_blip`, a folder of one's own."""
 
@@ -136,7 +113,7 @@ class Albef(Blip):
         statistics: Literal["imagenet", "own"] = "own"
 
 
-class Llava(_InFolder):
+class Llava(InFolder, VisionLanguage):
     """LLaVA 1.5 in the library's own layout; see `slime_bench.backbones.llava`."""
 
     implementation: ClassVar[str | None] = "slime_bench.backbones.llava.LlavaBackbone"
@@ -182,10 +159,13 @@ class Llava(_InFolder):
         Raises:
             BackboneError: as `describe`.
         """
-        from slime_bench.backbones.load import load_llava_tokenizer
+        from transformers import AutoTokenizer
+
+        from slime_bench.backbones.load import guarded
 
         geometry = read_geometry(folder)
-        conversation = Conversation(load_llava_tokenizer(folder), templates, geometry.image_token)
+        tokenizer = guarded("tokeniser", folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        conversation = Conversation(tokenizer, templates, geometry.image_token)
         left = geometry.positions - geometry.image_tokens - len(conversation)
         if left < 1:
             raise BackboneError(

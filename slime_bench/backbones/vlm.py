@@ -6,7 +6,7 @@ which keeps what it wants of them, so that no more than one layer's scores exist
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -52,7 +52,7 @@ class ImageText:
     match: Tensor
 
 
-class VlmBackbone(VisionLanguage, nn.Module):
+class VlmBackbone(VisionLanguage, nn.Module, ABC):
     """A frozen vision-language model. Parameters require gradients only when someone switches that on, see `tuned`.
 
     Attributes:

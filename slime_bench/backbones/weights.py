@@ -120,36 +120,28 @@ def find(name: str, revision: str | None, layout: Layout) -> Path:
     return _from_hub(name, revision, layout)
 
 
-def refuse_untrained(name: str, kind: str, training: str, otherwise: str) -> None:
-    """Say how a bundled model is made whose weights are not shipped.
-
-    Args:
-        kind: what it is called. training: how long it takes and the command. otherwise: what to do in its place.
-
-    Raises:
-        BackboneError: `name` is no folder of `slime_bench/assets`.
-    """
-    if not (ASSETS / name).is_dir():
-        raise BackboneError(
-            f"the bundled {kind} is not here", path=ASSETS / name, found="no such folder",
-            expected="the folder that its training writes", remedy=f"make it, in some {training}; or {otherwise}",
-        )  # fmt: skip
-
-
 def _from_hub(name: str, revision: str | None, layout: Layout) -> Path:
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
     lacking: BackboneError | None = None  # of a download that was cut short, or of a repository of another kind
-    cached = try_to_load_from_cache(name, layout.marker, revision=revision)
-    if isinstance(cached, str):  # otherwise None, or a sign that the hub has no such file
-        folder = Path(cached).parents[layout.marker.count("/")]
+    cause: Exception | None = None
+
+    def is_whole(folder: Path) -> bool:
+        nonlocal lacking
         try:
             layout.files(folder)
-            return folder
         except OtherModelError:
             raise
         except BackboneError as error:
             lacking = error
+            return False
+        return True
+
+    cached = try_to_load_from_cache(name, layout.marker, revision=revision)
+    if isinstance(cached, str):  # otherwise None, or a sign that the hub has no such file
+        folder = Path(cached).parents[layout.marker.count("/")]
+        if is_whole(folder):
+            return folder
     try:
         # Asked once: where there is no network, a download would try for half a minute.
         HfApi().model_info(name, revision=revision, timeout=10)
@@ -159,20 +151,14 @@ def _from_hub(name: str, revision: str | None, layout: Layout) -> Path:
                     name, revision=revision, allow_patterns=list(layout.wanted), ignore_patterns=list(unwanted)
                 )
             )
-            try:
-                layout.files(folder)
+            if is_whole(folder):
                 return folder
-            except OtherModelError:
-                raise
-            except BackboneError as error:
-                lacking = error
-        cause: Exception | None = lacking
     except OtherModelError:
         raise
     except Exception as error:  # the hub client raises a dozen kinds: offline, not found, gated, timed out
         cause = error
     found = [f"{lacking.found} in {lacking.path}"] if lacking else []
-    if cause is not lacking:
+    if cause is not None:
         found.append(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0][:200]}")
     raise BackboneError(
         "the backbone is neither here nor could it be downloaded", path=name, found="; ".join(found),
@@ -180,7 +166,7 @@ def _from_hub(name: str, revision: str | None, layout: Layout) -> Path:
         remedy="fetch it where there is a connection (a gated model also needs HF_TOKEN):\n"
         f"    {layout.command(name, revision)}\n"
         f"  another repository or commit: set backbone.weights and backbone.revision; or {layout.remedy}",
-    ) from cause  # fmt: skip
+    ) from (cause or lacking)  # fmt: skip
 
 
 class DiffusionLayout(Layout):
@@ -251,7 +237,8 @@ class VlmLayout(Layout):
 
     Args:
         vocabularies: files of which one must be there. processors: descriptions of the image processor of which one
-            must be there; () where there need be none. kind: what such a model is called.
+            must be there; () where there need be none. kind: what such a model is called. weights: False for the
+            configuration alone.
     """
 
     marker = CONFIG
@@ -265,14 +252,18 @@ class VlmLayout(Layout):
         vocabularies: tuple[str, ...] = VOCABULARIES,
         processors: tuple[str, ...] = (),
         kind: str = "a vision-language model",
+        weights: bool = True,
     ) -> None:
         self.remedy, self._vocabularies, self._processors, self._kind = remedy, vocabularies, processors, kind
+        self._weights = weights
 
     def files(self, folder: Path) -> dict[str, Path]:
         # Without a vocabulary the library would go on with one of five tokens.
         for names in ((CONFIG,), self._vocabularies, self._processors):
             if names and not any((folder / name).is_file() for name in names):
                 raise unusable(folder, f"no {' and no '.join(names)}", f"{self._kind}: {' or '.join(names)}")
+        if not self._weights:
+            return {CONFIG: folder / CONFIG}
         weights = weight_files(folder)
         for path in weights:
             if not path.is_file():

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Final
 
 import torch
@@ -35,13 +36,8 @@ def compare(heads: int, positions: int, width: int, device: str, rounds: int) ->
     shape = (1, heads, positions, width)
     query, key, value = (torch.randn(shape, generator=draw).to(device).requires_grad_() for _ in range(3))
     gradient = torch.randn(shape, generator=draw).to(device)
-    scale = width**-0.5
 
-    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
-
-    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, scale)
+    plain, ours = partial(F.scaled_dot_product_attention, scale=width**-0.5), partial(attend, scale=width**-0.5)
 
     def forward(product: Callable[..., Tensor]) -> Callable[[int], object]:
         return lambda _: product(query.detach(), key.detach(), value.detach())

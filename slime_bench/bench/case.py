@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal
 
@@ -34,7 +33,6 @@ class Case:
         weights: folder of `build_width`, or `mini_sd`. device: `cpu` or `cuda`.
         patches: per side at test time; 2 are 2 x 2 of 400/512 of the side, as the authors' default.
         images: test pictures of one inference call. shots: support pictures of one step. trials: of a batched step.
-        overrides: further settings of the bench, `key=value`.
     """
 
     width: str
@@ -46,7 +44,6 @@ class Case:
     images: Positive = 1
     shots: Positive = 1
     trials: Positive = 1
-    overrides: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,7 +55,7 @@ class Case:
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "weights"}
 
 
-def make_method(case: Case, precision: str, seed: int = 0, overrides: Sequence[str] = ()) -> Slime:
+def make_method(case: Case, precision: str) -> Slime:
     """SLiMe with the authors' protocol on the case's backbone, loaded through the normal path, on the case's device.
 
     Args:
@@ -74,10 +71,10 @@ def make_method(case: Case, precision: str, seed: int = 0, overrides: Sequence[s
         # Where patches do not end on a cell of the latent grid, the authors' code stops.
         patch = case.size * 400 // 512 // 8 * 8
         settings += [f"method.patch_size={patch}", f"method.patches_per_side={case.patches}"]
-    cfg = plan([*settings, *case.overrides, *overrides]).trials[0]
+    cfg = plan(settings).trials[0]
     # With random weights hardly a class passes the gate; what does not pass costs the authors' way nothing to merge.
     protocol = replace(cfg.build("protocol"), token_gate=0.0)
-    method = Slime(cfg.method, protocol, cfg.build("backbone"), case.names, seed)
+    method = Slime(cfg.method, protocol, cfg.build("backbone"), case.names, seed=0)
     for parameter in method.parameters():  # read from the mapped file now, or they would count as the step's
         parameter.data = parameter.data.clone()
     return method.to(case.device)

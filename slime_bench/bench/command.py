@@ -87,11 +87,8 @@ def add_case(parser: argparse.ArgumentParser) -> None:
     add("--images", type=int, help="test pictures of one call: 1 on the CPU, 8 on CUDA")
     add("--shots", type=int, default=1, help="support pictures of one step; the reference takes one")
     add("--trials", type=int, default=3, help="trials of a way that takes several at once")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings, of every way")
     add("--rounds", type=at_least_1, help="that count: 3 on the CPU, 20 on CUDA")
-    add("--warmup", type=at_least_1, default=1, help="rounds before these, at least 1")
     add("--no-memory", action="store_true", help="leave out the peaks, which take a process each")
-    add("--name", help="of the files")
 
 
 @contextmanager
@@ -119,7 +116,6 @@ def case_of(arguments: argparse.Namespace) -> Iterator[Case]:
                 "images": arguments.images if arguments.images is not None else (8 if cuda else 1),
                 "shots": arguments.shots,
                 "trials": arguments.trials,
-                "overrides": arguments.set,
             },
         )
         if width != MINI:

@@ -26,8 +26,7 @@ from slime_bench.bench.architecture import build_width
 from slime_bench.bench.case import Case, Pictures, make_method
 from slime_bench.bench.command import GB, make_main, number, publish, say, table, times
 from slime_bench.bench.methods import measure as measure_trial
-from slime_bench.bench.race import Row
-from slime_bench.bench.slime import duel
+from slime_bench.bench.race import Row, race
 from slime_bench.bench.timing import interleave
 from slime_bench.bench.ways import BARS, REFERENCE, TASKS, DifferentResultError, Fast, call_of, distances
 from slime_bench.console import typed
@@ -95,7 +94,7 @@ def trial(name: str, settings: Sequence[str], device: str) -> list[Line]:
 def speed(case: Case, rounds: int, memory: bool = True) -> list[Line]:
     """`make bench` with the ways that a GPU is used in: seconds, peak memory, several seeds against one."""
     ways = (REFERENCE, "fast fp32", "fast bf16", f"{BATCHED} fp32", f"{BATCHED} bf16")
-    rows = duel(case, ways, TASKS, rounds, memory=memory)
+    rows = race({name: (case, name) for name in ways}, TASKS, rounds, memory=memory)
     lines, part = list[Line](), f"{case.width} width, {case.size} px"
     for row in rows:
         peak = "" if row.memory is None else f", peak {row.memory.peak / GB:.2f} GB"

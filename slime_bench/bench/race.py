@@ -13,7 +13,7 @@ from slime_bench.bench.case import Case, Pictures
 from slime_bench.bench.command import say
 from slime_bench.bench.memory import Peak, measure_apart
 from slime_bench.bench.timing import Spread, interleave, ratio
-from slime_bench.bench.ways import REFERENCE, WAYS, Fast, Way, call_of, distances
+from slime_bench.bench.ways import REFERENCE, WAYS, Fast, call_of, distances
 
 
 @dataclass
@@ -39,25 +39,23 @@ def race(
     entries: Mapping[str, tuple[Case, str]],
     tasks: Sequence[str],
     rounds: int,
-    warmup: int,
-    memory: bool,
-    ways: Mapping[str, Way] = WAYS,
+    memory: bool = True,
 ) -> list[Row]:
     """Measure runners, task by task.
 
     Args:
         entries: a case and the name of a way, by a label. The one called `REFERENCE`, if it is there, is what the
             others are compared with.
-        warmup: rounds that are not counted, at least 1: the first one is where results are compared.
+        rounds: that count; one before them is where results are compared.
 
     Raises:
         DifferentResultError: a way computes something else than the reference.
     """
-    rows = _timed(entries, tasks, rounds, warmup, ways)
+    rows = _timed(entries, tasks, rounds)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the processes below need the room
     for label, (case, name) in entries.items() if memory else ():
-        own = [row for row in rows if row.runner == label and not ways[name].seen]
+        own = [row for row in rows if row.runner == label and not WAYS[name].seen]
         if own:
             say(f"memory of `{label}`")
             peaks = measure_apart(case, name, [row.task for row in own])
@@ -66,44 +64,38 @@ def race(
     return rows
 
 
-def _timed(
-    entries: Mapping[str, tuple[Case, str]], tasks: Sequence[str], rounds: int, warmup: int, ways: Mapping[str, Way]
-) -> list[Row]:
+def _timed(entries: Mapping[str, tuple[Case, str]], tasks: Sequence[str], rounds: int) -> list[Row]:
     """The rows of `race`, without memory; nothing stays loaded."""
     pictures = {case: Pictures(case) for case, _ in entries.values()}
     for drawn in pictures.values():
-        drawn.prepare(warmup + rounds)
+        drawn.prepare(1 + rounds)
     calls: dict[str, dict[str, Callable[[int], Any]]] = {task: {} for task in tasks}
     for label, (case, name) in entries.items():
         say(f"loading `{label}`")
-        way, drawn = ways[name], pictures[case]
+        way, drawn = WAYS[name], pictures[case]
         runner = way.make(case)
         if way.seen and isinstance(runner, Fast):
-            for turn in range(warmup + rounds):
+            for turn in range(1 + rounds):
                 runner.see(*drawn.test(turn))
         for task in tasks:
             if task in way.tasks:
                 calls[task][label] = call_of(runner, drawn, task, way.trials(case))
     # A step changes the embeddings, and those of two ways drift apart from then on: steps are compared last.
-    precisions = {label: ways[name].precision for label, (_, name) in entries.items()}
+    precisions = {label: WAYS[name].precision for label, (_, name) in entries.items()}
     differs = {task: _compared(calls[task], task, precisions) for task in sorted(tasks)}
     rows = []
     for task in tasks:
-        say(f"{task}: {warmup} + {rounds} rounds")
-        # The first call was a round of warm-up.
-        seconds = interleave({label: _from(call, 1) for label, call in calls[task].items()}, rounds, warmup - 1)
+        say(f"{task}: {rounds} rounds")
+        # Round 0 was the one of the comparison.
+        seconds = interleave(calls[task], rounds, warmup=0, first=1)
         for label, own in seconds.items():
             case, name = entries[label]
-            trials, faster = ways[name].trials(case), None
+            trials, faster = WAYS[name].trials(case), None
             if REFERENCE in seconds and label != REFERENCE:  # which does one trial
                 faster = ratio(seconds[REFERENCE], own, trials)
             work = (case.images if task == "inference" else 1) * trials
             rows.append(Row(label, task, work, own, faster, differs[task].get(label, {})))
     return rows
-
-
-def _from(call: Callable[[int], Any], first: int) -> Callable[[int], Any]:
-    return lambda turn: call(turn + first)
 
 
 def _compared(

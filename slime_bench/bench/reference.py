@@ -39,20 +39,12 @@ class StepResult:
 
 
 class Reference:
-    """Steps and segmentations of a method of its own: nothing of the method but its settings and tensors is used.
-
-    Raises:
-        ConfigError: the method's protocol is another than the authors' code's.
-    """
+    """Steps and segmentations of a method of its own, with the protocol of the authors' code: nothing of the method but
+    its settings and tensors is used."""
 
     def __init__(self, method: Slime) -> None:
         from diffusers.models.attention_processor import AttnProcessor
 
-        if method.protocol.name != "slime_code":
-            raise ConfigError(
-                "the authors' way of computing knows one protocol", path="protocol", found=method.protocol.name,
-                expected="slime_code", remedy="leave the protocol out",
-            )  # fmt: skip
         self.method = method
         backbone = method.backbone
         self.unet, self.vae = backbone.unet, backbone.vae

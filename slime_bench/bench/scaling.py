@@ -45,7 +45,7 @@ class Curve:
     memory_exponent: float | None
 
 
-def measure(case: Case, axis: str, points: Sequence[int], rounds: int, warmup: int, memory: bool) -> list[Curve]:
+def measure(case: Case, axis: str, points: Sequence[int], rounds: int, memory: bool) -> list[Curve]:
     """The curves along an axis, one for each task that the axis changes. The points take turns.
 
     Raises:
@@ -57,7 +57,7 @@ def measure(case: Case, axis: str, points: Sequence[int], rounds: int, warmup: i
     name, tasks = "batch of trials fp32" if axis == "trials" else "fast fp32", AXES[axis][1]
     entries = {str(point): (read(Case, {**dataclasses.asdict(case), axis: point}), name) for point in points}
     say(f"{axis}: `{name}` at {', '.join(entries)}")
-    rows, curves = race(entries, tasks, rounds, warmup, memory), []
+    rows, curves = race(entries, tasks, rounds, memory), []
     for task in tasks:
         own = [row for row in rows if row.task == task]
         medians = [spread(row.seconds).median for row in own]
@@ -98,11 +98,11 @@ def _measure(arguments: argparse.Namespace, command: str) -> str:
     with case_of(arguments) as case:
         for axis in arguments.axis:
             points = arguments.points or AXES[axis][0]
-            curves += measure(case, axis, points, arguments.rounds, arguments.warmup, not arguments.no_memory)
+            curves += measure(case, axis, points, arguments.rounds, not arguments.no_memory)
     title, name = f"Scaling of SLiMe, {case.width} width, {case.device}", f"scaling_{case.device}_{case.width}"
     measured = [dataclasses.asdict(curve) for curve in curves]
     content = {"case": case.plain(), "rounds": arguments.rounds, "curves": measured}
-    return publish(arguments.out, arguments.name or name, title, tables(curves), case.device, command, content)
+    return publish(arguments.out, name, title, tables(curves), case.device, command, content)
 
 
 main = make_main("slime_bench.bench.scaling", __doc__, _add, _measure)

@@ -10,27 +10,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from slime_bench.bench.case import Case
 from slime_bench.bench.command import GB, add_case, case_of, make_main, number, publish, table, times
 from slime_bench.bench.memory import Peak
 from slime_bench.bench.race import Row, race
 from slime_bench.bench.timing import spread
-from slime_bench.bench.ways import TASKS, WAYS, Way
-
-
-def duel(
-    case: Case,
-    names: Sequence[str],
-    tasks: Sequence[str] = TASKS,
-    rounds: int = 3,
-    warmup: int = 1,
-    memory: bool = True,
-    ways: Mapping[str, Way] = WAYS,
-) -> list[Row]:
-    """Measure the ways called `names` on `case`; see `race`."""
-    return race({name: (case, name) for name in names}, tasks, rounds, warmup, memory, ways)
+from slime_bench.bench.ways import TASKS, WAYS
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -58,16 +44,16 @@ def tables(rows: Sequence[Row]) -> str:
 def _add(parser: argparse.ArgumentParser) -> None:
     add_case(parser)
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), metavar="WAY", help=f"among: {', '.join(WAYS)}")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
 
 
 def _measure(arguments: argparse.Namespace, command: str) -> str:
     ways = [name for name in WAYS if name in (arguments.ways or WAYS)]
     with case_of(arguments) as case:
-        rows = duel(case, ways, arguments.tasks, arguments.rounds, arguments.warmup, not arguments.no_memory)
+        entries, memory = {name: (case, name) for name in ways}, not arguments.no_memory
+        rows = race(entries, TASKS, arguments.rounds, memory)
     legend = "\n".join(f"- `{name}`: {WAYS[name].what}" for name in ways)
     title = f"SLiMe, {case.width} width, {case.size} px, {case.classes} classes, {case.device}"
-    name = arguments.name or f"slime_{case.device}_{case.width}_{case.size}"
+    name = f"slime_{case.device}_{case.width}_{case.size}"
     measured = [dataclasses.asdict(row) | dataclasses.asdict(spread(row.seconds)) for row in rows]
     content = {"case": case.plain(), "rounds": arguments.rounds, "rows": measured}
     return publish(arguments.out, name, title, f"{tables(rows)}\n\n{legend}", case.device, command, content)

@@ -27,19 +27,22 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def interleave(ways: Mapping[str, Callable[[int], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def interleave(
+    ways: Mapping[str, Callable[[int], object]], rounds: int, warmup: int = 1, first: int = 0
+) -> dict[str, list[float]]:
     """Seconds of every way in every round.
 
     Args:
-        ways: called with the number of the round, warm-up rounds included. In each round another one comes first.
+        ways: called with the number of the round, from `first` on and warm-up rounds included. In each round another
+            one comes first.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for turn in range(warmup + rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        head = turn % len(names)
+        for name in names[head:] + names[:head]:
             began = timer()
-            ways[name](turn)
+            ways[name](first + turn)
             ended = timer()
             if turn >= warmup:
                 seconds[name].append(ended - began)

@@ -66,19 +66,14 @@ def compare(cfg: TrialConfig) -> dict[str, Any]:
         config = replace(cfg.method, rank_on="test", **settings)
         return InfoScore(config, cfg.build("protocol"), backbone, data.classes, cfg.seed)
 
-    results: dict[str, tuple[list[torch.Tensor], int]] = {}
+    ways, results = {"one pass": one_pass, "plain": plain}, dict[str, tuple[list[torch.Tensor], int]]()
 
-    def one(_: int) -> None:  # every round is of the same images
-        results["one pass"] = one_pass(make, stream)
+    def call(name: str) -> Callable[[int], None]:  # every round is of the same images
+        return lambda _: results.update({name: ways[name](make, stream)})
 
-    def three(_: int) -> None:
-        results["plain"] = plain(make, stream)
-
-    ways = {"one pass": one, "plain": three}
-    seconds = interleave(ways, ROUNDS, warmup=0)
-    differing = [
-        float((a != b).float().mean()) for a, b in zip(results["one pass"][0], results["plain"][0], strict=True)
-    ]
+    seconds = interleave({name: call(name) for name in ways}, ROUNDS, warmup=0)
+    pairs = zip(results["one pass"][0], results["plain"][0], strict=True)
+    differing = [float((a != b).float().mean()) for a, b in pairs]
     return {
         "images": images,
         "passes": {name: results[name][1] / images for name in ways},

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import yaml
@@ -145,7 +146,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], tuple[list[Override], DictConfig]] = {}
-        self._groups: dict[str, bool] = {}  # key -> whether it is a group
+        self._options = cache(GlobalHydra.instance().config_loader().get_group_options)
 
     def composed(self, overrides: list[str]) -> DictConfig:
         """The configuration of a job."""
@@ -153,7 +154,7 @@ class _Shared:
         keys = [each.key_or_group for each in job]
         if len(set(keys)) < len(keys) or not all(map(_gives_a_value, job)):  # their order may count
             return _composed(overrides)
-        kind = tuple(str(each.input_line) if self._is_group(each.key_or_group) else each.key_or_group for each in job)
+        kind = tuple(str(each.input_line) if self._options(each.key_or_group) else each.key_or_group for each in job)
         if kind not in self._known:
             self._known[kind] = job, _composed(overrides)
         first, base = self._known[kind]
@@ -163,12 +164,6 @@ class _Shared:
                 if each.input_line != before.input_line:
                     OmegaConf.update(cfg, each.key_or_group, each.value())
         return cfg
-
-    def _is_group(self, key: str) -> bool:
-        if key not in self._groups:
-            options = GlobalHydra.instance().config_loader().get_group_options
-            self._groups[key] = bool(options(key))
-        return self._groups[key]
 
 
 def _gives_a_value(override: Override) -> bool:

@@ -304,8 +304,7 @@ def build_part(part: type[Any], config: Any, /, **arguments: Any) -> Any:
 def implementation_of(target: type[Any]) -> type[Any]:
     """The class that computes what the class `target` of a `_target_` stands for; see `slime_bench.config.parts`."""
     name: str | None = getattr(target, "implementation", None)
-    found: type[Any] = target if name is None else load_target(name)
-    return found
+    return target if name is None else load_target(name)
 
 
 def config_class(target: Any, path: str = TARGET) -> type:

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 REDACTED: Final = "<redacted>"
-_SECRET_KEYS: Final = (
-    "api_key",
-    "apikey",
-    "*_api_key",
-    "access_key",
-    "*_access_key",
-    "token",
-    "*_token",
-    "secret*",
-    "*_secret",
-    "passw*",
-    "*_passw*",
-)
+_SECRET_KEYS: Final = re.compile("(.*_)?(api_?key|access_key|token|secret|passw.*)|secret.*")
 
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,4 +30,4 @@ def redact(config: Mapping[str, Any]) -> dict[str, Any]:
 def is_secret(key: str) -> bool:
     """Whether text under this configuration key (its last segment) has to be kept out of every file."""
     name = key.rsplit(".", 1)[-1].lower().replace("-", "_")
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _SECRET_KEYS)
+    return _SECRET_KEYS.fullmatch(name) is not None

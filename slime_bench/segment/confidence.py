@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -49,10 +49,6 @@ class Reached:
         """Foreground classes that cover several times their annotated share of the picture."""
         pairs = enumerate(zip(shares, self.shares, strict=True))
         return [index for index, (one, mine) in pairs if index and mine is not None and one > LARGE * mine]
-
-    def facts(self) -> dict[str, Any]:
-        """For the file of the embeddings."""
-        return {"best": list(self.best), "shares": list(self.shares)}
 
 
 def best_scores(scores: torch.Tensor) -> torch.Tensor:

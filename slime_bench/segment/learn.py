@@ -173,8 +173,7 @@ def fit(cfg: TrialConfig, support: Support, folder: Path, callbacks: Sequence[Ca
     with trial_logger(cfg, folder) as logger:
         data = SupportData(cfg.data, support, cfg.seed).datamodule()
         data.setup("fit")  # mistakes in the data come before the backbone is loaded
-        parts = {name: (cfg.parts[name], getattr(cfg, name)) for name in _PARTS}
-        method = _build(parts, classes, cfg.seed)
+        method = fitting.method_of(cfg, classes, cfg.build("backbone"))
         with fitting.threads(cfg.trainer.threads, cfg.trainer.deterministic):
             method.prepare(data, cfg.trainer.device)
             if method.epochs > 0:
@@ -242,15 +241,10 @@ def load_method(made: Recipe, tensors: Mapping[str, torch.Tensor], device: str) 
             "half precision needs CUDA", path="backbone.dtype", found="embeddings learnt in fp16, and the CPU",
             expected="fp32 or bf16 on the CPU", remedy="add backbone.dtype=fp32; label maps will differ a little",
         )  # fmt: skip
-    method = _build(made.parts, made.classes, made.seed)
+    given = {name: build_part(*made.parts[name]) for name in ("protocol", "backbone")}
+    method = build_part(part, config, **given, classes=made.classes, seed=made.seed)
+    _, method.refine = made.parts["refine"]
     method.load_learned_state(tensors)
-    return method
-
-
-def _build(parts: Mapping[str, tuple[type[Any], Any]], classes: Sequence[str], seed: int) -> Any:
-    given = {name: build_part(*parts[name]) for name in ("protocol", "backbone")}
-    method = build_part(*parts["method"], **given, classes=tuple(classes), seed=seed)
-    _, method.refine = parts["refine"]
     return method
 
 

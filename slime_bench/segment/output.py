@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import maximum_filter, minimum_filter
@@ -173,6 +174,12 @@ def areas_csv(images: Iterable[Record], names: Sequence[str]) -> bytes:
             said = "" if one is None else f"{one:.3f}"
             writer.writerow([each.file, name, count, f"{count / sum(each.pixels):.6f}", said])
     return buffer.getvalue().encode("utf-8", "backslashreplace")  # a name need not be valid Unicode
+
+
+def class_list(names: Sequence[str]) -> bytes:
+    """The content of `classes.yaml`."""
+    listed = yaml.safe_dump(list(names), allow_unicode=True, width=1000)
+    return f"# classes of labels/, from label 0 on\n{listed}".encode()
 
 
 def percent(part: float) -> str:

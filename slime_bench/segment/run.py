@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
@@ -48,19 +47,6 @@ _LONG = 3.0  # seconds; so much without a sign of life is announced
 _SAVE_EVERY = 5.0  # seconds; what was segmented since is done again should the process be killed
 
 
-@dataclass(frozen=True)
-class Learned:
-    """What segments, and the content of the file that holds it."""
-
-    segmenter: Segmenter
-    content: bytes
-
-    @property
-    def recipe(self) -> Recipe:
-        """How it segments."""
-        return self.segmenter.recipe
-
-
 class _Bar(Callback):
     """The steps of an optimisation as a progress bar."""
 
@@ -86,18 +72,14 @@ def run(args: argparse.Namespace) -> int:
         SlimeBenchError: a mistake that the user can mend.
     """
     try:
-        return _run(args)
+        files, left_out = folder.list_images(args.images, args.out)
+        folder.check_folder(args.out)
+        with folder.locked(args.out):
+            return _alone(args, files, left_out)
     except torch.OutOfMemoryError as error:
         raise typed_error(
             error, "learn with trainer.precision=bf16 (reused embeddings: backbone.dtype=bf16)"
         ) from error
-
-
-def _run(args: argparse.Namespace) -> int:
-    files, left_out = folder.list_images(args.images, args.out)
-    folder.check_folder(args.out)
-    with folder.locked(args.out):
-        return _alone(args, files, left_out)
 
 
 def _alone(args: argparse.Namespace, files: dict[str, Path], left_out: Sequence[str]) -> int:
@@ -108,21 +90,25 @@ def _alone(args: argparse.Namespace, files: dict[str, Path], left_out: Sequence[
     note("images", f"{len(files)} from {listing([str(each) for each in args.images])}")
     for each in left_out:
         note("", f"left out: {each}")
-    learned = _reused(args) if support is None else _learned(args, support)
-    made, run = learned.recipe, _earlier(args, learned)
-    _write_embeddings(args, learned, run, learns=support is not None)
+    if support is None:
+        segmenter = Segmenter.load(args.embeddings, overrides=args.overrides, device=args.device, weights=args.weights)
+        content = args.embeddings.read_bytes()
+    else:
+        segmenter, content = _learned(args, support)
+    made, run = segmenter.recipe, _earlier(args, segmenter, content)
+    _write_embeddings(args, segmenter, content, run, learns=support is not None)
     todo = {name: files[name] for name in folder.remaining(files, args.out, run, args.save_scores)}
     failures: dict[str, SlimeBenchError] = {}
     if todo:
-        if not learned.segmenter.loaded:
-            note("backbone", f"{made.parts['backbone'][1].name} on {learned.segmenter.device}")
-        failures = segment_images(learned.segmenter, todo, args.out, run, args.save_scores)
+        if not segmenter.loaded:
+            note("backbone", f"{made.parts['backbone'][1].name} on {segmenter.device}")
+        failures = segment_images(segmenter, todo, args.out, run, args.save_scores)
     good = {name: path for name, path in files.items() if name not in failures}
     records = [run.images[name] for name in good]
     write(args.out / folder.AREAS, output.areas_csv(records, made.classes))
     if good:
         _write_grid(args.out, made, good, support)
-    _report(args.out, learned.segmenter, records, len(files) - len(todo), time.monotonic() - began)
+    _report(args.out, segmenter, records, len(files) - len(todo), time.monotonic() - began)
     _name_orphans(args.out, good)
     if failures:
         lines = [f"{len(failures)} image(s) could not be read:"]
@@ -179,13 +165,8 @@ def _asked(error: UnnamedColours) -> LabelError:
     )  # fmt: skip
 
 
-def _reused(args: argparse.Namespace) -> Learned:
-    segmenter = Segmenter.load(args.embeddings, overrides=args.overrides, device=args.device, weights=args.weights)
-    return Learned(segmenter, args.embeddings.read_bytes())
-
-
-def _learned(args: argparse.Namespace, support: Support) -> Learned:
-    """Embeddings of the annotated images: those that an earlier run has left, or new ones."""
+def _learned(args: argparse.Namespace, support: Support) -> tuple[Segmenter, bytes]:
+    """Embeddings of the annotated images, those that an earlier run has left or new ones, and their file's content."""
     cfg = learn.configuration(
         support, preset=args.preset, overrides=args.overrides, seed=args.seed, device=args.device, weights=args.weights
     )  # fmt: skip
@@ -196,12 +177,12 @@ def _learned(args: argparse.Namespace, support: Support) -> Learned:
         tensors, facts = _state_of(path, signature, "--out" if path == here else "name")
         note("fit", f"not repeated: {path} is of these annotated images and settings")
         facts["backbone"] = cfg.plain["backbone"]  # its weights may have moved since
-        return Learned(Segmenter(tensors, facts, device=device), path.read_bytes())
+        return Segmenter(tensors, facts, device=device), path.read_bytes()
     write_run(args.out, folder.read_run(args.out))  # from here on the folder is ours, and it can be written
     note("backbone", f"{cfg.backbone.name} on {device}")
     segmenter = Segmenter.learned(cfg, support, signature=signature, folder=args.out, callbacks=[_Bar()])
     write(here, segmenter.content())  # before anything else can go wrong
-    return Learned(segmenter, here.read_bytes())
+    return segmenter, segmenter.content()
 
 
 def _state_of(path: Path, signature: str, other: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -227,16 +208,16 @@ def _state_of(path: Path, signature: str, other: str) -> tuple[dict[str, torch.T
     return tensors, facts
 
 
-def _earlier(args: argparse.Namespace, learned: Learned) -> Run:
+def _earlier(args: argparse.Namespace, segmenter: Segmenter, content: bytes) -> Run:
     """What the output folder holds of these embeddings and settings; with `--force` others are removed.
 
     Raises:
         ResultError: it holds results of others, and they are not to be replaced.
     """
-    origin = {"embeddings": learned.segmenter.content_hash(), "settings": learned.recipe.settings_hash()}
+    origin = {"embeddings": segmenter.content_hash(), "settings": segmenter.recipe.settings_hash()}
     earlier, here = folder.read_run(args.out), args.out / EMBEDDINGS
     other = bool(earlier.images) and earlier.origin != origin
-    if not other and here.exists() and here.read_bytes() != learned.content:
+    if not other and here.exists() and here.read_bytes() != content:
         other = content_hash(read_state(here)[0]) != origin["embeddings"]
     if other and not args.force:
         raise ResultError(
@@ -253,16 +234,15 @@ def _earlier(args: argparse.Namespace, learned: Learned) -> Run:
     return Run(origin)
 
 
-def _write_embeddings(args: argparse.Namespace, learned: Learned, run: Run, learns: bool) -> None:
+def _write_embeddings(args: argparse.Namespace, segmenter: Segmenter, content: bytes, run: Run, learns: bool) -> None:
     """`run.json`, the embeddings where they are wanted, and the class list."""
     write_run(args.out, run)
     for path in (args.out / EMBEDDINGS, *([args.embeddings] if learns and args.embeddings is not None else [])):
-        if not path.exists() or path.read_bytes() != learned.content:
+        if not path.exists() or path.read_bytes() != content:
             if path == args.embeddings and path.exists() and not args.force:  # of a process that was faster
-                _state_of(path, learned.segmenter.facts["fit"], "name")
-            write(path, learned.content)
-    names = yaml.safe_dump(list(learned.recipe.classes), allow_unicode=True, width=1000)
-    write(args.out / folder.CLASSES, f"# classes of labels/, from label 0 on\n{names}".encode())
+                _state_of(path, segmenter.facts["fit"], "name")
+            write(path, content)
+    write(args.out / folder.CLASSES, output.class_list(segmenter.classes))
 
 
 def segment_images(

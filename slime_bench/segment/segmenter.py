@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +29,17 @@ from slime_bench.data.transforms import fit_image, fitted_size, unfit
 from slime_bench.results.state import content_hash, pack_state, read_state
 from slime_bench.segment import learn
 from slime_bench.segment.confidence import Reached, best_scores, reached
-from slime_bench.segment.inputs import Classlike, Masklike, Picture, read_any, read_classlike, read_examples
 from slime_bench.segment.learn import Recipe
 from slime_bench.segment.output import VIEW, pixel_counts
-from slime_bench.segment.support import Support
+from slime_bench.segment.support import (
+    Classlike,
+    Masklike,
+    Picture,
+    Support,
+    read_any,
+    read_classlike,
+    read_examples,
+)
 from slime_bench.storage import write_atomic
 from slime_bench.trial import fitting
 from slime_bench.trial.device import pick_device
@@ -143,7 +151,7 @@ class Segmenter:
         facts = learn.facts_of(cfg, support, signature)
         segmenter = cls(method.learned_state(), facts, device=str(cfg.trainer.device), method=method)
         found = [segmenter.scored([segmenter.fitted(each)], [noise_key(each)])[0].best for each in support.images]
-        segmenter.facts["reached"] = reached(found, support.labels).facts()
+        segmenter.facts["reached"] = asdict(reached(found, support.labels))
         return segmenter
 
     @classmethod
@@ -185,9 +193,7 @@ class Segmenter:
         Raises:
             DataError: it cannot be read.
         """
-        pixels, size = self.read(image)
-        (scores,) = self.score_maps([pixels])
-        return label_map(scores, size, self.recipe.data.fit)
+        return label_map(*self._maps(image), self.recipe.data.fit)
 
     def scores(self, image: Picture) -> NDArray[np.float32]:
         """Score maps of a picture, float32 [K,H,W] in its own size; the label map is their argmax. Their range is the
@@ -196,9 +202,7 @@ class Segmenter:
         Raises:
             DataError: it cannot be read.
         """
-        pixels, size = self.read(image)
-        (scores,) = self.score_maps([pixels])
-        return unfit(scores, size, self.recipe.data.fit).numpy()
+        return unfit(*self._maps(image), self.recipe.data.fit).numpy()
 
     def read(self, image: Picture) -> Photo:
         """A picture uint8 [h,w,3] as it is segmented, and the size (H, W) of its labels.
@@ -212,10 +216,10 @@ class Segmenter:
         """
         return read_any(image, max(_SHARP * self.recipe.data.image_size, VIEW[1]))
 
-    def score_maps(self, images: Sequence[Array]) -> list[torch.Tensor]:
-        """Score maps float32 [K,S,S] in the method's own square, of pictures uint8 [H,W,3] of any sizes, on the CPU."""
-        scored = self.scored([self.fitted(each) for each in images], [noise_key(each) for each in images])
-        return [each.maps for each in scored]
+    def _maps(self, image: Picture) -> tuple[torch.Tensor, tuple[int, int]]:
+        pixels, size = self.read(image)
+        (scored,) = self.scored([self.fitted(pixels)], [noise_key(pixels)])
+        return scored.maps, size
 
     def fitted(self, image: Array) -> torch.Tensor:
         """A picture uint8 [H,W,3] as the method takes it: float32 [3,S,S] in [0,1]."""

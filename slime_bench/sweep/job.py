@@ -39,6 +39,9 @@ class Task:
     cfg: TrialConfig
     again: bool = False
 
+    def ended(self, status: str, **facts: Any) -> JobResult:
+        return JobResult(self.index, self.name, status, **facts)
+
 
 @dataclass
 class Job:
@@ -79,9 +82,9 @@ class Job:
         if self.away:
             self._settle_in()
         if not self.keep_going and self._has_failed():
-            result = JobResult(task.index, task.name, states.LEFT_OUT)
+            result = task.ended(states.LEFT_OUT)
         else:
-            self._record(JobResult(task.index, task.name, states.STARTED))
+            self._record(task.ended(states.STARTED))
             if not self.away:
                 announce(task.index, task.name, len(self.names))
             began = time.monotonic()
@@ -99,15 +102,15 @@ class Job:
             finished = runner.run(*self._ready(task))
         except BusyError as error:
             who = error.holder or "another process"
-            return replace(_blank(task, states.BUSY), message=f"{who}, computes it now", folder=str(error.folder))
+            return task.ended(states.BUSY, message=f"{who}, computes it now", folder=str(error.folder))
         except SystemExit as error:
             if is_interrupt(error):
                 raise KeyboardInterrupt from error
             raise
         except Exception as error:
             return _failure(task, typed(error), self.tracebacks == "1")
-        return replace(
-            _blank(task, states.SKIPPED if finished.reused else states.DONE),
+        return task.ended(
+            states.SKIPPED if finished.reused else states.DONE,
             average=finished.result.average,
             folder=str(finished.folder),
             code=finished.code,
@@ -142,14 +145,10 @@ class Job:
         logging.getLogger("slime_bench").setLevel(logging.WARNING)
 
 
-def _blank(task: Task, status: str) -> JobResult:
-    return JobResult(task.index, task.name, status)
-
-
 def _failure(task: Task, error: Exception, with_traceback: bool) -> JobResult:
     log: Path | None = getattr(error, "recorded_in", None)
-    return replace(
-        _blank(task, states.OOM if isinstance(error, GpuMemoryError) else states.FAILED),
+    return task.ended(
+        states.OOM if isinstance(error, GpuMemoryError) else states.FAILED,
         message=text_of(error),
         exit_code=exit_code(error),
         folder=None if log is None else str(log.parent),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
+from functools import cache
 from typing import Any, Final
 
 from slime_bench.config.schema import TrialConfig
@@ -26,24 +26,17 @@ class Trials:
 
     Args:
         trials: the command's configurations, in order. limit: of trials in one batch; None for as many as are of use.
+
+    Attributes:
+        spec: the spec of the trial at an index; raises as `spec_of`.
     """
 
     def __init__(self, trials: Sequence[TrialConfig], limit: int | None) -> None:
         self._trials, self._limit = list(trials), limit
-        self._specs: dict[int, TrialSpec] = {}
-        self._kinds: dict[int, str | None] = {}
+        self.spec = cache(lambda index: spec_of(self._trials[index]))
+        self._kind = cache(self._kind_of)
         self._fitted: dict[str, dict[str, Any]] = {}
         self._tried: set[int] = set()
-
-    def spec(self, index: int) -> TrialSpec:
-        """The spec of the trial at `index`.
-
-        Raises:
-            SlimeBenchError: see `spec_of`.
-        """
-        if index not in self._specs:
-            self._specs[index] = spec_of(self._trials[index])
-        return self._specs[index]
 
     def fitted(self, index: int) -> dict[str, Any] | None:
         """The state of the trial at `index` after a fit in one batch with later ones; None for one to be fitted alone.
@@ -89,13 +82,12 @@ class Trials:
         self._fitted |= found
         self._tried.update(candidates[signature][0] for signature in found)
 
-    def _kind(self, index: int) -> str | None:
+    def _kind_of(self, index: int) -> str | None:
         """See `kind`; None too for a trial that cannot be identified, which will say so itself."""
-        if index not in self._kinds:
-            self._kinds[index] = None
-            with suppress(Exception):
-                self._kinds[index] = kind(self.spec(index))
-        return self._kinds[index]
+        try:
+            return kind(self.spec(index))
+        except Exception:
+            return None
 
     @staticmethod
     def _is_finished(spec: TrialSpec) -> bool:

@@ -86,9 +86,8 @@ def even_share(count: int, most: int) -> int:
 
 def _fit(batch: Sequence[TrialSpec], modules: Sequence[Any], backbone: Any) -> dict[str, dict[str, Any]]:
     began = time.monotonic()
-    first, signatures = batch[0], [spec.signature for spec in batch]
-    cfg = first.cfg
-    methods = [method_of(spec, backbone) for spec in batch]
+    first, cfg = batch[0], batch[0].cfg
+    methods = [method_of(spec.cfg, spec.data.classes, backbone) for spec in batch]
     try:
         for batches, method in zip(modules, methods, strict=True):
             method.prepare(batches, cfg.trainer.device)
@@ -105,7 +104,7 @@ def _fit(batch: Sequence[TrialSpec], modules: Sequence[Any], backbone: Any) -> d
         if progress is not None:
             progress.finish("fitted")
         spent = time.monotonic() - began + (0.0 if keeper is None else keeper.seconds)
-        return _handed_over(batch, methods, trainer, spent / len(batch), signatures)
+        return _handed_over(batch, methods, trainer, spent / len(batch))
     finally:
         for method in methods:
             method.restore()
@@ -132,9 +131,10 @@ def _checkpoints(batch: Sequence[TrialSpec], module: Any, began: float) -> Any:
 
 
 def _handed_over(
-    batch: Sequence[TrialSpec], methods: Sequence[Any], trainer: Any, seconds: float, signatures: list[str]
+    batch: Sequence[TrialSpec], methods: Sequence[Any], trainer: Any, seconds: float
 ) -> dict[str, dict[str, Any]]:
     """The state of each trial, also as a checkpoint of its own: after an interruption the fit is not repeated."""
+    signatures = [spec.signature for spec in batch]
     states = {
         spec.signature: fit_state(trainer, method, seconds, signatures, finished=True)
         for spec, method in zip(batch, methods, strict=True)

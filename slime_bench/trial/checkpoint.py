@@ -112,8 +112,7 @@ def _load(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     if zlib.crc32(content[4:]) != int.from_bytes(content[:4], "big"):
         raise ValueError("not the bytes that were written")
-    found: dict[str, Any] = torch.load(io.BytesIO(content[4:]), map_location="cpu", weights_only=True)
-    return found
+    return torch.load(io.BytesIO(content[4:]), map_location="cpu", weights_only=True)
 
 
 def _source(part: type) -> Path | None:

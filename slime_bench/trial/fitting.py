@@ -53,17 +53,10 @@ def drop_backbone() -> None:
         torch.mps.empty_cache()
 
 
-def method_of(spec: TrialSpec, backbone: Any, keep_maps: int = 0) -> Any:
-    """The trial's method, with its protocol and refinement, on a loaded backbone."""
-    cfg = spec.cfg
-    method = cfg.build(
-        "method",
-        protocol=cfg.build("protocol"),
-        backbone=backbone,
-        classes=spec.data.classes,
-        seed=cfg.seed,
-        keep_maps=keep_maps,
-    )
+def method_of(cfg: TrialConfig, classes: Sequence[str], backbone: Any, **more: Any) -> Any:
+    """A trial's method, with its protocol and refinement, on a loaded backbone; `more` for its constructor."""
+    protocol = cfg.build("protocol")
+    method = cfg.build("method", protocol=protocol, backbone=backbone, classes=classes, seed=cfg.seed, **more)
     method.refine = cfg.refine
     return method
 

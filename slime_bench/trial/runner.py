@@ -86,7 +86,10 @@ def run(spec: TrialSpec, fitted: dict[str, Any] | None = None) -> TrialEnd:
     with held(spec.folder):
         if stamp(spec.folder) != seen and (finished := _finished(spec)) is not None:  # by another process, just now
             return finished
-        return TrialEnd(_computed(spec, fitted), spec.folder)
+        _prepare(spec.folder, spec.cfg)
+        logged = trial_logger(spec.cfg, spec.folder, spec.fingerprints)
+        with logged as logger, recorded_failure(spec.cfg, spec.folder):
+            return TrialEnd(_compute(spec, fitted, logger), spec.folder)
 
 
 def _finished(spec: TrialSpec) -> TrialEnd | None:
@@ -100,13 +103,6 @@ def _finished(spec: TrialSpec) -> TrialEnd | None:
     return TrialEnd(stated, spec.folder, reused=True, code=other_code(spec.folder))
 
 
-def _computed(spec: TrialSpec, fitted: dict[str, Any] | None) -> TrialResult:
-    cfg, folder = spec.cfg, spec.folder
-    _prepare(folder, cfg)
-    with trial_logger(cfg, folder, spec.fingerprints) as logger, recorded_failure(cfg, folder):
-        return _compute(spec, fitted, logger)
-
-
 def _compute(spec: TrialSpec, fitted: dict[str, Any] | None, logger: Any) -> TrialResult:
     """Fit, test, write."""
     from slime_bench.trial.fitting import backbone_of, method_of, threads
@@ -117,7 +113,7 @@ def _compute(spec: TrialSpec, fitted: dict[str, Any] | None, logger: Any) -> Tri
         batches = spec.data.datamodule()
         batches.setup()  # mistakes in the data come before the backbone is loaded
         with backbone_of(spec) as backbone:
-            method = method_of(spec, backbone, keep_maps=cfg.save_maps)
+            method = method_of(cfg, spec.data.classes, backbone, keep_maps=cfg.save_maps)
             try:
                 return _fit_and_test(spec, batches, fitted, logger, method, began)
             finally:
@@ -129,12 +125,17 @@ def _fit_and_test(
 ) -> TrialResult:
     from slime_bench.results.artifacts import CONFUSION_FILE, CURVES_FILE, write_confusion, write_curves
     from slime_bench.trial import checkpoint
+    from slime_bench.trial.fitting import lightning_trainer, steps_of
+    from slime_bench.trial.progress import ProgressLine
 
     cfg, data, folder = spec.cfg, spec.data, spec.folder
     method.prepare(batches, cfg.trainer.device)
     batches.support_group = method.support_group
     keeper = _checkpoints(spec, fitted, method, began)
-    trainer, progress = make_trainer(cfg, batches, method, folder, spec.title, keeper, logger)
+    steps = steps_of(cfg, data, method)
+    progress = ProgressLine(spec.title, steps, len(batches.test_dataloader())) if cfg.trainer.progress else None
+    curve = None if logger is None else curve_callback(logger)
+    trainer = lightning_trainer(cfg, method, steps, folder, [keeper, progress, curve])
     if method.epochs > 0:
         trainer.fit(method, batches)
         method.use_best_state()
@@ -199,18 +200,6 @@ def _checkpoints(spec: TrialSpec, fitted: dict[str, Any] | None, method: Any, be
     if step is not None and fitted is None:
         _log.info("%s  goes on after step %d of its optimisation", spec.title, step)
     return keeper
-
-
-def make_trainer(
-    cfg: TrialConfig, data: Any, method: Any, folder: Path, title: str, checkpoints: Any = None, logger: Any = None
-) -> tuple[Any, Any]:
-    from slime_bench.trial.fitting import lightning_trainer, steps_of
-    from slime_bench.trial.progress import ProgressLine
-
-    steps = steps_of(cfg, data, method)
-    progress = ProgressLine(title, steps, len(data.test_dataloader())) if cfg.trainer.progress else None
-    curve = None if logger is None else curve_callback(logger)
-    return lightning_trainer(cfg, method, steps, folder, [checkpoints, progress, curve]), progress
 
 
 def _prepare(folder: Path, cfg: TrialConfig) -> None:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from slime_bench.app import html, paint
-from slime_bench.app.archive import archive
 from slime_bench.app.jobs import Progress, Stopped, duration
+from slime_bench.app.server import archive
 from slime_bench.app.session import EXAMPLES, Session
 from slime_bench.data.label_maps import palette
 from slime_bench.errors import ConfigError, DataError, LabelError, ResultError, SlimeBenchError

@@ -18,11 +18,11 @@ from slime_bench.bench import attention, memory, methods, reference_slime, scali
 from slime_bench.bench.architecture import build_width
 from slime_bench.bench.case import Case, Pictures, make_method
 from slime_bench.bench.memory import Peak
-from slime_bench.bench.race import Row
+from slime_bench.bench.race import Row, race
 from slime_bench.bench.reference import Reference, StepResult
-from slime_bench.bench.slime import duel, tables
+from slime_bench.bench.slime import tables
 from slime_bench.bench.timing import Spread, exponent, interleave, ratio, spread
-from slime_bench.bench.ways import BARS, REFERENCE, WAYS, DifferentResultError, Fast, Way, distances
+from slime_bench.bench.ways import BARS, REFERENCE, TASKS, WAYS, DifferentResultError, Fast, Way, distances
 from slime_bench.errors import SlimeBenchError
 from tests.fixtures.rounding import rounding
 
@@ -128,7 +128,8 @@ class TestReference:
     def test_it_finds_what_the_bench_finds(self, weights: str) -> None:
         """The same draws give the same losses, gradients and label maps; so their times may be compared."""
         case = Case("golden", 128, 5, weights, patches=2, images=2, trials=2)
-        rows = duel(case, [REFERENCE, "fast fp32", "batch of trials fp32"], rounds=1, memory=False)
+        names = (REFERENCE, "fast fp32", "batch of trials fp32")
+        rows = race({name: (case, name) for name in names}, TASKS, rounds=1, memory=False)
         assert [(row.task, row.runner, row.work) for row in rows if row.differs] == [
             ("step", "fast fp32", 1), ("step", "batch of trials fp32", 2),
             ("inference", "fast fp32", 2), ("inference", "batch of trials fp32", 4),
@@ -151,7 +152,9 @@ class TestReference:
 
 class TestRace:
     @pytest.mark.parametrize("task", ["step", "inference"])
-    def test_a_way_that_computes_something_else_is_refused(self, case: Case, task: str) -> None:
+    def test_a_way_that_computes_something_else_is_refused(
+        self, case: Case, task: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         class Wrong(Fast):
             def step(self, batches: Sequence[dict[str, Any]]) -> StepResult:
                 found = super().step(batches)
@@ -160,9 +163,9 @@ class TestRace:
             def segment(self, images: torch.Tensor, ids: list[str]) -> torch.Tensor:
                 return super().segment(images, ids).roll(1, -1)
 
-        ways = {REFERENCE: WAYS[REFERENCE], "wrong": Way(lambda c: Wrong([make_method(c, "fp32")]), "")}
+        monkeypatch.setitem(WAYS, "wrong", Way(lambda c: Wrong([make_method(c, "fp32")]), ""))
         with pytest.raises(DifferentResultError, match="`wrong`"):
-            duel(case, list(ways), [task], rounds=1, memory=False, ways=ways)
+            race({name: (case, name) for name in (REFERENCE, "wrong")}, [task], rounds=1, memory=False)
 
     def test_pictures_that_an_earlier_trial_has_seen_are_not_encoded_again(self, case: Case) -> None:
         runner, pictures, calls = WAYS["next trial fp32"].make(case), Pictures(case), []
@@ -175,7 +178,8 @@ class TestRace:
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
     def test_on_cuda(self, case: Case) -> None:
-        rows = duel(replace(case, device="cuda"), list(WAYS), rounds=1)
+        entries = {name: (replace(case, device="cuda"), name) for name in WAYS}
+        rows = race(entries, TASKS, rounds=1)
         assert {row.runner for row in rows} == set(WAYS)
         assert all(row.memory and row.memory.peak > row.memory.loaded for row in rows if not WAYS[row.runner].seen)
 

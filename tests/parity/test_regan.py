@@ -71,7 +71,7 @@ def test_generator(golden: Golden, backbone: StyleGan2Backbone, checks: Start) -
                 if want[f"stack_{image}"].dtype != "float32":
                     bar += HALF * float(stack.abs().max())
                 check.absolute(f"stack_{image}", stack, want[f"stack_{image}"], bar, f"stack_{image}")
-        fixed = backbone.network.fixed_noises()
+        fixed = [*backbone.network.noises.buffers()]
         found = backbone.generate(backbone.styles(golden.tensor("features", "z")[:1]), fixed).pictures
         check.absolute("image_fixed_noise", found, want["image_fixed_noise"], FEATURES)
 
