@@ -70,7 +70,7 @@ def tested(cfg: Any, pictures: int) -> tuple[Any, torch.Tensor, torch.Tensor, li
     spec = trial.spec_of(cfg)
     folder, data = trial.run(spec).folder, spec.data.datamodule()
     data.setup()
-    method = method_of(spec, cfg.build("backbone"))
+    method = method_of(cfg, spec.data.classes, cfg.build("backbone"))
     method.prepare(data, "cpu")
     if cfg.shots > 0:
         method.load_learned_state(load_file(folder / "state.safetensors"))

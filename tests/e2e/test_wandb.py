@@ -68,6 +68,7 @@ def wandb_process(folder: Path, **environ: str) -> Iterator[None]:
             patch.setenv(name, value) if value else patch.delenv(name, raising=False)
         patch.chdir(folder)
         patch.setattr(socket, "gethostname", lambda: f"{CANARY}-host")
+        wandb.teardown()  # whatever was read from the environment before
         tracking._say.cache_clear()
         patch.setattr(tracking, "_unreachable", False)
         try:

@@ -26,9 +26,9 @@ from slime_bench.methods.base import SegmentationMethod
 from slime_bench.metrics.iou import IGNORE
 from slime_bench.results.artifacts import CURVES_FILE, read_curves
 from slime_bench.seeding import generator
-from slime_bench.tracking.loggers import trial_logger
+from slime_bench.tracking.loggers import curve_callback, trial_logger
 from slime_bench.trial import checkpoint, resume
-from slime_bench.trial import runner as trial
+from slime_bench.trial.fitting import lightning_trainer, steps_of
 from slime_bench.trial.resume import Checkpoints
 from tests.fixtures.twins.toy_folder import CLASSES, COMPLETE, SIZE, write_split
 
@@ -141,7 +141,8 @@ def live(root: Path) -> Callable[..., Life]:
         keeper = Checkpoints(folder, MADE_BY, fit.every, 0.0)
         life = Life(method, keeper.find(method))
         with trial_logger(cfg, folder) as logger:
-            life.trainer = trial.make_trainer(cfg, data, method, folder, "", keeper, logger)[0]
+            curve = None if logger is None else curve_callback(logger)
+            life.trainer = lightning_trainer(cfg, method, steps_of(cfg, data, method), folder, [keeper, curve])
             adjust(life.trainer)
             try:
                 life.trainer.fit(method, data)
