@@ -29,8 +29,8 @@ STAGES = (
     stage("64", 64, 20_000, 7e-4),
     stage("128-1", 128, 35_000, 4e-4),
     stage("128-2", 128, 50_000, 4e-4),
-    *(stage(f"128-{number}", 128, 25_000, 4e-4) for number in range(3, 9)),
-    stage("128-9", 128, 50_000, 4e-4, decay_from=0.0),
+    stage("128-3", 128, 25_000, 4e-4),
+    stage("128-4", 128, 75_000, 4e-4, decay_from=0.0),
 )
 SIZE = {"width": 192, "layers": 6}
 
