@@ -207,10 +207,3 @@ def load_blip_tokenizer(folder: Path, rows: int) -> Any:
             f"one of BERT, with [CLS], [SEP] and [PAD], numbered below {rows}, the model's word embeddings",
         )  # fmt: skip
     return tokenizer
-
-
-def load_seggpt(folder: Path, config: Any, dtype: torch.dtype) -> Any:
-    """See `load_network`; `config` is a `SegGptConfig`."""
-    from transformers import SegGptForImageSegmentation
-
-    return load_network(SegGptForImageSegmentation, folder, dtype, config=config)

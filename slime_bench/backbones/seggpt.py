@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from slime_bench.backbones.base import IMAGENET
 from slime_bench.backbones.in_context import SegGpt
-from slime_bench.backbones.load import DTYPES, load_seggpt
+from slime_bench.backbones.load import DTYPES, load_network
 from slime_bench.backbones.weights import check_hashes
 from slime_bench.places import double, onto
 
@@ -48,12 +48,14 @@ class SegGptBackbone(SegGpt, nn.Module):
     std: Tensor
 
     def __init__(self, config: SegGpt.Config) -> None:
+        from transformers import SegGptForImageSegmentation as Network
+
         super().__init__()
         self.config = config
         folder = self.folder_of(config)
         check_hashes(folder)
         architecture, self.facts = self.read_folder(folder)
-        self.network = load_seggpt(folder, architecture, DTYPES[config.dtype])
+        self.network = load_network(Network, folder, DTYPES[config.dtype], config=architecture)
         for name, values in zip(("mean", "std"), IMAGENET, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
