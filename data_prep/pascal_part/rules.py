@@ -13,7 +13,7 @@ mask's extent has the greatest IoU with the box, at least .5.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -105,26 +105,20 @@ class Crop:
     """A sample of a picture.
 
     Attributes:
-        number: of its object, from 1, in the file that the box comes from.
         box: the cut-out in the picture.
         frame: (H, W) of the picture.
         label: uint8 [h,w] of the cut-out; a square is larger than its box where it is padded.
         facts: for the manifest.
     """
 
-    number: int
     box: Box
     frame: tuple[int, ...]
     label: np.ndarray
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Refused:
-    """An object of the subject's class that becomes no sample; `number` as in `Crop`."""
-
-    number: int
-    reason: str
+Verdicts = dict[int, Crop | str]
+"""Number of an object, from 1, in the file that its box comes from -> its sample, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,7 @@ _NOWHERE: Final = Box(0, 0, 0, 0)
 
 def judge(
     rule: Rule, subject: str, objects: Sequence[PartObject], voc: Sequence[VocObject], shape: tuple[int, ...]
-) -> list[Crop | Refused]:
+) -> Verdicts:
     """What becomes of each object of the subject's class, in the order of the file that the boxes come from.
 
     Args:
@@ -156,7 +150,7 @@ def judge(
         each.number: _reason(rule, subject, each, candidates, objects) for each in candidates if each.name == subject
     }
     kept = [each for each in candidates if reasons.get(each.number, "another class") is None]
-    verdicts: dict[int, Crop | Refused] = {number: Refused(number, why) for number, why in reasons.items() if why}
+    verdicts: Verdicts = {number: why for number, why in reasons.items() if why}
     whole = None
     for each in kept:
         if whole is None or rule.paint == "own":
@@ -164,9 +158,8 @@ def judge(
         box = square(each.box, shape[1], shape[0]) if rule.crop == "square" else each.box
         label = cut_out(rule, whole, box)
         enough = np.mean(label > 0) >= rule.labelled
-        crop = Crop(each.number, box, shape, label, each.facts)
-        verdicts[each.number] = crop if enough else Refused(each.number, UNLABELLED)
-    return [verdicts[number] for number in reasons]
+        verdicts[each.number] = Crop(box, shape, label, each.facts) if enough else UNLABELLED
+    return {number: verdicts[number] for number in reasons}
 
 
 def cut_out(rule: Rule, array: np.ndarray, box: Box) -> np.ndarray:

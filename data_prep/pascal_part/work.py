@@ -12,7 +12,7 @@ from data_prep.pascal_part.annotations import PartObject, VocObject, read_annota
 from data_prep.pascal_part.files import BOXES, IMAGES, Entry, read_picture
 from data_prep.pascal_part.merge import check_parts
 from data_prep.pascal_part.regan import read_pair
-from data_prep.pascal_part.rules import FLAGGED, NO_FILE, NO_OBJECT, Crop, Refused, Rule, cut_out, judge
+from data_prep.pascal_part.rules import FLAGGED, NO_FILE, NO_OBJECT, Crop, Rule, Verdicts, cut_out, judge
 from data_prep.processes import Job
 from slime_bench.data.manifest import Stamp, stamp
 
@@ -65,19 +65,17 @@ def make_samples(job: Job, *, subject: str, rule: Rule) -> list[Made | Dropped]:
         return [Made("test", f"regan_{source.stem}", image, label, facts)]
     key, flag = source.entry.id, source.entry.flag
     verdicts = _judged(source, subject, rule, _annotations(source, subject) if flag in rule.flags else None)
-    if isinstance(verdicts, str):
-        return [Dropped(source.split, key, verdicts)]
-    frames = [each.frame for each in verdicts if isinstance(each, Crop)]
+    frames = [each.frame for each in verdicts.values() if isinstance(each, Crop)]
     pixels = read_picture(source.image, frames[0]) if frames else None
     results: list[Made | Dropped] = []
-    for each in verdicts:
-        if isinstance(each, Refused):
-            results.append(Dropped(source.split, f"{key} object {each.number}", each.reason))
+    for number, each in verdicts.items():
+        if isinstance(each, str):
+            results.append(Dropped(source.split, f"{key} object {number}" if number else key, each))
         elif pixels is not None:
-            facts = {"source": key, "object": each.number, "box": list(each.box), "rule": rule.name, "flag": flag}
+            facts = {"source": key, "object": number, "box": list(each.box), "rule": rule.name, "flag": flag}
             facts |= {"frame": list(each.frame), **each.facts}
             image = cut_out(rule, pixels, each.box)
-            results.append(Made(source.split, f"{key}_{each.number}", image, each.label, facts))
+            results.append(Made(source.split, f"{key}_{number}", image, each.label, facts))
     return results
 
 
@@ -88,10 +86,8 @@ def count_verdicts(job: Job, *, subject: str, rules: Mapping[str, Rule]) -> Coun
     counts: Counter[tuple[str, str, str]] = Counter()
     read = _annotations(source, subject)
     for name, rule in rules.items():
-        verdicts = _judged(source, subject, rule, read)
-        for each in [verdicts] if isinstance(verdicts, str) else verdicts:
-            why = each if isinstance(each, str) else each.reason if isinstance(each, Refused) else KEPT
-            counts[source.split, name, why] += 1
+        for each in _judged(source, subject, rule, read).values():
+            counts[source.split, name, each if isinstance(each, str) else KEPT] += 1
     return counts
 
 
@@ -107,12 +103,12 @@ def _annotations(source: VocPicture, subject: str) -> Annotations | None:
     return objects, read_voc(source.boxes) if source.boxes else ()
 
 
-def _judged(source: VocPicture, subject: str, rule: Rule, read: Annotations | None) -> list[Crop | Refused] | str:
-    """What `rule` makes of each object of a picture, or the reason why the whole picture is left out."""
+def _judged(source: VocPicture, subject: str, rule: Rule, read: Annotations | None) -> Verdicts:
+    """What `rule` makes of each object of a picture; number 0 is the whole picture, where that is left out."""
     if source.entry.flag not in rule.flags:
-        return FLAGGED
+        return {0: FLAGGED}
     if read is None:
-        return NO_FILE
+        return {0: NO_FILE}
     objects, boxes = read
     # Without any object there is no mask to tell the size, and nothing to cut either.
-    return (judge(rule, subject, objects, boxes, objects[0].mask.shape) if objects else []) or NO_OBJECT
+    return (judge(rule, subject, objects, boxes, objects[0].mask.shape) if objects else {}) or {0: NO_OBJECT}

@@ -26,7 +26,7 @@ from data_prep.pascal_part.rules import (
     UNANNOTATED,
     UNLABELLED,
     Crop,
-    Refused,
+    Verdicts,
     cut_out,
     judge,
 )
@@ -78,8 +78,8 @@ def scenes(draw: st.DrawFn) -> tuple[str, list[PartObject]]:
     return subject, objects
 
 
-def summary(verdicts: list[Crop | Refused]) -> dict[int, tuple[int, ...] | None]:
-    return {each.number: tuple(each.box) if isinstance(each, Crop) else None for each in verdicts}
+def summary(verdicts: Verdicts) -> dict[int, tuple[int, ...] | None]:
+    return {number: tuple(each.box) if isinstance(each, Crop) else None for number, each in verdicts.items()}
 
 
 def retold_lab(subject: str, objects: list[PartObject]) -> tuple[dict[int, tuple[int, ...] | None], np.ndarray]:
@@ -113,7 +113,7 @@ def test_slime_lab_is_the_labs(scene: tuple[str, list[PartObject]]) -> None:
     verdicts = judge(RULES["slime_lab"], subject, objects, [], SHAPE)
     kept, painted = retold_lab(subject, objects)
     assert summary(verdicts) == kept
-    for each in verdicts:
+    for each in verdicts.values():
         if isinstance(each, Crop):
             left, top, right, bottom = each.box
             assert np.array_equal(each.label, painted[top:bottom, left:right]) and each.frame == SHAPE
@@ -137,10 +137,10 @@ def test_paper_drops_what_overlaps(scene: tuple[str, list[PartObject]]) -> None:
         kept[number] = tuple(int(end) for end in box) if good else None
     assert summary(found) == kept
     painted = paint(subject, [objects[number - 1] for number, box in kept.items() if box], SHAPE)
-    for each in found:
+    for number, each in found.items():
         if isinstance(each, Crop):
             assert np.array_equal(each.label, painted[each.box.top : each.box.bottom, each.box.left : each.box.right])
-            assert each.facts == {"difficult": False, "truncated": False, "part_object": each.number}
+            assert each.facts == {"difficult": False, "truncated": False, "part_object": number}
 
 
 def retold_lagm(subject: str, objects: list[PartObject]) -> dict[int, tuple[tuple[int, ...], np.ndarray] | None]:
@@ -183,15 +183,15 @@ def test_lagm_is_lagms(scene: tuple[str, list[PartObject]]) -> None:
     verdicts = judge(RULES["lagm"], subject, objects, voc_of(objects), SHAPE)
     retold = retold_lagm(subject, objects)
     assert summary(verdicts) == {number: each and each[0] for number, each in retold.items()}
-    for each in verdicts:
+    for number, each in verdicts.items():
         if isinstance(each, Crop):
-            wanted = retold[each.number]
+            wanted = retold[number]
             assert wanted is not None and np.array_equal(each.label, wanted[1])
             assert each.label.shape[0] == each.label.shape[1]
 
 
-def reasons(verdicts: list[Crop | Refused]) -> list[str]:
-    return [each.reason if isinstance(each, Refused) else KEPT for each in verdicts]
+def reasons(verdicts: Verdicts) -> list[str]:
+    return [each if isinstance(each, str) else KEPT for each in verdicts.values()]
 
 
 def test_limits_are_exact() -> None:
@@ -220,8 +220,8 @@ def test_reasons_that_the_twin_does_not_have() -> None:
     outside = VocObject("car", Box(500, 10, 600, 100), False, False)
     beyond = VocObject("car", Box(-5, 10, 100, 100), False, False)
     verdicts = judge(RULES["paper"], "car", [empty, car], [outside, beyond], SHAPE)
-    assert reasons(verdicts) == [OUTSIDE, KEPT] and isinstance(verdicts[1], Crop)
-    assert verdicts[1].box == (0, 10, 100, 100) and verdicts[1].facts["part_object"] == 2
+    assert reasons(verdicts) == [OUTSIDE, KEPT] and isinstance(verdicts[2], Crop)
+    assert verdicts[2].box == (0, 10, 100, 100) and verdicts[2].facts["part_object"] == 2
     other = [thing("car", Box(100, 60, 170, 130))]  # not where the box is
     assert reasons(judge(RULES["paper"], "car", other, [beyond], SHAPE)) == [UNANNOTATED]
     bare = [thing("car", Box(10, 10, 100, 100), with_parts=False)]
@@ -235,8 +235,8 @@ def test_whose_parts_are_painted() -> None:
     objects, voc = [large, small], voc_of([large, small])
     shown = {}
     for whose in ("own", "kept", "same_class"):
-        (first, second) = judge(replace(RULES["paper"], paint=whose), "car", objects, voc, SHAPE)
-        assert isinstance(first, Crop) and second == Refused(2, SMALL)
+        first, second = judge(replace(RULES["paper"], paint=whose), "car", objects, voc, SHAPE).values()
+        assert isinstance(first, Crop) and second == SMALL
         shown[whose] = first.label
         assert first.label[60:110, :110].min() == 1  # body below the wheel's half
     assert np.array_equal(shown["own"], shown["kept"])
@@ -245,7 +245,7 @@ def test_whose_parts_are_painted() -> None:
     assert shown["same_class"][115, 115] == 4 and shown["own"][115, 115] == 1
     both = [thing("car", Box(0, 0, 100, 60)), thing("car", Box(98, 58, 170, 140))]
     kept, own = (
-        judge(replace(RULES["paper"], paint=whose), "car", both, voc_of(both), SHAPE)[0] for whose in ("kept", "own")
+        judge(replace(RULES["paper"], paint=whose), "car", both, voc_of(both), SHAPE)[1] for whose in ("kept", "own")
     )
     assert isinstance(kept, Crop) and isinstance(own, Crop)
     assert kept.label[59, 99] == 4 and own.label[59, 99] == 1
@@ -308,18 +308,18 @@ def test_the_real_horse(real: Path) -> None:
     assert shape == (442, 500) and voc[1].box == HORSE_BOX and voc[0].box == (158, 41, 286, 197)
 
     # IoU with the rider: .0994, so the paper's rule drops the horse.
-    assert judge(RULES["paper"], "horse", objects, voc, shape) == [Refused(2, OVERLAPS)]
+    assert judge(RULES["paper"], "horse", objects, voc, shape) == {2: OVERLAPS}
 
     # The lab's rule sees 13970 mod 256 = 146 common pixels, .0009, and keeps it.
-    (crop,) = judge(RULES["slime_lab"], "horse", objects, [], shape)
-    assert isinstance(crop, Crop) and crop.number == 2 and crop.box == (51, 86, 467, 414)
+    ((number, crop),) = judge(RULES["slime_lab"], "horse", objects, [], shape).items()
+    assert isinstance(crop, Crop) and number == 2 and crop.box == (51, 86, 467, 414)
     assert np.bincount(crop.label.ravel()).tolist() == [100522, 4421, 24790, 4120, 2595]
     whole = merged_slowly(objects[1])
     assert np.array_equal(crop.label, whole[86:414, 51:467])
     assert np.bincount(whole[86:415, 51:468].ravel())[1:].tolist() == [4421, 24790, 4125, 2595]
 
     # lagm looks at horses only, and makes a square of 417 that leaves the picture below.
-    (square,) = judge(RULES["lagm"], "horse", objects, voc, shape)
+    (square,) = judge(RULES["lagm"], "horse", objects, voc, shape).values()
     assert isinstance(square, Crop) and square.box == (51, 42, 468, 442)
     assert square.label.shape == (417, 417) and square.label[:8].max() == 0
     assert np.bincount(square.label.ravel()).tolist() == [137958, 4421, 24790, 4125, 2595]
