@@ -169,27 +169,11 @@ def write_dataset(root: Path, subject: str, first_test: int = 0, pool: int | Non
         raise StorageError.of(error, root, "data_root=<folder>") from error
 
 
-def write_sheet(path: Path, columns: int = 10) -> None:
-    """A sheet of pre-training pictures, image above label map, one pair of rows per subject."""
-    _write_rows(path, [[render(subject, STREAM, index) for index in range(columns)] for subject in SUBJECTS])
-
-
-def write_scenes(path: Path, columns: int = 8) -> None:
-    """A sheet of the scenes, image above label map: two support pictures, then test pictures."""
-    support = columns // 4
-    _write_rows(
-        path,
-        [
-            [render(name, "support", index) for index in range(support)]
-            + [render(name, "test", index) for index in range(columns - support)]
-            for name in FIGURE_SCENES
-            if not name.endswith(("_coarse", "_middle"))
-        ],
-    )
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[Picture]]) -> None:
+def write_sheet(path: Path, names: Sequence[str], shown: Sequence[tuple[str, int]]) -> None:
+    """A sheet of pictures, one pair of rows for each subject or scene: (split, index) of each that is `shown`, image
+    above label map."""
     palette = np.array([[0, 0, 0], *[v for k, v in COLOURS.items() if k not in ("black", "white")]], dtype=np.uint8)
+    rows = [[render(name, *each) for each in shown] for name in names]
     both = [[[each.image for each in row], [palette[each.label] for each in row]] for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate([np.concatenate(line, axis=1) for pair in both for line in pair])).save(path)
@@ -207,8 +191,9 @@ def main() -> None:
             write_dataset(args.root / subject, subject)
             print(f"wrote {args.root / subject}")
     if args.sheet:
-        write_sheet(args.sheet)
+        write_sheet(args.sheet, [*SUBJECTS], [(STREAM, index) for index in range(10)])
         print(f"wrote {args.sheet}")
     if args.scenes:
-        write_scenes(args.scenes)
+        names = [name for name in FIGURE_SCENES if not name.endswith(("_coarse", "_middle"))]
+        write_sheet(args.scenes, names, [("support", 0), ("support", 1), *(("test", index) for index in range(6))])
         print(f"wrote {args.scenes}")

@@ -68,14 +68,12 @@ class Scene:
     surfaces: tuple[str, ...] = tuple(SURFACES)
 
 
-def _fine_car(canvas: Canvas, rng: np.random.Generator, split: str, background: np.ndarray) -> list[str]:
+def _fine(
+    canvas: Canvas, rng: np.random.Generator, split: str, background: np.ndarray, *, subject: str, pieces: type
+) -> list[str]:
+    """A car or a horse of which each of the `pieces`, `CarLabels` or `HorseLabels`, has a label of its own."""
     paint_clutter(canvas, rng, int(rng.integers(0, 3)), (8, 24), edge_only=False)
-    return draw_car(canvas, rng, labels=CarLabels(*range(1, 9)))
-
-
-def _fine_horse(canvas: Canvas, rng: np.random.Generator, split: str, background: np.ndarray) -> list[str]:
-    paint_clutter(canvas, rng, int(rng.integers(0, 3)), (8, 24), edge_only=False)
-    return draw_horse(canvas, rng, labels=HorseLabels(*range(1, 10)))
+    return SUBJECTS[subject](canvas, rng, labels=pieces(*range(1, len(pieces()) + 1)))
 
 
 def _camouflage(
@@ -145,12 +143,9 @@ def _granularities() -> dict[str, Scene]:
     fine_car = ["body", "light", "plate", "front wheel", "rear wheel", "hub", "windscreen", "door window"]
     fine_horse = ["head", "ear", "muzzle", "neck", "torso", "front leg", "hind leg", "hoof", "tail"]
     found: dict[str, Scene] = {}
-    for subject, draw, names, parts in (
-        ("car", _fine_car, fine_car, (0, *CarLabels())),
-        ("horse", _fine_horse, fine_horse, (0, *HorseLabels())),
-    ):
-        pictures, fine = f"granularity_{subject}", len(names)
-        shown = range(1, fine + 1)
+    for subject, names, pieces in (("car", fine_car, CarLabels), ("horse", fine_horse, HorseLabels)):
+        pictures, fine, draw = f"granularity_{subject}", len(names), partial(_fine, subject=subject, pieces=pieces)
+        shown, parts = range(1, fine + 1), (0, *pieces())
         found[f"{pictures}_coarse"] = Scene(["background", subject], draw, (0, *[1] * fine), pictures, shown)
         found[f"{pictures}_middle"] = Scene(CLASSES[subject], draw, parts, pictures, shown)
         found[f"{pictures}_fine"] = Scene(["background", *names], draw, (0, *shown), pictures, shown)

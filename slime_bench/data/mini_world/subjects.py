@@ -120,14 +120,10 @@ def draw_car(
 
     side = [(corner, top), (tail, top + 0.02), (tail, sill), (corner, sill + 0.04)]
     end = [(nose, top - lift + 0.04), (corner, top), (corner, sill + 0.04), (nose, sill - lift)]
-    cabin = [(hood, top + 0.01), (hood + rake, roof), (cabin_end - back_rake, roof), (cabin_end, top + 0.02)]
+    pillar = (hood + rake, roof)
+    cabin = [(hood, top + 0.01), pillar, (cabin_end - back_rake, roof), (cabin_end, top + 0.02)]
     windscreen_foot = nose + 0.12 + lift
-    screen = [
-        (windscreen_foot, top - lift),
-        (hood + rake - front * 0.72, roof - lift * 0.5),
-        (hood + rake, roof),
-        (hood, top),
-    ]
+    screen = [(windscreen_foot, top - lift), (pillar[0] - front * 0.72, roof - lift * 0.5), pillar, (hood, top)]
     bonnet = [(nose, top - lift + 0.05), (windscreen_foot, top - lift - 0.02), (hood, top), (corner, top + 0.03)]
     paint(side, body_colour, body)
     paint(bonnet, scaled(body_colour, 1.12), body)
@@ -151,37 +147,31 @@ def draw_car(
         paint(inset(pane, rng.uniform(0.14, 0.22)), window_colour, pane_label)
 
     # the end's face: two lights, a grille of bodywork, and most often a plate
-    def on_end(u: float, v: float) -> Point:
-        return _between(_between(end[0], end[1], u), _between(end[3], end[2], u), v)
+    def on_end(left: float, upper: float, right: float, lower: float) -> list[Point]:
+        corners = ((left, upper), (right, upper), (right, lower), (left, lower))
+        return [_between(_between(end[0], end[1], u), _between(end[3], end[2], u), v) for u, v in corners]
 
     lamp_u, lamp_v = rng.uniform(0.24, 0.33), rng.uniform(0.26, 0.36)
     row = rng.uniform(0.08, 0.2)
     for u in (0.03, 0.97 - lamp_u):
-        paint(
-            [on_end(u, row), on_end(u + lamp_u, row), on_end(u + lamp_u, row + lamp_v), on_end(u, row + lamp_v)],
-            light_colour,
-            light,
-        )
+        paint(on_end(u, row, u + lamp_u, row + lamp_v), light_colour, light)
     if chance(rng, 0.35):  # a lamp at the far end of the side
         y = top + rng.uniform(0.06, 0.12)
         paint([(tail - 0.11, y), (tail, y), (tail, y + 0.13), (tail - 0.11, y + 0.13)], light_colour, light)
     has_plate = chance(rng, 0.85)
     if has_plate:
         u0, v0 = rng.uniform(0.14, 0.24), rng.uniform(0.58, 0.66)
-        quad = [on_end(u0, v0), on_end(1 - u0, v0), on_end(1 - u0, v0 + 0.3), on_end(u0, v0 + 0.3)]
+        quad = on_end(u0, v0, 1 - u0, v0 + 0.3)
         paint(quad, scaled(plate_colour, 0.6), plate)
         paint(inset(quad, 0.14), plate_colour, plate)
 
     radius = rng.uniform(0.2, 0.27)
     hub = rng.uniform(0.3, 0.6)
+    hub_colour = scaled(wheel_colour, 1.5 if sum(wheel_colour) < 420 else 0.6)
     places = corner + radius * rng.uniform(0.9, 1.3), tail - radius * rng.uniform(1.1, 1.7)
     for x, wheel in zip(places, wheels, strict=True):
         paint(ellipse(x, sill, radius, radius), wheel_colour, wheel)
-        paint(
-            ellipse(x, sill, radius * hub, radius * hub),
-            scaled(wheel_colour, 1.5) if sum(wheel_colour) < 420 else scaled(wheel_colour, 0.6),
-            hub_label,
-        )
+        paint(ellipse(x, sill, radius * hub, radius * hub), hub_colour, hub_label)
     words = [
         f"a {body_name} car with {body_name} body",
         f"{wheel_name} wheels",
@@ -236,11 +226,8 @@ def draw_horse(
         colour = scaled(leg_colour, shade)
         paint(limb((x, belly - 0.16), knee, width * 1.35, width), colour, leg)
         paint(limb(knee, hoof, width, width * 0.85), colour, leg)
-        paint(
-            limb((hoof[0], hoof[1] - 0.05), (hoof[0] - 0.03, hoof[1] + 0.03), width, width * 1.2),
-            scaled(colour, 0.5),
-            hoof_label,
-        )
+        sole = limb((hoof[0], hoof[1] - 0.05), (hoof[0] - 0.03, hoof[1] + 0.03), width, width * 1.2)
+        paint(sole, scaled(colour, 0.5), hoof_label)
     middle_y = (back + belly) / 2
     paint(ellipse((rear + chest) / 2, middle_y, (rear - chest) / 2 + 0.04, (belly - back) / 2 + 0.02), coat, torso)
     paint(ellipse(rear - 0.18, middle_y - 0.02, 0.24, (belly - back) / 2 + 0.05), coat, torso)
@@ -289,45 +276,24 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False, pos
     volume = rng.uniform(0.1, 0.2)
     if style == "long":
         drop = rng.uniform(0.5, 0.95)
-        paint(ellipse(0, cy - 0.05, width + volume, height + volume), hair_colour, hair)
-        paint(
-            [
-                (-width - volume, cy),
-                (width + volume, cy),
-                (width + volume * 0.8, cy + drop),
-                (-width - volume * 0.8, cy + drop),
-            ],
-            hair_colour,
-            hair,
-        )
+        upper, lower = width + volume, width + volume * 0.8
+        paint(ellipse(0, cy - 0.05, upper, height + volume), hair_colour, hair)
+        paint([(-upper, cy), (upper, cy), (lower, cy + drop), (-lower, cy + drop)], hair_colour, hair)
     elif style == "short":
         paint(ellipse(0, cy - 0.12, width + volume * 0.6, height * 0.95), hair_colour, hair)
     shoulder = rng.uniform(0.72, 0.98)
     collar = rng.uniform(0.16, 0.3)
     half_neck = rng.uniform(0.18, 0.25)
-    paint(
-        [(-half_neck, cy + 0.3), (half_neck, cy + 0.3), (half_neck + 0.05, 0.95), (-half_neck - 0.05, 0.95)],
-        scaled(skin_colour, 0.84),
-        neck,
-    )
-    garment = [
-        (-half_neck - 0.06, 0.62),
-        (0.0, 0.62 + collar),
-        (half_neck + 0.06, 0.62),
-        (shoulder, 0.8),
-        (shoulder + 0.14, 1.7),
-        (-shoulder - 0.14, 1.7),
-        (-shoulder, 0.8),
-    ]
-    paint(garment, cloth_colour, cloth)
+    throat = [(-half_neck, cy + 0.3), (half_neck, cy + 0.3), (half_neck + 0.05, 0.95), (-half_neck - 0.05, 0.95)]
+    paint(throat, scaled(skin_colour, 0.84), neck)
+    neckline = [(-half_neck - 0.06, 0.62), (0.0, 0.62 + collar), (half_neck + 0.06, 0.62)]
+    coat = [(shoulder, 0.8), (shoulder + 0.14, 1.7), (-shoulder - 0.14, 1.7), (-shoulder, 0.8)]
+    paint([*neckline, *coat], cloth_colour, cloth)
     if not covers_ears:
         for side in (-1, 1):
             size = rng.uniform(0.9, 1.15)
-            paint(
-                ellipse(side * width * 1.02 + turn * 0.2, cy + 0.04, 0.1 * size, 0.17 * size),
-                scaled(skin_colour, 0.92),
-                ear,
-            )
+            outer = ellipse(side * width * 1.02 + turn * 0.2, cy + 0.04, 0.1 * size, 0.17 * size)
+            paint(outer, scaled(skin_colour, 0.92), ear)
             paint(ellipse(side * width * 1.03 + turn * 0.2, cy + 0.05, 0.045, 0.09), scaled(skin_colour, 0.72), ear)
     paint(ellipse(0, cy, width, height), skin_colour, skin)
     paint(ellipse(turn, cy + height * 0.62, width * 0.55, height * 0.3), scaled(skin_colour, 0.97), skin)
@@ -347,17 +313,9 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False, pos
             paint(limb(inner, outer, 0.065, 0.045), brow_colour, brow)
     tip = eye_y + rng.uniform(0.2, 0.28)
     half = rng.uniform(0.075, 0.11)
-    paint(
-        [
-            (turn * 1.2 - 0.035, eye_y + 0.02),
-            (turn * 1.2 + 0.035, eye_y + 0.02),
-            (turn * 1.5 + half, tip),
-            (turn * 1.5, tip + 0.05),
-            (turn * 1.5 - half, tip),
-        ],
-        scaled(skin_colour, 0.8),
-        nose,
-    )
+    bridge = [(turn * 1.2 - 0.035, eye_y + 0.02), (turn * 1.2 + 0.035, eye_y + 0.02)]
+    nostrils = [(turn * 1.5 + half, tip), (turn * 1.5, tip + 0.05), (turn * 1.5 - half, tip)]
+    paint([*bridge, *nostrils], scaled(skin_colour, 0.8), nose)
     lip_y, lip_w, lip_h = tip + rng.uniform(0.13, 0.18), rng.uniform(0.13, 0.19), rng.uniform(0.045, 0.085)
     paint(ellipse(turn, lip_y, lip_w, lip_h), lip_colour, mouth)
     paint(limb((turn - lip_w * 0.8, lip_y), (turn + lip_w * 0.8, lip_y), 0.018, 0.018), scaled(lip_colour, 0.5), mouth)
@@ -371,11 +329,8 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False, pos
             paint([*fringe, (part, cy - line - rng.uniform(0.02, 0.16))], hair_colour, hair)
     if covers_ears:
         for side in (-1, 1):
-            paint(
-                limb((side * width * 0.95, cy - 0.3), (side * (width + volume * 0.3), cy + 0.45), 0.2, 0.26),
-                hair_colour,
-                hair,
-            )
+            lock = limb((side * width * 0.95, cy - 0.3), (side * (width + volume * 0.3), cy + 0.45), 0.2, 0.26)
+            paint(lock, hair_colour, hair)
     words = [f"a {tone} face with {tone} skin", f"{eye_name} eyes", f"{lip_name} mouth", f"{tone} nose"]
     words += [f"{brow_name} brows"] if has_brows else []
     words += [] if covers_ears else [f"{tone} ears"]
