@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from slime_bench.config.parts import Part
-from slime_bench.data.config import IN_MEMORY, SHOTS, SPLITS, SUPPORT, TEST, VAL, DataConfig
+from slime_bench.data.config import DRAWN, IN_MEMORY, IN_ORDER, SHOTS, SPLITS, SUPPORT, TEST, VAL, DataConfig
 from slime_bench.data.label_maps import class_index, listing
 from slime_bench.data.manifest import (
     MANIFEST,
@@ -22,22 +22,16 @@ from slime_bench.data.manifest import (
     text_sha256,
 )
 from slime_bench.data.reading import FolderDataset, Sample
-from slime_bench.data.support import (
-    check_support,
-    choose_support,
-    choose_val,
-    list_file,
-    list_files,
-    permuted,
-    read_list,
-    val_list_file,
-)
+from slime_bench.data.support import check_support, choose_support, choose_val, permuted, read_list
 from slime_bench.data.verify import ensure_verified
 from slime_bench.errors import ConfigError, DataError
 from slime_bench.paths import advised
 
 if TYPE_CHECKING:
     from slime_bench.data.datamodule import SegmentationDataModule
+
+LISTS = "splits"
+"""Folder of the lists that `data.support` may name: <name>-<shots>.txt and <name>-val.txt."""
 
 
 class FolderData(Part):
@@ -58,6 +52,8 @@ class FolderData(Part):
     was laid out by hand, without a manifest, is taken as it is."""
     choices: ClassVar[tuple[str, ...]] = ()
     """Settings of the manifest that change published numbers."""
+    built_in: ClassVar[tuple[str, ...]] = (DRAWN, IN_ORDER)
+    """Values of `data.support` that are no names of lists."""
 
     def __init__(self, config: DataConfig, shots: int, seed: int) -> None:
         if shots < 0:
@@ -134,8 +130,8 @@ class FolderData(Part):
     @cached_property
     def val(self) -> FolderDataset:
         """The validation split, as far as it is used."""
-        listed = val_list_file(self.root, self.config)
-        if listed is not None:
+        listed = self.root / LISTS / f"{self.config.support}-val.txt"
+        if listed in self._lists:
             return self._train_side.select(read_list(listed, self._train_side.ids))
         split = self.split(VAL)
         taken = {pair.image for pair in self._source.select(self.support_ids).pairs}
@@ -289,7 +285,7 @@ class FolderData(Part):
                 if folder == self.root / split and {file.relative_to(self.root).as_posix() for file in own} <= files:
                     continue
                 parts.append(f"{title} {files_sha256(own)}")
-        parts += [f"{path.name} {file_sha256(path)}" for path in list_files(self.root, self.config)]
+        parts += [f"{path.name} {file_sha256(path)}" for path in self._lists]
         return parts[0] if vouched and len(parts) == 1 else text_sha256(parts)
 
     def _folders_of(self, split: str) -> list[tuple[str, Path]]:
@@ -315,9 +311,28 @@ class FolderData(Part):
     def _dataset(self, folder: Path) -> FolderDataset:
         return FolderDataset(folder, self.config.classes, self.config.colours)
 
+    @property
+    def _lists(self) -> list[Path]:
+        """The lists, of all shots, that `data.support` names, and its validation list."""
+        if self.config.support_ids is not None or self.config.support in self.built_in:
+            return []
+        return sorted((self.root / LISTS).glob(f"{self.config.support}-*.txt"))
+
     @cached_property
     def _list(self) -> Path | None:
-        return list_file(self.root, self.config, self.shots)
+        """The file of support ids that the trial follows; None where they are fixed or chosen in a built-in way."""
+        name, folder = self.config.support, self.root / LISTS
+        if self.config.support_ids is not None or name in self.built_in:
+            return None
+        path = folder / f"{name}-{self.shots}.txt"
+        if not path.is_file():
+            there = sorted(each.stem for each in folder.glob("*.txt") if not each.name.startswith("."))
+            raise DataError(
+                f"there is no list `{name}` of {self.shots} support image(s)", path=path,
+                found=f"the lists {listing(there)}", expected=f"one id per line in {LISTS}/<name>-<shots>.txt",
+                remedy=f"choose another `data.support` (data.support={DRAWN} draws with the seed) or other `shots`",
+            )  # fmt: skip
+        return path
 
     @property
     def _source(self) -> FolderDataset:

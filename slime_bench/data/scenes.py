@@ -33,15 +33,11 @@ from slime_bench.data.support import (
     authors_support,
     check_ids,
     draw_per_class,
-    list_files,
     permuted,
     read_list,
 )
 from slime_bench.data.verify import processors
 from slime_bench.errors import ConfigError, DataError
-
-BUILT_IN = (DRAWN, IN_ORDER, AUTHORS_EVAL, AUTHORS_TRAIN, NO_SUPPORT)
-"""Values of `data.support` that are no names of lists."""
 
 MOST_RUNS = 1000
 """Largest seed for which the choice of the second paper's code is repeated."""
@@ -55,6 +51,7 @@ class SceneData(FolderData):
 
     Config = SceneConfig
     config: SceneConfig
+    built_in = (DRAWN, IN_ORDER, AUTHORS_EVAL, AUTHORS_TRAIN, NO_SUPPORT)
 
     @abstractmethod
     def index_file(self, name: str) -> Path:
@@ -173,8 +170,7 @@ class SceneData(FolderData):
             files = {file for pair in found.pairs for file in (pair.image, pair.label)} - {index}
             said = file_sha256(index) if index.is_file() else ""
             parts.append(f"{name} {said} {files_sha256(files)}")
-        lists = [] if self.config.support in BUILT_IN else list_files(self.root, self.config)
-        return text_sha256([*parts, *(f"{path.name} {file_sha256(path)}" for path in lists)])
+        return text_sha256([*parts, *(f"{path.name} {file_sha256(path)}" for path in self._lists)])
 
     @cached_property
     def _read(self) -> dict[str, FolderDataset]:
@@ -200,10 +196,6 @@ class SceneData(FolderData):
 
     def _count(self, dataset: FolderDataset, index: int) -> Counts:
         return class_pixels(dataset.label(index), len(self.classes))
-
-    @cached_property
-    def _list(self) -> Path | None:
-        return None if self.config.support in BUILT_IN else super()._list
 
     # --- the choice of the support set
 

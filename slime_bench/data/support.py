@@ -19,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slime_bench.config.read import nearest
-from slime_bench.data.config import DRAWN, EACH, FIRST, IN_ORDER, DataConfig
+from slime_bench.data.config import EACH, FIRST, IN_ORDER, DataConfig
 from slime_bench.data.label_maps import class_pixels, listing
 from slime_bench.data.reading import FolderDataset, Sample
 from slime_bench.errors import DataError
 from slime_bench.seeding import generator
 
-LISTS = "splits"
 AUTHORS_SEED = 1
 
 Counts = NDArray[np.int64]
@@ -76,7 +75,7 @@ def choose_support(
     Args:
         pool: what may be chosen. shots, seed: of the trial.
         config: see `DataConfig.support`, `support_ids` and `require_all_classes`.
-        listed: the list to follow, as `list_file` names it.
+        listed: the list to follow.
         counted: id -> pixels per class, in label order, as a manifest has them; other label maps are decoded.
 
     Raises:
@@ -156,39 +155,6 @@ def check_support(samples: Sequence[Sample], classes: Sequence[str]) -> list[str
 
 
 # --- lists of ids
-
-
-def follows_list(config: DataConfig) -> bool:
-    """Whether `config.support` names a list."""
-    return config.support_ids is None and config.support not in (DRAWN, IN_ORDER)
-
-
-def list_file(root: Path, config: DataConfig, shots: int) -> Path | None:
-    """The file of support ids that a trial follows, None where they are fixed, taken in order or drawn; DataError where
-    the list that `config.support` names is not there."""
-    if not follows_list(config):
-        return None
-    folder = root / LISTS
-    path = folder / f"{config.support}-{shots}.txt"
-    if not path.is_file():
-        there = sorted(each.stem for each in folder.glob("*.txt") if not each.name.startswith("."))
-        raise DataError(
-            f"there is no list `{config.support}` of {shots} support image(s)", path=path,
-            found=f"the lists {listing(there)}", expected=f"one id per line in {LISTS}/<name>-<shots>.txt",
-            remedy=f"choose another `data.support` (data.support={DRAWN} draws with the seed) or other `shots`",
-        )  # fmt: skip
-    return path
-
-
-def val_list_file(root: Path, config: DataConfig) -> Path | None:
-    """The file of validation ids that belongs to the list `config.support` names, where there is one."""
-    path = root / LISTS / f"{config.support}-val.txt"
-    return path if follows_list(config) and path.is_file() else None
-
-
-def list_files(root: Path, config: DataConfig) -> list[Path]:
-    """The lists, of all shots, that `config.support` names, and its validation list."""
-    return sorted((root / LISTS).glob(f"{config.support}-*.txt")) if follows_list(config) else []
 
 
 def read_list(

@@ -18,11 +18,10 @@ from PIL import Image
 
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import build_part, read_part
-from slime_bench.data.coco_json import CocoImage, Runs
+from slime_bench.data.coco_json import Runs
 from slime_bench.data.datasets.coco_object import (
-    CocoConfig,
     Crowd,
-    Instances,
+    InstanceDataset,
     Overlap,
     fill_truncated,
     mask_of,
@@ -192,13 +191,13 @@ def test_supports_of_the_authors_and_images_without_objects(tmp_path: Path) -> N
 
 def test_drawn_supports_need_only_the_masks_that_they_look_at(twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    usual = Instances.label
+    usual = InstanceDataset.label
 
-    def counted(self: Instances, photo: CocoImage, rules: CocoConfig) -> np.ndarray:
-        seen.append(photo.id)
-        return usual(self, photo, rules)
+    def counted(self: InstanceDataset, index: int) -> np.ndarray:
+        seen.append(index)
+        return usual(self, index)
 
-    monkeypatch.setattr(Instances, "label", counted)
+    monkeypatch.setattr(InstanceDataset, "label", counted)
     data = coco(twin, FEW)
     assert len(data.support_ids) == 4 and len(set(seen)) == len(seen) == 4
 

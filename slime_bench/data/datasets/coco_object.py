@@ -26,7 +26,7 @@ from slime_bench.config.read import nearest
 from slime_bench.data.coco_json import CocoImage, CocoObject, mask_of, read_coco, region_of
 from slime_bench.data.config import SUPPORT, TEST, SceneConfig
 from slime_bench.data.label_maps import IGNORE, listing
-from slime_bench.data.layouts import IMAGE_SUFFIXES, Pair, files_by_stem
+from slime_bench.data.layouts import IMAGE_SUFFIXES, files_by_stem
 from slime_bench.data.reading import FolderDataset
 from slime_bench.data.scenes import SceneData
 from slime_bench.errors import DataError
@@ -59,21 +59,21 @@ class CocoConfig(SceneConfig):
     polygons: Polygons = "all"
 
 
-class Instances:
-    """The objects of one annotation file, an `instances_*.json`.
-
-    Label maps are made on demand and dropped again.
+class InstanceDataset(FolderDataset):
+    """Images whose label maps are made on demand of one annotation file, an `instances_*.json`.
 
     Args:
         path: the file.
         classes: class names in label order; those of the file's categories have to be among them.
+        rules: whose `overlap`, `crowd` and `polygons` make the label maps.
 
     Raises:
         DataError: see `read_coco`; or a category that is no class.
     """
 
-    def __init__(self, path: Path, classes: Sequence[str]) -> None:
-        self.path = path
+    def __init__(self, path: Path, classes: Sequence[str], rules: CocoConfig) -> None:
+        super().__init__(path.parent, classes, pairs=[])
+        self.path, self.rules = path, rules
         content = read_coco(path)
         self.photos = {Path(each.file_name).stem: each for each in sorted(content.images, key=lambda x: x.file_name)}
         self._objects: dict[int | str, list[CocoObject]] = {}
@@ -90,13 +90,19 @@ class Instances:
             )  # fmt: skip
         self._label_of = {key: list(classes).index(name) for key, name in names.items()}
 
-    def shown(self, photo: CocoImage) -> set[int]:
+    @property
+    def meaning(self) -> list[Any]:
+        return [self.rules.overlap, self.rules.crowd, self.rules.polygons]
+
+    def shown(self, index: int) -> set[int]:
         """The labels of an image's objects, hidden ones included; no mask is decoded."""
+        photo = self.photos[self.pairs[index].id]
         return {self._label_of[each.category_id] for each in self._objects.get(photo.id, [])}
 
-    def label(self, photo: CocoImage, rules: CocoConfig) -> NDArray[np.uint8]:
-        """The label map of an image by `overlap`, `crowd` and `polygons`, uint8 [H,W]: 0 where no object is. Crowd
-        regions come first, so that single objects lie above them. LabelError as `region_of`."""
+    def label(self, index: int) -> NDArray[np.int64]:
+        """0 where no object is. Crowd regions come first, so that single objects lie above them. LabelError as
+        `region_of`."""
+        photo, rules = self.photos[self.pairs[index].id], self.rules
         label = np.zeros((photo.height, photo.width), np.uint8)
         objects = sorted(self._objects.get(photo.id, []), key=lambda each: not each.iscrowd)  # stable
         if rules.overlap == "smaller":
@@ -111,7 +117,7 @@ class Instances:
                 label = fill_truncated(label, each.segmentation[0], value)
             else:
                 label[self._mask(each, photo)] = value
-        return label
+        return label.astype(np.int64)
 
     def _mask(self, each: CocoObject, photo: CocoImage) -> NDArray[np.bool_]:
         return region_of(each, (photo.height, photo.width), self.path, photo.file_name)
@@ -126,21 +132,6 @@ def fill_truncated(label: NDArray[np.uint8], polygon: ArrayLike, value: int) -> 
     picture = Image.fromarray(np.where(mask_of([corners + np.float32(0.5)], *label.shape), np.uint8(value), label))
     ImageDraw.Draw(picture).line([(int(x), int(y)) for x, y in (*corners, corners[0])], fill=value)
     return np.array(picture)
-
-
-class InstanceDataset(FolderDataset):
-    """Images whose label maps are made of an annotation file on demand."""
-
-    def __init__(self, instances: Instances, classes: Sequence[str], rules: CocoConfig, pairs: Sequence[Pair]) -> None:
-        super().__init__(instances.path.parent, classes, pairs=pairs)
-        self.instances, self.rules = instances, rules
-
-    @property
-    def meaning(self) -> list[Any]:
-        return [self.rules.overlap, self.rules.crowd, self.rules.polygons]
-
-    def label(self, index: int) -> NDArray[np.int64]:
-        return self.instances.label(self.instances.photos[self.pairs[index].id], self.rules).astype(np.int64)
 
 
 class CocoData(SceneData):
@@ -166,18 +157,18 @@ class CocoData(SceneData):
             labels = {stem.removesuffix(SUFFIX): file for stem, file in found.items() if stem.endswith(SUFFIX)} or found
             pairs = self.paired(sorted(labels), folder, {self.root / name: pictures, folder: labels})
             return FolderDataset(folder, self.classes, pairs=pairs)
-        instances = Instances(self.index_file(name), self.classes)
-        files = {self.root / name: pictures, instances.path: dict.fromkeys(instances.photos, instances.path)}
-        pairs = self.paired(list(instances.photos), instances.path, files)
-        return InstanceDataset(instances, self.classes, self.config, pairs)
+        made = InstanceDataset(self.index_file(name), self.classes, self.config)
+        files = {self.root / name: pictures, made.path: dict.fromkeys(made.photos, made.path)}
+        made.pairs = self.paired(list(made.photos), made.path, files)
+        return made
 
     def candidates(self, dataset: FolderDataset) -> list[list[int]]:
         """By the annotations, where there are any: no mask need be decoded."""
         if not isinstance(dataset, InstanceDataset):
             return super().candidates(dataset)
         found: list[list[int]] = [[] for _ in self.classes[1:]]
-        for index, key in enumerate(dataset.ids):
-            for label in dataset.instances.shown(dataset.instances.photos[key]):
+        for index in range(len(dataset)):
+            for label in dataset.shown(index):
                 found[label - 1].append(index)
         return found
 
