@@ -26,7 +26,7 @@ from data_prep.commands import parser_of, run
 from data_prep.pascal_part.files import LISTS, Entry, find_parts, find_voc, read_lists
 from data_prep.pascal_part.merge import MERGES, class_names
 from data_prep.pascal_part.rules import PAINTS, REASONS, RULES, SIDES, Rule
-from data_prep.pascal_part.work import KEPT, UNREADABLE, ReganPicture, count_verdicts, make_samples, picture
+from data_prep.pascal_part.work import KEPT, UNREADABLE, count_verdicts, make_samples, picture
 from data_prep.place import print_report
 from data_prep.processes import Job, faulty_sources, in_processes
 from data_prep.split_lists import choose_val, committed
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
         return _compare(args, rules, list(lists), jobs)
     if args.car_test:
         pairs = find_pairs(args.car_test / REGAN_IMAGES[args.no_background])
-        jobs += [Job(f"car_test/{each.id}", ReganPicture(each.id, each.image, each.label)) for each in pairs]
+        jobs += [Job(f"car_test/{each.id}", each) for each in pairs]
     make = partial(make_samples, subject=args.subject, rule=rule)
     recipe = _recipe(args, rule, lists)
     report = build(args.out, recipe, jobs, make, workers=args.workers, faulty=args.faulty, force=args.force)

@@ -14,6 +14,7 @@ from data_prep.pascal_part.merge import check_parts
 from data_prep.pascal_part.regan import read_pair
 from data_prep.pascal_part.rules import FLAGGED, NO_FILE, NO_OBJECT, Crop, Rule, Verdicts, cut_out, judge
 from data_prep.processes import Job
+from slime_bench.data.layouts import Pair
 from slime_bench.data.manifest import Stamp, stamp
 
 KEPT = "kept"
@@ -35,15 +36,6 @@ class VocPicture:
     stamps: tuple[Stamp, ...] = ()
 
 
-@dataclass(frozen=True)
-class ReganPicture:
-    """A picture of Car_TestSet with its colour ground truth."""
-
-    stem: str
-    image: Path
-    truth: Path
-
-
 def picture(entry: Entry, split: str, voc: Path, parts: Path, needs_boxes: bool) -> VocPicture:
     """The files of one list entry."""
     boxes = voc / BOXES / f"{entry.id}.xml" if needs_boxes else None
@@ -59,10 +51,10 @@ def make_samples(job: Job, *, subject: str, rule: Rule) -> list[Made | Dropped]:
         DataError, LabelError: a file is missing, unreadable, or does not fit the others.
     """
     source = job.payload
-    if isinstance(source, ReganPicture):
-        image, label, strangers = read_pair(source.image, source.truth)
+    if isinstance(source, Pair):  # of Car_TestSet
+        image, label, strangers = read_pair(source.image, source.label)
         facts = {"source": f"{source.image.parent.name}/{source.image.name}", "unknown_pixels": strangers}
-        return [Made("test", f"regan_{source.stem}", image, label, facts)]
+        return [Made("test", f"regan_{source.id}", image, label, facts)]
     key, flag = source.entry.id, source.entry.flag
     verdicts = _judged(source, subject, rule, _annotations(source, subject) if flag in rule.flags else None)
     frames = [each.frame for each in verdicts.values() if isinstance(each, Crop)]

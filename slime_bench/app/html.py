@@ -122,20 +122,21 @@ def areas(records: Sequence[Record], names: Sequence[str], colours: Sequence[RGB
         doubt = " (nothing here convinces)" if nothing else ""
         lines.append(f'<tr><th scope="row">{escape(record.file)}{doubt}</th>{cells}</tr>')
     note = "<p>? : its scores are low beside those of the painted pictures; it may not be there.</p>" if marked else ""
-    return (
-        '<div class="areas" tabindex="0" role="region" aria-label="Areas"><table><thead><tr><th scope="col">picture'
-        f"</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{note}</div>"
-    )
+    return _table("Areas", f'<th scope="col">picture</th>{head}', "".join(lines), note)
 
 
 def learned_from(rows: Sequence[tuple[str, ...]]) -> str:
     """What will be learned: the table that the command line shows before it learns."""
     cells = [(name, "".join(f"<td>{escape(text)}</td>" for text in rest)) for _, _, name, *rest in rows]
     body = "".join(f'<tr><th scope="row">{escape(name)}</th>{rest}</tr>' for name, rest in cells)
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("class", "pixels", "share"))
+    return _table("What is painted", f"{heads}<td></td>", body)
+
+
+def _table(label: str, head: str, body: str, note: str = "") -> str:
     return (
-        '<div class="areas" tabindex="0" role="region" aria-label="What is painted"><table><thead><tr>'
-        '<th scope="col">class</th><th scope="col">pixels</th><th scope="col">share</th><td></td></tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="areas" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>{note}</div>"
     )
 
 

@@ -278,7 +278,7 @@ class Page:
         yield {self.said4: ""}
         for at in session.segment():
             yield {self.said4: html.progress(at, "picture"), **self._done(session)}
-        text = html.said(f"{len(session.found)} picture(s) segmented in {jobs.duration(at.elapsed)}.")
+        text = html.said(f"{len(session.records)} picture(s) segmented in {jobs.duration(at.elapsed)}.")
         yield {self.said4: text + "".join(map(html.failed, session.failures.values())), **self._done(session)}
 
     def _as_job(self, job: Callable[..., Iterator[Updates]], start: Any, stop: Any, told: Any, kept: str) -> Any:
@@ -304,7 +304,7 @@ class Page:
         return {self.said4: gr.skip(), self.view: _look(session, name, shown, opacity)}
 
     def _on_correct(self, session: Session, name: str | None) -> Updates:
-        if name is None or name not in {photo.name for photo in session.found}:
+        if name is None or name not in session.records:
             raise ConfigError(
                 "there is no result to correct", path="Result", found="none chosen", expected="a segmented picture",
                 remedy="choose one of the results",
@@ -339,15 +339,14 @@ class Page:
 
     def _done(self, session: Session) -> Updates:
         """The results so far."""
-        names = [photo.name for photo in session.found]
-        segmenter = session.segmenter
+        names, segmenter = [*session.records], session.segmenter
         if segmenter is None:
             return {}
         parts = [*segmenter.classes[1:]]
         updates: Updates = {
             self.results: gr.Column(visible=bool(names)),
             self.link: html.download(self.address(session), len(names)),
-            self.areas: html.areas(session.records, segmenter.classes, segmenter.colours),
+            self.areas: html.areas([*session.records.values()], segmenter.classes, segmenter.colours),
         }
         if names:
             updates[self.result] = gr.Dropdown(choices=names, value=names[0])

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from slime_bench.data.class_files import ClassSpec
-from slime_bench.data.label_maps import RGB, pack, palette, shown
+from slime_bench.data.label_maps import RGB, class_colours, pack, shown
 from slime_bench.data.mask_files import Mask
 from slime_bench.data.masks import UnnamedColours, resolve
 
@@ -25,11 +25,6 @@ _PADDING: Final = 128
 _PURE: Final = 16
 """Difference in any channel up to which paint has a class's own colour; brushes mix colours along their edges."""
 Array = NDArray[np.uint8]
-
-
-def class_colours(count: int) -> list[RGB]:
-    """The colours of so many classes, the background's first: those of overlays and label PNGs."""
-    return [(one[0], one[1], one[2]) for one in palette(count).tolist()]
 
 
 def hexed(colour: RGB) -> str:

@@ -96,7 +96,7 @@ def archive(session: Session) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
         file.writestr(folder.EMBEDDINGS, segmenter.content())
         file.writestr(folder.CLASSES, output.class_list(segmenter.classes))
-        file.writestr(folder.AREAS, output.areas_csv(session.records, segmenter.classes))
+        file.writestr(folder.AREAS, output.areas_csv(session.records.values(), segmenter.classes))
         for photo in session.photos.values():
             if photo.label is not None:
                 file.writestr(f"painted/{photo.stem}.png", output.label_png(photo.label, session.colours))

@@ -22,7 +22,7 @@ from PIL import Image
 from slime_bench.app import jobs, paint
 from slime_bench.app.jobs import Progress
 from slime_bench.data.class_files import parse_classes
-from slime_bench.data.label_maps import BACKGROUND, IGNORE, RGB, listing, relabelled
+from slime_bench.data.label_maps import BACKGROUND, IGNORE, RGB, class_colours, class_pixels, listing, relabelled
 from slime_bench.data.layouts import Pair
 from slime_bench.data.mask_files import DECODING_ERRORS, read_mask, unreadable
 from slime_bench.data.masks import Classes
@@ -32,7 +32,7 @@ from slime_bench.data.reading import check_size, read_image
 from slime_bench.errors import ConfigError, DataError, LabelError, SlimeBenchError
 from slime_bench.segment import folder, learn, output
 from slime_bench.segment.folder import Record
-from slime_bench.segment.segmenter import Segmenter, noise_key
+from slime_bench.segment.segmenter import Segmenter
 from slime_bench.segment.support import Support
 from slime_bench.storage import write_atomic
 
@@ -99,16 +99,13 @@ class Session:
     @property
     def colours(self) -> list[RGB]:
         """The colours of the classes, the background's first."""
-        return paint.class_colours(len(self.classes))
+        return class_colours(len(self.classes))
 
     # Pictures
 
     def add_pictures(self, files: Sequence[Path]) -> str:
-        """Take pictures up, which are moved into the session's folder; a sentence about it.
-
-        Raises:
-            DataError: some are no pictures; the others are taken.
-        """
+        """Take pictures up, which are moved into the session's folder; a sentence about it. DataError: some are no
+        pictures; the others are taken."""
         refused, taken = [], 0
         for file in files:
             try:
@@ -127,16 +124,16 @@ class Session:
             )  # fmt: skip
         return f"{taken} pictures added, {len(self.photos)} in all." if taken else "No pictures were added."
 
-    def take_example(self, subject: str = "car") -> str:
+    def take_example(self) -> str:
         """Take pictures of the mini world, the first of them with a mask, and name their classes."""
         for index in range(EXAMPLES):
             split, number = ("support", 0) if index == 0 else ("test", index - 1)
-            made = render(subject, split, number)
-            photo = self._take_up(f"{subject}{index}.png", ".png")
+            made = render("car", split, number)
+            photo = self._take_up(f"car{index}.png", ".png")
             photo.mask = made.label if index == 0 else None
             Image.fromarray(made.image).save(photo.path)
         if len(self.classes) == 1:
-            self.name_classes(", ".join(MINI_CLASSES[subject][1:]))
+            self.name_classes(", ".join(MINI_CLASSES["car"][1:]))
         return f"{EXAMPLES} pictures of the mini world, drawn by slime-bench itself; paint the first one."
 
     def _take_up(self, wanted: str, suffix: str) -> Photo:
@@ -151,11 +148,7 @@ class Session:
         return photo
 
     def pixels_of(self, photo: Photo) -> Array:
-        """A picture, uint8 [H,W,3]; the last one is remembered.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """A picture, uint8 [H,W,3]; the last one is remembered. DataError: it cannot be read."""
         if self._last is None or self._last[0] != photo.name:
             try:
                 self._last = (photo.name, read_image(photo.path))
@@ -169,10 +162,7 @@ class Session:
 
     def name_classes(self, text: str) -> None:
         """Names of the parts, with commas between them. As many as before rename; otherwise paint follows its name.
-
-        Raises:
-            ConfigError: none, or one of them twice.
-        """
+        ConfigError: none, or one of them twice."""
         names = [one.strip() for one in text.replace("\n", ",").split(",") if one.strip()]
         if not names:
             raise ConfigError(
@@ -194,12 +184,8 @@ class Session:
         self.classes = classes
 
     def open(self, name: str) -> tuple[Array, Array]:
-        """Make a picture the one that is painted: the square that is painted on, uint8
-        [S,S,3], and its paint so far [S,S,4].
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """Make a picture the one that is painted: the square that is painted on, uint8 [S,S,3], and its paint so far
+        [S,S,4]. DataError: it cannot be read."""
         photo = self.photos[name]
         image = self.pixels_of(photo)
         label = np.zeros(image.shape[:2], np.uint8) if photo.label is None else photo.label
@@ -230,10 +216,7 @@ class Session:
 
     def load_mask(self, file: str | Path) -> str:
         """Take a mask for the picture that is painted; its classes where none are named. A sentence about it.
-
-        Raises:
-            LabelError, DataError: no mask, or not of this picture. ConfigError: no picture.
-        """
+        LabelError, DataError: no mask, or not of this picture."""
         photo = self._painted_one()
         mask = read_mask(Path(file))
         check_size(Pair(photo.stem, Path(photo.name), Path(Path(file).name)), self.pixels_of(photo), mask.values)
@@ -241,11 +224,7 @@ class Session:
         return f"The mask of {photo.name} is loaded; paint over it where it is wrong.{said}"
 
     def take_example_mask(self) -> str:
-        """Paint the picture as the example's own mask has it.
-
-        Raises:
-            ConfigError: it has none.
-        """
+        """Paint the picture as the example's own mask has it; ConfigError: it has none."""
         photo = self._painted_one()
         if photo.mask is None or len(self.classes) <= int(photo.mask.max()):
             raise ConfigError(
@@ -265,17 +244,13 @@ class Session:
         return self.photos[self.current]
 
     def support(self) -> Support:
-        """The painted pictures.
-
-        Raises:
-            ConfigError: no picture, no classes. LabelError: nothing painted, a class without paint.
-        """
+        """The painted pictures. ConfigError: no picture, no classes; LabelError: nothing, or a class, not painted."""
         self._painted_one()
         if len(self.classes) == 1:
             self.name_classes("")
         painted = [photo for photo in self.photos.values() if photo.label is not None and (photo.label > 0).any()]
         labels = [photo.label for photo in painted if photo.label is not None]
-        counts = sum((np.bincount(label.ravel(), minlength=256) for label in labels), np.zeros(256, np.int64))
+        counts = sum((class_pixels(label, IGNORE + 1) for label in labels), np.zeros(IGNORE + 1, np.int64))
         pixels = {index: int(counts[index]) for index in range(len(self.classes))}
         if not painted:
             raise LabelError(
@@ -300,10 +275,7 @@ class Session:
         self, method: str, preset: str, overrides: Sequence[str] = (), seed: int = 0
     ) -> Generator[Progress, None, None]:
         """Learn from all painted pictures. Results of what was learned before are dropped only when it is done.
-
-        Raises:
-            SlimeBenchError: see `support` and `Segmenter.fit`. Stopped: the user has stopped it.
-        """
+        Stopped: the user has stopped it."""
         self.stop.clear()
         support = self.support()
         cfg = learn.configuration(support, preset=preset, overrides=[f"method={method}", *overrides], seed=seed)
@@ -312,11 +284,7 @@ class Session:
         self._take(segmenter, (cfg.method.name, str(cfg.preset)))
 
     def load(self, file: str | Path) -> str:
-        """Take up an embeddings file; a sentence about it.
-
-        Raises:
-            ResultError: it is none.
-        """
+        """Take up an embeddings file; a sentence about it. ResultError: it is none."""
         segmenter = Segmenter.load(file)
         preset = str(segmenter.facts.get("preset", "mini"))
         self._take(segmenter, (str(segmenter.facts["method"]["name"]), preset))
@@ -340,11 +308,8 @@ class Session:
         _holder = weakref.ref(self)
 
     def segment(self) -> Generator[Progress, None, None]:
-        """Segment all pictures that are not painted and have no result yet.
-
-        Raises:
-            ConfigError: nothing learned, no pictures. Stopped: the user has stopped it; what is done stays.
-        """
+        """Segment all pictures that are not painted and have no result yet. ConfigError: nothing learned, no pictures;
+        Stopped: the user has stopped it; what is done stays."""
         self.stop.clear()
         segmenter = self.learned()
         others = [photo.name for photo in self.photos.values() if photo.label is None]
@@ -376,8 +341,7 @@ class Session:
     def _segment(self, photo: Photo, segmenter: Segmenter) -> None:
         image = self.pixels_of(photo)
         size = (int(image.shape[0]), int(image.shape[1]))
-        (scored,) = segmenter.scored([segmenter.fitted(image)], [noise_key(image)])
-        label, pixels, confidence = segmenter.found(scored, size)
+        label, pixels, confidence = segmenter.found(segmenter.scored_one(image), size)
         results = self.place / "results"
         seen = output.view(Image.fromarray(image))
         drawn = output.overlay(seen, label, segmenter.classes, segmenter.colours)
@@ -389,9 +353,9 @@ class Session:
     # Results
 
     @property
-    def found(self) -> list[Photo]:
-        """The pictures that have results."""
-        return [photo for photo in self.photos.values() if photo.record is not None]
+    def records(self) -> dict[str, Record]:
+        """Areas and confidence of the pictures that have results, by the picture's name."""
+        return {name: photo.record for name, photo in self.photos.items() if photo.record is not None}
 
     def result(self, name: str) -> Array:
         """The label map uint8 [H,W] that was found in a picture."""
@@ -415,10 +379,7 @@ class Session:
 
     def correct(self, name: str) -> str:
         """Take a result as the paint of its picture, to be mended by hand and learned from; a sentence about it.
-
-        Raises:
-            ConfigError: the classes have changed since.
-        """
+        ConfigError: the classes have changed since."""
         segmenter = self.learned()
         if segmenter.classes != self.classes:
             raise ConfigError(
@@ -428,8 +389,3 @@ class Session:
         photo = self.photos[name]
         photo.label, photo.record = self.result(name), None
         return f"{name} is now painted as it was found: mend it, then press Learn again to learn from it as well."
-
-    @property
-    def records(self) -> list[Record]:
-        """Areas and confidence of every result."""
-        return [photo.record for photo in self.photos.values() if photo.record is not None]

@@ -21,7 +21,6 @@ from pydantic import FiniteFloat
 from slime_bench.data.coco_json import (
     EXPORTS,
     KINDS,
-    CocoObject,
     find_image,
     is_coco,
     is_labelme,
@@ -210,16 +209,11 @@ def _of_coco(pair: Pair) -> Mask:
     for place, each in sorted(enumerate(objects, 1), key=lambda item: not item[1].iscrowd):  # stable
         if each.segmentation:
             where = f"object {place} of {photo.file_name} (`{names[each.category_id]}`)"
-            region = _region(canvas, where, each)
+            for polygon in each.segmentation if isinstance(each.segmentation, list) else ():
+                _checked(canvas, where, polygon, least=3)
+            region = region_of(each, canvas.size, canvas.path, where)
             canvas.paint(region, IGNORE_NAME if each.iscrowd else names[each.category_id])
     return canvas.mask()
-
-
-def _region(canvas: _Canvas, where: str, each: CocoObject) -> NDArray[np.bool_]:
-    """The pixels of an object of COCO, bool [H,W]."""
-    for polygon in each.segmentation if isinstance(each.segmentation, list) else ():
-        _checked(canvas, where, polygon, least=3)
-    return region_of(each, canvas.size, canvas.path, where)
 
 
 def _checked(canvas: _Canvas, where: str, points: ArrayLike, least: int) -> NDArray[np.float64]:

@@ -153,9 +153,9 @@ def _is_index(value: Any) -> bool:
 def _colour(value: Any, name: str, source: str) -> int:
     """0xRRGGBB of [r, g, b], "#rrggbb" or a colour's English name."""
     try:
-        if isinstance(value, list) and len(value) == 3:
-            return int(pack(np.array([int(one) for one in value], np.uint8)))
-        return int(pack(np.array(ImageColor.getrgb(value if isinstance(value, str) else "")[:3], np.uint8)))
+        named = not (isinstance(value, list) and len(value) == 3)
+        channels = ImageColor.getrgb(value if isinstance(value, str) else "")[:3] if named else value
+        return int(pack(np.array([int(one) for one in channels], np.uint8)))
     except (ValueError, TypeError, OverflowError):
         remedy = (
             "put colours in quotes, as YAML takes # for a comment; give all classes indices, or all of them colours"

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
 
 from slime_bench.data.label_maps import listing
+from slime_bench.data.manifest import Stamp, stamp
 from slime_bench.errors import DataError, LabelError
 from slime_bench.storage import read_text
 
@@ -115,15 +116,11 @@ def read_coco(path: Path) -> CocoFile:
     Raises:
         DataError: a file that cannot be read, or is of another kind, or an object of a category that is not in it.
     """
-    try:
-        changed = path.stat().st_mtime_ns
-    except OSError:
-        changed = 0
-    return _read_coco(path, changed)
+    return _read_coco(path, stamp(path))
 
 
 @lru_cache(maxsize=1)
-def _read_coco(path: Path, changed: int) -> CocoFile:
+def _read_coco(path: Path, changed: Stamp) -> CocoFile:
     content = read_as(CocoFile, path, "COCO JSON")
     nameless = {each.category_id for each in content.annotations} - {each.id for each in content.categories}
     if nameless:

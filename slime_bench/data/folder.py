@@ -98,10 +98,7 @@ class FolderData(Part):
     @cached_property
     def support_ids(self) -> list[str]:
         """The ids of the support set, in order of the draw: a 1-shot trial's image is the first of a 10-shot trial's.
-
-        Raises:
-            DataError: `shots` is larger than the pool, an id that is not in it, or a list that is not there.
-        """
+        DataError as `choose_support`, or for a list that is not there."""
         if self.shots == 0:
             return []
         counted = self._manifest_counts()
@@ -109,11 +106,7 @@ class FolderData(Part):
 
     @cached_property
     def missing_classes(self) -> list[str]:
-        """Classes that the support set, where there is one, does not show; a warning names them when it is first read.
-
-        Raises:
-            DataError: the support set has no foreground at all.
-        """
+        """Classes that the support set, where there is one, does not show; see `check_support`."""
         return check_support(self.support, self.classes) if self.support_ids else []
 
     @cached_property
@@ -144,11 +137,7 @@ class FolderData(Part):
         return self.within_limit(self.split(TEST))
 
     def within_limit(self, images: FolderDataset) -> FolderDataset:
-        """The first `test_limit` of the test images.
-
-        Raises:
-            ConfigError: there are fewer, so that tables would say what is not so.
-        """
+        """The first `test_limit` of the test images; ConfigError: there are fewer, and tables would say otherwise."""
         limit = self.config.test_limit
         if limit is None:
             return images
@@ -184,11 +173,7 @@ class FolderData(Part):
         return self.root / self._split_name(split)
 
     def split(self, name: str) -> FolderDataset:
-        """The samples of a split, whole.
-
-        Raises:
-            DataError: the folder is missing, or its files do not pair up.
-        """
+        """The samples of a split, whole; DataError: its folder is missing, or its files do not pair up."""
         folder = self.split_path(name)
         if not folder.exists():
             there = sorted(f"{each.name}/" for each in folder.parent.glob("*/") if not each.name.startswith("."))
@@ -216,11 +201,7 @@ class FolderData(Part):
         return f"{advised(target, otherwise.format(root=self.root))} (docs/data.md)"
 
     def prepared(self) -> dict[str, str]:
-        """Named choices with which the data set was made, that tables have to state; none for one laid out by hand.
-
-        Raises:
-            DataError: the manifest cannot be read.
-        """
+        """Named choices with which the data set was made, that tables have to state; none for one laid out by hand."""
         if not self.choices or not (self.root / MANIFEST).is_file():
             return self.limited()
         settings = read_manifest(self.root).get("settings") or {}

@@ -134,3 +134,8 @@ def palette(num_classes: int) -> NDArray[np.uint8]:
     colours = [(0.0, 0.0, 0.0)]
     colours += [colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, *_SHADES[index % 4]) for index in range(num_classes - 1)]
     return np.rint(255 * np.array(colours[:num_classes])).astype(np.uint8)
+
+
+def class_colours(num_classes: int) -> list[RGB]:
+    """`palette` as tuples."""
+    return [(red, green, blue) for red, green, blue in palette(num_classes).tolist()]

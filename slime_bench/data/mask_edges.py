@@ -11,8 +11,6 @@ membrane or an outline, which is a ramp of one value; edges that were smoothed h
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,68 +23,43 @@ _LINES = 1024  # rows and columns that are looked at
 _LEAST = 8  # ramps, before they count for anything
 _SHARE = 0.15  # of ramps among edges: in label maps of the mini world below 0.05, after a bilinear resize above 0.2
 _NEAR = 10  # in one channel: so far from the line between two colours a mixture may lie
-_AROUND = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
-_SPECKLE = 0.02  # of pixels that differ from all four neighbours
 
 Values = NDArray[np.int64]
+Ramps = dict[tuple[int, int], dict[int, int]]
+"""(a, b) with a < b -> value between -> how often."""
 
 
-@dataclass(frozen=True)
-class Edges:
-    """What the edges of a mask look like.
-
-    Attributes:
-        hard: number of edges where two values touch. ramps: (a, b) with a < b -> value between -> how often.
-        solid: values that fill a square of 3 x 3 pixels somewhere.
-        speckle: part of the pixels that differ from all their neighbours, 0..1.
-    """
-
-    hard: int
-    ramps: dict[tuple[int, int], dict[int, int]]
-    solid: frozenset[int]
-    speckle: float
-
-    def soft(self, named: Collection[int] | None = None) -> list[int]:
-        """Values that only smoothing can have made, in ascending order; empty where the edges are hard.
-
-        Args:
-            named: values of which it was said that they are classes, so that one may be a line; None where nothing was.
-        """
-        total = self.hard + sum(sum(mids.values()) for mids in self.ramps.values())
-        several = [mids for mids in self.ramps.values() if len(mids) > 1]
-        lines = [mids for mids in self.ramps.values() if len(mids) == 1 and not {*mids} & self.solid]
-        for suspects in (several, [*several, *lines] if named is None else []):
-            count = sum(sum(mids.values()) for mids in suspects)
-            if count >= max(_LEAST, _SHARE * total):
-                return sorted({value for mids in suspects for value in mids})
-        return []
-
-    @property
-    def noisy(self) -> bool:
-        """Whether single pixels are scattered about, as in photographs and after lossy compression."""
-        return self.speckle > _SPECKLE
-
-
-def edges(values: Values, coloured: bool) -> Edges:
-    """What lies between the regions of a mask.
+def soft_values(values: Values, coloured: bool, named: bool) -> list[int]:
+    """Values of a mask that only smoothing can have made, in ascending order; empty where its edges are hard.
 
     Args:
         values: int64 [H,W]: indices, or colours 0xRRGGBB where `coloured`.
+        named: whether it was said which values are classes, so that one may be a line.
     """
     hard, ramps = 0, defaultdict[tuple[int, int], dict[int, int]](lambda: defaultdict(int))
     for lines in (values, values.T):
         sample = np.ascontiguousarray(lines[:: -(-len(lines) // _LINES)])
         for length in range(LONGEST + 1):
             hard += _meetings(sample, length, coloured, ramps)
-    sides = [values[1:-1, 1:-1] == values[1 + y : y - 1 or None, 1 + x : x - 1 or None] for y, x in _AROUND]
-    # In the order of `_AROUND` the first four share a side with the pixel.
-    solid = np.unique(values[1:-1, 1:-1][np.logical_and.reduce(sides)]) if min(values.shape) > 2 else values[:0, 0]
-    lonely = ~np.logical_or.reduce(sides[:4])
-    speckle = float(lonely.mean()) if lonely.size else 0.0
-    return Edges(hard, {pair: dict(mids) for pair, mids in ramps.items()}, frozenset(solid.tolist()), speckle)
+    total = hard + sum(sum(mids.values()) for mids in ramps.values())
+    several = [mids for mids in ramps.values() if len(mids) > 1]
+    solid = set() if named else _solid(values)
+    thin = [mids for mids in ramps.values() if len(mids) == 1 and not {*mids} & solid]
+    for suspects in (several, [] if named else [*several, *thin]):
+        if sum(sum(mids.values()) for mids in suspects) >= max(_LEAST, _SHARE * total):
+            return sorted({value for mids in suspects for value in mids})
+    return []
 
 
-def _meetings(lines: Values, length: int, coloured: bool, ramps: dict[tuple[int, int], dict[int, int]]) -> int:
+def _solid(values: Values) -> set[int]:
+    """Values that fill a square of 3 x 3 pixels somewhere."""
+    if min(values.shape) < 3:
+        return set()
+    squares = np.lib.stride_tricks.sliding_window_view(values, (3, 3))
+    return {*np.unique(squares[..., 1, 1][(squares == squares[..., 1:2, 1:2]).all((2, 3))]).tolist()}
+
+
+def _meetings(lines: Values, length: int, coloured: bool, ramps: Ramps) -> int:
     """Count in `ramps` where two flat values are `length` pixels apart with a ramp between; the number, where 0."""
     width = lines.shape[1] - length - 3
     if width <= 0:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import yaml
@@ -25,14 +25,14 @@ from slime_bench.data.label_maps import (
     IGNORE,
     IGNORE_NAME,
     RGB,
+    class_colours,
     counted,
     listing,
-    palette,
     relabelled,
     shown,
     unpack,
 )
-from slime_bench.data.mask_edges import border_value, edges
+from slime_bench.data.mask_edges import border_value, soft_values
 from slime_bench.data.mask_files import HARD_EDGES, MASK_FORMS, Mask
 from slime_bench.errors import LabelError
 
@@ -186,23 +186,24 @@ def _by_own_names(masks: Sequence[Mask], spec: ClassSpec) -> tuple[list[Mask], C
 
 
 def _check_edges(mask: Mask, spec: ClassSpec) -> None:
-    """Refuse soft edges, and colours that are scattered about."""
-    found = edges(mask.values, mask.coloured)
-    soft = found.soft([*spec.values.values(), 0] if spec.values else None)
-    if soft:
-        raise soft_edges(mask, soft)
-    if found.noisy and mask.coloured and len(np.unique(mask.values)) > MOST:
+    """Refuse soft edges, and more colours than there can be classes."""
+    check_hard_edges(mask, named=bool(spec.values))
+    colours = len(np.unique(mask.values)) if mask.coloured else 0
+    if colours > MOST:
         raise LabelError(
             "a photograph, or a mask with soft edges or from a lossy format", path=mask.path,
-            found=f"{len(np.unique(mask.values))} colours, in single pixels beside each other",
-            expected=MASK_FORMS, remedy=f"give the mask that belongs to the picture; {HARD_EDGES}",
+            found=f"{colours} colours", expected=MASK_FORMS,
+            remedy=f"give the mask that belongs to the picture; {HARD_EDGES}",
         )  # fmt: skip
 
 
-def soft_edges(mask: Mask, values: Sequence[int]) -> LabelError:
-    """The error for a mask whose edges hold `values` that only smoothing has made."""
+def check_hard_edges(mask: Mask, *, named: bool) -> None:
+    """Refuse (LabelError) a mask whose edges hold values that only smoothing has made; see `soft_values`."""
+    values = soft_values(mask.values, mask.coloured, named)
+    if not values:
+        return
     some = listing([shown(value, mask.coloured) for value in values])
-    return LabelError(
+    raise LabelError(
         "the mask has soft edges: values between those of two regions, which belong to neither", path=mask.path,
         found=f"{len(values)} such values: {some}", expected="regions that meet without a value between them",
         remedy=f"{HARD_EDGES} (GIMP: pencil, not brush; Inkscape: export without antialiasing; resizing: nearest)",
@@ -375,7 +376,7 @@ def _numbered(path: Path, pixels: Mapping[int, int]) -> tuple[tuple[str, ...], d
 
 def _drawn(masks: Sequence[Mask], count: int, labels: Mapping[int, int]) -> tuple[RGB, ...]:
     """The masks' own colours where they can be told apart, otherwise the bench's."""
-    usual: list[Any] = [tuple(colour) for colour in palette(count).tolist()]
+    usual = class_colours(count)
     own: dict[int, RGB] = {0: usual[0]}
     for value, label in labels.items():
         found = [value] if masks[0].coloured else [mask.palette[value] for mask in masks if value in mask.palette]

@@ -21,9 +21,8 @@ from slime_bench.data.label_maps import (
     validate_colours,
 )
 from slime_bench.data.layouts import Pair, find_pairs
-from slime_bench.data.mask_edges import edges
 from slime_bench.data.mask_files import DECODING_ERRORS, Mask, unreadable
-from slime_bench.data.masks import soft_edges
+from slime_bench.data.masks import check_hard_edges
 from slime_bench.data.pictures import check_pixels, opened, reduce, upright
 from slime_bench.errors import DataError, LabelError
 
@@ -132,9 +131,7 @@ def _by_colour(mask: Mask, colours: Mapping[int, int] | None) -> NDArray[np.int6
         )  # fmt: skip
     strange = ~np.isin(mask.values, list(colours))
     if 0 in colours.values() and strange.any():
-        soft = edges(mask.values, True).soft(list(colours))
-        if soft:
-            raise soft_edges(mask, soft)
+        check_hard_edges(mask, named=True)
         raise LabelError(
             "the label map has colours that are no class", path=path,
             found=counted(mask.values[strange], coloured=True),
@@ -142,13 +139,6 @@ def _by_colour(mask: Mask, colours: Mapping[int, int] | None) -> NDArray[np.int6
             remedy="add the missing colours, or leave the background's out: every other colour is then background",
         )  # fmt: skip
     return relabelled(mask.values, colours)
-
-
-def check_edges(label: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Refuse (LabelError) labels [H,W] among which interpolation has put others: classes too, but not the pixels'."""
-    soft = edges(label, False).soft(range(len(classes)))
-    if soft:
-        raise soft_edges(Mask(path, label), soft)
 
 
 def check_size(pair: Pair, image: NDArray[np.uint8], label: NDArray[Any]) -> None:

@@ -66,11 +66,8 @@ class SceneData(FolderData):
         """All samples of the split called `name`, in its order; raises DataError where it cannot."""
 
     def paired(self, ids: Sequence[str], source: Path, files: Mapping[Path, Mapping[str, Path]]) -> list[Pair]:
-        """The samples `ids` that `source` names. `files`: folder -> its files by id, of the images and of the labels.
-
-        Raises:
-            DataError: a file that is not there, or no ids.
-        """
+        """The samples `ids` that `source` names; DataError for a file that is not there, or no ids. `files`: of the
+        folder of the images and of that of the labels, its files by id."""
         for folder, found in files.items():
             missing = [each for each in ids if each not in found]
             if missing or not ids:
@@ -105,10 +102,7 @@ class SceneData(FolderData):
     @cached_property
     def support_ids(self) -> list[str]:
         """The ids of the support set, class by class; by `authors_eval` and `authors_train` one may come twice.
-
-        Raises:
-            DataError: fewer images of a class than `shots`, or an unknown id.
-        """
+        DataError: fewer images of a class than `shots`, or an unknown id."""
         ids = self._source.ids
         return [ids[each.index] for each in self._examples]
 

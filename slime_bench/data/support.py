@@ -43,11 +43,8 @@ def permuted(count: int, seed: int, purpose: str = "support") -> list[int]:
 def first_choices(order: Sequence[int], shots: int, rule: str, shown: Callable[[int], int], complete: int) -> list[int]:
     """The first `shots` of a permuted pool, after the rule of `DataConfig.require_all_classes`; sets are nested.
 
-    No more images are looked at than it takes to find complete ones.
-
-    Args:
-        order: permutation of the pool. shots: at most its length. rule: `each`, `first` or `none`.
-        shown: sample -> its number of foreground classes. complete: number of foreground classes there are.
+    No more images are looked at than it takes to find complete ones. `shown`: sample -> its number of foreground
+    classes, of which there are `complete`.
     """
     wanted = {EACH: shots, FIRST: 1}.get(rule, 0)
     counts: dict[int, int] = {}
@@ -70,11 +67,10 @@ def choose_support(
     listed: Path | None = None,
     counted: Mapping[str, Sequence[int]] | None = None,
 ) -> list[str]:
-    """The support ids of a trial.
+    """The support ids of a trial, by `DataConfig.support`, `support_ids` and `require_all_classes`.
 
     Args:
-        pool: what may be chosen. shots, seed: of the trial.
-        config: see `DataConfig.support`, `support_ids` and `require_all_classes`.
+        pool: what may be chosen.
         listed: the list to follow.
         counted: id -> pixels per class, in label order, as a manifest has them; other label maps are decoded.
 
@@ -128,14 +124,8 @@ def choose_val(ids: Sequence[str], size: int | None, seed: int, folder: Path) ->
 
 
 def check_support(samples: Sequence[Sample], classes: Sequence[str]) -> list[str]:
-    """Refuse a support set that shows nothing to learn, and say which classes it does not show.
-
-    Returns:
-        the classes without a single pixel, in label order; a warning is logged when there are any.
-
-    Raises:
-        DataError: no support image has a foreground pixel.
-    """
+    """Refuse (DataError) a support set without a foreground pixel; the classes that it does not show, in label order,
+    which a warning names."""
     total, names = np.zeros(len(classes), np.int64), list[str]()
     for sample in samples:
         total += class_pixels(sample.label, len(classes))
@@ -162,11 +152,8 @@ def read_list(
 ) -> list[str]:
     """The ids of a list, in its order and in Unicode's composed form.
 
-    Args:
-        path: the file. ids: those there are; None where the list itself says so.
-
     Raises:
-        DataError: unreadable, empty, an id twice, or one that is none of `ids`.
+        DataError: unreadable, empty, an id twice, or one that is none of `ids`, where these are given.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -203,11 +190,8 @@ def check_ids(names: Sequence[str], ids: Sequence[str], path: Path, remedy: str)
 
 @dataclass(frozen=True)
 class Example:
-    """A support image.
-
-    Attributes:
-        index: of the sample. only: where set, the one foreground class that counts; the others are background.
-    """
+    """A support image: the index of its sample, and where one foreground class alone counts, the `only` one that is not
+    background."""
 
     index: int
     only: int | None = None

@@ -24,7 +24,9 @@ from slime_bench.data.config import TEST
 from slime_bench.data.duplicates import SIDE, find_duplicates, fingerprint
 from slime_bench.data.label_maps import IGNORE, class_pixels, listing
 from slime_bench.data.manifest import MANIFEST, pixels_sha256, read_manifest, stamp
-from slime_bench.data.reading import FolderDataset, check_edges
+from slime_bench.data.mask_files import Mask
+from slime_bench.data.masks import check_hard_edges
+from slime_bench.data.reading import FolderDataset
 from slime_bench.errors import DataError, SlimeBenchError, StorageError
 from slime_bench.storage import write_atomic
 
@@ -235,7 +237,7 @@ def _looks(
             hashes = {name: pixels_sha256(pixels.astype(np.uint8)) for name, pixels in both if name in files}
             label = both[1][0]
             if label not in files or hashes[label] != files[label]:  # one that a builder made has hard edges
-                check_edges(sample.label, dataset.classes, pair.label)
+                check_hard_edges(Mask(pair.label, sample.label), named=True)
         except SlimeBenchError as error:
             return error
         height, width = sample.label.shape

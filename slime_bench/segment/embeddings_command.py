@@ -48,12 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export_state(state: Path, out: Path, *, force: bool = False) -> list[str]:
-    """Write the embeddings of a state in the authors' form; returns the classes, background first.
-
-    Raises:
-        ResultError: the state is unreadable or holds no embeddings, or `out` is in use. StorageError: it cannot be
-            written.
-    """
+    """Write the embeddings of a state in the authors' form; returns the classes, background first. ResultError: the
+    state is unreadable or holds no embeddings, or `out` is in use."""
     from slime_bench.results.state import read_state
 
     _, facts = read_state(state)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from slime_bench.data.label_maps import listing
+from slime_bench.data.manifest import stamp
 from slime_bench.data.pictures import SUFFIXES, broken_link
 from slime_bench.errors import DataError, ResultError, StorageError
 from slime_bench.lock import BusyError, held
@@ -37,11 +38,7 @@ class Record:
 
     def is_of(self, path: Path) -> bool:
         """Whether the file at `path` is still the one that was segmented."""
-        try:
-            status = path.stat()
-        except OSError:  # a link to nothing, for one; whoever reads it says so
-            return False
-        return (self.file, self.bytes, self.changed) == (path.name, status.st_size, status.st_mtime_ns)
+        return (self.file, (self.bytes, self.changed)) == (path.name, stamp(path))
 
 
 @dataclass
@@ -93,7 +90,11 @@ def list_images(places: Sequence[Path], out: Path) -> tuple[dict[str, Path], lis
     others: dict[str, list[str]] = {}
     for place in places:
         if not place.exists():
-            raise _nothing_at(place)
+            raise DataError(
+                "there are no such images", path=place, found=broken_link(place) or "nothing",
+                expected="an image file, or a folder that holds some",
+                remedy="correct --images, or restore what is missing",
+            )  # fmt: skip
         _check_apart(place, out)
         if not place.is_dir():
             files.setdefault(place.parent.resolve() / place.name, place)
@@ -113,13 +114,6 @@ def list_images(places: Sequence[Path], out: Path) -> tuple[dict[str, Path], lis
             remedy="correct --images; folders inside a folder are not looked at; export other kinds as JPEG or PNG",
         )  # fmt: skip
     return _named(list(files.values())), words
-
-
-def _nothing_at(place: Path) -> DataError:
-    return DataError(
-        "there are no such images", path=place, found=broken_link(place) or "nothing",
-        expected="an image file, or a folder that holds some", remedy="correct --images, or restore what is missing",
-    )  # fmt: skip
 
 
 def _left_out(path: Path) -> str | None:
@@ -167,11 +161,8 @@ def _folded(name: str) -> str:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse an output folder that holds files of these names from elsewhere; a file is refused when it is written to.
-
-    Raises:
-        ResultError.
-    """
+    """Refuse (ResultError) a folder that holds files of these names from elsewhere; a file is refused when it is
+    written to."""
     names = (LABELS, OVERLAYS, SCORES, AREAS, GRID, CLASSES, EMBEDDINGS)
     strangers = [name for name in names if (out / name).exists()]
     if strangers and not (out / RUN).exists():
@@ -182,11 +173,7 @@ def check_folder(out: Path) -> None:
 
 
 def read_run(out: Path) -> Run:
-    """What the output folder holds; an empty run where there is none.
-
-    Raises:
-        ResultError: `run.json` cannot be read.
-    """
+    """What the output folder holds; an empty run where there is none. ResultError: `run.json` cannot be read."""
     path = out / RUN
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -229,11 +216,7 @@ def orphans(out: Path, names: Iterable[str]) -> list[str]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """`write_atomic`, with a remedy that fits this command.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+    """`write_atomic`, whose StorageError gets a remedy that fits this command."""
     try:
         write_atomic(path, content)
     except StorageError as error:

@@ -21,11 +21,11 @@ from slime_bench.config.compose import plan
 from slime_bench.config.schema import TrialConfig, build_part, read_part, validate
 from slime_bench.data.config import DataConfig
 from slime_bench.data.folder import FolderData
-from slime_bench.data.label_maps import RGB, palette
+from slime_bench.data.label_maps import RGB, class_colours
 from slime_bench.data.reading import Sample
 from slime_bench.errors import ConfigError, DeviceError
 from slime_bench.results import identity
-from slime_bench.results.state import NODES, state_facts
+from slime_bench.results.state import NODES
 from slime_bench.segment.support import Support
 from slime_bench.tracking.loggers import curve_callback, trial_logger
 from slime_bench.trial import fitting
@@ -64,11 +64,7 @@ class Recipe:
     seed: int
 
     def settings_hash(self) -> str:
-        """SHA-256 of it, with the content of the backbone's weights instead of their place.
-
-        Raises:
-            BackboneError: the weights are not there.
-        """
+        """SHA-256 of it, with the content of the backbone's weights, which have to be there, instead of their place."""
         part, config = self.parts["backbone"]
         said = {
             **{name: [part.__qualname__, identity.deciding_of(config)] for name, (part, config) in self.parts.items()},
@@ -95,7 +91,6 @@ class SupportData(FolderData):
 
 def configuration(
     support: Support,
-    *,
     preset: str | None = None,
     overrides: Sequence[str] = (),
     seed: int | None = None,
@@ -149,11 +144,7 @@ def configuration(
 
 
 def signature(cfg: TrialConfig, support: Support) -> str:
-    """What decides the embeddings: configuration, annotated images, backbone.
-
-    Raises:
-        BackboneError: the weights are not there.
-    """
+    """What decides the embeddings: configuration, annotated images, backbone, whose weights have to be there."""
     weights = cfg.parts["backbone"].content_hash_of(cfg.backbone)
     hashes = {"data": support.fingerprint(), "backbone": weights, **cfg.parts["method"].fingerprints(cfg.method)}
     return identity.signature(cfg, hashes)
@@ -186,12 +177,6 @@ def fit(cfg: TrialConfig, support: Support, folder: Path, callbacks: Sequence[Ca
     return method
 
 
-def facts_of(cfg: TrialConfig, support: Support, fit_signature: str) -> dict[str, Any]:
-    """What the file of the embeddings says besides the tensors, see `results.state`."""
-    classes = support.classes
-    return state_facts(cfg.plain, classes.names, colours=[list(each) for each in classes.colours], fit=fit_signature)
-
-
 def recipe(facts: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that a state's facts hold, with `overrides` of its nodes.
 
@@ -222,18 +207,14 @@ def recipe(facts: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     reading = {name: nodes["data"][name] for name in _READING if name in nodes["data"]}
     classes = tuple(facts["classes"])
     _, data = read_part({**_DATA, "classes": list(classes), **reading}, "data")
-    colours = tuple((one[0], one[1], one[2]) for one in facts.get("colours", palette(len(classes)).tolist()))
+    colours = tuple((one[0], one[1], one[2]) for one in facts.get("colours", class_colours(len(classes))))
     parts = {name: read_part(nodes[name], name) for name in _PARTS}
     return Recipe(parts, data, classes, colours, int(facts["seed"]))
 
 
 def load_method(made: Recipe, tensors: Mapping[str, torch.Tensor], device: str) -> Any:
-    """The method with its learnt tensors.
-
-    Raises:
-        SlimeBenchError: a missing backbone, tensors that are not this method's and backbone's, half precision for the
-            CPU.
-    """
+    """The method with its learnt tensors; errors for a missing backbone, tensors that are not this method's and
+    backbone's, half precision for the CPU."""
     part, config = made.parts["method"]
     _refuse_dependent(part, config.name)
     if device == "cpu" and getattr(made.parts["backbone"][1], "dtype", None) == "fp16":

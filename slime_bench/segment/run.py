@@ -23,7 +23,7 @@ from PIL import Image
 
 from slime_bench.data.class_files import ClassSpec, class_file_of, parse_classes, read_classes
 from slime_bench.data.label_maps import listing
-from slime_bench.data.mask_files import unreadable
+from slime_bench.data.manifest import stamp
 from slime_bench.data.masks import UnnamedColours
 from slime_bench.data.pictures import opened, size_of
 from slime_bench.data.reading import read_photo
@@ -66,11 +66,7 @@ class _Bar(Callback):
 
 
 def run(args: argparse.Namespace) -> int:
-    """All stages; returns the exit code.
-
-    Raises:
-        SlimeBenchError: a mistake that the user can mend.
-    """
+    """All stages; returns the exit code. SlimeBenchError: a mistake that the user can mend."""
     try:
         files, left_out = folder.list_images(args.images, args.out)
         folder.check_folder(args.out)
@@ -125,9 +121,6 @@ def annotated(
 
     Args:
         said: the option `--classes`. accept: take masks as they are where the command would ask about them.
-
-    Raises:
-        DataError, LabelError, ConfigError: files that cannot be read or do not fit together.
     """
     spec = ClassSpec()
     if said is not None:
@@ -167,9 +160,7 @@ def _asked(error: UnnamedColours) -> LabelError:
 
 def _learned(args: argparse.Namespace, support: Support) -> tuple[Segmenter, bytes]:
     """Embeddings of the annotated images, those that an earlier run has left or new ones, and their file's content."""
-    cfg = learn.configuration(
-        support, preset=args.preset, overrides=args.overrides, seed=args.seed, device=args.device, weights=args.weights
-    )  # fmt: skip
+    cfg = learn.configuration(support, args.preset, args.overrides, args.seed, args.device, args.weights)
     signature, device, here = learn.signature(cfg, support), str(cfg.trainer.device), args.out / EMBEDDINGS
     for path in (args.embeddings, here):
         if args.force or path is None or not path.exists():
@@ -186,14 +177,8 @@ def _learned(args: argparse.Namespace, support: Support) -> tuple[Segmenter, byt
 
 
 def _state_of(path: Path, signature: str, other: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and facts of embeddings that are there, if they have this signature.
-
-    Args:
-        other: what the user can choose another of.
-
-    Raises:
-        ResultError: they are others.
-    """
+    """Tensors and facts of embeddings that are there; ResultError if they have another signature. `other`: what the
+    user can choose another of."""
     try:
         tensors, facts = read_state(path)
     except ResultError:
@@ -209,11 +194,8 @@ def _state_of(path: Path, signature: str, other: str) -> tuple[dict[str, torch.T
 
 
 def _earlier(args: argparse.Namespace, segmenter: Segmenter, content: bytes) -> Run:
-    """What the output folder holds of these embeddings and settings; with `--force` others are removed.
-
-    Raises:
-        ResultError: it holds results of others, and they are not to be replaced.
-    """
+    """What the output folder holds of these embeddings and settings; results of others are removed with `--force`, and
+    a ResultError without."""
     origin = {"embeddings": segmenter.content_hash(), "settings": segmenter.recipe.settings_hash()}
     earlier, here = folder.read_run(args.out), args.out / EMBEDDINGS
     other = bool(earlier.images) and earlier.origin != origin
@@ -309,21 +291,17 @@ class _Loaded:
     image: torch.Tensor
     view: Image.Image
     size: tuple[int, int]
-    path: Path
-    bytes: int
-    changed: int
+    file: tuple[str, int, int]
 
 
 def _load(name: str, path: Path, segmenter: Segmenter) -> _Loaded | SlimeBenchError:
+    changed = stamp(path) or (0, 0)  # before its pixels: should they change meanwhile, they are read again next time
     try:
-        status = path.stat()  # before its pixels: should they change meanwhile, they are read again the next time
         pixels, size = segmenter.read(path)
     except SlimeBenchError as error:
         return error
-    except OSError as error:
-        return unreadable("image", path, error, "a file, or a link to one")
     view, fitted, key = output.view(Image.fromarray(pixels)), segmenter.fitted(pixels), noise_key(pixels)
-    return _Loaded(name, key, fitted, view, size, path, status.st_size, status.st_mtime_ns)
+    return _Loaded(name, key, fitted, view, size, (path.name, *changed))
 
 
 def _finish(loaded: _Loaded, scored: Scored, segmenter: Segmenter, out: Path, run: Run, save_scores: bool) -> None:
@@ -335,8 +313,7 @@ def _finish(loaded: _Loaded, scored: Scored, segmenter: Segmenter, out: Path, ru
         write(scores_file, output.scores_npz(scored.maps, loaded.size, made.data.fit, made.classes))
     write(overlay_file, output.overlay(loaded.view, label, made.classes, made.colours))
     write(label_file, output.label_png(label, made.colours))
-    file = loaded.path.name, loaded.bytes, loaded.changed
-    run.images[loaded.name] = Record(*file, list(loaded.size), pixels, confidence)
+    run.images[loaded.name] = Record(*loaded.file, list(loaded.size), pixels, confidence)
 
 
 def _write_grid(out: Path, made: Recipe, files: Mapping[str, Path], support: Support | None) -> None:

@@ -24,9 +24,9 @@ from torch import Tensor
 from slime_bench.config.schema import TrialConfig
 from slime_bench.data.label_maps import RGB
 from slime_bench.data.pictures import LARGE
-from slime_bench.data.reading import Photo
+from slime_bench.data.reading import Photo, read_photo
 from slime_bench.data.transforms import fit_image, fitted_size, unfit
-from slime_bench.results.state import content_hash, pack_state, read_state
+from slime_bench.results.state import content_hash, pack_state, read_state, state_facts
 from slime_bench.segment import learn
 from slime_bench.segment.confidence import Reached, best_scores, reached
 from slime_bench.segment.learn import Recipe
@@ -36,9 +36,9 @@ from slime_bench.segment.support import (
     Masklike,
     Picture,
     Support,
-    read_any,
     read_classlike,
     read_examples,
+    read_picture,
 )
 from slime_bench.storage import write_atomic
 from slime_bench.trial import fitting
@@ -122,9 +122,7 @@ class Segmenter:
         """
         support = read_examples(images, masks, read_classlike(classes))
         place = None if weights is None else str(weights)
-        cfg = learn.configuration(
-            support, preset=preset, overrides=overrides, seed=seed, device=device, weights=place
-        )  # fmt: skip
+        cfg = learn.configuration(support, preset, overrides, seed, device, place)
         return cls.learned(cfg, support, callbacks=callbacks)
 
     @classmethod
@@ -141,16 +139,14 @@ class Segmenter:
 
         Args:
             signature: `learn.signature` of both, where it is known. folder: where a logger of the configuration writes.
-
-        Raises:
-            SlimeBenchError: see `learn.fit`.
         """
         signature = signature or learn.signature(cfg, support)
         with tempfile.TemporaryDirectory() as temporary:
             method = learn.fit(cfg, support, folder or Path(temporary), callbacks)
-        facts = learn.facts_of(cfg, support, signature)
+        classes = support.classes
+        facts = state_facts(cfg.plain, classes.names, colours=[list(each) for each in classes.colours], fit=signature)
         segmenter = cls(method.learned_state(), facts, device=str(cfg.trainer.device), method=method)
-        found = [segmenter.scored([segmenter.fitted(each)], [noise_key(each)])[0].best for each in support.images]
+        found = [segmenter.scored_one(each).best for each in support.images]
         segmenter.facts["reached"] = asdict(reached(found, support.labels))
         return segmenter
 
@@ -188,20 +184,12 @@ class Segmenter:
         return self.recipe.colours
 
     def segment(self, image: Picture) -> Array:
-        """The label map of a picture: uint8 [H,W] in its own size, 0..K-1.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """The label map of a picture: uint8 [H,W] in its own size, 0..K-1; DataError where it cannot be read."""
         return label_map(*self._maps(image), self.recipe.data.fit)
 
     def scores(self, image: Picture) -> NDArray[np.float32]:
         """Score maps of a picture, float32 [K,H,W] in its own size; the label map is their argmax. Their range is the
-        method's.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        method's. DataError as `segment`."""
         return unfit(*self._maps(image), self.recipe.data.fit).numpy()
 
     def read(self, image: Picture) -> Photo:
@@ -209,17 +197,20 @@ class Segmenter:
 
         They differ for a JPEG file of more than 50 megapixels alone, which is decoded at reduced size, but with sides
         of at least 8 times the method's square. An array of all its pixels has another `noise_key`, and may get other
-        labels at edges.
-
-        Raises:
-            DataError: it cannot be read.
+        labels at edges. DataError as `segment`.
         """
-        return read_any(image, max(_SHARP * self.recipe.data.image_size, VIEW[1]))
+        if isinstance(image, str | Path):
+            return read_photo(Path(image).expanduser(), max(_SHARP * self.recipe.data.image_size, VIEW[1]))
+        pixels = read_picture(image)
+        return Photo(pixels, (pixels.shape[0], pixels.shape[1]))
 
     def _maps(self, image: Picture) -> tuple[torch.Tensor, tuple[int, int]]:
         pixels, size = self.read(image)
-        (scored,) = self.scored([self.fitted(pixels)], [noise_key(pixels)])
-        return scored.maps, size
+        return self.scored_one(pixels).maps, size
+
+    def scored_one(self, image: Array) -> Scored:
+        """`scored` of a picture uint8 [H,W,3]."""
+        return self.scored([self.fitted(image)], [noise_key(image)])[0]
 
     def fitted(self, image: Array) -> torch.Tensor:
         """A picture uint8 [H,W,3] as the method takes it: float32 [3,S,S] in [0,1]."""
@@ -255,11 +246,7 @@ class Segmenter:
 
     @property
     def method(self) -> Any:
-        """The method with what it has learned, on its device.
-
-        Raises:
-            SlimeBenchError: see `learn.load_method`.
-        """
+        """The method with what it has learned, on its device; errors as `learn.load_method`."""
         if self._method is None:
             self._method = learn.load_method(self.recipe, self.tensors, self.device)
         return self._method.to(self.device).eval()
@@ -273,11 +260,8 @@ class Segmenter:
         return pack_state(self.tensors, self.facts)
 
     def save(self, path: str | Path) -> None:
-        """Write what was learned, with the settings that it needs, to a `.safetensors` file of a few hundred kB.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
+        """Write what was learned, with the settings that it needs, to a `.safetensors` file of a few hundred kB;
+        StorageError where it cannot be written."""
         write_atomic(Path(path).expanduser(), self.content())
 
 

@@ -18,22 +18,15 @@ from slime_bench.data.class_files import ClassSpec, parse_classes, read_classes
 from slime_bench.data.layouts import Pair, find_pairs, parts_of
 from slime_bench.data.mask_files import Mask, array_mask, picture_mask, read_mask
 from slime_bench.data.masks import Classes, resolve
-from slime_bench.data.reading import Photo, check_size, read_image, read_photo, rgb
+from slime_bench.data.reading import check_size, read_image, rgb
 from slime_bench.errors import ConfigError, DataError
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 Masklike = str | Path | Image.Image | NDArray[Any]
 Classlike = str | Path | Sequence[str] | Mapping[str, Any] | None
+Example = tuple[Pair, NDArray[np.uint8], Mask]
+"""An annotated image as it was given: the names of its files, uint8 [H,W,3], and its mask."""
 _SINGLE = (str, Path, Image.Image, np.ndarray)
-
-
-@dataclass(frozen=True)
-class Example:
-    """An annotated image as it was given: the names of its files, uint8 [H,W,3], and its mask."""
-
-    pair: Pair
-    image: NDArray[np.uint8]
-    mask: Mask
 
 
 @dataclass(frozen=True)
@@ -95,20 +88,15 @@ def read_support(pairs: Sequence[Pair], spec: ClassSpec, *, accept: bool = False
     Raises:
         DataError, LabelError, ConfigError: an unreadable file, a mask of another size; see also `resolve`.
     """
-    return support_of([Example(pair, read_image(pair.image), read_annotation(pair)) for pair in pairs], spec, accept)
+    return _support([(pair, read_image(pair.image), read_annotation(pair)) for pair in pairs], spec, accept)
 
 
-def support_of(examples: Sequence[Example], spec: ClassSpec, accept: bool = False) -> Support:
-    """Annotated images that were read, with the classes of their masks.
-
-    Raises:
-        LabelError: a mask of another size than its image; see also `resolve`.
-    """
-    for each in examples:
-        check_size(each.pair, each.image, each.mask.values)
-    classes, labels = resolve([each.mask for each in examples], spec, accept=accept)
-    names, images = (tuple(each.pair.image.name for each in examples), tuple(each.image for each in examples))
-    return Support(names, images, tuple(labels), classes)
+def _support(examples: Sequence[Example], spec: ClassSpec, accept: bool) -> Support:
+    pairs, images, masks = zip(*examples, strict=True)
+    for pair, image, mask in examples:
+        check_size(pair, image, mask.values)
+    classes, labels = resolve(masks, spec, accept=accept)
+    return Support(tuple(pair.image.name for pair in pairs), images, tuple(labels), classes)
 
 
 def read_picture(image: Picture) -> NDArray[np.uint8]:
@@ -133,28 +121,13 @@ def read_picture(image: Picture) -> NDArray[np.uint8]:
     return array
 
 
-def read_any(image: Picture, side: int) -> Photo:
-    """`read_picture` of a picture to be segmented: a very large JPEG file is read at reduced size, see `read_photo`.
-
-    Args:
-        side: pixels that both sides keep.
-
-    Raises:
-        DataError: see `read_picture`.
-    """
-    if isinstance(image, str | Path):
-        return read_photo(Path(image).expanduser(), side)
-    pixels = read_picture(image)
-    return Photo(pixels, (pixels.shape[0], pixels.shape[1]))
-
-
 def read_examples(
     images: Picture | Sequence[Picture], masks: Masklike | Sequence[Masklike], spec: ClassSpec
 ) -> Support:
     """Annotated pictures, one or several.
 
     Raises:
-        DataError, LabelError, ConfigError: see `support_of`; not as many masks as pictures.
+        DataError, LabelError, ConfigError: see `read_support`; not as many masks as pictures.
     """
     pictures = [images] if isinstance(images, _SINGLE) else list(images)
     maps = [masks] if isinstance(masks, _SINGLE) else list(masks)
@@ -164,12 +137,12 @@ def read_examples(
             found=f"{len(pictures)} picture(s), {len(maps)} mask(s)",
             expected="as many masks as pictures, in their order", remedy="give both as lists of one length",
         )  # fmt: skip
-    examples = []
+    examples: list[Example] = []
     for index, (image, mask) in enumerate(zip(pictures, maps, strict=True)):
         named = [Path(each) if isinstance(each, str | Path) else None for each in (image, mask)]
         pair = Pair(f"{index}", named[0] or Path(f"images[{index}]"), named[1] or Path(f"masks[{index}]"))
-        examples.append(Example(pair, read_picture(image), _mask(mask, pair.label)))
-    return support_of(examples, spec)
+        examples.append((pair, read_picture(image), _mask(mask, pair.label)))
+    return _support(examples, spec, accept=False)
 
 
 def _mask(mask: Masklike, path: Path) -> Mask:
@@ -181,11 +154,8 @@ def _mask(mask: Masklike, path: Path) -> Mask:
 
 
 def read_classlike(classes: Classlike) -> ClassSpec:
-    """What is said of the classes: names, name -> index or colour, or the path of a file that says so.
-
-    Raises:
-        ConfigError: see `parse_classes`.
-    """
+    """What is said of the classes: names, name -> index or colour, or the path of a file; ConfigError as
+    `parse_classes`."""
     if classes is None:
         return ClassSpec(source="classes")
     if isinstance(classes, str | Path):

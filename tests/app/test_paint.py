@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from slime_bench.app import paint
-from slime_bench.data.label_maps import palette
+from slime_bench.data.label_maps import class_colours, palette
 
-COLOURS = paint.class_colours(6)
+COLOURS = class_colours(6)
 SIZE = (20, 30)
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from slime_bench.app import html, paint
+from slime_bench.app import html
 from slime_bench.app.jobs import Progress, Stopped, duration
 from slime_bench.app.server import archive
 from slime_bench.app.session import EXAMPLES, Session
-from slime_bench.data.label_maps import palette
+from slime_bench.data.label_maps import class_colours, palette
 from slime_bench.errors import ConfigError, DataError, LabelError, ResultError, SlimeBenchError
 from slime_bench.segment.folder import Record
 from slime_bench.segment.segmenter import Segmenter
@@ -176,7 +176,7 @@ class TestLearning:
         for photo in [*session.photos.values()][3:]:
             session.photos.pop(photo.name)
         found = ended(session.segment())
-        assert [each.done for each in found] == [0, 1, 2] and [each.name for each in session.found] == [
+        assert [each.done for each in found] == [0, 1, 2] and [*session.records] == [
             "car1.png",
             "car2.png",
         ]
@@ -218,7 +218,7 @@ class TestLearning:
         corrected = session.photos["car1.png"].label
         assert corrected is not None and (corrected[:10, :10] == 4).all()
         assert np.array_equal(corrected[10:], before[10:])
-        assert session.support().names == ("car0.png", "car1.png") and not session.found
+        assert session.support().names == ("car0.png", "car1.png") and not session.records
         with pytest.raises(ConfigError, match="no other pictures"):
             ended(session.segment())
         session.name_classes("a, b")
@@ -268,7 +268,7 @@ class TestWords:
         assert "<progress aria-label" in html.progress(Progress("loading"), "step")
         assert html.curve([(1, 2.0)]) == "" and "2.000 at step 1, 1.000 at step 2" in html.curve([(1, 2.0), (2, 1.0)])
         table = html.areas(
-            [Record("<x>.png", 0, 0, [10, 10], [50, 50], [None, 0.1])], ["background", "a<b"], paint.class_colours(2)
+            [Record("<x>.png", 0, 0, [10, 10], [50, 50], [None, 0.1])], ["background", "a<b"], class_colours(2)
         )
         assert "&lt;x&gt;.png" in table and "a&lt;b" in table and "50.0 % ?" in table
         assert "nothing here convinces" in table

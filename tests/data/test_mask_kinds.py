@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from slime_bench.data.class_files import ClassSpec, class_file_of, parse_classes, read_classes
 from slime_bench.data.label_maps import palette
 from slime_bench.data.layouts import find_pairs
-from slime_bench.data.mask_edges import edges
+from slime_bench.data.mask_edges import soft_values
 from slime_bench.data.masks import UnnamedColours
 from slime_bench.errors import LabelError, SlimeBenchError
 from slime_bench.segment.support import Support, pair_up, read_support
@@ -246,7 +246,7 @@ class TestEdges:
         """A membrane: 1 around every 2 on 0. Named it is a class; unnamed it looks like an edge that was smoothed."""
         label = np.zeros((60, 60), np.int64)
         label[10:40, 10:40], label[11:39, 11:39] = 1, 2
-        assert edges(label, False).soft([0, 1, 2]) == [] and edges(label, False).soft(None) == [1]
+        assert soft_values(label, False, True) == [] and soft_values(label, False, False) == [1]
 
     @pytest.mark.parametrize("factor", [0.6, 0.8, 1.3, 2.0])
     def test_interpolated_label_maps_of_the_mini_world(self, factor: float) -> None:
@@ -256,7 +256,7 @@ class TestEdges:
         for subject in ("car", "horse", "face"):
             for index in range(4):
                 label = render(subject, "val", index).label
-                assert edges(label.astype(np.int64), False).soft(range(11)) == []
+                assert soft_values(label.astype(np.int64), False, True) == []
                 size = round(len(label) * factor)
                 smooth = np.array(Image.fromarray(label.astype(np.uint8)).resize((size, size), **SMOOTH))
-                assert edges(smooth.astype(np.int64), False).soft(range(11)), (subject, index)
+                assert soft_values(smooth.astype(np.int64), False, True), (subject, index)

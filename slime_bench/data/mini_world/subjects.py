@@ -292,8 +292,8 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False, pos
     if not covers_ears:
         for side in (-1, 1):
             size = rng.uniform(0.9, 1.15)
-            outer = ellipse(side * width * 1.02 + turn * 0.2, cy + 0.04, 0.1 * size, 0.17 * size)
-            paint(outer, scaled(skin_colour, 0.92), ear)
+            shell = ellipse(side * width * 1.02 + turn * 0.2, cy + 0.04, 0.1 * size, 0.17 * size)
+            paint(shell, scaled(skin_colour, 0.92), ear)
             paint(ellipse(side * width * 1.03 + turn * 0.2, cy + 0.05, 0.045, 0.09), scaled(skin_colour, 0.72), ear)
     paint(ellipse(0, cy, width, height), skin_colour, skin)
     paint(ellipse(turn, cy + height * 0.62, width * 0.55, height * 0.3), scaled(skin_colour, 0.97), skin)
