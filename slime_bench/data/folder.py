@@ -185,10 +185,6 @@ class FolderData(Part):
             )  # fmt: skip
         return self._dataset(folder)
 
-    def split_datasets(self, names: Sequence[str] | None = None) -> dict[str, FolderDataset]:
-        """The splits called `names`, by default those that the trial needs; see `split`."""
-        return {name: self.split(name) for name in (self.needed if names is None else names)}
-
     def present_splits(self) -> list[str]:
         """Names of the splits whose folders are there, needed or not."""
         return [name for name in SPLITS if self.split_path(name).is_dir()]
@@ -226,7 +222,7 @@ class FolderData(Part):
                 "sets> or the variable SLIME_BENCH_DATA (python -m data_prep.archive unpacks archives)",
             )  # fmt: skip
         self.check_manifest()
-        ensure_verified(self.split_datasets(), self.root)
+        ensure_verified({name: self.split(name) for name in self.needed}, self.root)
 
     def check_manifest(self) -> None:
         """Refuse a manifest of another subject or of other classes, where the data set is one that a command makes."""

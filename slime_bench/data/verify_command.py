@@ -71,7 +71,7 @@ def _verify(data: FolderData, *, fresh: bool) -> VerifyReport:
     wanted = {*data.needed, *data.present_splits()}
     for name in (each for each in SPLITS if each in wanted):
         try:
-            splits |= data.split_datasets([name])
+            splits[name] = data.split(name)
         except SlimeBenchError as error:  # the other splits are looked at all the same
             problems.append(error)
     report = verified(splits, data.root, fresh=fresh)

@@ -139,7 +139,7 @@ def test_truncated_polygons_are_opencvs() -> None:
 def test_label_maps_of_every_rule(twin: Path, overlap: str, crowd: str) -> None:
     data = coco(twin, FEW, f"data.overlap={overlap}", f"data.crowd={crowd}")
     data.prepare_data()
-    split = data.split_datasets(["test"])["test"]
+    split = data.split("test")
     assert split.ids == sorted(split.ids) and len(split) == 4, "in order of the files' names, whatever the file's order"
     for index, scene in enumerate(SEVERAL):
         sample = split[index]
@@ -149,7 +149,7 @@ def test_label_maps_of_every_rule(twin: Path, overlap: str, crowd: str) -> None:
 
 
 def test_the_first_polygon_only(twin: Path) -> None:
-    split = coco(twin, FEW, "data.polygons=first").split_datasets(["test"])["test"]
+    split = coco(twin, FEW, "data.polygons=first").split("test")
     label = split[0].label
     assert label[10, 10] == 1, "the left half, whose edge is filled too"
     assert label[10, 40] == 3, "the second polygon of the object is not painted: the crowd shows"
@@ -178,7 +178,7 @@ def test_supports_of_the_authors_and_images_without_objects(tmp_path: Path) -> N
     write_coco_split(tmp_path, "val2017", scenes, CLASSES)
     data = coco(tmp_path, FEW, "data.support=authors_eval", "data.test_limit=1")
     data.prepare_data()
-    split = data.split_datasets(["test"])["test"]
+    split = data.split("test")
     assert data.needed == ("test",) and data.present_splits() == ["test"]
     chosen = [split.ids.index(each) for each in data.support_ids]
     assert chosen[0] in (0, 5) and chosen[1:] == [1, 3, 4]
@@ -218,7 +218,7 @@ def test_prepared_label_maps(twin: Path, suffix: str) -> None:
     data = coco(twin, FEW, "data.label_maps='maps/{split}'")
     data.prepare_data()
     data.datamodule().setup()
-    split = data.split_datasets(["test"])["test"]
+    split = data.split("test")
     assert split.ids == [f"{number:012d}" for number in (9, 12, 18)] and len(data.fingerprint()) == 64
     assert np.array_equal(split[0].label, expected_label(SEVERAL[0], SIZE, crowd="ignore"))
     assert len(data.support_ids) == 4 and data.prepared() == {"label maps": "prepared"}

@@ -61,7 +61,7 @@ def test_rendered_data_set_is_whole(rendered: Path) -> None:
     batches.setup()
     counts = {"support": 30, "val": 10, "test": 100}
     for split, count in counts.items():
-        whole = verify_splits(data.split_datasets([split]), data.root)
+        whole = verify_splits({split: data.split(split)}, data.root)
         assert whole.usable
         report = whole.splits[split]
         assert report.images == count and report.sizes == {"128x128": count}

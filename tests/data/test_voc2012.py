@@ -55,7 +55,7 @@ def classes_of(sample: Any) -> set[int]:
 def test_the_test_split_is_the_list_val_with_its_palette_indices(twin: Path) -> None:
     data = voc(twin)
     data.prepare_data()
-    (split,) = data.split_datasets(["test"]).values()
+    split = data.split("test")
     assert split.ids == (twin / LISTS / "val.txt").read_text().split()
     for index, scene in enumerate([{1: 20, 15: 12}, {7: 30}, {20: 16, 12: 16, 3: 16}]):
         sample = split[index]
@@ -80,7 +80,7 @@ def test_batches_are_in_the_second_paper_s_frame(twin: Path) -> None:
 @pytest.mark.parametrize("place", [".", "VOCdevkit", BASE])
 def test_the_root_may_be_any_of_the_folders(twin: Path, place: str) -> None:
     data = voc(twin / place)
-    assert data.split_datasets(["test"])["test"].pairs[0].label.is_file()
+    assert data.split("test").pairs[0].label.is_file()
 
 
 def test_the_fingerprint_is_of_lists_images_and_labels(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_class_that_nothing_shows_stops_the_authors_choice(twin: Path) -> None
 
 def test_limits_cut_lists(twin: Path) -> None:
     data = voc(twin, "data.test_limit=2", "data.max_pool_images=20")
-    assert data.split_datasets(["test"])["test"].ids == ["2008_000000", "2008_000001"]
+    assert data.split("test").ids == ["2008_000000", "2008_000001"]
     assert set(data.support_ids) == {f"2007_{index:06d}" for index in range(20)}
     assert data.prepared() == {"test images": "the first 2"}
     with pytest.raises(ConfigError, match="test_limit"):

@@ -56,7 +56,7 @@ class MiniData(FolderData):
                 raise StorageError.of(error, self.root, "data_root=<folder>") from error
         self.check_manifest()
         # Whole, not only what this trial needs: a data set that was changed by hand is no mini data set any more.
-        ensure_verified(self.split_datasets(SPLITS), self.root)
+        ensure_verified({name: self.split(name) for name in SPLITS}, self.root)
 
     def _is_stale(self) -> bool:
         if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):

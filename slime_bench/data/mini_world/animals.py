@@ -11,18 +11,19 @@ import numpy as np
 
 from slime_bench.data.mini_world.canvas import (
     BLOCK,
-    COLOURS,
     SKIN_TONES,
     Canvas,
     Point,
     Pose,
     Rgb,
+    between,
     choose,
     ellipse,
     jitter,
     limb,
     random_pose,
     scaled,
+    some_colour,
 )
 
 _HEAD, _TORSO, _LEG, _TAIL = 1, 2, 3, 4
@@ -80,8 +81,7 @@ def draw_animal(canvas: Canvas, rng: np.random.Generator, species: str) -> list[
     tall = build.neck[0] > 0.7
     pose = random_pose(rng, (44, 50) if tall else (54, 62), 8, 0.1, 5, centre=(64, 76) if tall else (66, 62))
     paint = partial(canvas.paint, pose=pose)
-    name = choose(rng, build.coats)
-    coat = jitter(rng, COLOURS[name])
+    name, coat = some_colour(rng, build.coats)
     dark = scaled(coat, 0.62) if sum(coat) > 150 else (78, 74, 72)
 
     long, high = (each * rng.uniform(0.94, 1.06) for each in build.body)
@@ -108,7 +108,8 @@ def draw_animal(canvas: Canvas, rng: np.random.Generator, species: str) -> list[
         for _ in range(16):
             t, side = rng.uniform(0, 1), rng.uniform(-0.6, 0.6)
             on_body = (chest + 2 * long * t, side * high * 1.2)
-            on_neck = (start[0] + (poll[0] - start[0]) * t + side * 0.12, start[1] + (poll[1] - start[1]) * t)
+            x, y = between(start, poll, t)
+            on_neck = (x + side * 0.12, y)
             at = on_body if rng.random() < 0.55 else on_neck
             inside = on_body is not at or abs(2 * t - 1) < 0.85
             if inside:
@@ -133,7 +134,7 @@ def _head(paint: partial[None], rng: np.random.Generator, build: Build, poll: Po
             foot, top = (poll[0] + side * 0.5, poll[1] - 0.08), (poll[0] + side * 2.4, poll[1] - 0.52)
             paint(limb(foot, top, 0.05, 0.035), (150, 116, 78), _HEAD)
             for t, reach in ((0.4, 0.2), (0.7, 0.17), (0.95, 0.12)):
-                at = (foot[0] + (top[0] - foot[0]) * t, foot[1] + (top[1] - foot[1]) * t)
+                at = between(foot, top, t)
                 paint(limb(at, (at[0] - reach, at[1] - 0.1), 0.04, 0.02), (150, 116, 78), _HEAD)
     if build.ears == "up":
         for side in (-0.05, 0.07):
@@ -148,9 +149,9 @@ def _head(paint: partial[None], rng: np.random.Generator, build: Build, poll: Po
     if build.horns == "spiral":
         for radius, shade in ((0.15, 1.0), (0.1, 0.7), (0.055, 1.0)):
             paint(ellipse(poll[0] + 0.05, poll[1] + 0.02, radius, radius), scaled((188, 158, 112), shade), _HEAD)
-    eye = (poll[0] + (muzzle[0] - poll[0]) * 0.35, poll[1] + (muzzle[1] - poll[1]) * 0.35 - thick * 0.12)
-    paint(ellipse(*eye, 0.035, 0.035), (240, 240, 240), _HEAD)
-    paint(ellipse(*eye, 0.02, 0.02), (12, 12, 12), _HEAD)
+    x, y = between(poll, muzzle, 0.35)
+    for radius, colour in ((0.035, (240, 240, 240)), (0.02, (12, 12, 12))):
+        paint(ellipse(x, y - thick * 0.12, radius, radius), colour, _HEAD)
 
 
 def _tail(paint: partial[None], rng: np.random.Generator, kind: str, root: Point, coat: Rgb, dark: Rgb) -> None:
@@ -181,14 +182,9 @@ def draw_person(canvas: Canvas, rng: np.random.Generator, pose: Pose) -> None:
     """A standing person, about as high as the frame is, whose pixels are those of a block."""
     paint = partial(canvas.paint, pose=pose)
     skin = jitter(rng, SKIN_TONES[choose(rng, tuple(SKIN_TONES))], 10)
-    shirt, trousers, hair = (
-        jitter(rng, COLOURS[choose(rng, names)])
-        for names in (
-            ("red", "green", "blue", "purple", "yellow"),
-            ("blue", "black", "gray"),
-            ("black", "brown", "orange"),
-        )
-    )
+    _, shirt = some_colour(rng, ("red", "green", "blue", "purple", "yellow"))
+    _, trousers = some_colour(rng, ("blue", "black", "gray"))
+    _, hair = some_colour(rng, ("black", "brown", "orange"))
     for side in (-1, 1):
         hip, foot = (side * 0.09, 0.1), (side * rng.uniform(0.1, 0.24), 0.93)
         paint(limb(hip, foot, 0.19, 0.13), scaled(trousers, 0.9 if side < 0 else 1.0), BLOCK)

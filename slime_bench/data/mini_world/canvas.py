@@ -7,6 +7,7 @@ by element-wise IEEE arithmetic only, so the same generator state gives the same
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,7 @@ SKIN_TONES: dict[str, Rgb] = {
 }
 
 
-def choose(rng: np.random.Generator, names: list[str] | tuple[str, ...]) -> str:
+def choose(rng: np.random.Generator, names: Sequence[str]) -> str:
     """One of `names`, uniformly."""
     return names[int(rng.integers(len(names)))]
 
@@ -56,6 +57,12 @@ def jitter(rng: np.random.Generator, colour: Rgb, amount: int = 18) -> Rgb:
     offsets = rng.integers(-amount, amount + 1, size=3)
     r, g, b = (int(min(255, max(0, c + o))) for c, o in zip(colour, offsets, strict=True))
     return r, g, b
+
+
+def some_colour(rng: np.random.Generator, names: Sequence[str] = tuple(COLOURS)) -> tuple[str, Rgb]:
+    """One of the `names`, and a colour that is called so."""
+    name = choose(rng, names)
+    return name, jitter(rng, COLOURS[name])
 
 
 def scaled(colour: Rgb, factor: float) -> Rgb:
@@ -111,6 +118,11 @@ def random_pose(
     a, b, d = mirror * stretch * size, lean * size, size / stretch
     dx, dy = centre[0] + rng.uniform(-shift, shift), centre[1] + rng.uniform(-shift, shift)
     return Pose(cos * a, cos * b - sin * d, sin * a, sin * b + cos * d, dx, dy)
+
+
+def between(a: Point, b: Point, t: float) -> Point:
+    """The point at `t` of the way from `a` to `b`."""
+    return a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, tilt: float = 0.0, n: int = 28) -> list[Point]:

@@ -21,6 +21,7 @@ from slime_bench.data.mini_world.canvas import (
     Point,
     Pose,
     Rgb,
+    between,
     chance,
     choose,
     ellipse,
@@ -28,6 +29,7 @@ from slime_bench.data.mini_world.canvas import (
     limb,
     random_pose,
     scaled,
+    some_colour,
 )
 
 CLASSES: dict[str, list[str]] = {
@@ -35,7 +37,6 @@ CLASSES: dict[str, list[str]] = {
     "horse": ["background", "head", "neck+torso", "leg", "tail"],
     "face": ["background", "skin", "eye", "mouth", "nose", "brow", "ear", "neck", "cloth", "hair"],
 }
-_NAMES = list(COLOURS)
 
 
 class CarLabels(NamedTuple):
@@ -77,19 +78,10 @@ _TYPICAL = {
 _ATYPICAL = 0.2
 
 
-def _colour(rng: np.random.Generator, names: list[str] | None = None) -> tuple[str, Rgb]:
-    name = choose(rng, names or _NAMES)
-    return name, jitter(rng, COLOURS[name])
-
-
 def _part_colour(rng: np.random.Generator, part: str, unlike: str = "") -> tuple[str, Rgb]:
     """A colour for a part, mostly a typical one; never that of the part that surrounds it."""
-    names = _NAMES if chance(rng, _ATYPICAL) else _TYPICAL[part]
-    return _colour(rng, [name for name in names if name != unlike])
-
-
-def _between(a: Point, b: Point, t: float) -> Point:
-    return a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t
+    names = [*COLOURS] if chance(rng, _ATYPICAL) else _TYPICAL[part]
+    return some_colour(rng, [name for name in names if name != unlike])
 
 
 def draw_car(
@@ -103,7 +95,7 @@ def draw_car(
     body, light, plate, *wheels, hub_label, screen_label, pane_label = labels
     pose = pose or random_pose(rng, (26, 34) if small else (50, 61), 13, 0.16, 22 if small else 7)
     paint = partial(canvas.paint, pose=pose)
-    body_name, body_colour = _colour(rng)
+    body_name, body_colour = some_colour(rng)
     wheel_name, wheel_colour = _part_colour(rng, "wheel", unlike=body_name)
     window_name, window_colour = _part_colour(rng, "window", unlike=body_name)
     light_name, light_colour = _part_colour(rng, "light", unlike=body_name)
@@ -132,24 +124,24 @@ def draw_car(
     paint(screen, scaled(body_colour, 0.95), body)
 
     # windows: the end's screen and two or three side panes, framed by bodywork
-    inset = lambda quad, t: [_between(p, _centre(quad), t) for p in quad]  # noqa: E731
+    inset = lambda quad, t: [between(p, _centre(quad), t) for p in quad]  # noqa: E731
     paint(inset(screen, 0.2), scaled(window_colour, 0.92), screen_label)
     panes = int(rng.integers(2, 4))
     low_l, high_l, high_r, low_r = cabin
     for i in range(panes):
         a, b = i / panes, (i + 1) / panes
         pane = [
-            _between(low_l, low_r, a),
-            _between(high_l, high_r, a),
-            _between(high_l, high_r, b),
-            _between(low_l, low_r, b),
+            between(low_l, low_r, a),
+            between(high_l, high_r, a),
+            between(high_l, high_r, b),
+            between(low_l, low_r, b),
         ]
         paint(inset(pane, rng.uniform(0.14, 0.22)), window_colour, pane_label)
 
     # the end's face: two lights, a grille of bodywork, and most often a plate
     def on_end(left: float, upper: float, right: float, lower: float) -> list[Point]:
         corners = ((left, upper), (right, upper), (right, lower), (left, lower))
-        return [_between(_between(end[0], end[1], u), _between(end[3], end[2], u), v) for u, v in corners]
+        return [between(between(end[0], end[1], u), between(end[3], end[2], u), v) for u, v in corners]
 
     lamp_u, lamp_v = rng.uniform(0.24, 0.33), rng.uniform(0.26, 0.36)
     row = rng.uniform(0.08, 0.2)
@@ -250,7 +242,7 @@ def draw_horse(
     paint(ellipse(poll[0], poll[1], 0.13, 0.13), head_colour, head)
     paint(limb(poll, muzzle, 0.26, 0.16), head_colour, head)
     paint(ellipse(muzzle[0], muzzle[1], 0.09, 0.08), scaled(head_colour, 0.7), muzzle_label)
-    eye = _between(poll, muzzle, 0.28)
+    eye = between(poll, muzzle, 0.28)
     paint(ellipse(eye[0], eye[1], 0.025, 0.025), (15, 15, 15), head)
     words = [f"a {coat_name} horse with {coat_name} torso", f"{head_name} head", f"{leg_name} legs"]
     return words + ([f"{tail_name} tail"] if has_tail else [])
@@ -264,9 +256,9 @@ def draw_face(canvas: Canvas, rng: np.random.Generator, small: bool = False, pos
     tone = choose(rng, list(SKIN_TONES))
     skin_colour = jitter(rng, SKIN_TONES[tone], 12)
     hair_name, hair_colour = _part_colour(rng, "hair")
-    cloth_name, cloth_colour = _colour(rng)
-    eye_name, eye_colour = _colour(rng, ["blue", "green", "brown", "black", "cyan", "purple"])
-    lip_name, lip_colour = _colour(rng, ["red", "pink", "brown", "purple", "orange"])
+    cloth_name, cloth_colour = some_colour(rng)
+    eye_name, eye_colour = some_colour(rng, ["blue", "green", "brown", "black", "cyan", "purple"])
+    lip_name, lip_colour = some_colour(rng, ["red", "pink", "brown", "purple", "orange"])
     brow_name, brow_colour = (hair_name, scaled(hair_colour, 0.8)) if chance(rng, 0.5) else _part_colour(rng, "hair")
 
     width, height = rng.uniform(0.42, 0.5), rng.uniform(0.56, 0.64)
@@ -347,7 +339,7 @@ def paint_clutter(
     """Random polygons labelled background: distractors behind a subject, or occluders in front of it. Returns words."""
     words = []
     for _ in range(count):
-        name, colour = _colour(rng)
+        name, colour = some_colour(rng)
         sides = int(rng.integers(3, 7))
         radius = rng.uniform(*size)
         if edge_only:
