@@ -77,11 +77,8 @@ def is_needed(name: str) -> bool:
 
 
 def find_root(folder: Path) -> Path:
-    """The folder that holds the images, the masks and the mapping file: `folder`, or the one folder in it that does.
-
-    Raises:
-        DataError: none, or more than one.
-    """
+    """The folder that holds the images, the masks and the mapping file: `folder`, or the one folder in it that does;
+    DataError: there is none, or more than one."""
     below = sorted(each for each in folder.iterdir() if each.is_dir())
     found = [each for each in (folder, *below) if all((each / name).exists() for name in (IMAGES, MASKS, MAPPING))]
     if len(found) != 1:
@@ -95,11 +92,8 @@ def find_root(folder: Path) -> Path:
 
 
 def read_mapping(path: Path) -> dict[int, int]:
-    """A face's index -> its CelebA index. Further columns, empty lines and the header are passed over.
-
-    Raises:
-        DataError: no faces, a line of another layout, or a face that is listed twice.
-    """
+    """A face's index -> its CelebA index. Further columns, empty lines and the header are passed over. DataError: no
+    faces, a line of another layout, or a face that is listed twice."""
     mapping: dict[int, int] = {}
     found = "no face"
     for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):

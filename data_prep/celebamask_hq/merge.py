@@ -50,14 +50,10 @@ PAINTING: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def merge(masks: Mapping[str, np.ndarray], order: str) -> np.ndarray:
-    """Paint the attribute masks of one face.
+    """The attribute masks of one face, painted in an `order` of `PAINTING`: uint8 [H,W], indices into `CLASSES`.
 
     Args:
         masks: attribute -> bool [H,W], all of one size; absent attributes may be left out, at least one is there.
-        order: `slime`, `regan` or `celeba_authors`.
-
-    Returns:
-        uint8 [H,W], indices into `CLASSES`; 0 where no class is painted.
     """
     label = np.zeros(next(iter(masks.values())).shape, np.uint8)
     for name in PAINTING[order]:

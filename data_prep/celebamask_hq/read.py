@@ -71,11 +71,7 @@ def count_face(job: Job, *, root: Path, size: int) -> np.ndarray:
 
 def read_mask(path: Path, size: int) -> np.ndarray:
     """An attribute's mask, bool [size,size]: a pixel counts when its first channel is above one half, as in SLiMe's
-    code (`[:, :, 0] / 255 > 0.5`).
-
-    Raises:
-        DataError: missing or unreadable. LabelError: of another size.
-    """
+    code (`[:, :, 0] / 255 > 0.5`). DataError: missing or unreadable; LabelError: of another size."""
     try:
         with Image.open(path) as file:
             mask = np.asarray(file.convert("RGB").getchannel(0)) > 127

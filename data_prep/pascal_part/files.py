@@ -86,11 +86,8 @@ def read_lists(voc: Path, subject: str, splits: Sequence[str] = tuple(_LISTS)) -
 
 
 def read_list(path: Path) -> list[Entry]:
-    """The lines of one list, in its order.
-
-    Raises:
-        DataError: missing, no text, a line that is not `id flag`, or an id that is listed twice.
-    """
+    """The lines of one list, in its order. DataError: missing, no text, a line that is not `id flag`, or an id that is
+    listed twice."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

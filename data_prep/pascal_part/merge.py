@@ -46,11 +46,7 @@ def part_class(subject: str, part: str) -> int:
 
 
 def check_parts(subject: str, objects: Iterable[PartObject], path: Path) -> None:
-    """Refuse unknown part names in objects of the subject's class, before any of them is painted.
-
-    Raises:
-        DataError: names the object and the part, and lists the known ones.
-    """
+    """Refuse (DataError) unknown part names in objects of the subject's class, before any of them is painted."""
     for number, item in enumerate(objects, start=1):
         for part in item.parts if item.name == subject else ():
             try:

@@ -112,10 +112,7 @@ def read_json(path: Path) -> Any:
 
 def read_coco(path: Path) -> CocoFile:
     """The images, objects and categories of a COCO file. The last file is kept, as there is one for many images.
-
-    Raises:
-        DataError: a file that cannot be read, or is of another kind, or an object of a category that is not in it.
-    """
+    DataError: it cannot be read, is of another kind, or an object is of a category that is not in it."""
     return _read_coco(path, stamp(path))
 
 
@@ -132,11 +129,8 @@ def _read_coco(path: Path, changed: Stamp) -> CocoFile:
 
 
 def find_image(content: CocoFile, image: Path, path: Path) -> CocoImage:
-    """The entry of a picture in the file: by its name, and by its folder where several have that name.
-
-    Raises:
-        DataError: none or several.
-    """
+    """The entry of a picture in the file: by its name, and by its folder where several have that name; DataError: there
+    is none, or several."""
     name = unicodedata.normalize("NFC", image.name)
     found = [each for each in content.images if each.parts[-1:] == (name,)]
     if len(found) > 1:
@@ -167,11 +161,8 @@ def read_as(kind: type[T], path: Path, title: str) -> T:
 
 
 def region_of(each: CocoObject, size: tuple[int, int], path: Path, where: str) -> NDArray[np.bool_]:
-    """The pixels of an object in an image of `size` (H, W), bool [H,W].
-
-    Raises:
-        LabelError: see `mask_of`, and an object without an outline; names the file and `where` in it.
-    """
+    """The pixels of an object in an image of `size` (H, W), bool [H,W]. LabelError, which names the file and `where` in
+    it: see `mask_of`, and an object without an outline."""
     try:
         if not each.segmentation:
             raise ValueError("no outline")
@@ -185,11 +176,8 @@ def region_of(each: CocoObject, size: tuple[int, int], path: Path, where: str) -
 
 
 def mask_of(shape: Runs | Sequence[ArrayLike], height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels of an object, bool [height,width]: of all its polygons, or of its run lengths.
-
-    Raises:
-        ValueError: run lengths of another size, or that do not add up to the image; a polygon of an odd number.
-    """
+    """The pixels of an object, bool [height,width]: of all its polygons, or of its run lengths. ValueError: run lengths
+    of another size, or that do not add up to the image; a polygon of an odd number."""
     from pycocotools import mask as coco
 
     if not isinstance(shape, Runs):

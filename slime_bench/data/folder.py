@@ -43,7 +43,7 @@ class FolderData(Part):
         seed: decides the support set, the order and the augmentation.
 
     Raises:
-        ConfigError: `shots` below 0, or 0 where the pool goes by their number.
+        ConfigError: `shots` is 0 where the pool goes by their number.
     """
 
     Config = DataConfig
@@ -56,10 +56,6 @@ class FolderData(Part):
     """Values of `data.support` that are no names of lists."""
 
     def __init__(self, config: DataConfig, shots: int, seed: int) -> None:
-        if shots < 0:
-            raise ConfigError(
-                "there is no such support set", path="shots", found=shots, expected="0 or more", remedy="e.g. shots=1"
-            )
         pool = config.splits[SUPPORT]
         if shots == 0 and SHOTS in pool:
             raise ConfigError(
@@ -208,12 +204,8 @@ class FolderData(Part):
 
     def prepare_data(self) -> None:
         """Check that the data are there, and every file of the needed splits, unless that was done before; data sets
-        that can be made or fetched do so here.
-
-        Raises:
-            DataError: the root folder or a split is missing, another subject's folder, or files that cannot be used.
-            ConfigError: `data.classes` is not the data set's class list.
-        """
+        that can be made do so here. DataError: a folder is missing, of another subject, or has files that cannot be
+        used; ConfigError: `data.classes` is not the data set's class list."""
         if not self.root.is_dir():
             raise DataError(
                 f"the data set `{self.config.name}` is not there", path=self.root,

@@ -57,16 +57,11 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_photo(path: Path, side: int) -> Photo:
-    """`read_image` for a picture of which only the content is wanted: a very large JPEG is decoded at reduced size.
+    """`read_image` for a picture of which only the content is wanted: a very large JPEG, of up to 1000 megapixels, is
+    decoded at reduced size, as long as both sides keep `side` pixels; see `pictures.reduce`.
 
     Its pixels are then not those of `read_image` made smaller, to the last grey level; the labels found in them may
     differ at edges.
-
-    Args:
-        side: pixels that both sides keep; see `pictures.reduce`.
-
-    Raises:
-        DataError: see `read_image`; a JPEG file may have 1000 megapixels.
     """
     return _read(path, side)
 
@@ -160,16 +155,12 @@ def check_size(pair: Pair, image: NDArray[np.uint8], label: NDArray[Any]) -> Non
 
 class FolderDataset(Sequence[Sample]):
     """The samples of a folder in any layout of `slime_bench.data.layouts`, in order of the id. Files are listed and
-    paired at once, and decoded and checked on demand.
+    paired at once (DataError as `find_pairs`), and decoded and checked on demand.
 
     Args:
-        folder: where the files lie.
         classes: class names in label order.
         colours: class name -> RGB of label maps that are colour pictures; see `read_label`.
         pairs: the samples, where they are not all of the folder's.
-
-    Raises:
-        DataError: see `find_pairs`.
     """
 
     def __init__(

@@ -193,11 +193,8 @@ def verified(splits: Mapping[str, FolderDataset], root: Path, *, fresh: bool = F
 
 
 def progress_bar(title: str, total: int, done: int = 0) -> tqdm[Any]:
-    """How many of `total` images are done, on stderr: redrawn on a terminal, every ten seconds in a file.
-
-    Args:
-        done: how many of them were ready before; they do not count for the speed.
-    """
+    """How many of `total` images are done, on stderr: redrawn on a terminal, every ten seconds in a file. Those that
+    were `done` before do not count for the speed."""
     every, delay = (0.25, 1.0) if sys.stderr.isatty() else (10.0, 10.0)
     return tqdm(
         total=total, initial=done, desc=title, unit=" images", mininterval=every, delay=delay, dynamic_ncols=True

@@ -6,7 +6,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -207,12 +207,6 @@ def remaining(files: dict[str, Path], out: Path, run: Run, scores: bool) -> list
         return record is not None and record.is_of(path) and all(each.is_file() for each in written)
 
     return [name for name, path in files.items() if not is_there(name, path)]
-
-
-def orphans(out: Path, names: Iterable[str]) -> list[str]:
-    """Names of label maps in the folder that are of none of these images."""
-    there = {each.name.removesuffix(".png") for each in (out / LABELS).glob("[!.]*.png")}
-    return sorted(there - set(names))
 
 
 def write(path: Path, content: bytes) -> None:

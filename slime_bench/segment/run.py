@@ -331,7 +331,7 @@ def _write_grid(out: Path, made: Recipe, files: Mapping[str, Path], support: Sup
 
 def _name_orphans(out: Path, names: Iterable[str]) -> None:
     """Say which results are of none of the images, so that nobody takes them for results of this command."""
-    left = folder.orphans(out, names)
+    left = sorted({each.name.removesuffix(".png") for each in (out / LABELS).glob("[!.]*.png")} - {*names})
     if left:
         print(
             f"{len(left)} earlier result(s) in {out} are of none of these images: {listing(left)}\n"
