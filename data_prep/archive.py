@@ -140,8 +140,9 @@ def _extract_all(archive: Path, folder: Path, wanted: Wanted | None) -> None:
         with archive.open("rb") as raw, tqdm.wrapattr(
             raw, "read", total=archive.stat().st_size, desc=f"extracting {archive.name}", mininterval=interval
         ) as file:  # fmt: skip
-            for member in (_zip_members if head.startswith(b"PK") else _tar_members)(file, folder):
-                name, count, declared = member.name, count + 1, declared + member.size
+            members = (_zip_members if head.startswith(b"PK") else _tar_members)(file, folder)
+            for name, size, is_file, write in members:
+                count, declared = count + 1, declared + size
                 if count > MAX_FILES or declared > MAX_BYTES:
                     raise DataError(
                         "the archive is too large", path=archive,
@@ -149,8 +150,8 @@ def _extract_all(archive: Path, folder: Path, wanted: Wanted | None) -> None:
                         expected=f"at most {MAX_FILES} members with {MAX_BYTES} bytes",
                         remedy="look at it, unpack it yourself, and name the folder",
                     )  # fmt: skip
-                if not _is_macs(name) and member.is_file and (wanted is None or wanted(name)):
-                    member.extract()
+                if not _is_macs(name) and is_file and (wanted is None or wanted(name)):
+                    write()
                     taken += 1
     except _DAMAGE as error:
         first_line = (str(error) or type(error).__name__).splitlines()[0]
@@ -168,26 +169,21 @@ def _extract_all(archive: Path, folder: Path, wanted: Wanted | None) -> None:
         )  # fmt: skip
 
 
-class _Member(NamedTuple):
-    """One entry of an archive: its name, the bytes that it declares, whether it is a file or link, how it is written
-    below the folder."""
-
-    name: str
-    size: int
-    is_file: bool
-    extract: Callable[[], Any]
+_Member = tuple[str, int, bool, Callable[[], Any]]
+"""One entry of an archive: its name, the bytes that it declares, whether it is a file or link, what writes it below the
+folder."""
 
 
 def _zip_members(file: IO[bytes], folder: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(file) as opened:
         for info in opened.infolist():
-            yield _Member(info.filename, info.file_size, not info.is_dir(), partial(opened.extract, info, folder))
+            yield info.filename, info.file_size, not info.is_dir(), partial(opened.extract, info, folder)
 
 
 def _tar_members(file: IO[bytes], folder: Path) -> Iterator[_Member]:
     with tarfile.open(fileobj=file, tarinfo=_StrictInfo) as opened:
         for info in opened:
-            yield _Member(info.name, info.size, not info.isdir(), partial(opened.extract, info, folder, filter="data"))
+            yield info.name, info.size, not info.isdir(), partial(opened.extract, info, folder, filter="data")
         stream: Any = opened.fileobj
         while stream.read(1 << 20):  # up to the checksum of the compressed stream
             pass

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,9 +82,7 @@ class Recipe:
     """What decides the content of a data set, but for the source files themselves.
 
     Attributes:
-        name: e.g. "pascal_part_car".
-        subject: e.g. "car".
-        classes: names in label order.
+        name, subject: e.g. "pascal_part_car" and "car". classes: names in label order.
         settings: everything that decides the content (JSON), e.g. {"rule": "paper"}.
         sources: the inputs' names as they were given, for the manifest.
         splits: the lists under `splits/`: all samples, after `assign` -> {name of the list: ids}.
@@ -113,9 +112,8 @@ def build(
 
     Args:
         out: folder of the data set; it appears when the data set is whole.
-        recipe: what decides the content. With another recipe than an interrupted run's the build starts afresh.
+        recipe: with another one than an interrupted run's the build starts afresh.
         jobs: the source pictures; samples are listed in their order.
-        work: makes the samples of one job.
         workers: processes; 0 = one for each processor.
         faulty: what a source that `work` finds faulty does: `stop` ends the build with one error for all of them,
             after everything else is made; `skip` leaves it out and lists it in the manifest.
@@ -144,7 +142,7 @@ def build(
             records = _finished_jobs(building, head, jobs)
             resumed = len(records)
             missing = [job for job in jobs if job.key not in records]
-            task = _Task(work, building, len(recipe.classes))
+            task = partial(_make, work=work, folder=building, num_classes=len(recipe.classes))
             made, errors = in_processes(task, missing, workers, recipe.name, resumed)
             records |= made
             if errors and faulty == "stop":
@@ -186,35 +184,28 @@ def _record_file(folder: Path, key: str) -> Path:
     return folder / RECORDS / f"{text_sha256([key])[:32]}.json"
 
 
-@dataclass(frozen=True)
-class _Task:
-    """Writes the samples of a job below `folder`, then its record, which it returns. Runs in a worker process."""
-
-    work: Work
-    folder: Path
-    num_classes: int
-
-    def __call__(self, job: Job) -> dict[str, Any]:
-        try:
-            results = self.work(job)
-        except Exception as error:
-            error.add_note(f"while preparing {job.key}")
-            raise
-        samples, files = [], {}
-        for made in (each for each in results if isinstance(each, Made)):
-            for kind, pixels in zip(KINDS, (made.image, made.label), strict=True):
-                name = f"{made.split}/{kind}/{made.id}.png"
-                path = self.folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(path, "PNG", compress_level=_COMPRESSION)
-                files[name] = (pixels_sha256(pixels), path.stat().st_size)
-            counts = class_pixels(made.label, self.num_classes).tolist()
-            facts = {**made.facts, "size": made.label.shape, "pixels": counts}
-            samples.append({"split": made.split, "id": made.id, "facts": facts})
-        dropped = [[each.split, each.what, each.reason] for each in results if isinstance(each, Dropped)]
-        text = json.dumps({"payload": repr(job.payload), "samples": samples, "files": files, "dropped": dropped})
-        _record_file(self.folder, job.key).write_text(text, encoding="utf-8")
-        return dict(json.loads(text))
+def _make(job: Job, *, work: Work, folder: Path, num_classes: int) -> dict[str, Any]:
+    """Write the samples of a job below `folder`, then its record, which is returned. Runs in a worker process."""
+    try:
+        results = work(job)
+    except Exception as error:
+        error.add_note(f"while preparing {job.key}")
+        raise
+    samples, files = [], {}
+    for made in (each for each in results if isinstance(each, Made)):
+        for kind, pixels in zip(KINDS, (made.image, made.label), strict=True):
+            name = f"{made.split}/{kind}/{made.id}.png"
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, "PNG", compress_level=_COMPRESSION)
+            files[name] = (pixels_sha256(pixels), path.stat().st_size)
+        counts = class_pixels(made.label, num_classes).tolist()
+        facts = {**made.facts, "size": made.label.shape, "pixels": counts}
+        samples.append({"split": made.split, "id": made.id, "facts": facts})
+    dropped = [[each.split, each.what, each.reason] for each in results if isinstance(each, Dropped)]
+    text = json.dumps({"payload": repr(job.payload), "samples": samples, "files": files, "dropped": dropped})
+    _record_file(folder, job.key).write_text(text, encoding="utf-8")
+    return dict(json.loads(text))
 
 
 def _complete(

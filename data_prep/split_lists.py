@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.build import Sample
+from slime_bench.data.support import permuted, read_list
 
 VAL_SIZE = 10
 MIN_PIXELS = 12
@@ -19,8 +20,6 @@ def choose_val(samples: Sequence[Sample], size: int = VAL_SIZE) -> list[str]:
 
     Among equals the generator (0, "val") decides. At least one sample is left for the support pool.
     """
-    from slime_bench.data.support import permuted  # torch, which the builders' worker processes need not load
-
     shown = {each.id: sum(count >= MIN_PIXELS for count in each.facts["pixels"][1:]) for each in samples}
     ids = sorted(shown)  # so that the order of the samples does not matter
     drawn = sorted((ids[index] for index in permuted(len(ids), 0, "val")), key=lambda key: -shown[key])
@@ -30,5 +29,4 @@ def choose_val(samples: Sequence[Sample], size: int = VAL_SIZE) -> list[str]:
 def committed(name: str, list_name: str) -> list[int]:
     """The indices of data_prep/splits/<name>/<list_name>.txt; empty where there is no such list."""
     path = _COMMITTED / name / f"{list_name}.txt"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [int(text) for line in lines if (text := line.split("#", 1)[0].strip())]
+    return [int(each) for each in read_list(path)] if path.is_file() else []

@@ -41,18 +41,13 @@ def augment(image: Tensor, label: Tensor, config: Augmentation, generator: torch
     # All coins are drawn first and always, so that one switch does not shift the draws of the others.
     flips, blurs, width, rotates, angle = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
     if flips < config.flip_p:
-        image, label = flip(image, label)
+        image, label = image.flip(-1), label.flip(-1)
     if blurs < config.blur_p:
         image = blur(image, config.blur_kernels[int(width * len(config.blur_kernels))])
     image, label = crop(image, label, choose_crop(label, config, generator))
     if rotates < config.rotation_p:
         image, label = rotate(image, label, (2 * angle - 1) * config.rotation_degrees)
     return image.clamp(0, 1), label  # interpolation may leave [0,1] by a rounding error
-
-
-def flip(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Left and right exchanged: image [3,H,W], label [H,W]."""
-    return image.flip(-1), label.flip(-1)
 
 
 def blur(image: Tensor, kernel: int) -> Tensor:

@@ -22,13 +22,8 @@ def stdout_console() -> Console:
 
 
 def class_table(classes: Sequence[str], splits: Mapping[str, Shown], more: Mapping[str, Sequence[str]] = {}) -> Table:
-    """Classes by splits: in how many images each is seen, and its share of the pixels.
-
-    Args:
-        classes: in label order.
-        splits: by name, in the order of the columns.
-        more: further rows, one cell for each split.
-    """
+    """Classes by splits: in how many images each is seen, and its share of the pixels; `more` rows have a cell for each
+    split."""
     from rich.table import Table
 
     table = Table("class", title="images that show it (share of the pixels)", title_justify="left")
@@ -37,12 +32,8 @@ def class_table(classes: Sequence[str], splits: Mapping[str, Shown], more: Mappi
     table.add_row("all", *(f"{count:,}" for count, _, _ in splits.values()), end_section=True)
     for index, name in enumerate(classes):
         last = bool(more) and index == len(classes) - 1
-        cells = [_cell(images[index], pixels[index], sum(pixels)) for _, images, pixels in splits.values()]
-        table.add_row(name, *cells, end_section=last)
+        shown = [(images[index], pixels[index] / max(1, sum(pixels))) for _, images, pixels in splits.values()]
+        table.add_row(name, *(f"{count:,} ({share:6.2%})" for count, share in shown), end_section=last)
     for name, row in more.items():
         table.add_row(name, *row)
     return table
-
-
-def _cell(images: int, pixels: int, total: int) -> str:
-    return f"{images:,} ({pixels / max(1, total):6.2%})"

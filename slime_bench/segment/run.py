@@ -171,7 +171,7 @@ def _learned(args: argparse.Namespace, support: Support) -> tuple[Segmenter, byt
         return Segmenter(tensors, facts, device=device), path.read_bytes()
     write_run(args.out, folder.read_run(args.out))  # from here on the folder is ours, and it can be written
     note("backbone", f"{cfg.backbone.name} on {device}")
-    segmenter = Segmenter.learned(cfg, support, signature=signature, folder=args.out, callbacks=[_Bar()])
+    segmenter = Segmenter.learned(cfg, support, folder=args.out, callbacks=[_Bar()])
     write(here, segmenter.content())  # before anything else can go wrong
     return segmenter, segmenter.content()
 

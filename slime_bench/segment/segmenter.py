@@ -131,16 +131,15 @@ class Segmenter:
         cfg: TrialConfig,
         support: Support,
         *,
-        signature: str | None = None,
         folder: Path | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Segmenter:
         """Learn from examples that were read, by a configuration of `learn.configuration`.
 
         Args:
-            signature: `learn.signature` of both, where it is known. folder: where a logger of the configuration writes.
+            folder: where a logger of the configuration writes.
         """
-        signature = signature or learn.signature(cfg, support)
+        signature = learn.signature(cfg, support)
         with tempfile.TemporaryDirectory() as temporary:
             method = learn.fit(cfg, support, folder or Path(temporary), callbacks)
         classes = support.classes

@@ -98,7 +98,6 @@ def random_pose(
     degrees: float,
     shear: float,
     shift: float,
-    flip: bool = True,
     centre: Point = (SIZE / 2, SIZE / 2),
 ) -> Pose:
     """A pose of random size, rotation, shear, position and mirror.
@@ -112,7 +111,7 @@ def random_pose(
     angle = math.radians(rng.uniform(-degrees, degrees))
     lean = rng.uniform(-shear, shear)
     stretch = rng.uniform(0.9, 1.1)
-    mirror = -1.0 if flip and chance(rng, 0.5) else 1.0
+    mirror = -1.0 if chance(rng, 0.5) else 1.0
     cos, sin = math.cos(angle), math.sin(angle)
     # rotation @ shear @ diag(mirror * stretch, 1 / stretch) * size
     a, b, d = mirror * stretch * size, lean * size, size / stretch
@@ -207,10 +206,10 @@ def _light(rng: np.random.Generator) -> np.ndarray:
     return field[..., None] * cast
 
 
-def smooth_noise(rng: np.random.Generator, cells: int, size: int = SIZE) -> np.ndarray:
-    """Value noise uint8 [size,size]: a coarse random grid enlarged with bicubic interpolation."""
+def smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """Value noise uint8 [SIZE,SIZE]: a coarse random grid enlarged with bicubic interpolation."""
     grid = Image.fromarray(rng.integers(0, 256, size=(cells, cells), dtype=np.uint8))
-    return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(grid.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
 # name -> base colour and how rough it is; the caption's words for the scene
