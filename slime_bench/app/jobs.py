@@ -175,13 +175,19 @@ def segmenting(
 
 def expectation(method: str, preset: str) -> str:
     """How long learning from one picture and segmenting another take, in words."""
+    if preset == "paper":
+        return (
+            "Stable Diffusion 2.1, which must be on this machine: minutes on a GPU, an hour or more without one. "
+            "The bar says how long once it has begun."
+        )
+    known = " The mini backbone knows its own drawn world only."
     start, picture = (SECONDS.get((what, method, preset)) for what in ("start", "picture"))
     if start is None:
-        return "How long it takes here is not known yet; the bar says so after the first step."
+        return f"How long it takes here is not known yet; the bar says so after the first step.{known}"
     step = SECONDS.get(("step", method, preset), 0.0)
     steps = " for 200 steps (one painted picture; 400 for two or more)" if step else ""
     found = "" if picture is None else f", then {duration(picture)} for each picture"
-    return f"Learning takes about {duration(start + 200 * step)}{steps}{found}."
+    return f"Learning takes about {duration(start + 200 * step)}{steps}{found}.{known}"
 
 
 def duration(seconds: float) -> str:

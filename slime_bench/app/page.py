@@ -131,7 +131,7 @@ class Page:
         with gr.Row():
             self.method = gr.Radio([(name, key) for key, name in METHODS.items()], value="slime", label="Method")
             self.preset = gr.Radio([*PRESETS], value="mini", label="Preset")
-        self.expected = gr.HTML(html.said(_expected("slime", "mini")), padding=False)
+        self.expected = gr.HTML(html.said(jobs.expectation("slime", "mini")), padding=False)
         with gr.Accordion("More settings", open=False):
             self.overrides = gr.Textbox(
                 label="Overrides of the configuration", placeholder="method.max_steps=100 data.fit=pad",
@@ -250,7 +250,7 @@ class Page:
         return handler
 
     def _on_choice(self, session: Session, method: str, preset: str) -> Updates:
-        return {self.expected: html.said(_expected(method, preset))}
+        return {self.expected: html.said(jobs.expectation(method, preset))}
 
     def _on_learn(
         self, session: Session, names: str, painted: Any, method: str, preset: str, overrides: str, seed: float
@@ -270,7 +270,7 @@ class Page:
                 update[self.preview] = html.picture(session.preview(at.preview), words)
             yield update
         text = f"Learned from {len(support.names)} picture(s) in {jobs.duration(at.elapsed)}."
-        expected = {self.expected: html.said(_expected(method, preset))}
+        expected = {self.expected: html.said(jobs.expectation(method, preset))}
         yield {self.said3: html.said(text) + table, **expected, **self._done(session)}
 
     def _on_find(self, session: Session, painted: Any) -> Iterator[Updates]:
@@ -405,12 +405,3 @@ def _look(session: Session, name: str | None, shown: Sequence[str], opacity: flo
         return ""
     words = f"{name} with {', '.join(shown) or 'no class'}"
     return html.picture(session.overlay(name, shown, opacity), words)
-
-
-def _expected(method: str, preset: str) -> str:
-    if preset == "paper":
-        return (
-            "Stable Diffusion 2.1, which must be on this machine: minutes on a GPU, an hour or more without one. "
-            "The bar says how long once it has begun."
-        )
-    return f"{jobs.expectation(method, preset)} The mini backbone knows its own drawn world only."

@@ -54,49 +54,41 @@ class DatasetReport:
 
 
 @dataclass(frozen=True)
-class Duplicate:
-    """Two samples of near-identical images, as "<split>/<id>"; `leak`: one is in `test`, the other is not."""
-
-    first: str
-    second: str
-    leak: bool
-
-    def __str__(self) -> str:
-        return f"{self.first} = {self.second}"
-
-
-@dataclass(frozen=True)
 class VerifyReport:
     """What a data set holds, and what is wrong with it.
 
     Attributes:
         splits: counts per split, of the samples that could be read.
         problems: an error for each sample that cannot be used, with `path`, `summary` and `found`.
-        duplicates: near-identical images; each image is named once, with the first that it equals.
+        duplicates: near-identical images, as "<split>/<id>"; each is named once, after the first that it equals.
         differences: how the files differ from the manifest, in words; empty also where there is no manifest.
         remembered: the files were decoded on an earlier occasion.
     """
 
     splits: dict[str, DatasetReport]
     problems: list[SlimeBenchError] = field(default_factory=list)
-    duplicates: list[Duplicate] = field(default_factory=list)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     remembered: bool = False
 
     @property
-    def leaks(self) -> list[Duplicate]:
-        """Images that are in the test split and in another."""
-        return [each for each in self.duplicates if each.leak]
+    def leaks(self) -> list[str]:
+        """Images that are in the test split and in another, in words."""
+        return [" = ".join(both) for both in self.duplicates if _leak(both)]
 
     @property
-    def twins(self) -> list[Duplicate]:
-        """Images that appear twice on one side."""
-        return [each for each in self.duplicates if not each.leak]
+    def twins(self) -> list[str]:
+        """Images that appear twice on one side, in words."""
+        return [" = ".join(both) for both in self.duplicates if not _leak(both)]
 
     @property
     def usable(self) -> bool:
         """Whether a trial may run on it: all samples can be read and are those of the manifest."""
         return not self.problems and not self.differences
+
+
+def _leak(both: tuple[str, str]) -> bool:
+    return sum(name.startswith(f"{TEST}/") for name in both) == 1
 
 
 def verify_splits(splits: Mapping[str, FolderDataset], root: Path) -> VerifyReport:
@@ -115,7 +107,7 @@ def verify_splits(splits: Mapping[str, FolderDataset], root: Path) -> VerifyRepo
             problems.append(error)
     total = sum(len(dataset) for dataset in splits.values())
     reports: dict[str, DatasetReport] = {}
-    names: list[tuple[str, str]] = []
+    names: list[str] = []
     # In arrays: kept one by one among the images that are decoded meanwhile, they would hold the memory of these.
     bits, thumbs = np.zeros(total, np.uint64), np.zeros((total, SIDE, SIDE, 3), np.uint8)
     hashes: dict[str, str] = {}
@@ -130,17 +122,14 @@ def verify_splits(splits: Mapping[str, FolderDataset], root: Path) -> VerifyRepo
                     problems.append(found)
                     continue
                 bits[len(names)], thumbs[len(names)] = found.bits, found.thumb
-                names.append((name, f"{name}/{pair.id}"))
+                names.append(f"{name}/{pair.id}")
                 hashes |= found.hashes
                 counts += (found.counts > 0, found.counts)
                 ignored += found.ignored
                 sizes[found.size] += 1
             shown, pixels = (dict(zip(dataset.classes, each, strict=True)) for each in counts.tolist())
             reports[name] = DatasetReport(sizes.total(), shown, pixels, ignored, dict(sorted(sizes.items())))
-    duplicates = [
-        Duplicate(names[i][1], names[j][1], (names[i][0] == TEST) != (names[j][0] == TEST))
-        for i, j in find_duplicates(bits[: len(names)], thumbs[: len(names)])
-    ]
+    duplicates = [(names[i], names[j]) for i, j in find_duplicates(bits[: len(names)], thumbs[: len(names)])]
     faulty = {_relative(Path(str(each.path)), root) for each in problems}
     tops = {_relative(folder, root).split("/")[0] for dataset in splits.values() for folder in _folders(dataset)}
     listed = {name: each for name, each in files.items() if name.split("/")[0] in tops}
@@ -176,7 +165,7 @@ def ensure_verified(splits: Mapping[str, FolderDataset], root: Path) -> None:
         )  # fmt: skip
     for found, what in ((report.leaks, "of the test split are in another split too"), (report.twins, "appear twice")):
         if found:
-            _log.warning("%s: %d image(s) %s: %s", root, len(found), what, listing([str(each) for each in found]))
+            _log.warning("%s: %d image(s) %s: %s", root, len(found), what, listing(found))
 
 
 def verified(splits: Mapping[str, FolderDataset], root: Path, *, fresh: bool = False) -> VerifyReport:
@@ -309,8 +298,8 @@ def _recall(root: Path, state: State) -> VerifyReport | None:
         for verdict in _verdicts(path):
             if state.items() <= verdict["state"].items():
                 splits = {name: DatasetReport(**verdict["report"]["splits"][name]) for name in state}
-                duplicates = [Duplicate(**each) for each in verdict["report"]["duplicates"]]
-                inside = [one for one in duplicates if {one.first.split("/")[0], one.second.split("/")[0]} <= {*state}]
+                duplicates = [(each["first"], each["second"]) for each in verdict["report"]["duplicates"]]
+                inside = [both for both in duplicates if {name.split("/")[0] for name in both} <= {*state}]
                 return VerifyReport(splits, duplicates=inside, remembered=True)
     return None
 
@@ -319,7 +308,7 @@ def _remember(root: Path, state: State, report: VerifyReport) -> None:
     """Write `report` down; where no folder can be written the data set is verified again next time."""
     said = {
         "splits": {name: vars(split) for name, split in report.splits.items()},
-        "duplicates": [vars(each) for each in report.duplicates],
+        "duplicates": [{"first": one, "second": other} for one, other in report.duplicates],
     }
     for path in _caches(root):
         others = [each for each in _verdicts(path) if not each["state"].items() <= state.items()]

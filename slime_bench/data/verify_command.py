@@ -99,8 +99,8 @@ def _print(title: str, classes: Sequence[str], report: VerifyReport) -> None:
         "cannot be used": [f"{each.path}: {each.summary} ({each.found})" for each in report.problems],
         "what to do": list(dict.fromkeys(str(each.remedy) for each in report.problems if each.remedy)),
         "differs from the manifest": report.differences,
-        "in the test split and in another": [str(each) for each in report.leaks],
-        "appears twice (a warning)": [str(each) for each in report.twins],
+        "in the test split and in another": report.leaks,
+        "appears twice (a warning)": report.twins,
     }
     for heading, lines in sections.items():
         if lines:

@@ -363,9 +363,8 @@ def _doubts(segmenter: Segmenter, records: Sequence[Record]) -> None:
     if empty:
         print(f"nothing convinces in {len(empty)} image(s), which may show none of the classes: {listing(empty)}")
     large: dict[int, list[str]] = {}
-    for record in records if segmenter.reached is not None else ():
-        shares = [count / sum(record.pixels) for count in record.pixels]
-        for index in segmenter.reached.too_large(shares) if segmenter.reached is not None else ():
+    for record in records if (reached := segmenter.reached) else ():
+        for index in reached.too_large([count / sum(record.pixels) for count in record.pixels]):
             large.setdefault(index, []).append(record.file)
     for index, files in sorted(large.items()):
         print(

@@ -27,7 +27,6 @@ from slime_bench.data.mini_world.render import render
 from slime_bench.data.reading import FolderDataset
 from slime_bench.data.verify import (
     CACHE,
-    Duplicate,
     VerifyReport,
     ensure_verified,
     verified,
@@ -220,11 +219,12 @@ class TestVerifySplits:
         write(root, "val", "copy", first.image, first.label)
         report = look(root)
         assert report.duplicates == [
-            Duplicate("support/s0", "val/copy", False),
-            Duplicate("support/s0", "test/copy", True),
-            Duplicate("test/t0", "test/zagain", False),
+            ("support/s0", "val/copy"),
+            ("support/s0", "test/copy"),
+            ("test/t0", "test/zagain"),
         ]
-        assert report.usable and [str(each) for each in report.leaks] == ["support/s0 = test/copy"]
+        assert report.usable and report.leaks == ["support/s0 = test/copy"]
+        assert report.twins == ["support/s0 = val/copy", "test/t0 = test/zagain"]
 
     def test_nothing_is_drawn(self, root: Path) -> None:
         states = random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()  # type: ignore[index]
