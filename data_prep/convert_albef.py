@@ -124,11 +124,8 @@ def cached_vocabulary() -> Path:
 
 
 def read_vocabulary(path: Path, rows: int) -> list[str]:
-    """The words of a `vocab.txt`, one per line, as many as the model has word embeddings.
-
-    Raises:
-        BackboneError: unreadable, of another length, without BERT's special tokens, or a word twice.
-    """
+    """The words of a `vocab.txt`, one per line, as many as the model has word embeddings. BackboneError: unreadable, of
+    another length, without BERT's special tokens, or a word twice."""
     try:
         words = [word.removesuffix("\r") for word in path.read_bytes().decode().removesuffix("\n").split("\n")]
         found = f"{len(words)} lines, {len(set(words))} different; no {[t for t in _SPECIAL if t not in words]}"
@@ -160,11 +157,8 @@ class Conversion:
 
 
 def convert(state: Mapping[str, Tensor]) -> Conversion:
-    """Rename ALBEF's tensors; the first row of the token types joins every row of the text positions.
-
-    Raises:
-        BackboneError: a tensor of the two towers that ALBEF does not have, a name twice, or no text positions.
-    """
+    """Rename ALBEF's tensors; the first row of the token types joins every row of the text positions. BackboneError: a
+    tensor of the two towers that ALBEF does not have, a name twice, or no text positions."""
     made = Conversion()
     types = torch.empty(0)
     for name, value in state.items():

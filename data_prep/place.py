@@ -26,12 +26,11 @@ _OWN: Final = {*SPLITS, "splits", MANIFEST}
 
 @dataclass(frozen=True)
 class BuildReport:
-    """A built data set: its folder and manifest.
+    """A built data set.
 
     Attributes:
         made: source pictures that this run went through; 0 when the data set was there already.
         resumed: source pictures that an earlier run had finished.
-        seconds: what this run took.
     """
 
     folder: Path

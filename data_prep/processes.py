@@ -41,14 +41,11 @@ Result = TypeVar("Result")
 def in_processes(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, title: str, done: int = 0
 ) -> tuple[dict[str, Result], dict[str, SlimeBenchError]]:
-    """What `function` makes of each job, by its key, and the errors of those that it finds faulty, in the jobs' order.
+    """What `function`, which is pickled, makes of each job, by its key, and the errors of those that it finds faulty,
+    in the jobs' order. DataError: a process died.
 
     Args:
-        function: picklable. workers: processes; 0 = one for each processor.
-        title: of the progress bar. done: how many jobs were finished before.
-
-    Raises:
-        DataError: a process died.
+        workers: processes; 0 = one for each processor. done: how many jobs were finished before.
     """
     count = min(len(jobs), workers or processors())
     # A forked copy of this process would hang where a thread (torch has them) held a lock.

@@ -22,9 +22,7 @@ def make_face(job: Job, *, root: Path, order: str, size: int) -> list[Made | Dro
     """The sample of one face (a `Work` of data_prep.build once `root`, `order` and `size` are set).
 
     Args:
-        job: its payload is a `Face`.
-        root: folder of the data set.
-        order: painting order, see `data_prep.celebamask_hq.merge`.
+        root: folder of the data set. order: of `PAINTING`.
         size: side of the masks, and of the image once it is resized: by PIL, bilinear with antialiasing, which is what
             torchvision's resize of a PIL image does in SLiMe's code.
 

@@ -140,9 +140,7 @@ def judge(
     """What becomes of each object of the subject's class, in the order of the file that the boxes come from.
 
     Args:
-        subject: `car` or `horse`.
-        objects: the part annotation of the picture, all classes.
-        voc: VOC's objects, all classes; used by a rule with `boxes="xml"` only.
+        objects, voc: PASCAL-Part's and VOC's, of all classes; the latter for a rule with `boxes="xml"` only.
         shape: (H, W) of the picture.
     """
     candidates = _from_xml(voc, objects, shape) if rule.boxes == "xml" else _from_masks(objects)

@@ -27,17 +27,8 @@ Box = tuple[int, int, int, int]
 
 
 def augment(image: Tensor, label: Tensor, config: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One random variation of a sample.
-
-    Args:
-        image: float32 [3,H,W] in [0,1].
-        label: int64 [H,W].
-        config: probabilities and ranges.
-        generator: a CPU generator; the result is a function of its state and of the other arguments.
-
-    Returns:
-        image and label in the same shapes and types; the tensors passed in are never changed in place.
-    """
+    """One random variation of a sample, a function of the arguments and of the state of the CPU `generator`; the
+    tensors passed in are never changed in place."""
     # All coins are drawn first and always, so that one switch does not shift the draws of the others.
     flips, blurs, width, rotates, angle = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
     if flips < config.flip_p:
@@ -82,12 +73,6 @@ def choose_crop(label: Tensor, config: Augmentation, generator: torch.Generator)
     The reference wants more than 30 % of the pixels of one class, which is meant to cycle through the classes; its
     counter lives in the loader's workers and restarts every epoch, so that with one support image it always asks for
     the background and with ten images for the first two classes (`background` here). It also tries for ever.
-
-    Args:
-        label: int64 [H,W], before the crop.
-
-    Returns:
-        (top, left, height, width), inside the image.
     """
     height, width = label.shape
     whole = (0, 0, height, width)

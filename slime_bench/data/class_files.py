@@ -52,9 +52,7 @@ def read_classes(path: Path) -> ClassSpec:
     `labelmap.txt`, Roboflow's `_classes.csv`, or text with one name per line, as labelme's `label_names.txt`.
 
     Names without indices are counted from 0 where the background is the first of them, and from 1 otherwise.
-
-    Raises:
-        ConfigError: a file that cannot be read or is of another kind, or names or values that cannot be.
+    ConfigError: a file that cannot be read or is of another kind, or names or values that cannot be.
     """
     text, source = read_text(path, ConfigError), str(path)
     if path.suffix.lower() == ".csv":

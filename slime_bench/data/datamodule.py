@@ -68,10 +68,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Support batches, see `support_group`; one epoch is `passes_per_epoch` passes over the support set.
-
-        Raises:
-            ConfigError: there are no support images.
-        """
+        ConfigError: there are no support images."""
         support, seed, passes = self.data.support, self.data.seed, self.config.passes_per_epoch
         if not support:
             raise ConfigError(

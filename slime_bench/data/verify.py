@@ -92,12 +92,8 @@ def _leak(both: tuple[str, str]) -> bool:
 
 
 def verify_splits(splits: Mapping[str, FolderDataset], root: Path) -> VerifyReport:
-    """Decode every sample of `splits`; what is faulty is listed, nothing is raised for it.
-
-    Args:
-        splits: by name; an image in `test` and in any other split is a leak.
-        root: folder of the data set, whose manifest (if there is one) the files are compared with.
-    """
+    """Decode every sample of `splits`, and compare the files with the manifest of `root`, if there is one; what is
+    faulty is listed, nothing is raised for it."""
     files: dict[str, str] = {}
     problems: list[SlimeBenchError] = []
     if (root / MANIFEST).is_file():

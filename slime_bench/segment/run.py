@@ -362,8 +362,10 @@ def _doubts(segmenter: Segmenter, records: Sequence[Record]) -> None:
     empty = [record.file for record in records if record.confidence is not None and doubtful(record.confidence)]
     if empty:
         print(f"nothing convinces in {len(empty)} image(s), which may show none of the classes: {listing(empty)}")
-    large: dict[int, list[str]] = {}
-    for record in records if (reached := segmenter.reached) else ():
+    reached, large = segmenter.reached, dict[int, list[str]]()
+    if reached is None:
+        return
+    for record in records:
         for index in reached.too_large([count / sum(record.pixels) for count in record.pixels]):
             large.setdefault(index, []).append(record.file)
     for index, files in sorted(large.items()):
