@@ -14,18 +14,17 @@ from typing import Any
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.paths import advised
 from slime_bench.report.ablation import AblationReport
-from slime_bench.report.collect import Collected, Defaults, FailedTrial, departure, multirun, relative
+from slime_bench.report.collect import Collected, Defaults, FailedTrial, departure, multirun, relative, told
 from slime_bench.report.rows import PAPER_PRESET, MissingTrial
 from slime_bench.report.subject import SubjectReport
-from slime_bench.report.table import numbers
+from slime_bench.report.table import listed
 from slime_bench.results.identity import canonical_json, parse_trial_folder
 from slime_bench.results.status import DONE, FAILED, MISSING, OOM, UNKNOWN, TrialStatus
 
 Trials = list[tuple[dict[str, Any], TrialStatus]]
-"""For each trial of a sweep the configuration as `collect.plain` gives it, and how far it is."""
+"""For each trial of a sweep the configuration as in `collect.planned_configs`, and how far it is."""
 PlannedTrials = Callable[[Sequence[str], Path | None, str | None], Trials]
 """Overrides of a sweep, outputs folder and a further folder of configuration files -> its trials."""
-FOLDERS = ("output_root", "data_root")
 MADE = ("car", "horse", "face")
 """Subjects with a target of the Makefile."""
 _LONGEST = 100
@@ -40,14 +39,9 @@ class Planned:
     outputs: Path
 
     @property
-    def told(self) -> list[str]:
-        """The overrides without the folders of one machine."""
-        return [text for text in self.overrides if text.partition("=")[0].lstrip("+~") not in FOLDERS]
-
-    @property
     def name(self) -> str:
         """A folder's name that follows from the overrides."""
-        parts = [text.removeprefix("experiment=") for text in self.told] or ["default"]
+        parts = [text.removeprefix("experiment=") for text in told(self.overrides)] or ["default"]
         name = re.sub(r"[^A-Za-z0-9_.+=,-]+", "_", " ".join(parts)).strip("._") or "default"
         if name == "_".join(parts) and len(name) <= _LONGEST:
             return name
@@ -185,7 +179,7 @@ def found_problems(report: SubjectReport, root: Path) -> Problems:
     if items and report.subject in MADE:
         paper = {row.preset for row in report.rows} == {PAPER_PRESET}
         command = table_command(report.subject, PAPER_PRESET if paper else "mini")
-    expected = f"shots {numbers(report.expected_shots)} and seeds {numbers(report.expected_seeds)}"
+    expected = f"shots {listed(report.expected_shots)} and seeds {listed(report.expected_seeds)}"
     note = f"Expected of every row: {expected}. For the trials of one sweep name it: slime-bench report experiment=..."
     return Problems(items, None, command, [note])
 
