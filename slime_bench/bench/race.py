@@ -12,7 +12,7 @@ from torch.backends import cudnn
 from slime_bench.bench.case import Case, Pictures
 from slime_bench.bench.command import say
 from slime_bench.bench.memory import Peak, measure_apart
-from slime_bench.bench.timing import Spread, interleave, ratio
+from slime_bench.bench.timing import Spread, interleave, ratio, spread
 from slime_bench.bench.ways import REFERENCE, WAYS, Fast, call_of, distances
 
 
@@ -33,6 +33,11 @@ class Row:
     faster: Spread | None = None
     differs: dict[str, float] = field(default_factory=dict)
     memory: Peak | None = None
+
+    @property
+    def seconds_of_one(self) -> float:
+        """The median of one trial's step, or of one picture."""
+        return spread(self.seconds).median / self.work
 
 
 def race(

@@ -17,12 +17,6 @@ from slime_bench.report.rows import NOTHING, stat
 from slime_bench.report.statistics import claim_lines
 from slime_bench.report.table import DASH, UNIT, Grid, Line, listed, stat_text
 
-_SEED_COLUMNS = (
-    *("seed", "rho", "rho_std", "interval_low", "interval_high", "best_by_info", "best_by_miou", "top1_is_best"),
-    *("top2_are_best", "top2", "pairs", "pairs_mean", "pairs_above", "above_pairs", "above_low", "above_high"),
-    *("entropy_ratio_rho", "cov_rho", "rank_images", "test_images", "forwarded_images"),
-)
-
 
 def ranking_grids(report: RankingReport, group: Group) -> list[Grid]:
     """The layers with the caption of the whole, the ensembles, and the seeds."""
@@ -143,10 +137,10 @@ def _published(group: Group) -> list[str]:
     known = load_layers(group.facts["backbone"], group.facts["data"])
     if known is None:
         return []
-    same = [one.seed for one in group.seeds if set(one.first_two) == set(known.layers)]
+    same = [one.seed for one in group.seeds if set(one.first_two) == set(known["layers"])]
     others = [f"{' and '.join(one.first_two)} in seed {one.seed}" for one in group.seeds if one.seed not in same]
     ours = [f"the same here in seed {listed(same)}"] if same else []
-    return [f"published: {' and '.join(known.layers)} first ({known.source}); {'; '.join(ours + others)}"]
+    return [f"published: {' and '.join(known['layers'])} first ({known['source']}); {'; '.join(ours + others)}"]
 
 
 def _above(one: SeedStudy) -> str:
@@ -215,8 +209,7 @@ def write_ranking(report: RankingReport, folder: Path, root: Path, figures: Mapp
         "not_used": [{"path": relative(one.path, root), "seed": one.seed, "reason": one.reason} for one in not_used],
         "command": report.command,
     }  # fmt: skip
-    lines, columns = _csv(report)
-    return table.write_report(folder / f"{report.data}-ranking", blocks, lines, content, columns)
+    return table.write_report(folder / f"{report.data}-ranking", blocks, _csv(report), content)
 
 
 def _entry(report: RankingReport, group: Group) -> dict[str, Any]:
@@ -236,12 +229,10 @@ def _entry(report: RankingReport, group: Group) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _csv(report: RankingReport) -> tuple[list[dict[str, Any]], list[str]]:
-    """A line for each layer, ensemble and seed of each group, in full precision; and the columns."""
+def _csv(report: RankingReport) -> list[dict[str, Any]]:
+    """A line for each layer, ensemble and seed of each group, in full precision."""
     facts = ["data", "backbone", "preset", "protocol", "method", "variant", "series", "subject", "prepared"]
     facts += ["convention", "background_in_average", "crf", "prompts", "rank_on", "unit", "seeds", "missing_seeds"]
-    columns = ["part", "name", "layers", "info_score_mean", "info_score_std", "info_rank", "miou_mean", "miou_std"]
-    columns += ["miou_rank", "rank_difference", *_SEED_COLUMNS]
     lines = []
     for group in report.groups:
         entry = _entry(report, group)
@@ -250,24 +241,27 @@ def _csv(report: RankingReport) -> tuple[list[dict[str, Any]], list[str]]:
         shared |= {"seeds": table.spaced(one.seed for one in group.seeds), "missing_seeds": table.spaced(group.missing)}
         pairs = {name: sum(getattr(one, name) for one in group.seeds) for name in ("pairs", "pairs_above")}
         whole = {"part": "all seeds", "name": "all seeds", "rho": group.rho.mean, "rho_std": group.rho.std, **pairs}
-        lines += [shared | {"part": "layer", **_flat(layer)} for layer in group.layers]
+        lines += [
+            shared | {"part": "layer", "name": layer.name, "layers": None, **_flat(layer)} for layer in group.layers
+        ]
         drawn = [Ensemble(f"random pairs, {name}", None, value) for name, value in group.pairs.items()]
         lines += [shared | {"part": "ensemble", **_flat(one)} for one in (*group.ensembles, *drawn)]
         lines += [shared | {"part": "seed", "name": f"seed {one.seed}", **_flat(one)} for one in group.seeds]
         lines.append(shared | whole)
-    return lines, [*facts, *columns]
+    return lines
 
 
 def _flat(record: Layer | Ensemble | SeedStudy) -> dict[str, Any]:
     """The fields as cells of a CSV line: `<name>_mean` and `<name>_std`, `<name>_low` and `<name>_high`."""
     cells: dict[str, Any] = {}
-    for name in (each.name for each in fields(record)):
+    for name in (each.name for each in fields(record) if each.name not in ("first_two", "seconds")):
         value = getattr(record, name)
         if isinstance(value, Stat):
             cells |= {f"{name}_mean": value.mean, f"{name}_std": value.std}
-        elif name.endswith("interval") and value:
-            stem = name if name == "interval" else name.removesuffix("_interval")
-            cells |= {f"{stem}_low": value[0], f"{stem}_high": value[1]}
+        elif name.endswith("interval"):
+            stem, (low, high) = name.removesuffix("_interval"), value or (None, None)
+            cells |= {f"{stem}_low": low, f"{stem}_high": high}
         else:
             cells[name] = " ".join(value) if isinstance(value, tuple) else value
+        cells |= {"rho_std": None} if name == "rho" else {}
     return cells
