@@ -173,7 +173,7 @@ def _measure(arguments: argparse.Namespace, command: str) -> str:
             return speed(full, arguments.rounds)
 
         build_width(small.width, Path(small.weights))
-        parts = [
+        parts: list[tuple[str, Callable[[], list[Line]]]] = [
             ("the CPU's numbers", partial(parity, small, "cuda")),
             *((f"a trial of {name}", partial(trial, name, words, "cuda")) for name, words in TRIALS.items()),
             ("Stable Diffusion's own size", at_full_size),
