@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Con
         ConfigError: options that do not go together. ResultError: nothing to report. See the `run` functions.
     """
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.ablation is not None:
+        arguments.overrides = [*arguments.overrides, f"ablation={arguments.ablation}"]
     _check(arguments)
     asked = Asked(
         console or Console(), planned_trials, outputs=arguments.outputs, folder=arguments.out,
@@ -107,8 +109,6 @@ def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Con
     subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
     if arguments.ranking:
         run_ranking(asked, arguments.overrides, subject, seeds)
-    elif arguments.ablation is not None:
-        run_ablation(asked, arguments.ablation, arguments.overrides)
     elif arguments.overrides:
         run_planned(asked, arguments.overrides)
     else:
@@ -263,9 +263,9 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.ranking:
         others = ("ablation", "shots", "variants", "without_background", "intervals", "resamples", "across_shots")
         others += ("subject", "seeds") if arguments.overrides else ()
-    elif arguments.ablation is not None or arguments.overrides:
+    elif arguments.overrides:
         others = ("subject", "seeds", "shots", "variants")
-        if arguments.ablation is not None or planned.ablation_among(arguments.overrides)[0]:  # of one number of shots
+        if planned.ablation_among(arguments.overrides)[0]:  # of one number of shots
             others += ("across_shots",)
     elif arguments.out:
         others = ("out",)

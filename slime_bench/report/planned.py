@@ -18,7 +18,7 @@ from slime_bench.report.collect import Collected, Defaults, FailedTrial, departu
 from slime_bench.report.rows import PAPER_PRESET, MissingTrial
 from slime_bench.report.subject import SubjectReport
 from slime_bench.report.table import listed
-from slime_bench.results.identity import canonical_json, parse_trial_folder
+from slime_bench.results.identity import canonical_json
 from slime_bench.results.status import DONE, FAILED, MISSING, OOM, UNKNOWN, TrialStatus
 
 Trials = list[tuple[dict[str, Any], TrialStatus]]
@@ -67,10 +67,9 @@ class Planned:
                 found=f"the method {self.trials[0][0]['method']['name']}", expected="trials of the main tables",
                 remedy=shlex.join(["slime-bench", "report", f"--{names[0]}", *self.overrides]),
             )  # fmt: skip
-        folders = {Path(state.folder): state.state for _, state in self.trials if state.folder}
-        done = [parse_trial_folder(folder) for folder, state in folders.items() if state == DONE]
-        signatures = {trial["signature"] for trial in done if trial}
-        results = [one for one in collected.results if one.signature in signatures and one.method not in own]
+        states = {Path(state.folder).resolve(): state.state for _, state in self.trials if state.folder}
+        done = [one for one in collected.results if states.get(collected.folders[one.signature].resolve()) == DONE]
+        results = [one for one in done if one.method not in own]
         if not results:
             count = Counter(state.state for _, state in self.trials)
             raise ResultError(
@@ -80,8 +79,7 @@ class Planned:
                 expected="at least one finished trial (result.json)",
                 remedy=f"Run `{self.command}` first, or name another folder with --outputs.",
             )
-        places = {folder.resolve() for folder in folders}
-        invalid = [(path, why) for path, why in collected.invalid if path.parent.resolve() in places]
+        invalid = [(path, why) for path, why in collected.invalid if path.parent.resolve() in states]
         return replace(collected, results=results, invalid=invalid, failed=[])
 
     def narrowed(self, report: SubjectReport, defaults: Defaults) -> SubjectReport:

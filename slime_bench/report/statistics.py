@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
@@ -85,9 +86,8 @@ class ImageBootstrap:
 
     def __init__(self, folders: Mapping[str, Path], resamples: int = RESAMPLES, seed: int = 0) -> None:
         self.folders, self.resamples, self.seed = folders, resamples, seed
-        self._counts: dict[str, tuple[list[str], list[Array]]] = {}
-        self._weights: dict[int, Floats] = {}
-        self._metrics: dict[tuple[str, str, bool], tuple[Floats, Floats]] = {}
+        self._counts, self._metric = cache(self._read), cache(self._computed)
+        self._weights = cache(partial(resampling.image_weights, resamples=resamples, seed=seed))
 
     def interval(self, results: Sequence[TrialResult], convention: str, background: bool) -> Interval:
         """The interval of the row that the results of one series make; of their mean over the seeds.
@@ -98,8 +98,9 @@ class ImageBootstrap:
             images = self._same_images(results)
         except ResultError as error:
             return Interval(PERCENT, self.resamples, self.seed, 0, None, {}, {}, missing=error.summary.rstrip("."))
-        drawn = resampling.nan_mean(np.array([self._metric(one, convention, background)[1] for one in results]), axis=0)
-        counted = np.any([self._terms(one, convention)[1] > 0 for one in results], axis=0)  # [N,K]
+        ids = [one.signature for one in results]
+        drawn = resampling.nan_mean(np.array([self._metric(each, convention, background)[1] for each in ids]), axis=0)
+        counted = np.any([self._terms(each, convention)[1] > 0 for each in ids], axis=0)  # [N,K]
         names = results[0].classes
         *classes, average = (resampling.bounds(column) for column in drawn.T)
         return Interval(
@@ -123,7 +124,7 @@ class ImageBootstrap:
             )  # fmt: skip
         sides = [[side[seed] for seed in seeds] for side in (left, right)]
         images = self._same_images([*sides[0], *sides[1]])
-        metrics = [[self._metric(one, convention, background) for one in side] for side in sides]
+        metrics = [[self._metric(one.signature, convention, background) for one in side] for side in sides]
         points = [np.array([point for point, _ in side]) for side in metrics]  # [S,K+1]
         drawn = [np.array([each for _, each in side]) for side in metrics]  # [S,R,K+1]
         *classes, average = (
@@ -151,46 +152,38 @@ class ImageBootstrap:
         Raises:
             ResultError: they have other classes, images or ground truth (as far as the counts show it), or no counts.
         """
-        ids, (_, _, present) = self._read(results[0])
+        ids, (_, _, present) = self._counts(results[0].signature)
         for one in results:
-            others, (_, _, there) = self._read(one)
+            others, (_, _, there) = self._counts(one.signature)
             if one.classes != results[0].classes:
                 raise ResultError("These trials have other classes.")
             if others != ids or not np.array_equal(there, present):
                 raise ResultError("These trials were not tested on the same images with the same ground truth.")
         return len(ids)
 
-    def _terms(self, result: TrialResult, convention: str) -> tuple[Floats, Floats]:
-        intersection, union, present = self._read(result)[1]
+    def _terms(self, signature: str, convention: str) -> tuple[Floats, Floats]:
+        intersection, union, present = self._counts(signature)[1]
         return ratio_terms(intersection, union, present, convention)
 
-    def _metric(self, result: TrialResult, convention: str, background: bool) -> tuple[Floats, Floats]:
+    def _computed(self, signature: str, convention: str, background: bool) -> tuple[Floats, Floats]:
         """In percent, as it is [K+1] and on every resample [R,K+1]; the last column is the mean over the classes."""
-        key = (result.signature, convention, background)
-        if key not in self._metrics:
-            terms = self._terms(result, convention)
-            number = len(terms[0])
-            if number not in self._weights:
-                self._weights[number] = resampling.image_weights(number, self.resamples, self.seed)
-            (point,) = resampling.resampled(*terms, np.ones((1, number)), background)
-            self._metrics[key] = point, resampling.resampled(*terms, self._weights[number], background)
-        return self._metrics[key]
+        terms = self._terms(signature, convention)
+        (point,) = resampling.resampled(*terms, np.ones((1, len(terms[0]))), background)
+        return point, resampling.resampled(*terms, self._weights(len(terms[0])), background)
 
-    def _read(self, result: TrialResult) -> tuple[list[str], list[Array]]:
+    def _read(self, signature: str) -> tuple[list[str], list[Array]]:
         """Ids, and intersection, union and presence [N,K] beside a result, sorted by id: the order in a file must not
         change an interval.
 
         Raises:
             ResultError: there are none, or they cannot be read.
         """
-        if result.signature not in self._counts:
-            path = self.folders[result.signature] / PER_IMAGE_FILE
-            if not path.is_file():
-                raise ResultError(f"there is no {PER_IMAGE_FILE} beside the result", path=path)
-            ids, _, *counts = read_per_image_arrays(path)
-            order = np.argsort(np.array(ids, dtype=object), kind="stable")
-            self._counts[result.signature] = [ids[row] for row in order], [each[order] for each in counts]
-        return self._counts[result.signature]
+        path = self.folders[signature] / PER_IMAGE_FILE
+        if not path.is_file():
+            raise ResultError(f"there is no {PER_IMAGE_FILE} beside the result", path=path)
+        ids, _, *counts = read_per_image_arrays(path)
+        order = np.argsort(np.array(ids, dtype=object), kind="stable")
+        return [ids[row] for row in order], [each[order] for each in counts]
 
 
 # ------------------------------------------------------------------------------------------------- rows of a table
