@@ -84,7 +84,7 @@ def trial(name: str, settings: Sequence[str], device: str) -> list[Line]:
     """One whole trial, from nothing to its result."""
     with tempfile.TemporaryDirectory(prefix="slime-bench-") as folder:
         words = [*settings, f"output_root={Path(folder)}", f"trainer.device={device}"]
-        facts = measure_trial(words, torch.get_num_threads())
+        facts = measure_trial(words)
     seconds = f"fit {number(facts['fit'])} s, test {number(facts['test'])} s"
     found = "no mIoU" if facts["mIoU"] is None else f"mIoU {facts['mIoU']:.1f} %"
     return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -16,7 +15,7 @@ from slime_bench import lock
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.paths import user_path
 from slime_bench.results import identity
-from slime_bench.results.environment import read_environment
+from slime_bench.results.environment import read_environment, read_json
 from slime_bench.results.identity import canonical_json, flatten, parse_trial_folder
 from slime_bench.results.result import RESULT_FILE, TrialResult, read_result
 from slime_bench.results.status import FAILED, MISSING, RUNNING
@@ -118,25 +117,16 @@ def collect(root: Path) -> Collected:
         where = parse_trial_folder(path.parent)
         if where is not None and path.parent not in valid:
             del where["signature"]
-            own = (_error(path.parent).get("facts") or {}).get("own_report")
+            own = ((read_json(path) or {}).get("facts") or {}).get("own_report")
             failed.append(FailedTrial(path.parent, summary=failure(path.parent), own_report=own, **where))
     return Collected(ordered, folders, invalid, failed)
 
 
 def failure(folder: Path) -> str:
     """One line of the error that a trial left in its folder."""
-    fields = _error(folder)
+    fields = read_json(folder / "error.json") or {}
     texts = [str(fields[name]) for name in ("type", "summary", "message") if fields.get(name)]
     return ": ".join(texts[:2]).splitlines()[0] if texts else "error.json does not say why"
-
-
-def _error(folder: Path) -> dict[str, Any]:
-    """What error.json says; nothing where it cannot be read."""
-    try:
-        content = json.loads((folder / "error.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def read_optional(path: Path, read: Callable[[Path], T]) -> T | None:

@@ -196,7 +196,7 @@ class TestMemory:
     def test_what_goes_wrong_in_a_process_of_its_own(self, case: Case) -> None:
         """What goes well there is measured in tests/parity/test_peak_memory.py."""
         with pytest.raises(SlimeBenchError, match="no such backbone"):
-            memory.measure_apart(replace(case, weights="nowhere"), "fast fp32", ["step"])
+            memory.apart(memory.measure, replace(case, weights="nowhere"), "fast fp32", ["step"])
 
 
 def test_rows_are_per_step_and_ratios_against_the_reference() -> None:
