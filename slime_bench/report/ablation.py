@@ -249,10 +249,9 @@ def ablation_report(
     found = match(planned, collected)
     if not any(settings[index].in_grid for index, _ in found.results):
         raise _nothing(name, settings, collected, multirun(asked), outputs)
-    results, failed = (
-        [{seed: each for (index, seed), each in matched.items() if index == i} for i in range(len(settings))]
-        for matched in (found.results, found.failed)
-    )
+    results = [
+        {seed: result for (index, seed), result in found.results.items() if index == i} for i in range(len(settings))
+    ]
     default = next(index for index, setting in enumerate(settings) if setting.default)
     table = published.ablation(name) if published else None
     measured = []
@@ -260,13 +259,14 @@ def ablation_report(
         row, difference = _numbers(results[i], results[default], convention, background, bootstrap)
         paired, unpaired = None, ""
         if bootstrap is not None and row is not None and i != default:
-            sides = (list(results[index].values()) for index in (i, default))
-            paired, unpaired = bootstrap.try_paired(*sides, convention, background)
+            ours, reference = (list(results[index].values()) for index in (i, default))
+            paired, unpaired = bootstrap.try_paired(ours, reference, convention, background)
         measured.append(
             Measured(
                 setting, results[i], row, difference, *_published(setting, table, published),
                 missing=[seed for seed in setting.trials if seed not in results[i]],
-                failed=failed[i], paired=paired, unpaired=unpaired,
+                failed={seed: trial for (index, seed), trial in found.failed.items() if index == i},
+                paired=paired, unpaired=unpaired,
             )
         )  # fmt: skip
     first = next(iter(found.results.values()))
