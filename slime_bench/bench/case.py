@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Annotated, Any, Final, Literal
 
 import torch
@@ -94,7 +95,7 @@ class Pictures:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self._drawn: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.draw = cache(partial(_picture, case))
 
     def prepare(self, turns: int) -> None:
         """Draw the pictures of so many rounds now, and not while somebody is timed."""
@@ -102,12 +103,6 @@ class Pictures:
             self.draw("support", index)
         for index in range(turns * self.case.images):
             self.draw("test", index)
-
-    def draw(self, kind: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One picture float [3,S,S] in [0,1] and its label map int64 [S,S], in which every class is."""
-        if (kind, index) not in self._drawn:
-            self._drawn[kind, index] = _picture(self.case, generator(0, f"bench_{kind}", index))
-        return self._drawn[kind, index]
 
     def support(self, turn: int, trial: int = 0) -> dict[str, Any]:
         """The augmented batch of one training step of one trial, on the case's device."""
@@ -132,7 +127,9 @@ class Pictures:
         return images.to(self.case.device), [f"test{index}" for index in indices]
 
 
-def _picture(case: Case, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _picture(case: Case, kind: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture float [3,S,S] in [0,1] and its label map int64 [S,S], in which every class is."""
+    draw = generator(0, f"bench_{kind}", index)
     # As many cells of each class, in any order; each class has a colour of its own.
     order = torch.randperm(_CELLS * _CELLS, generator=draw) % case.classes
     coarse = order.view(1, 1, _CELLS, _CELLS).float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import shlex
@@ -26,7 +25,6 @@ from slime_bench.trial.device import pick_device
 from slime_bench.trial.fitting import threads
 
 GB: Final = 1e9
-_PACKAGES: Final = ("torch", "diffusers", "transformers", "numpy")
 
 
 def make_main(
@@ -102,24 +100,14 @@ def case_of(arguments: argparse.Namespace) -> Iterator[Case]:
     cuda = device == "cuda"
     width = arguments.width or ("full" if cuda else "golden")
     arguments.rounds = arguments.rounds or (20 if cuda else 3)
+    given = {name: getattr(arguments, name) for name in ("size", "classes", "patches", "images", "shots", "trials")}
+    given = {name: value for name, value in given.items() if value is not None}
+    default = {"size": 128 if width == MINI else 512, "images": 8 if cuda else 1}
     with tempfile.TemporaryDirectory(prefix="slime-bench-") as folder:
-        weights = Path(folder) / width
-        case = read(
-            Case,
-            {
-                "width": width,
-                "size": arguments.size if arguments.size is not None else (128 if width == MINI else 512),
-                "classes": arguments.classes,
-                "weights": "mini_sd" if width == MINI else str(weights),
-                "device": device,
-                "patches": arguments.patches,
-                "images": arguments.images if arguments.images is not None else (8 if cuda else 1),
-                "shots": arguments.shots,
-                "trials": arguments.trials,
-            },
-        )
+        weights = "mini_sd" if width == MINI else f"{folder}/{width}"
+        case = read(Case, {"width": width, "weights": weights, "device": device, **default, **given})
         if width != MINI:
-            build_width(width, weights)
+            build_width(width, Path(weights))
         yield case
 
 
@@ -159,23 +147,18 @@ def publish(
     Args:
         text: Markdown. content: plain JSON values.
     """
-    found = environment(device, {}, {})
-    kept = {key: found[key] for key in ("cpu", "gpu", "device", "git", "platform", "python", "threads", "arithmetic")}
-    made_with = {
-        **kept,
-        "packages": {name: found["packages"].get(name) for name in _PACKAGES},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "load": [round(value, 2) for value in os.getloadavg()],
-    }
-    git = found["git"] or {"commit": "unknown", "dirty": False}
+    made_with = environment(device, {}, {})
+    date, load = made_with.pop("finished"), [round(value, 2) for value in os.getloadavg()]
+    made_with |= {"date": date, "command": command, "load": load}
+    git = made_with["git"] or {"commit": "unknown", "dirty": False}
+    machine = made_with["gpu"]["name"] if made_with["gpu"] else made_with["cpu"]["model"]
+    packages = ", ".join(
+        f"{each} {made_with['packages'][each]}" for each in ("torch", "diffusers", "transformers", "numpy")
+    )
     facts = [
-        f"{found['gpu']['name'] if found['gpu'] else found['cpu']['model']}, threads {found['threads']['torch']}",
-        ", ".join(f"{name} {version}" for name, version in made_with["packages"].items()),
-        f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}",
-        made_with["date"],
-        f"load {made_with['load']}",
-    ]
+        f"{machine}, threads {made_with['threads']['torch']}", packages,
+        f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}", date, f"load {load}",
+    ]  # fmt: skip
     page = f"# {title}\n\n`{command}`\n\n{'; '.join(facts)}\n\n{text}\n"
     if folder is not None:
         write_atomic(folder / f"{name}.md", page.encode())

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ from slime_bench.bench.architecture import build_width
 from slime_bench.bench.case import Case, Pictures, make_method
 from slime_bench.bench.command import GB, make_main, number, publish, say, table, times
 from slime_bench.bench.methods import measure as measure_trial
-from slime_bench.bench.race import Row, race
+from slime_bench.bench.race import race
 from slime_bench.bench.timing import interleave
 from slime_bench.bench.ways import BARS, REFERENCE, TASKS, DifferentResultError, Fast, call_of, distances
 from slime_bench.console import typed
@@ -83,7 +84,7 @@ def trial(name: str, settings: Sequence[str], device: str) -> list[Line]:
     """One whole trial, from nothing to its result."""
     with tempfile.TemporaryDirectory(prefix="slime-bench-") as folder:
         words = [*settings, f"output_root={Path(folder)}", f"trainer.device={device}"]
-        facts = measure_trial(words, torch.get_num_threads())
+        facts = measure_trial(words)
     seconds = f"fit {number(facts['fit'])} s, test {number(facts['test'])} s"
     found = "no mIoU" if facts["mIoU"] is None else f"mIoU {facts['mIoU']:.1f} %"
     return [
@@ -99,20 +100,15 @@ def speed(case: Case, rounds: int, memory: bool = True) -> list[Line]:
     for row in rows:
         peak = "" if row.memory is None else f", peak {row.memory.peak / GB:.2f} GB"
         faster = "" if row.faster is None else f", {times(row.faster.median)} times as fast as the authors' way"
-        lines.append(Line(part, f"{row.task}, {row.runner}", f"{number(each(row))} s{faster}{peak}"))
+        lines.append(Line(part, f"{row.task}, {row.runner}", f"{number(row.seconds_of_one)} s{faster}{peak}"))
     for precision in ("fp32", "bf16"):
         one, several = (
-            next(each(row) for row in rows if (row.task, row.runner) == ("step", f"{way} {precision}"))
+            next(row.seconds_of_one for row in rows if (row.task, row.runner) == ("step", f"{way} {precision}"))
             for way in ("fast", BATCHED)
         )
         what = f"step, {case.trials} seeds at once against one after another, {precision}"
         lines.append(Line("seeds", what, f"{times(one / several)} times as fast"))
     return lines
-
-
-def each(row: Row) -> float:
-    """Seconds of one trial's step, or of one picture."""
-    return statistics.median(row.seconds) / row.work
 
 
 def share_of_peak(case: Case, rounds: int, side: int = 8192) -> list[Line]:
@@ -177,12 +173,11 @@ def _measure(arguments: argparse.Namespace, command: str) -> str:
             return speed(full, arguments.rounds)
 
         build_width(small.width, Path(small.weights))
-        parts: list[tuple[str, Callable[[], list[Line]]]] = [("the CPU's numbers", lambda: parity(small, "cuda"))]
-        for name, settings in TRIALS.items():
-            parts.append((f"a trial of {name}", lambda name=name, settings=settings: trial(name, settings, "cuda")))  # type: ignore[misc]
-        parts += [
+        parts: list[tuple[str, Callable[[], list[Line]]]] = [
+            ("the CPU's numbers", partial(parity, small, "cuda")),
+            *((f"a trial of {name}", partial(trial, name, words, "cuda")) for name, words in TRIALS.items()),
             ("Stable Diffusion's own size", at_full_size),
-            ("share of the bf16 peak", lambda: share_of_peak(full, arguments.rounds)),
+            ("share of the bf16 peak", partial(share_of_peak, full, arguments.rounds)),
         ]
         lines = run(parts, 60 * arguments.minutes)
     content = {"lines": [asdict(line) for line in lines]}

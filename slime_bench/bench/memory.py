@@ -9,10 +9,11 @@ import contextlib
 import ctypes
 import gc
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +21,8 @@ from slime_bench.bench.case import Case, Pictures
 from slime_bench.bench.ways import WAYS, call_of
 from slime_bench.errors import DeviceError
 from slime_bench.results.environment import peak_rss, reset_peaks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ def _peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else peak_rss() or 0
 
 
-def measure_apart(case: Case, way: str, tasks: Sequence[str]) -> dict[str, Peak]:
-    """`measure` in a process of its own, with as many threads as this one.
+def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function returns in a process of its own, with as many threads as this one.
 
     Raises:
         DeviceError: it did not finish, perhaps for want of memory.
@@ -67,9 +70,9 @@ def measure_apart(case: Case, way: str, tasks: Sequence[str]) -> dict[str, Peak]
     fresh, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     with ProcessPoolExecutor(1, fresh, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         try:
-            return pool.submit(measure, case, way, tasks).result()
+            return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
             raise DeviceError(
-                f"the memory of `{way}` could not be measured", found="a process that was killed",
-                expected="a process that finishes", remedy="free some memory, or measure something smaller (--size)",
+                "this could not be measured", found="a process that was killed",
+                expected="a process that finishes", remedy="free some memory, or measure something smaller",
             ) from error  # fmt: skip

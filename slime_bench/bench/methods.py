@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slime_bench.bench.command import GB, make_main, number, publish, say, table, times
+from slime_bench.bench.memory import apart
 from slime_bench.config.compose import plan
 from slime_bench.results.environment import ENVIRONMENT_FILE
 from slime_bench.trial.runner import run, spec_of
@@ -28,8 +27,9 @@ from slime_bench.trial.runner import run, spec_of
 METHODS = ("slime", "feature_knn", "feature_probe", "segddpm", "diffseg", "infoscore", "seggpt")
 
 
-def measure(overrides: Sequence[str], threads: int) -> dict[str, Any]:
+def measure(overrides: Sequence[str]) -> dict[str, Any]:
     """Seconds of fit and test, images of the test, mIoU in percent and peak bytes of one trial, run in this process."""
+    threads = torch.get_num_threads()
     (cfg,) = plan([*overrides, "force=true", "trainer.progress=false", f"trainer.threads={threads}"]).trials
     end = run(spec_of(cfg))
     facts = json.loads((end.folder / ENVIRONMENT_FILE).read_text())
@@ -65,14 +65,13 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _measure(arguments: argparse.Namespace, command: str) -> str:
-    threads, rows = torch.get_num_threads(), []
+    rows = []
     with tempfile.TemporaryDirectory(prefix="slime-bench-") as folder:
         for shots in arguments.shots:
             for method in arguments.methods:
                 say(f"{method}, {shots} shots")
                 words = [f"method={method}", f"shots={shots}", f"output_root={Path(folder)}", *arguments.overrides]
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    rows.append({"method": method, "shots": shots, **pool.submit(measure, words, threads).result()})
+                rows.append({"method": method, "shots": shots, **apart(measure, words)})
     text = f"{tables(rows)}\n\nOne trial each, seed 0; a fit includes the loading of the backbone."
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return publish(arguments.out, f"methods_{device}", "Methods, whole trials", text, device, command, {"rows": rows})

@@ -11,8 +11,8 @@ from torch.backends import cudnn
 
 from slime_bench.bench.case import Case, Pictures
 from slime_bench.bench.command import say
-from slime_bench.bench.memory import Peak, measure_apart
-from slime_bench.bench.timing import Spread, interleave, ratio
+from slime_bench.bench.memory import Peak, apart, measure
+from slime_bench.bench.timing import Spread, interleave, ratio, spread
 from slime_bench.bench.ways import REFERENCE, WAYS, Fast, call_of, distances
 
 
@@ -33,6 +33,11 @@ class Row:
     faster: Spread | None = None
     differs: dict[str, float] = field(default_factory=dict)
     memory: Peak | None = None
+
+    @property
+    def seconds_of_one(self) -> float:
+        """The median of one trial's step, or of one picture."""
+        return spread(self.seconds).median / self.work
 
 
 def race(
@@ -58,7 +63,7 @@ def race(
         own = [row for row in rows if row.runner == label and not WAYS[name].seen]
         if own:
             say(f"memory of `{label}`")
-            peaks = measure_apart(case, name, [row.task for row in own])
+            peaks = apart(measure, case, name, [row.task for row in own])
             for row in own:
                 row.memory = peaks[row.task]
     return rows

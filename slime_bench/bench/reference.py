@@ -71,7 +71,7 @@ class Reference:
         terms = plain.losses(
             found.cross, found.self_, found.noise, noise, target, len(method.classes),
             guidance=method.protocol.guidance_scale, alpha=config.loss_weights.alpha,
-            beta=config.loss_weights.beta, accumulate=plain.was_by_broadcast,
+            beta=config.loss_weights.beta,
         )  # fmt: skip
         predicted = self._predict(images, "logged_noise", name, config.train_map_size, grad=True)
         self.logged = _iou(predicted, target[0], len(method.classes))
@@ -107,11 +107,8 @@ class Reference:
             found, _ = self._passed(patch, purpose, (name, index), method.config.t_test, grad)
             maps.append(plain.cross_maps(found.cross, len(method.classes), found.self_[0].grid, softmax=True)[0])
             matrices.append(plain.self_attention(found.self_)[0])
-        scores = plain.predict(
-            torch.stack(maps), torch.stack(matrices), boxes, frame, size, method.protocol.token_gate,
-            accumulate=plain.was_by_broadcast,
-        )  # fmt: skip
-        return scores.argmax(0)
+        gate = method.protocol.token_gate
+        return plain.predict(torch.stack(maps), torch.stack(matrices), boxes, frame, size, gate).argmax(0)
 
     def _passed(
         self, image: Tensor, purpose: str, key: tuple[str, int], t: int, grad: bool

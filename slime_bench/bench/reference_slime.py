@@ -11,7 +11,7 @@ everything stored has 2B rows: B of the empty prompt, then B of the text, as the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,6 @@ import torch
 from torch import Tensor
 
 Size = tuple[int, int]
-Accumulate = Callable[[Tensor, Tensor], Tensor]
-"""`was` or `was_by_broadcast`."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,6 @@ class Stored:
     def conditional(self) -> Tensor:
         """The text's half of the scores, float [B,H,N,M]."""
         return self.scores[len(self.scores) // 2 :]
-
-
-def store(query: Tensor, key: Tensor, scale: float, grid: Size) -> Stored:
-    """Scores of query [2B,H,N,D] and key [2B,H,M,D], in the inputs' precision."""
-    return Stored(query @ key.transpose(-1, -2) * scale, grid)
 
 
 def resize(maps: Tensor, size: Size) -> Tensor:
@@ -79,14 +72,9 @@ def self_attention(layers: Sequence[Stored]) -> Tensor:
 
 
 def was(attention: Tensor, maps: Tensor) -> Tensor:
-    """WAS_k(q) = sum_p A(q, p) R_k(p) (Eq. 6): float [B,N,N], float [B,K,h,w] -> float [B,K,h,w]."""
-    return torch.einsum("bqp,bkp->bkq", attention, maps.flatten(2)).view_as(maps)
+    """WAS_k(q) = sum_p A(q, p) R_k(p) (Eq. 6): float [B,N,N], float [B,K,h,w] -> float [B,K,h,w].
 
-
-def was_by_broadcast(attention: Tensor, maps: Tensor) -> Tensor:
-    """`was` as the authors' code forms it: all K N N products in memory at once, then their sum over the keys.
-
-    The attention goes in as [B,N,N] with queries first, and is turned into the authors' [key, query].
+    As the authors' code forms it: all K N N products in memory at once, then their sum over the keys.
     """
     products = attention.mT[:, None] * maps.flatten(2)[..., None]  # [B,K,key,query]
     return products.sum(2).view_as(maps)
@@ -113,13 +101,12 @@ def losses(
     guidance: float,
     alpha: float,
     beta: float,
-    accumulate: Accumulate = was,
 ) -> Losses:
     """The three losses of one guidance batch.
 
     Args:
         cross, self_: the stored layers. predicted: noise predictions [2B,4,h,w]. noise: what was added, [B,4,h,w].
-        label: int64 [B,S,S] at the size of the training maps. accumulate: how WAS is formed.
+        label: int64 [B,S,S] at the size of the training maps.
     """
     size = (int(label.shape[-2]), int(label.shape[-1]))
     weights = [1.0]
@@ -130,7 +117,7 @@ def losses(
     logits = cross_maps(cross, num_classes, size, softmax=False)
     first = torch.nn.functional.cross_entropy(logits, label, weight=torch.tensor(weights).to(logits))
     probabilities = cross_maps(cross, num_classes, self_[0].grid, softmax=False).softmax(1)
-    accumulated = resize(accumulate(self_attention(self_), probabilities), size)
+    accumulated = resize(was(self_attention(self_), probabilities), size)
     one_hot = torch.stack([(label == c) for c in range(num_classes)], 1).to(accumulated)
     second = num_classes * ((accumulated - one_hot) ** 2).mean()
     empty, text = predicted.chunk(2)
@@ -145,14 +132,12 @@ def predict(
     frame: int,
     size: int,
     threshold: float,
-    accumulate: Accumulate = was,
 ) -> Tensor:
     """Patched prediction before the argmax, float [K,size,size].
 
     Args:
         maps: P of each patch, float [P,K,h,w]. attention: A of each patch, float [P,N,N].
         boxes: (y0, y1, x0, x1) of each patch in a frame of `frame` x `frame` pixels. threshold: of the token gate.
-        accumulate: how WAS is formed, class by class.
     """
     factor = frame // size
     total = maps.new_zeros(maps.shape[1], size, size)
@@ -167,7 +152,7 @@ def predict(
                 continue
             used = torch.where(patch[k] > patch[k].mean(), patch[k], 0.0) if first else patch[k]
             first = False
-            spread = resize(accumulate(matrix[None], used[None, None])[0, 0], extent)
+            spread = resize(was(matrix[None], used[None, None])[0, 0], extent)
             stretch = (spread.max() - spread.min()) / (high - low)
             if stretch == 0 or torch.isnan(stretch):
                 stretch = torch.full_like(stretch, 1e-7)

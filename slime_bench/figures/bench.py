@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +73,7 @@ def run_figure(
         mine = [row for row in rows if row.data == data and kept[row.series]]
         if mine:
             own = [cfg for cfg in cfgs if cfg.data.name == data]
-            panels.append(_panel(own, mine, kept, lambda text: say(console, text)))
+            panels.append(_panel(own, mine, kept, console))
     if not panels:
         say(console, "no grid: no finished trial kept pictures (save_maps=0); repeat one with force=true save_maps=4")
     for path in write_grid(folder / "grid", panels, f"Figure {number} of SLiMe, on the mini world") if panels else ():
@@ -102,15 +101,13 @@ def _kept(row: Row, collected: Collected) -> list[Kept]:
     return found
 
 
-def _panel(
-    cfgs: Sequence[TrialConfig], rows: Sequence[Row], kept: dict[str, list[Kept]], tell: Callable[[str], None]
-) -> Panel:
+def _panel(cfgs: Sequence[TrialConfig], rows: Sequence[Row], kept: dict[str, list[Kept]], console: Console) -> Panel:
     """The panel of one data set: of the first seed of which most methods have pictures."""
     counts = Counter(one.result.seed for row in rows for one in kept[row.series])
     seed = min(counts, key=lambda each: (-counts[each], each))
     chosen = {_name(row, rows): one for row in rows for one in kept[row.series] if one.result.seed == seed}
     for name in [_name(row, rows) for row in rows if _name(row, rows) not in chosen]:
-        tell(f"{name} on {rows[0].data}: no picture of seed {seed}")
+        say(console, f"{name} on {rows[0].data}: no picture of seed {seed}")
     (cfg, *_) = [cfg for cfg in cfgs if cfg.seed == seed]
     data = cfg.build("data", shots=cfg.shots, seed=seed)
     data.prepare_data()
@@ -121,7 +118,7 @@ def _panel(
     painted = {name: [items[key].prediction for key in ids] for name, items in found.items()}
     return Panel(
         title=f"{cfg.data.name}, {cfg.shots}-shot, seed {seed}", classes=data.classes,
-        colours=[(int(r), int(g), int(b)) for r, g, b in class_colours(len(data.classes))], support=support.image,
+        colours=class_colours(len(data.classes)).tolist(), support=support.image,
         mask=np.asarray(support.label).astype(np.uint8), queries=[first[key].image for key in ids],
         rows={TRUTH: [first[key].label for key in ids], **painted},
     )  # fmt: skip
@@ -138,27 +135,23 @@ def _name(row: Row, rows: Sequence[Row]) -> str:
 
 def _write_share(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], console: Console) -> None:
     """How much of the subject that nobody annotated is labelled, in percent: `share.*`."""
+
+    def region(item: GridItem) -> NDArray[np.bool_]:
+        name, split, index = item.image_id.rsplit("-", 2)
+        return render(name, split, int(index)).scene == OTHER_SUBJECT
+
     lines, table = [], []
     for row in rows:
-        shares = [labelled_share(_regions(one)) for one in kept[row.series]]
-        value = stat([share for share in shares if share is not None])
-        lines.append(Line([_name(row, rows), row.data, str(len(shares)), stat_text(value)]))
-        table.append(
-            {"method": _name(row, rows), "data": row.data, "n": len(shares), **stat_cells((), {}, share=value)}
-        )
+        shares = [labelled_share((item.prediction, region(item)) for item in one.items) for one in kept[row.series]]
+        value, name = stat([share for share in shares if share is not None]), _name(row, rows)
+        lines.append(Line([name, row.data, str(len(shares)), stat_text(value)]))
+        table.append({"method": name, "data": row.data, "n": len(shares), **stat_cells({"share": value})})
     caption = ["pixels of the car that are predicted as a part of the horse, in percent of its pixels, all test "
                "pictures together; mean±sample standard deviation over n seeds"]  # fmt: skip
-    grid = Grid(
-        "What is labelled of the subject that is not annotated", ["method", "data", "n", "share"], lines, caption
-    )
-    write_report(folder / "share", [grid], table, ["method", "data", "n", "share_mean", "share_std"], table)
+    title = "What is labelled of the subject that is not annotated"
+    grid = Grid(title, ["method", "data", "n", "share"], lines, caption)
+    write_report(folder / "share", [grid], table, table)
     print_grid(grid, console)
-
-
-def _regions(one: Kept) -> Iterable[tuple[Any, Any]]:
-    for item in one.items:
-        name, split, index = item.image_id.rsplit("-", 2)
-        yield item.prediction, render(name, split, int(index)).scene == OTHER_SUBJECT
 
 
 def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], console: Console) -> None:
@@ -170,10 +163,9 @@ def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], 
         by_seed = [iou_by_size((item.prediction, item.label) for item in one.items) for one in kept[row.series]]
         values = []
         for ranges in zip(*by_seed, strict=True):
-            value = stat([one.iou for one in ranges if one.iou is not None])
-            values.append(value)
+            values.append(stat([one.iou for one in ranges if one.iou is not None]))
             about = {"least": ranges[0].least, "most": ranges[0].most, "parts": ranges[0].count, "n": len(by_seed)}
-            table.append({"method": name, "data": row.data, **about, **stat_cells((), {}, iou=value)})
+            table.append({"method": name, "data": row.data, **about, **stat_cells({"iou": values[-1]})})
         sizes = [f"{one.least}-{one.most}" for one in by_seed[0]]
         lines.append(Line([name, str(len(by_seed)), *map(stat_text, values)]))
         known = [(place, each) for place, each in enumerate(values) if each.mean is not None]
@@ -187,8 +179,7 @@ def _write_size(folder: Path, rows: Sequence[Row], kept: dict[str, list[Kept]], 
         "test pictures; mean±sample standard deviation over n seeds"
     ]
     grid = Grid("IoU by the size of the part", ["method", "n", *sizes], lines, caption)
-    columns = ["method", "data", "least", "most", "parts", "n", "iou_mean", "iou_std"]
-    write_report(folder / "size", [grid, "![size](size.png)"], table, columns, table)
+    write_report(folder / "size", [grid, "![size](size.png)"], table, table)
     print_grid(grid, console)
     for kind in ("png", "pdf"):
         save(figure, folder / f"size.{kind}")
@@ -214,9 +205,8 @@ def labelled_share(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.bool_]]
     Args:
         pairs: prediction [H,W], 0 = background, and the region [H,W] of the subject that is not annotated.
     """
-    found = [(int((prediction > 0)[region].sum()), int(region.sum())) for prediction, region in pairs]
-    whole = sum(size for _, size in found)
-    return 100 * sum(count for count, _ in found) / whole if whole else None
+    inside = [each for prediction, region in pairs for each in (prediction[region] > 0).tolist()]
+    return 100 * sum(inside) / len(inside) if inside else None
 
 
 def iou_by_size(

@@ -7,19 +7,17 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
 from slime_bench.data.label_maps import RGB
 from slime_bench.report.figures import save
 from slime_bench.segment.output import blend
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
 
 CELL = 1.35
 """Side of a cell in inches; the annotated image has two."""
@@ -54,8 +52,6 @@ class Panel:
 
 def write_grid(stem: Path, panels: Sequence[Panel], title: str = "") -> list[Path]:
     """Draw the panels below each other; writes `<stem>.png` and `<stem>.pdf`."""
-    from matplotlib.figure import Figure
-
     heights = [_TITLE + CELL * (1 + len(panel.rows)) for panel in panels]
     columns = max(len(panel.queries) for panel in panels)
     top = 0.35 if title else 0.0
@@ -73,8 +69,6 @@ def write_grid(stem: Path, panels: Sequence[Panel], title: str = "") -> list[Pat
 
 
 def _draw(part: SubFigure, panel: Panel, columns: int, height: float) -> None:
-    from matplotlib.patches import Patch
-
     width = 2 * CELL + _NAMES + columns * CELL
     inside = {"top": 1 - _TITLE / height, "bottom": 0.01, "wspace": 0.03, "hspace": 0.03}
     named = list(zip(panel.classes, panel.colours, strict=True))[1:]

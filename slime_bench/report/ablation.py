@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from slime_bench.errors import ConfigError, ResultError
-from slime_bench.report.collect import Collected, FailedTrial, Provenance, match, multirun, plain, provenance, shortened
+from slime_bench.report.collect import (
+    FOLDERS,
+    Collected,
+    FailedTrial,
+    Provenance,
+    match,
+    multirun,
+    planned_configs,
+    provenance,
+    shortened,
+    told,
+)
 from slime_bench.report.published import Published, PublishedAblation, PublishedRow, Stat
 from slime_bench.report.rows import Row, aggregate, average_percent, column_order, minus, stat
 from slime_bench.report.statistics import ImageBootstrap, Paired
@@ -16,7 +27,6 @@ from slime_bench.report.table import listed
 from slime_bench.results.identity import canonical_json, flatten
 from slime_bench.results.result import TrialResult
 
-_FOLDERS = ("output_root", "data_root")
 _NOT_A_SETTING = ("seed", "metric")
 _GROUPS = ("method", "backbone", "protocol")
 _LAYERS = ("backbone.cross_layers", "backbone.self_layers")
@@ -53,9 +63,7 @@ def settings_of(name: str, overrides: Sequence[str], extra_dir: str | None = Non
     Raises:
         ConfigError: whatever composing raises, or a sweep over several data sets or presets.
     """
-    from slime_bench.config.compose import plan
-
-    trials = [plain(cfg) for cfg in plan([*overrides, f"ablation={name}"], sweep=True, extra_dir=extra_dir).trials]
+    trials = planned_configs([*overrides, f"ablation={name}"], extra_dir)
     worlds = sorted({f"{trial['data']['name']}, preset {trial['preset']}" for trial in trials})
     if len(worlds) > 1:
         raise ConfigError(
@@ -90,7 +98,7 @@ def _default_of(overrides: Sequence[str], trial: Mapping[str, Any], extra_dir: s
     """The configuration without the ablation and without anything swept, with the shots and the seed of `trial`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from slime_bench.config.compose import plan, translated
+    from slime_bench.config.compose import translated
 
     with translated():
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -101,7 +109,7 @@ def _default_of(overrides: Sequence[str], trial: Mapping[str, Any], extra_dir: s
         if each.key_or_group not in ("shots", "seed") and not (each.is_sweep_override() and "." in each.key_or_group)
     ]
     fixed = [f"shots={trial['shots']}", f"seed={trial['seed']}", "hydra.sweeper.params=null"]
-    return plain(plan([*others, *fixed], sweep=True, extra_dir=extra_dir).trials[0])
+    return planned_configs([*others, *fixed], extra_dir)[0]
 
 
 def _values(trial: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,19 +271,18 @@ def ablation_report(
         )  # fmt: skip
     first = next(iter(found.results.values()))
     trials = [trial for setting in settings if setting.in_grid for trial in setting.trials.values()]
-    facts = {}
-    for key in ("preset", "data", "backbone", "protocol", "method", "shots"):
-        facts[key] = listed(
-            str(trial[key]["name"] if isinstance(trial[key], Mapping) else trial[key]) for trial in trials
-        )
+    facts = {"preset": listed(trial["preset"] for trial in trials)}
+    for key in ("data", "backbone", "protocol", "method"):
+        facts[key] = listed(trial[key]["name"] for trial in trials)
+    facts["shots"] = listed(trial["shots"] for trial in trials)
     any_trial = next(iter(settings[default].trials.values()))
-    default_ones = [each for each in overrides if each.partition("=")[0] not in ("shots", "seed")]
+    default_ones = told(overrides, ("shots", "seed"))
     default_ones += [f"shots={any_trial['shots']}", f"seed={','.join(map(str, settings[default].trials))}"]
     return AblationReport(
         name=name, subject=first.subject, facts=facts, prepared=dict(first.prepared), classes=first.classes,
         convention=convention, background=background, measured=measured, published=published, table=table,
         provenance=provenance(collected.folders[result.signature] for result in found.results.values()),
-        command=multirun(asked), portable_command=multirun(asked, _FOLDERS),
+        command=multirun(asked), portable_command=multirun(asked, FOLDERS),
         default_command=multirun(default_ones), left_out=found.left_out,
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ def ablation_grid(report: AblationReport) -> Grid:
         lines.append(Line(cells, exact=exact))
         if (theirs := each.published) is not None:
             gap = stat_text(Stat(each.published_difference, None), sign="+") if theirs.setting else DASH
-            texts = [stat_text(stat, as_stated=True) for stat in stats_of(theirs, columns).values()]
+            texts = [stat_text(stat, "") for stat in stats_of(theirs, columns).values()]
             source = f"{theirs.source}{', other data' if _other_data(report) else ''}"
             name, number = f"published: {theirs.setting or 'default'}", DASH if theirs.n is None else str(theirs.n)
             lines.append(Line([name, number, *texts, gap, source], ours=False))
@@ -56,41 +56,40 @@ def write_ablation(report: AblationReport, folder: Path) -> list[Path]:
         "left_out": report.left_out, "command": report.portable_command, "caption": _caption(report),
     }  # fmt: skip
     stem = folder / f"{report.facts['data']}-ablation-{report.name}"
-    return table.write_report(stem, [f"# {report.subject}: ablation {report.name}", *grids], *_csv(report), content)
+    return table.write_report(stem, [f"# {report.subject}: ablation {report.name}", *grids], _csv(report), content)
 
 
-def _csv(report: AblationReport) -> tuple[list[dict[str, Any]], list[str]]:
-    """A line for each of our settings and for each published one, in full precision; and the columns."""
-    columns = report.columns
-    shared: dict[str, Any] = {**report.facts, "subject": report.subject, "ablation": report.name}
-    shared |= {"convention": report.convention, "background_in_average": report.background, "unit": UNIT}
-    names = ["ablation", "setting", "default", "published", "source", "other_data", "n", "seeds", "missing_seeds"]
-    names += [name for name in shared if name not in names]
-    names += [*table.stat_cells(columns, {}, average=NOTHING, difference=NOTHING), *interval_csv(None, columns)]
-    names += [f"difference_{part}" for part in ("low", "high", "p", "agree", "seeds")] + ["unpaired"]
-    lines = []
+def _csv(report: AblationReport) -> list[dict[str, Any]]:
+    """A line for each of our settings and for each published one, in full precision."""
+    columns, lines = report.columns, []
     for each in report.shown:
         row, paired, theirs = each.row, each.paired, each.published
-        line: dict[str, Any] = {**shared, "setting": each.setting.label, "default": each.setting.default}
-        line |= {"published": False, "source": "ours", "n": row.n if row else 0}
-        line |= {"seeds": table.spaced(row.seeds if row else ()), "missing_seeds": table.spaced(each.missing)}
-        line |= {"unpaired": "" if paired else each.unpaired, **interval_csv(row.interval if row else None, columns)}
-        if paired is not None:
-            line |= {f"difference_{part}": value for part, value in difference_cells(paired.average).items()}
-            line["difference_seeds"] = table.spaced(paired.seeds)
-        average = row.average if row else NOTHING
-        stats = table.stat_cells(columns, row.per_class if row else {}, average=average, difference=each.difference)
-        lines.append(line | stats)
+        gap = difference_cells(paired.average) if paired else {}
+        line: dict[str, Any] = {
+            "ablation": report.name, "setting": each.setting.label, "default": each.setting.default, "published": False,
+            "source": "ours", "other_data": None, "n": row.n if row else 0,
+            "seeds": table.spaced(row.seeds if row else ()), "missing_seeds": table.spaced(each.missing),
+            **report.facts, "subject": report.subject, "convention": report.convention,
+            "background_in_average": report.background, "unit": UNIT,
+            **table.stat_cells({**stats_of(row, columns, "average"), "difference": each.difference}),
+            **interval_csv(row.interval if row else None, columns),
+            **{f"difference_{part}": gap.get(part) for part in ("low", "high", "p", "agree")},
+            "difference_seeds": table.spaced(paired.seeds) if paired else None,
+            "unpaired": "" if paired else each.unpaired,
+        }  # fmt: skip
+        lines.append(line)
         if theirs is not None:
-            # Not our preset, backbone or protocol: the paper's.
-            about = {name: shared[name] for name in ("subject", "ablation", "unit")} | {"shots": theirs.shots}
-            about |= {"setting": theirs.setting or "default", "default": not theirs.setting, "published": True}
-            about |= {"n": theirs.n, "source": theirs.source, "other_data": _other_data(report)}
-            gap = Stat(each.published_difference, None)
+            stats = {**stats_of(theirs, columns, "average"), "difference": Stat(each.published_difference, None)}
             lines.append(
-                {**about, **table.stat_cells(columns, theirs.per_class, average=theirs.average, difference=gap)}
-            )
-    return lines, names
+                {
+                    # Not our preset, backbone or protocol: the paper's.
+                    **{name: line[name] for name in ("subject", "ablation", "unit")}, "shots": theirs.shots,
+                    "setting": theirs.setting or "default", "default": not theirs.setting, "published": True,
+                    "n": theirs.n, "source": theirs.source, "other_data": _other_data(report),
+                    **table.stat_cells(stats),
+                }
+            )  # fmt: skip
+    return lines
 
 
 def _entry(report: AblationReport, each: Measured) -> dict[str, Any]:
@@ -156,7 +155,7 @@ def _caption(report: AblationReport) -> list[str]:
 
 def _gaps(report: AblationReport) -> list[str]:
     asked = [each for each in report.measured if each.setting.in_grid]
-    gaps = [f"{each.setting.label} seed {table.numbers(each.missing)}" for each in asked if each.missing]
+    gaps = [f"{each.setting.label} seed {listed(each.missing)}" for each in asked if each.missing]
     total = sum(len(each.setting.trials) for each in asked)
     lines = [f"missing trials: none of {total}; ran by: {report.portable_command}"]
     if gaps:
@@ -170,6 +169,6 @@ def _gaps(report: AblationReport) -> list[str]:
     if not default.setting.in_grid and default.missing:
         lines.append(
             f"the default setting ({default.setting.label}) is not in the grid and lacks seed "
-            f"{table.numbers(default.missing)}; to run it: {report.default_command}"
+            f"{listed(default.missing)}; to run it: {report.default_command}"
         )
     return lines

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from slime_bench import lock
 from slime_bench.errors import ConfigError, ResultError
+from slime_bench.paths import user_path
 from slime_bench.results import identity
-from slime_bench.results.environment import read_environment
+from slime_bench.results.environment import read_environment, read_json
 from slime_bench.results.identity import canonical_json, flatten, parse_trial_folder
 from slime_bench.results.result import RESULT_FILE, TrialResult, read_result
 from slime_bench.results.status import FAILED, MISSING, RUNNING
-
-if TYPE_CHECKING:
-    from slime_bench.config.schema import TrialConfig
 
 Family = tuple[str, str, str, str, str, str, int]
 """Names of method, backbone, data, subject, preset and protocol, and shots."""
@@ -29,7 +27,6 @@ Defaults = Mapping[Family, Mapping[str, str]]
 Config = Mapping[str, Any]
 T = TypeVar("T")
 _OWN_COLUMNS = ("seed", "shots", "metric")
-_AUTO = "auto"
 _LONGEST = 40
 """Characters of a value in a label, e.g. of a list of images."""
 _LOG = logging.getLogger(__name__)
@@ -120,25 +117,16 @@ def collect(root: Path) -> Collected:
         where = parse_trial_folder(path.parent)
         if where is not None and path.parent not in valid:
             del where["signature"]
-            own = (_error(path.parent).get("facts") or {}).get("own_report")
+            own = ((read_json(path) or {}).get("facts") or {}).get("own_report")
             failed.append(FailedTrial(path.parent, summary=failure(path.parent), own_report=own, **where))
     return Collected(ordered, folders, invalid, failed)
 
 
 def failure(folder: Path) -> str:
     """One line of the error that a trial left in its folder."""
-    fields = _error(folder)
+    fields = read_json(folder / "error.json") or {}
     texts = [str(fields[name]) for name in ("type", "summary", "message") if fields.get(name)]
     return ": ".join(texts[:2]).splitlines()[0] if texts else "error.json does not say why"
-
-
-def _error(folder: Path) -> dict[str, Any]:
-    """What error.json says; nothing where it cannot be read."""
-    try:
-        content = json.loads((folder / "error.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def read_optional(path: Path, read: Callable[[Path], T]) -> T | None:
@@ -155,9 +143,23 @@ def read_optional(path: Path, read: Callable[[Path], T]) -> T | None:
         return None
 
 
+FOLDERS = ("output_root", "data_root")
+"""Keys of the folders of one machine."""
+
+
+def told(overrides: Iterable[str], but: Sequence[str] = FOLDERS) -> list[str]:
+    """The overrides without those of the keys `but`."""
+    return [each for each in overrides if each.partition("=")[0].lstrip("+~") not in but]
+
+
 def multirun(overrides: Iterable[str], but: Sequence[str] = ()) -> str:
     """The command of a sweep, without its overrides of the keys `but`."""
-    return shlex.join(["slime-bench", "--multirun", *(each for each in overrides if each.partition("=")[0] not in but)])
+    return shlex.join(["slime-bench", "--multirun", *told(overrides, but)])
+
+
+def default_outputs() -> Path:
+    """The outputs folder where neither an option nor a configuration names one."""
+    return user_path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
 
 
 def relative(path: Path, root: Path) -> str:
@@ -228,7 +230,7 @@ def family(result: TrialResult) -> Family:
 
 
 def family_of(planned: Config) -> Family:
-    """As `family`, of a configuration as `plain` gives it."""
+    """As `family`, of one of the `planned_configs`."""
     method, backbone, data, protocol = (planned[part]["name"] for part in ("method", "backbone", "data", "protocol"))
     return (method, backbone, data, planned["data"]["subject"], planned["preset"], protocol, planned["shots"])
 
@@ -239,9 +241,12 @@ def settings(config: Config) -> dict[str, str]:
     return {key: value if isinstance(value, str) else canonical_json(value) for key, value in flatten(own)}
 
 
-def plain(cfg: TrialConfig) -> dict[str, Any]:
-    """A configuration as plain values, and under `decided` what of it decides the trial's numbers."""
-    return {**cfg.plain, "decided": identity.deciding(cfg)}
+def planned_configs(overrides: Sequence[str], extra_dir: str | None) -> list[dict[str, Any]]:
+    """The trials of a sweep: their configurations as plain values, under `decided` what decides the trial's numbers."""
+    from slime_bench.config.compose import plan
+
+    trials = plan(overrides, sweep=True, extra_dir=extra_dir).trials
+    return [{**cfg.plain, "decided": identity.deciding(cfg)} for cfg in trials]
 
 
 def default_settings(trials: Iterable[tuple[Family, Config]], extra_dir: str | None = None) -> Defaults:
@@ -321,7 +326,7 @@ def variants(trials: Sequence[TrialResult], defaults: Defaults | None = None) ->
 
 
 def departure(planned: Config, defaults: Defaults) -> str | None:
-    """The label of a configuration as `plain` gives it: how it departs from the default, None where nobody knows."""
+    """The label of one of the `planned_configs`: how it departs from the default, None where nobody knows."""
     names = family_of(planned)
     return _labels({"": settings(planned["decided"])}, defaults[names])[""] if names in defaults else None
 
@@ -394,7 +399,7 @@ def match(planned: Mapping[Any, Config], collected: Collected, world: Callable[[
     Results that differ in it must not stand in one table: the largest set is taken, of equal ones the latest.
 
     Args:
-        planned: configurations of the trials, as `plain` gives them.
+        planned: configurations of the trials, see `planned_configs`.
         world: what has to be the same of results in one table.
     """
     worlds: dict[str, dict[Any, TrialResult]] = defaultdict(dict)
@@ -421,7 +426,7 @@ def match(planned: Mapping[Any, Config], collected: Collected, world: Callable[[
 def _signature_on(config: Config, witness: TrialResult) -> str:
     """The signature that the trial has on the device, weights and data of `witness`."""
     decided = config["decided"]
-    trainer = decided["trainer"]
-    if trainer["device"] == _AUTO:
-        trainer = {**trainer, "device": witness.config.get("trainer", {}).get("device", _AUTO)}
-    return identity.signature_of({**decided, "trainer": trainer}, witness.fingerprints)
+    if decided["trainer"]["device"] == "auto":
+        there = witness.config.get("trainer", {}).get("device", "auto")
+        decided = {**decided, "trainer": {**decided["trainer"], "device": there}}
+    return identity.signature_of(decided, witness.fingerprints)

@@ -9,12 +9,13 @@ ensembles. With overrides those of the sweep's trials; without, of all finished 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.metrics import CONVENTION_RULES
@@ -23,7 +24,17 @@ from slime_bench.paths import user_path
 from slime_bench.report import planned
 from slime_bench.report.ablation import AblationReport, ablation_report, settings_of
 from slime_bench.report.ablation_table import ablation_grid, interval_grid, write_ablation
-from slime_bench.report.collect import Collected, Defaults, collect, default_settings, family, family_of, read_optional
+from slime_bench.report.collect import (
+    Collected,
+    Defaults,
+    collect,
+    default_outputs,
+    default_settings,
+    family,
+    family_of,
+    read_optional,
+    told,
+)
 from slime_bench.report.figures import ensembles_figure, layers_figure, qualitative_grid
 from slime_bench.report.html import PAGE, ablation_page, subject_page
 from slime_bench.report.planned import MADE, Planned, PlannedTrials
@@ -32,12 +43,9 @@ from slime_bench.report.ranking import RankingReport, experiment, ranking_report
 from slime_bench.report.ranking_table import place, ranking_grids, report_lines, stems, write_ranking
 from slime_bench.report.statistics import ImageBootstrap
 from slime_bench.report.subject import SubjectReport, section_grid, sections, subject_report, write_tables
-from slime_bench.report.table import numbers, print_grid, say
+from slime_bench.report.table import listed, print_grid, say
 from slime_bench.results.artifacts import QUALITATIVE_FILE, read_qualitative
 from slime_bench.storage import write_atomic
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _MOST_RESAMPLES = 20_000
 """Of 5000 images they take a gigabyte."""
@@ -88,9 +96,9 @@ def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Con
     Raises:
         ConfigError: options that do not go together. ResultError: nothing to report. See the `run` functions.
     """
-    from rich.console import Console
-
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.ablation is not None:
+        arguments.overrides = [*arguments.overrides, f"ablation={arguments.ablation}"]
     _check(arguments)
     asked = Asked(
         console or Console(), planned_trials, outputs=arguments.outputs, folder=arguments.out,
@@ -101,8 +109,6 @@ def main(argv: Sequence[str] | None, planned_trials: PlannedTrials, console: Con
     subject, seeds = arguments.subject or "all", arguments.seeds or (0, 1, 2)
     if arguments.ranking:
         run_ranking(asked, arguments.overrides, subject, seeds)
-    elif arguments.ablation is not None:
-        run_ablation(asked, arguments.ablation, arguments.overrides)
     elif arguments.overrides:
         run_planned(asked, arguments.overrides)
     else:
@@ -126,7 +132,7 @@ def run(
     Raises:
         ResultError: there is no valid result to report on. StorageError: a file cannot be written.
     """
-    outputs = asked.outputs or _default_outputs()
+    outputs = asked.outputs or default_outputs()
     everything = collect(outputs)
     collected = everything.of_report(None)
     found = sorted({result.subject for result in collected.results})
@@ -175,7 +181,7 @@ def run_planned(asked: Asked, overrides: Sequence[str]) -> list[SubjectReport] |
     for report in reports:
         _write(asked, report, collected, folder if len(reports) == 1 else folder / report.subject, outputs)
     problems = planned.of_states([state for _, state in trials], sweep.command, outputs)
-    title = f"IoU of parts: {' '.join(sweep.told) or 'the default trial'}"
+    title = f"IoU of parts: {' '.join(told(overrides)) or 'the default trial'}"
     asked.write_page(folder, subject_page(reports, collected, outputs, problems, title))
     return reports
 
@@ -219,15 +225,14 @@ def run_ranking(
         ConfigError, ResultError: see `ranking_reports`. StorageError: a file cannot be written.
     """
     reports, outputs = ranking_reports(
-        overrides, asked.outputs, _default_outputs(), subject=subject, seeds=seeds, convention=asked.convention,
-        extra_dir=asked.extra_dir,
+        overrides, asked.outputs, subject=subject, seeds=seeds, convention=asked.convention, extra_dir=asked.extra_dir
     )  # fmt: skip
     for report in reports:
         folder = asked.folder or outputs / "reports" / report.subject
         figures = {}
         for group in report.groups:
             stem = stems(report)[group.series]
-            about = f"{place(group)}\nseeds {numbers(one.seed for one in group.seeds)}; "
+            about = f"{place(group)}\nseeds {listed(one.seed for one in group.seeds)}; "
             about += f"ranked on {'TEST IMAGES' if group.rank_on == 'test' else 'the training side'}; without CRF; "
             about += f"convention {report.convention}"
             layers_figure(folder / f"{stem}-layers.png", group, about)
@@ -258,9 +263,9 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.ranking:
         others = ("ablation", "shots", "variants", "without_background", "intervals", "resamples", "across_shots")
         others += ("subject", "seeds") if arguments.overrides else ()
-    elif arguments.ablation is not None or arguments.overrides:
+    elif arguments.overrides:
         others = ("subject", "seeds", "shots", "variants")
-        if arguments.ablation is not None or planned.ablation_among(arguments.overrides)[0]:  # of one number of shots
+        if planned.ablation_among(arguments.overrides)[0]:  # of one number of shots
             others += ("across_shots",)
     elif arguments.out:
         others = ("out",)
@@ -315,17 +320,13 @@ def _nothing(outputs: Path, subject: str, found: Sequence[str], collected: Colle
     )
 
 
-def _default_outputs() -> Path:
-    return user_path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slime-bench report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     rules = "; ".join(f"{name}: {rule}" for name, rule in CONVENTION_RULES.items())
     add = parser.add_argument
-    add("--outputs", type=user_path, help=f"folder with runs/ (default {_default_outputs()})")
+    add("--outputs", type=user_path, help=f"folder with runs/ (default {default_outputs()})")
     add("--convention", choices=list(CONVENTION_RULES), help=f"{rules} (default slime)")
     add("--without-background", action="store_true", help="leave class 0 out of the average")
     add("--intervals", action="store_true", help="print intervals over test images and paired differences as well")

@@ -10,29 +10,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from slime_bench.errors import ResultError
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.paths import user_path
-from slime_bench.report.collect import failure
+from slime_bench.report.collect import default_outputs, failure
+from slime_bench.report.rows import minus
+from slime_bench.report.table import DASH
 from slime_bench.results.environment import read_environment
 from slime_bench.results.identity import flatten
 from slime_bench.results.result import PER_IMAGE_FILE, RESULT_FILE, TrialResult, read_per_image_arrays, read_result
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-STATE_FILE: Final = "state.safetensors"
 _SIGNATURE: Final = re.compile(r"(seed\d+-)?([0-9a-f]{1,16})")
 _NAMES: Final = ("method", "backbone", "data", "shots", "seed", "preset", "protocol", "signature")
 _COST: Final = ("seconds.", "peak_")
@@ -40,7 +41,6 @@ _MOMENT: Final = ("finished", "pid", "fingerprints")
 """Facts of `environment.json` that differ between any two trials, or stand elsewhere in the comparison."""
 _ELSEWHERE: Final = ("per_preset", "backbone.layer_groups", "metric")
 """Settings that stand again where they are used, or with the scores."""
-_DASH: Final = "-"
 _SHOWN: Final = 5
 
 Change = dict[str, Any]
@@ -59,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False, default=str))
         return 0
-    from rich.console import Console
-
     # In a file or a pipe rich takes the width from COLUMNS, or 80.
     show(found, Console(file=sys.stdout, highlight=False, markup=False))
     return 0
@@ -70,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slime-bench compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    outputs = user_path(os.environ.get("SLIME_BENCH_OUTPUTS") or "outputs")
+    outputs = default_outputs()
     rules = "; ".join(f"{name}: {rule}" for name, rule in CONVENTION_RULES.items())
     parser.add_argument("run_a", metavar="RUN_A", help="folder, result.json, or beginning of a signature")
     parser.add_argument("run_b", metavar="RUN_B")
@@ -174,21 +172,17 @@ def compare(a: Run, b: Run, convention: str | None = None, background: bool | No
     background = one.background_in_average if background is None else background
     left, right = (each.under(convention, background) for each in (one, other))
     decided = [_without(each.config, ("metric",)) for each in (one, other)]
-    settings, environments = [], []
-    if a.settings is not None and b.settings is not None:
-        found = changes(_without(a.settings, _ELSEWHERE), _without(b.settings, _ELSEWHERE))
-        settings = [each for each in found if each["key"] not in {*decided[0], *decided[1]}]
-    if a.environment is not None and b.environment is not None:
-        environments = changes(*(_without(each, (*_COST, *_MOMENT)) for each in (a.environment, b.environment)))
+    settings = _changes_of(a.settings, b.settings, _ELSEWHERE)
     images = compare_images(a.folder, b.folder)
     tables = [{name: table["per_class"] for name, table in each.conventions.items()} for each in (one, other)]
     return {
         "a": _names(a), "b": _names(b), "same_trial": one.signature == other.signature,
         "same_series": one.series == other.series, "convention": convention, "background": background,
         "scores": [_score(name, left.per_class[name], right.per_class[name]) for name in one.classes],
-        "average": _score("average", left.average, right.average), "config": changes(*decided), "other": settings,
+        "average": _score("average", left.average, right.average), "config": changes(*decided),
+        "other": [each for each in settings if each["key"] not in {*decided[0], *decided[1]}],
         "data": changes(_data(one), _data(other)), "fingerprints": changes(one.fingerprints, other.fingerprints),
-        "environment": environments,
+        "environment": _changes_of(a.environment, b.environment, (*_COST, *_MOMENT)),
         "without_environment": [name for name, each in (("a", a), ("b", b)) if each.environment is None],
         "without_settings": [name for name, each in (("a", a), ("b", b)) if each.settings is None],
         "cost": _costs(a.environment or {}, b.environment or {}), "learned": compare_learned(a.folder, b.folder),
@@ -216,6 +210,11 @@ def _sides(a: Mapping[str, Any], b: Mapping[str, Any], keys: Iterable[str]) -> l
     ]
 
 
+def _changes_of(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None, but: Sequence[str]) -> list[Change]:
+    """As `changes`, without the keys that begin with one of `but`; nothing where one of the two was not recorded."""
+    return [] if a is None or b is None else changes(_without(a, but), _without(b, but))
+
+
 def _costs(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
     """Seconds and memory of both, whether they differ or not."""
     one, other = (
@@ -234,31 +233,23 @@ def compare_images(a: Path, b: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"unknown": "", "a": 0, "b": 0, "common": 0, "only_a": [], "only_b": [], "differ": []}
     try:
-        (ids_a, classes_a, *counts_a), (ids_b, classes_b, *counts_b) = (
-            read_per_image_arrays(folder / PER_IMAGE_FILE) for folder in (a, b)
-        )
+        tables = [read_per_image_arrays(folder / PER_IMAGE_FILE) for folder in (a, b)]
     except ResultError as error:
         return found | {"unknown": f"{error.summary} {error.path}"}
-    if set(classes_a) != set(classes_b):
+    if set(tables[0][1]) != set(tables[1][1]):
         return found | {"unknown": f"{PER_IMAGE_FILE} of the two has other classes"}
-    order = [classes_b.index(name) for name in classes_a]
-    places_a, places_b = ({name: row for row, name in enumerate(ids)} for ids in (ids_a, ids_b))
-    common = [name for name in ids_a if name in places_b]
-    rows_a, rows_b = ([places[name] for name in common] for places in (places_a, places_b))
-    pixels, other = np.zeros(len(common), np.int64), np.zeros(len(common), bool)
-    for left, right in zip(counts_a, counts_b, strict=True):  # intersection, union, presence
-        gap = np.abs(left[rows_a].astype(np.int64) - right[rows_b][:, order].astype(np.int64))
-        pixels += gap.sum(1) if left.dtype != bool else 0
-        other |= gap.any(1)  # a class may have gone from an annotation although no count shows it
-    differ = sorted((-int(pixels[row]), common[row]) for row in np.flatnonzero(other))
+    one, other = (  # by id: intersection, union and presence [3,K], classes in alphabetical order
+        dict(zip(ids, np.stack(counts, axis=1).astype(np.int64)[..., np.argsort(classes)], strict=True))
+        for ids, classes, *counts in tables
+    )
+    gaps = {name: np.abs(one[name] - other[name]) for name in one if name in other}
+    # A class may have gone from an annotation although no count shows it.
+    differ = sorted((-int(gap[:2].sum()), name) for name, gap in gaps.items() if gap.any())
     return found | {
-        "a": len(ids_a),
-        "b": len(ids_b),
-        "common": len(common),
-        "only_a": [name for name in ids_a if name not in places_b],
-        "only_b": [name for name in ids_b if name not in places_a],
-        "differ": [{"id": name, "pixels": -minus} for minus, name in differ],
-    }
+        "a": len(one), "b": len(other), "common": len(gaps),
+        "only_a": [name for name in one if name not in other], "only_b": [name for name in other if name not in one],
+        "differ": [{"id": name, "pixels": -pixels} for pixels, name in differ],
+    }  # fmt: skip
 
 
 def compare_learned(a: Path, b: Path) -> dict[str, Any]:
@@ -281,11 +272,11 @@ def compare_learned(a: Path, b: Path) -> dict[str, Any]:
     record: dict[str, Any] = {"unknown": "", "tensors": 0, "only_a": [], "only_b": [], "reshaped": [], "differ": []}
     record |= {"largest": 0.0, "equal": None}
     files = []
-    for folder in (a, b):
+    for path in (folder / "state.safetensors" for folder in (a, b)):
         try:
-            files.append(load_file(folder / STATE_FILE))
+            files.append(load_file(path))
         except (OSError, SafetensorError) as error:
-            return record | {"unknown": f"{folder / STATE_FILE} cannot be read: {str(error).splitlines()[0]}"}
+            return record | {"unknown": f"{path} cannot be read: {str(error).splitlines()[0]}"}
     left, right = files
     record |= {"only_a": sorted(left.keys() - right.keys()), "only_b": sorted(right.keys() - left.keys())}
     for name in sorted(left.keys() & right.keys()):
@@ -303,7 +294,7 @@ def compare_learned(a: Path, b: Path) -> dict[str, Any]:
 
 
 def _score(name: str, a: float | None, b: float | None) -> dict[str, Any]:
-    return {"name": name, "a": a, "b": b, "difference": None if a is None or b is None else b - a}
+    return {"name": name, "a": a, "b": b, "difference": minus(b, a)}
 
 
 def _names(run: Run) -> dict[str, Any]:
@@ -335,10 +326,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     _table(console, title, ["class", "A", "B", "B - A"], rows, numbers=True)
     for key, title, same in (
         ("config", "Settings that decide numbers", "the settings that decide numbers are the same"),
-        ("other", "Other settings, which do not decide numbers", _lacking(found, "settings", "other", "config.yaml")),
+        ("other", "Other settings, which do not decide numbers", _lacking(found, "settings", "the other settings are")),
         ("data", "Data", "same support images, test images and preparation"),
         ("fingerprints", "Fingerprints (first digits)", "same weights and data, by their fingerprints"),
-        ("environment", "Environment", _lacking(found, "environment", "", "environment.json")),
+        ("environment", "Environment", _lacking(found, "environment", "the environment is")),
         ("cost", "Cost", "seconds and memory are not recorded"),
     ):
         rows = [_cells(key, each) for each in found[key]]
@@ -352,27 +343,27 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 
 
 def _score_cells(score: Mapping[str, Any]) -> list[str]:
-    cells = [_DASH if score[name] is None else f"{100 * score[name]:.2f}" for name in ("a", "b")]
-    gap = score["difference"]
-    changed = _DASH if gap is None else f"{100 * gap:+.2f}"
+    cells = [DASH if score[name] is None else f"{100 * score[name]:.2f}" for name in ("a", "b")]
+    changed = DASH if score["difference"] is None else f"{100 * score['difference']:+.2f}"
     return [score["name"], *cells, "=" if score["a"] == score["b"] else changed]
 
 
-def _lacking(found: Mapping[str, Any], what: str, kind: str, file: str) -> str:
+def _lacking(found: Mapping[str, Any], what: str, said: str) -> str:
     """What is said where no difference was found, or none could be."""
-    name, verb = f"the {kind} {what}".replace("  ", " "), "are" if what.endswith("s") else "is"
     if runs := " and ".join(each.upper() for each in found[f"without_{what}"]):
+        name, _, verb = said.rpartition(" ")
+        file = {"settings": "config.yaml", "environment": "environment.json"}[what]
         return f"{name} of {runs} {verb} not recorded (no readable {file})"
-    return f"{name} {verb} the same"
+    return f"{said} the same"
 
 
 def _cells(kind: str, change: Change) -> list[str]:
-    key, sides = change["key"], [change.get(name, _DASH) for name in "ab"]
+    key, sides = change["key"], [change.get(name, DASH) for name in "ab"]
     if kind == "fingerprints":
         sides = [value[:12] for value in sides]
     if kind == "cost":
         if key.endswith("_bytes"):
-            sides = [value if value == _DASH else f"{value / 2**20:,.0f}" for value in sides]
+            sides = [value if value == DASH else f"{value / 2**20:,.0f}" for value in sides]
         key = f"{key.removeprefix('seconds.')}, seconds" if key.startswith("seconds.") else key
         key = key.replace("_bytes", ", MiB").replace("_", " ")
     return [key, *map(_text, sides)]
@@ -422,10 +413,6 @@ def _text(value: Any) -> str:
 def _table(
     console: Console, title: str, header: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False
 ) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     if title:  # not rich's own title, which is folded at the width of the table
         console.print(title)
     # Text, because keys and class names may hold what rich would read as markup.

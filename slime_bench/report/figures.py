@@ -31,8 +31,6 @@ _PARTS = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
 _BACKGROUND: tuple[int, ...] = (26, 26, 26)
 Pixels = NDArray[np.uint8]
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#777777"
-
-
 _NOT_SAID = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate")}  # they would change the bytes
 
 

@@ -14,18 +14,17 @@ from typing import Any
 from slime_bench.errors import ConfigError, ResultError
 from slime_bench.paths import advised
 from slime_bench.report.ablation import AblationReport
-from slime_bench.report.collect import Collected, Defaults, FailedTrial, departure, multirun, relative
+from slime_bench.report.collect import Collected, Defaults, FailedTrial, departure, multirun, relative, told
 from slime_bench.report.rows import PAPER_PRESET, MissingTrial
 from slime_bench.report.subject import SubjectReport
-from slime_bench.report.table import numbers
-from slime_bench.results.identity import canonical_json, parse_trial_folder
+from slime_bench.report.table import listed
+from slime_bench.results.identity import canonical_json
 from slime_bench.results.status import DONE, FAILED, MISSING, OOM, UNKNOWN, TrialStatus
 
 Trials = list[tuple[dict[str, Any], TrialStatus]]
-"""For each trial of a sweep the configuration as `collect.plain` gives it, and how far it is."""
+"""For each trial of a sweep the configuration as in `collect.planned_configs`, and how far it is."""
 PlannedTrials = Callable[[Sequence[str], Path | None, str | None], Trials]
 """Overrides of a sweep, outputs folder and a further folder of configuration files -> its trials."""
-FOLDERS = ("output_root", "data_root")
 MADE = ("car", "horse", "face")
 """Subjects with a target of the Makefile."""
 _LONGEST = 100
@@ -40,14 +39,9 @@ class Planned:
     outputs: Path
 
     @property
-    def told(self) -> list[str]:
-        """The overrides without the folders of one machine."""
-        return [text for text in self.overrides if text.partition("=")[0].lstrip("+~") not in FOLDERS]
-
-    @property
     def name(self) -> str:
         """A folder's name that follows from the overrides."""
-        parts = [text.removeprefix("experiment=") for text in self.told] or ["default"]
+        parts = [text.removeprefix("experiment=") for text in told(self.overrides)] or ["default"]
         name = re.sub(r"[^A-Za-z0-9_.+=,-]+", "_", " ".join(parts)).strip("._") or "default"
         if name == "_".join(parts) and len(name) <= _LONGEST:
             return name
@@ -73,10 +67,9 @@ class Planned:
                 found=f"the method {self.trials[0][0]['method']['name']}", expected="trials of the main tables",
                 remedy=shlex.join(["slime-bench", "report", f"--{names[0]}", *self.overrides]),
             )  # fmt: skip
-        folders = {Path(state.folder): state.state for _, state in self.trials if state.folder}
-        done = [parse_trial_folder(folder) for folder, state in folders.items() if state == DONE]
-        signatures = {trial["signature"] for trial in done if trial}
-        results = [one for one in collected.results if one.signature in signatures and one.method not in own]
+        states = {Path(state.folder).resolve(): state.state for _, state in self.trials if state.folder}
+        done = [one for one in collected.results if states.get(collected.folders[one.signature].resolve()) == DONE]
+        results = [one for one in done if one.method not in own]
         if not results:
             count = Counter(state.state for _, state in self.trials)
             raise ResultError(
@@ -86,8 +79,7 @@ class Planned:
                 expected="at least one finished trial (result.json)",
                 remedy=f"Run `{self.command}` first, or name another folder with --outputs.",
             )
-        places = {folder.resolve() for folder in folders}
-        invalid = [(path, why) for path, why in collected.invalid if path.parent.resolve() in places]
+        invalid = [(path, why) for path, why in collected.invalid if path.parent.resolve() in states]
         return replace(collected, results=results, invalid=invalid, failed=[])
 
     def narrowed(self, report: SubjectReport, defaults: Defaults) -> SubjectReport:
@@ -185,7 +177,7 @@ def found_problems(report: SubjectReport, root: Path) -> Problems:
     if items and report.subject in MADE:
         paper = {row.preset for row in report.rows} == {PAPER_PRESET}
         command = table_command(report.subject, PAPER_PRESET if paper else "mini")
-    expected = f"shots {numbers(report.expected_shots)} and seeds {numbers(report.expected_seeds)}"
+    expected = f"shots {listed(report.expected_shots)} and seeds {listed(report.expected_seeds)}"
     note = f"Expected of every row: {expected}. For the trials of one sweep name it: slime-bench report experiment=..."
     return Problems(items, None, command, [note])
 

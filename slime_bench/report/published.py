@@ -120,21 +120,10 @@ class Published:
         return next((row for row in self.rows if (row.key, row.shots) == (key, shots)), None)
 
 
-@dataclass(frozen=True)
-class PublishedLayers:
-    """The two layers that InfoScore puts first, as a source states them for one backbone on some data sets."""
-
-    backbone: str
-    data: list[str]
-    layers: list[str]
-    source: str
-
-
-def load_layers(backbone: str, data: str) -> PublishedLayers | None:
-    """What is published of the layers of our backbone on our data set; `conf/paper/infoscore_layers.yaml`."""
-    content = yaml.safe_load((config_dir() / "paper" / "infoscore_layers.yaml").read_text(encoding="utf-8"))
-    found = TypeAdapter(list[PublishedLayers]).validate_python(content)
-    return next((each for each in found if each.backbone == backbone and data in each.data), None)
+def load_layers(backbone: str, data: str) -> dict[str, Any] | None:
+    """Which two `layers` of our backbone InfoScore puts first on our data set, as a `source` states it."""
+    found = yaml.safe_load((config_dir() / "paper" / "infoscore_layers.yaml").read_text(encoding="utf-8"))
+    return next((each for each in found if each["backbone"] == backbone and data in each["data"]), None)
 
 
 def load_published(subject: str) -> Published | None:

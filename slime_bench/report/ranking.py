@@ -9,22 +9,24 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from slime_bench.errors import ResultError
 from slime_bench.paths import config_dir
 from slime_bench.report.collect import (
+    FOLDERS,
     Collected,
     FailedTrial,
     Provenance,
     collect,
+    default_outputs,
     default_settings,
     family,
     match,
     multirun,
-    plain,
+    planned_configs,
     provenance,
     variants,
 )
@@ -37,7 +39,6 @@ REPORT: Final = "ranking"
 """Name of this report in the `facts` of results; trials of a method that has it keep a study of their layers."""
 STUDY_FILE: Final = "layer_study.json"
 _NOT_A_SETTING = ("seed", "metric")
-_FOLDERS = ("output_root", "data_root", "data.root", "backbone.weights")
 _COUNTS = ("rank_images", "test_images", "forwarded_images")
 _FIELDS = ("layers", "info_score", "order", "rank_on", *_COUNTS, "bootstrap", "conventions")
 Study = Mapping[str, Any]
@@ -170,18 +171,21 @@ class RankingReport:
     command: str
 
 
-class _Series(NamedTuple):
-    """Finished trials that differ in their seed alone, the expected seeds, and `left_out` of `Matched`."""
+@dataclass
+class _Series:
+    """Finished trials that differ in their seed alone, the expected seeds, and `left_out` of `Matched`; their studies
+    by seed, and those that cannot be used."""
 
     trials: list[TrialResult]
     expected: Sequence[int]
     left_out: int = 0
+    studies: dict[int, Study] = field(default_factory=dict)
+    spoilt: list[Spoilt] = field(default_factory=list)
 
 
 def ranking_reports(
     overrides: Sequence[str],
     outputs: Path | None,
-    default_outputs: Path,
     *,
     subject: str,
     seeds: Sequence[int],
@@ -193,7 +197,7 @@ def ranking_reports(
     Args:
         overrides: as they were given to the sweep: its trials alone are reported, and those that are missing are known.
             Without any, every finished trial is reported.
-        outputs: folder with runs/; that of the configuration by default, `default_outputs` without overrides.
+        outputs: folder with runs/; that of the configuration by default.
         subject, seeds: without overrides: of this subject alone; expected seeds of every series.
         convention: that of the configuration by default, `slime` without overrides.
 
@@ -201,23 +205,25 @@ def ranking_reports(
         ConfigError: overrides that cannot be composed.
         ResultError: no finished trial has a study that can be used.
     """
-    planned, absent, command = _planned(overrides, extra_dir) if overrides else [], list[str](), ""
-    if planned:
+    absent, command = list[str](), ""
+    if overrides:
+        planned = planned_configs(overrides, extra_dir)
         outputs = outputs or Path(planned[0]["output_root"])
         convention = convention or planned[0]["metric"]["convention"]
-        command = multirun(overrides, _FOLDERS)
-    outputs, convention = outputs or default_outputs, convention or "slime"
+        command = multirun(overrides, (*FOLDERS, "data.root", "backbone.weights"))
+    outputs, convention = outputs or default_outputs(), convention or "slime"
     collected = collect(outputs).of_report(REPORT)
-    if planned:
+    if overrides:
         every, absent = _matching(planned, collected)
     else:
         mine = by_series(one for one in collected.results if subject in ("all", one.subject))
-        every = {series: _Series(trials, seeds) for series, trials in mine.items()}
-    read = {series: _read_studies(found.trials, collected) for series, found in every.items()}
-    groups = _groups(every, read, collected, convention, extra_dir)
-    rest = [one for studies, spoilt in read.values() if not studies for one in spoilt]
+        every = [_Series(trials, seeds) for trials in mine.values()]
+    for each in every:
+        _read_studies(each, collected)
+    groups = _groups([each for each in every if each.studies], collected, convention, extra_dir)
+    rest = [one for each in every if not each.studies for one in each.spoilt]
     if not groups:
-        number = sum(len(found.trials) for found in every.values())
+        number = sum(len(each.trials) for each in every)
         about = [f"{number} finished trial(s) of the experiment, {len(collected.failed)} failed"]
         about += [f"{len(collected.results) - number} of other settings or subjects"]
         raise ResultError(
@@ -238,15 +244,9 @@ def experiment() -> str:
     return f"experiment={names[0] if names else REPORT}"
 
 
-def _planned(overrides: Sequence[str], extra_dir: str | None) -> list[dict[str, Any]]:
-    from slime_bench.config.compose import plan
-
-    return [plain(cfg) for cfg in plan(overrides, sweep=True, extra_dir=extra_dir).trials]
-
-
-def _matching(planned: Sequence[Mapping[str, Any]], collected: Collected) -> tuple[dict[str, _Series], list[str]]:
+def _matching(planned: Sequence[Mapping[str, Any]], collected: Collected) -> tuple[list[_Series], list[str]]:
     """The results of planned trials by series, and the settings without a finished trial."""
-    found, absent = dict[str, _Series](), list[str]()
+    found, absent = list[_Series](), list[str]()
     settings: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
     for trial in planned:
         values = {key: value for key, value in trial["decided"].items() if key not in _NOT_A_SETTING}
@@ -255,7 +255,7 @@ def _matching(planned: Sequence[Mapping[str, Any]], collected: Collected) -> tup
         matched = match(trials, collected, lambda one: one.series)
         results = sorted(matched.results.values(), key=lambda one: one.seed)
         if results:
-            found[results[0].series] = _Series(results, sorted(trials), matched.left_out)
+            found.append(_Series(results, sorted(trials), matched.left_out))
         else:
             first = next(iter(trials.values()))
             label = ", ".join(f"{name} {first[name]['name']}" for name in ("data", "backbone", "protocol"))
@@ -263,57 +263,48 @@ def _matching(planned: Sequence[Mapping[str, Any]], collected: Collected) -> tup
     return found, absent
 
 
-def _read_studies(trials: Sequence[TrialResult], collected: Collected) -> tuple[dict[int, Study], list[Spoilt]]:
-    """Seed -> study; one that cannot be used is listed and does not stop the report."""
-    found, spoilt = dict[int, Study](), list[Spoilt]()
-    for one in trials:
+def _read_studies(series: _Series, collected: Collected) -> None:
+    """A study that cannot be used is listed and does not stop the report."""
+    for one in series.trials:
         path, why = collected.folders[one.signature] / STUDY_FILE, ""
         try:
             study = json.loads(path.read_text(encoding="utf-8"))
             if lacking := [name for name in _FIELDS if name not in study]:
                 why = f"fields are missing. ({', '.join(lacking)})"
             else:
-                found[one.seed] = study
+                series.studies[one.seed] = study
         except OSError as error:
             why = f"there is no such file. ({error.strerror})"
         except (ValueError, TypeError) as error:
             why = f"it is not valid JSON. ({error})"
         if why:
-            spoilt.append(Spoilt(path, one.seed, f"This is no valid study of layers: {why}"))
-    return found, spoilt
+            series.spoilt.append(Spoilt(path, one.seed, f"This is no valid study of layers: {why}"))
 
 
-def _groups(
-    every: Mapping[str, _Series],
-    read: Mapping[str, tuple[dict[int, Study], list[Spoilt]]],
-    collected: Collected,
-    convention: str,
-    extra_dir: str | None,
-) -> list[Group]:
+def _groups(every: Sequence[_Series], collected: Collected, convention: str, extra_dir: str | None) -> list[Group]:
     """One group for each series with a study, sorted by data, backbone, preset, protocol and settings."""
-    members = {series: [one for one in found.trials if one.seed in read[series][0]] for series, found in every.items()}
-    some = [trials[0] for trials in members.values() if trials]
+    some = [next(one for one in each.trials if one.seed in each.studies) for each in every]
     labels = variants(some, default_settings(((family(one), one.config) for one in some), extra_dir))
     groups = []
-    for first in some:
-        series, trials = first.series, members[first.series]
-        studies, spoilt = read[series]
-        found = list(studies.values())
+    for first, series in zip(some, every, strict=True):
+        found = list(series.studies.values())
         measured = [each["conventions"][convention] for each in found]
-        each_seed = [_seed(*each) for each in zip(studies, found, measured, strict=True)]
+        each_seed = [_seed(*each) for each in zip(series.studies, found, measured, strict=True)]
         groups.append(
             Group(
                 facts={name: getattr(first, name) for name in ("data", "backbone", "preset", "protocol", "method")},
-                variant=labels[series], series=series, subject=first.subject, prepared=dict(first.prepared),
+                variant=labels[first.series], series=first.series, subject=first.subject, prepared=dict(first.prepared),
                 prompts=first.facts.get("stated", {}).get("prompts", ""), rank_on=found[0]["rank_on"],
                 bootstrap={name: found[0]["bootstrap"][name] for name in ("resamples", "percent", "over")},
                 layers=_layers(found, measured), ensembles=_ensembles(found[0]["layers"], measured),
                 pairs=_pairs([_random_pairs(each) for each in measured]), seeds=each_seed,
                 rho=stat([one.rho for one in each_seed if one.rho is not None]),
-                missing=[seed for seed in every[series].expected if seed not in studies], spoilt=spoilt,
+                missing=[seed for seed in series.expected if seed not in series.studies], spoilt=series.spoilt,
                 failed=[one for one in collected.failed if (one.method, one.data) == (first.method, first.data)],
-                provenance=provenance(collected.folders[one.signature] for one in trials),
-                left_out=every[series].left_out,
+                provenance=provenance(
+                    collected.folders[one.signature] for one in series.trials if one.seed in series.studies
+                ),
+                left_out=series.left_out,
             )
         )  # fmt: skip
     return sorted(groups, key=lambda group: (*group.facts.values(), group.variant, group.series))

@@ -17,12 +17,6 @@ from slime_bench.report.rows import NOTHING, stat
 from slime_bench.report.statistics import claim_lines
 from slime_bench.report.table import DASH, UNIT, Grid, Line, listed, stat_text
 
-_SEED_COLUMNS = (
-    *("seed", "rho", "rho_std", "interval_low", "interval_high", "best_by_info", "best_by_miou", "top1_is_best"),
-    *("top2_are_best", "top2", "pairs", "pairs_mean", "pairs_above", "above_pairs", "above_low", "above_high"),
-    *("entropy_ratio_rho", "cov_rho", "rank_images", "test_images", "forwarded_images"),
-)
-
 
 def ranking_grids(report: RankingReport, group: Group) -> list[Grid]:
     """The layers with the caption of the whole, the ensembles, and the seeds."""
@@ -47,7 +41,7 @@ def _caption(report: RankingReport, group: Group) -> list[str]:
         *table.prepared_lines([group.prepared]),
         *table.metric_lines(report.convention, True, [len(seeds)]),
         *claim_lines([("", len(seeds), min(one.test_images for one in seeds))]),
-        f"seeds {table.numbers([one.seed for one in seeds])}; layers ranked with single prompts on "
+        f"seeds {listed([one.seed for one in seeds])}; layers ranked with single prompts on "
         f"{f'the {rank_images} TEST IMAGES (transductive)' if group.rank_on == 'test' else ranked}; "
         f"tested on {_range([one.test_images for one in seeds])} images",
         f"study without CRF; prompts: {group.prompts or 'not recorded'}",
@@ -61,10 +55,10 @@ def _caption(report: RankingReport, group: Group) -> list[str]:
             "bootstrap" + ("" if group.rank_on == "test" else " and the images ranked on")
         )
     again = f"; to run them: {report.command}" if report.command else ""
-    expected = table.numbers(sorted({*group.missing, *(one.seed for one in seeds)}))
+    expected = listed(sorted({*group.missing, *(one.seed for one in seeds)}))
     lines.append(f"missing trials: none (of seeds {expected})")
     if group.missing:
-        lines[-1] = f"MISSING TRIALS (of seeds {expected}): seed {table.numbers(group.missing)}{again}"
+        lines[-1] = f"MISSING TRIALS (of seeds {expected}): seed {listed(group.missing)}{again}"
     lines += [f"NOT USED: seed {one.seed}: {one.reason}" for one in group.spoilt]
     lines += [f"failed: seed {one.seed} ({one.summary})" for one in group.failed]
     if group.left_out:
@@ -81,7 +75,11 @@ def _layers(report: RankingReport, group: Group) -> Grid:
     for layer in group.layers:
         ranks = [f"{layer.info_rank:g}", f"{layer.miou_rank:g}"]
         gap = f"{layer.rank_difference:+g}" if layer.rank_difference else "0"
-        lines.append(Line([layer.name, _score(layer.info_score), ranks[0], stat_text(layer.miou), ranks[1], gap]))
+        lines.append(
+            Line(
+                [layer.name, stat_text(layer.info_score, ".4g", ".2g"), ranks[0], stat_text(layer.miou), ranks[1], gap]
+            )
+        )
     title = f"{group.subject}: InfoScore and mIoU in percent of every layer ({place(group)})"
     return Grid(title, header, lines, _caption(report, group))
 
@@ -109,17 +107,16 @@ def _seeds(group: Group) -> Grid:
     lines = []
     for one in group.seeds:
         interval = DASH if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
-        cells = [str(one.seed), _rho([one.rho]), interval, one.best_by_info, one.best_by_miou, words[one.top1_is_best]]
+        cells = [str(one.seed), _rho(one.rho), interval, one.best_by_info, one.best_by_miou, words[one.top1_is_best]]
         cells += [words[one.top2_are_best], stat_text(Stat(one.top2, None)), f"{one.pairs_above} of {one.pairs}"]
-        lines.append(Line([*cells, _above(one), _rho([one.entropy_ratio_rho]), _rho([one.cov_rho])]))
+        lines.append(Line([*cells, _above(one), _rho(one.entropy_ratio_rho), _rho(one.cov_rho)]))
     top2 = stat_text(next((one.miou for one in group.ensembles if one.name == "top-2"), NOTHING))
     above = f"{sum(one.pairs_above for one in group.seeds)} of {sum(one.pairs for one in group.seeds)}"
     seeds = group.seeds
     above_pairs = stat([one.above_pairs for one in seeds if one.above_pairs is not None])
     tallies = [_tally(group, name) for name in ("top1_is_best", "top2_are_best")]
     best = [f"{found['yes']} of {found['of']}" if found["of"] else DASH for found in tallies]
-    factors = [_rho([getattr(one, name) for one in seeds]) for name in ("entropy_ratio_rho", "cov_rho")]
-    rho = _rho([one.rho for one in seeds])
+    rho, *factors = (_rho(*(getattr(one, name) for one in seeds)) for name in ("rho", "entropy_ratio_rho", "cov_rho"))
     lines.append(Line(["all seeds", rho, DASH, DASH, DASH, *best, top2, above, stat_text(above_pairs), *factors]))
     resamples = group.bootstrap["resamples"]
     drawn = f"bootstrap of {resamples} resamples over {group.bootstrap['over']}" if resamples else "no bootstrap"
@@ -140,10 +137,10 @@ def _published(group: Group) -> list[str]:
     known = load_layers(group.facts["backbone"], group.facts["data"])
     if known is None:
         return []
-    same = [one.seed for one in group.seeds if set(one.first_two) == set(known.layers)]
+    same = [one.seed for one in group.seeds if set(one.first_two) == set(known["layers"])]
     others = [f"{' and '.join(one.first_two)} in seed {one.seed}" for one in group.seeds if one.seed not in same]
-    ours = [f"the same here in seed {table.numbers(same)}"] if same else []
-    return [f"published: {' and '.join(known.layers)} first ({known.source}); {'; '.join(ours + others)}"]
+    ours = [f"the same here in seed {listed(same)}"] if same else []
+    return [f"published: {' and '.join(known['layers'])} first ({known['source']}); {'; '.join(ours + others)}"]
 
 
 def _above(one: SeedStudy) -> str:
@@ -154,24 +151,15 @@ def _above(one: SeedStudy) -> str:
     )
 
 
-def _rho(values: Sequence[float | None]) -> str:
+def _rho(*values: float | None) -> str:
     """Mean and sample deviation of those that are defined."""
-    found = stat([value for value in values if value is not None])
-    if found.mean is None:
-        return DASH
-    return f"{found.mean:.2f}" + ("" if found.std is None else f"±{found.std:.2f}")
+    return stat_text(stat([value for value in values if value is not None]), ".2f")
 
 
 def _tally(group: Group, name: str) -> dict[str, int]:
     """In how many seeds it holds, of those in which it is defined."""
     defined = [value for one in group.seeds if (value := getattr(one, name)) is not None]
     return {"yes": sum(defined), "of": len(defined)}
-
-
-def _score(value: Stat) -> str:
-    if value.mean is None:
-        return DASH
-    return f"{value.mean:.4g}" + ("" if value.std is None else f"±{value.std:.2g}")
 
 
 def _range(values: Sequence[int]) -> str:
@@ -221,7 +209,7 @@ def write_ranking(report: RankingReport, folder: Path, root: Path, figures: Mapp
         "not_used": [{"path": relative(one.path, root), "seed": one.seed, "reason": one.reason} for one in not_used],
         "command": report.command,
     }  # fmt: skip
-    return table.write_report(folder / f"{report.data}-ranking", blocks, *_csv(report), content)
+    return table.write_report(folder / f"{report.data}-ranking", blocks, _csv(report), content)
 
 
 def _entry(report: RankingReport, group: Group) -> dict[str, Any]:
@@ -241,12 +229,10 @@ def _entry(report: RankingReport, group: Group) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _csv(report: RankingReport) -> tuple[list[dict[str, Any]], list[str]]:
-    """A line for each layer, ensemble and seed of each group, in full precision; and the columns."""
+def _csv(report: RankingReport) -> list[dict[str, Any]]:
+    """A line for each layer, ensemble and seed of each group, in full precision."""
     facts = ["data", "backbone", "preset", "protocol", "method", "variant", "series", "subject", "prepared"]
     facts += ["convention", "background_in_average", "crf", "prompts", "rank_on", "unit", "seeds", "missing_seeds"]
-    columns = ["part", "name", "layers", "info_score_mean", "info_score_std", "info_rank", "miou_mean", "miou_std"]
-    columns += ["miou_rank", "rank_difference", *_SEED_COLUMNS]
     lines = []
     for group in report.groups:
         entry = _entry(report, group)
@@ -255,24 +241,27 @@ def _csv(report: RankingReport) -> tuple[list[dict[str, Any]], list[str]]:
         shared |= {"seeds": table.spaced(one.seed for one in group.seeds), "missing_seeds": table.spaced(group.missing)}
         pairs = {name: sum(getattr(one, name) for one in group.seeds) for name in ("pairs", "pairs_above")}
         whole = {"part": "all seeds", "name": "all seeds", "rho": group.rho.mean, "rho_std": group.rho.std, **pairs}
-        lines += [shared | {"part": "layer", **_flat(layer)} for layer in group.layers]
+        lines += [
+            shared | {"part": "layer", "name": layer.name, "layers": None, **_flat(layer)} for layer in group.layers
+        ]
         drawn = [Ensemble(f"random pairs, {name}", None, value) for name, value in group.pairs.items()]
         lines += [shared | {"part": "ensemble", **_flat(one)} for one in (*group.ensembles, *drawn)]
         lines += [shared | {"part": "seed", "name": f"seed {one.seed}", **_flat(one)} for one in group.seeds]
         lines.append(shared | whole)
-    return lines, [*facts, *columns]
+    return lines
 
 
 def _flat(record: Layer | Ensemble | SeedStudy) -> dict[str, Any]:
     """The fields as cells of a CSV line: `<name>_mean` and `<name>_std`, `<name>_low` and `<name>_high`."""
     cells: dict[str, Any] = {}
-    for name in (each.name for each in fields(record)):
+    for name in (each.name for each in fields(record) if each.name not in ("first_two", "seconds")):
         value = getattr(record, name)
         if isinstance(value, Stat):
             cells |= {f"{name}_mean": value.mean, f"{name}_std": value.std}
-        elif name.endswith("interval") and value:
-            stem = name if name == "interval" else name.removesuffix("_interval")
-            cells |= {f"{stem}_low": value[0], f"{stem}_high": value[1]}
+        elif name.endswith("interval"):
+            stem, (low, high) = name.removesuffix("_interval"), value or (None, None)
+            cells |= {f"{stem}_low": low, f"{stem}_high": high}
         else:
             cells[name] = " ".join(value) if isinstance(value, tuple) else value
+        cells |= {"rho_std": None} if name == "rho" else {}
     return cells

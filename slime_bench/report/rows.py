@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from slime_bench.errors import ResultError
 from slime_bench.report.collect import Defaults, is_default, variants
 from slime_bench.report.published import Published, PublishedRow, Stat
 from slime_bench.results.result import TrialResult, average_of
@@ -134,9 +133,6 @@ def aggregate(
     Args:
         defaults: default settings of the families for which they are known.
         bootstrap: over the test images; without it rows have no interval.
-
-    Raises:
-        ResultError: two results of one series and seed.
     """
     every = by_series(results)
     labels = variants([trials[0] for trials in every.values()], defaults)
@@ -171,25 +167,11 @@ def aggregate(
 
 
 def by_series(results: Iterable[TrialResult]) -> dict[str, list[TrialResult]]:
-    """Series -> its trials by seed.
-
-    Raises:
-        ResultError: two results of one series and seed.
-    """
+    """Series -> its trials by seed."""
     found: dict[str, list[TrialResult]] = defaultdict(list)
     for one in results:
         found[one.series].append(one)
-    for series, trials in found.items():
-        trials.sort(key=lambda one: one.seed)
-        seeds = [one.seed for one in trials]
-        if len(set(seeds)) < len(seeds):
-            raise ResultError(
-                "Two results claim to be the same trial.",
-                found=f"signatures {[one.signature for one in trials]}, seeds {seeds}",
-                expected=f"one result per seed of series {series}",
-                remedy="Delete the folder of the one that does not belong.",
-            )
-    return found
+    return {series: sorted(trials, key=lambda one: one.seed) for series, trials in found.items()}
 
 
 def without_variants(rows: Sequence[Row]) -> list[Row]:
@@ -272,16 +254,16 @@ def comparison(row: Row, published: Published | None) -> PublishedRow | None:
     found = None if row.shots is None else published.main_row(row.method, row.shots)
     if found is None or not row.default:
         return None
-    ours = {"data": row.data, "backbone": row.backbone, "test": row.prepared.get("test")}
-    theirs = {**published.comparable, **({"backbone": found.backbones} if found.backbones else {})}
-    same_world = all(value is None or value in theirs[name] for name, value in ours.items())
+    theirs, test = published.comparable, row.prepared.get("test")
+    same_world = row.data in theirs["data"] and row.backbone in (found.backbones or theirs["backbone"])
+    same_world &= test is None or test in theirs["test"]
     # "limit", "test images": a part of the data, to try out or because the method is slow
     return found if same_world and not {"limit", "test images"} & row.prepared.keys() else None
 
 
-def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
+def difference(row: Row, published: Published | None) -> dict[str, Any] | None:
     """Ours minus published in percentage points, per class and for the average; None without a comparison."""
-    if other is None:
+    if (other := comparison(row, published)) is None:
         return None
     per_class = {
         name: minus(stat.mean, other.per_class[name].mean)
@@ -291,10 +273,10 @@ def difference(row: Row, other: PublishedRow | None) -> dict[str, Any] | None:
     return {"per_class": per_class, "average": minus(row.average.mean, other.average.mean)}
 
 
-def stats_of(row: Row | PublishedRow | None, columns: Iterable[str]) -> dict[str, Stat]:
-    """The numbers of a table's line by column, those of the average as `avg`."""
-    per_class, average = (row.per_class, row.average) if row else ({}, NOTHING)
-    return {**{name: per_class.get(name, NOTHING) for name in columns}, "avg": average}
+def stats_of(row: Row | PublishedRow | None, columns: Iterable[str], average: str = "avg") -> dict[str, Stat]:
+    """The numbers of a table's line by column, those of the average under its own name."""
+    per_class, mean = (row.per_class, row.average) if row else ({}, NOTHING)
+    return {**{name: per_class.get(name, NOTHING) for name in columns}, average: mean}
 
 
 def choices(prepared: Mapping[str, str]) -> str:

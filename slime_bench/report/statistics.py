@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from slime_bench.metrics.bootstrap import PERCENT, RESAMPLES, Bounds, Difference
 from slime_bench.metrics.ratio import Array, Floats, ratio_terms
 from slime_bench.report.published import Published, Stat
 from slime_bench.report.rows import Row, comparison, row_name
-from slime_bench.report.table import DASH, Grid, Line, csv_of, grouped, json_of, listed, numbers, spaced, stat_text
+from slime_bench.report.table import DASH, Grid, Line, csv_of, grouped, json_of, listed, spaced, stat_text
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, read_per_image_arrays
 
 MIN_SEEDS: Final = 4
@@ -75,19 +76,6 @@ class Paired(_Drawn):
     per_class: dict[str, Difference]
 
 
-@dataclass(frozen=True, eq=False)
-class _Images:
-    """Counts of one trial [N,K], images sorted by their id: the order in a file must not change an interval."""
-
-    ids: list[str]
-    intersection: Array
-    union: Array
-    present: Array
-
-    def terms(self, convention: str) -> tuple[Floats, Floats]:
-        return ratio_terms(self.intersection, self.union, self.present, convention)
-
-
 class ImageBootstrap:
     """The bootstrap over test images; everything that was read and drawn is kept.
 
@@ -98,9 +86,8 @@ class ImageBootstrap:
 
     def __init__(self, folders: Mapping[str, Path], resamples: int = RESAMPLES, seed: int = 0) -> None:
         self.folders, self.resamples, self.seed = folders, resamples, seed
-        self._images: dict[str, _Images] = {}
-        self._weights: dict[int, Floats] = {}
-        self._metrics: dict[tuple[str, str, bool], tuple[Floats, Floats]] = {}
+        self._counts, self._metric = cache(self._read), cache(self._computed)
+        self._weights = cache(partial(resampling.image_weights, resamples=resamples, seed=seed))
 
     def interval(self, results: Sequence[TrialResult], convention: str, background: bool) -> Interval:
         """The interval of the row that the results of one series make; of their mean over the seeds.
@@ -111,12 +98,13 @@ class ImageBootstrap:
             images = self._same_images(results)
         except ResultError as error:
             return Interval(PERCENT, self.resamples, self.seed, 0, None, {}, {}, missing=error.summary.rstrip("."))
-        drawn = resampling.nan_mean(np.array([self._metric(one, convention, background)[1] for one in results]), axis=0)
-        counted = np.any([self._read(one).terms(convention)[1] > 0 for one in results], axis=0)  # [N,K]
+        ids = [one.signature for one in results]
+        drawn = resampling.nan_mean(np.array([self._metric(each, convention, background)[1] for each in ids]), axis=0)
+        counted = np.any([self._terms(each, convention)[1] > 0 for each in ids], axis=0)  # [N,K]
         names = results[0].classes
         *classes, average = (resampling.bounds(column) for column in drawn.T)
         return Interval(
-            percent=PERCENT, resamples=self.resamples, seed=self.seed, images=len(images.ids), average=average,
+            percent=PERCENT, resamples=self.resamples, seed=self.seed, images=images, average=average,
             per_class=dict(zip(names, classes, strict=True)),
             class_images=dict(zip(names, counted.sum(axis=0).tolist(), strict=True)),
         )  # fmt: skip
@@ -136,7 +124,7 @@ class ImageBootstrap:
             )  # fmt: skip
         sides = [[side[seed] for seed in seeds] for side in (left, right)]
         images = self._same_images([*sides[0], *sides[1]])
-        metrics = [[self._metric(one, convention, background) for one in side] for side in sides]
+        metrics = [[self._metric(one.signature, convention, background) for one in side] for side in sides]
         points = [np.array([point for point, _ in side]) for side in metrics]  # [S,K+1]
         drawn = [np.array([each for _, each in side]) for side in metrics]  # [S,R,K+1]
         *classes, average = (
@@ -144,7 +132,7 @@ class ImageBootstrap:
             for k in range(points[0].shape[1])
         )
         return Paired(
-            percent=PERCENT, resamples=self.resamples, seed=self.seed, images=len(images.ids), seeds=tuple(seeds),
+            percent=PERCENT, resamples=self.resamples, seed=self.seed, images=images, seeds=tuple(seeds),
             unpaired_seeds=tuple(sorted(set(left) ^ set(right))), average=average,
             per_class=dict(zip(sides[0][0].classes, classes, strict=True)),
         )  # fmt: skip
@@ -158,48 +146,44 @@ class ImageBootstrap:
         except ResultError as error:
             return None, error.summary.rstrip(".")
 
-    def _same_images(self, results: Sequence[TrialResult]) -> _Images:
-        """The images of all results.
+    def _same_images(self, results: Sequence[TrialResult]) -> int:
+        """How many images all results are of.
 
         Raises:
             ResultError: they have other classes, images or ground truth (as far as the counts show it), or no counts.
         """
-        first, images = results[0], self._read(results[0])
+        ids, (_, _, present) = self._counts(results[0].signature)
         for one in results:
-            other = self._read(one)
-            if one.classes != first.classes:
+            others, (_, _, there) = self._counts(one.signature)
+            if one.classes != results[0].classes:
                 raise ResultError("These trials have other classes.")
-            if other.ids != images.ids or not np.array_equal(other.present, images.present):
+            if others != ids or not np.array_equal(there, present):
                 raise ResultError("These trials were not tested on the same images with the same ground truth.")
-        return images
+        return len(ids)
 
-    def _metric(self, result: TrialResult, convention: str, background: bool) -> tuple[Floats, Floats]:
+    def _terms(self, signature: str, convention: str) -> tuple[Floats, Floats]:
+        intersection, union, present = self._counts(signature)[1]
+        return ratio_terms(intersection, union, present, convention)
+
+    def _computed(self, signature: str, convention: str, background: bool) -> tuple[Floats, Floats]:
         """In percent, as it is [K+1] and on every resample [R,K+1]; the last column is the mean over the classes."""
-        key = (result.signature, convention, background)
-        if key not in self._metrics:
-            images = self._read(result)
-            number = len(images.ids)
-            if number not in self._weights:
-                self._weights[number] = resampling.image_weights(number, self.resamples, self.seed)
-            terms = images.terms(convention)
-            (point,) = resampling.resampled(*terms, np.ones((1, number)), background)
-            self._metrics[key] = point, resampling.resampled(*terms, self._weights[number], background)
-        return self._metrics[key]
+        terms = self._terms(signature, convention)
+        (point,) = resampling.resampled(*terms, np.ones((1, len(terms[0]))), background)
+        return point, resampling.resampled(*terms, self._weights(len(terms[0])), background)
 
-    def _read(self, result: TrialResult) -> _Images:
-        """The counts beside a result.
+    def _read(self, signature: str) -> tuple[list[str], list[Array]]:
+        """Ids, and intersection, union and presence [N,K] beside a result, sorted by id: the order in a file must not
+        change an interval.
 
         Raises:
             ResultError: there are none, or they cannot be read.
         """
-        if result.signature not in self._images:
-            path = self.folders[result.signature] / PER_IMAGE_FILE
-            if not path.is_file():
-                raise ResultError(f"there is no {PER_IMAGE_FILE} beside the result", path=path)
-            ids, _, *counts = read_per_image_arrays(path)
-            order = np.argsort(np.array(ids, dtype=object), kind="stable")
-            self._images[result.signature] = _Images([ids[row] for row in order], *(each[order] for each in counts))
-        return self._images[result.signature]
+        path = self.folders[signature] / PER_IMAGE_FILE
+        if not path.is_file():
+            raise ResultError(f"there is no {PER_IMAGE_FILE} beside the result", path=path)
+        ids, _, *counts = read_per_image_arrays(path)
+        order = np.argsort(np.array(ids, dtype=object), kind="stable")
+        return [ids[row] for row in order], [each[order] for each in counts]
 
 
 # ------------------------------------------------------------------------------------------------- rows of a table
@@ -351,20 +335,19 @@ def uncertainty_lines(rows: Iterable[tuple[str, int, Interval | None]]) -> list[
 def claim_lines(rows: Iterable[tuple[str, int, int | None]]) -> list[str]:
     """Sentences on rows with too few seeds or test images; rows as name, seeds, images (None where unknown)."""
     rows = list(rows)
+
+    def too_few(found: Sequence[tuple[str, int]], what: str) -> str:
+        who = "" if len(found) == len(rows) else f" ({listed(name for name, _ in found)})"
+        return f"{listed(sorted(number for _, number in found))} {what}{who} are too few for a claim"
+
     lines = []
-    few = [(name, seeds) for name, seeds, _ in rows if 0 < seeds < MIN_SEEDS]
-    if few:
-        counts = numbers(sorted({seeds for _, seeds in few}))
-        who = "" if len(few) == len(rows) else f" ({listed([name for name, _ in few])})"
+    if few := [(name, seeds) for name, seeds, _ in rows if 0 < seeds < MIN_SEEDS]:
         lines.append(
-            f"n = {counts} seeds{who} are too few for a claim about other seeds or support images, whatever the "
-            f"difference: it takes n = {MIN_SEEDS} on both sides before an exact test can come below p = 0.05"
+            f"n = {too_few(few, 'seeds')} about other seeds or support images, whatever the difference: it takes "
+            f"n = {MIN_SEEDS} on both sides before an exact test can come below p = 0.05"
         )
-    thin = {name: images for name, _, images in rows if images is not None and images < MIN_IMAGES}
-    if thin:
-        counts = numbers(sorted(set(thin.values())))
-        who = "" if len(thin) == len(rows) else f" ({listed(list(thin))})"
-        lines.append(f"{counts} test images{who} are too few for a claim: below {MIN_IMAGES} intervals are too short")
+    if thin := [(name, images) for name, _, images in rows if images is not None and images < MIN_IMAGES]:
+        lines.append(f"{too_few(thin, 'test images')}: below {MIN_IMAGES} intervals are too short")
     return lines
 
 
@@ -397,15 +380,10 @@ def p_text(p: float | None, resamples: int) -> str:
 def interval_csv(interval: Interval | None, columns: Sequence[str]) -> dict[str, object]:
     """An interval as the cells of a CSV line: `<column>_low`, `<column>_high` and what the interval is."""
     usable = interval if interval is not None and not interval.missing else None
-    every = {
-        **dict.fromkeys([*columns, "average"]),
-        **({**usable.per_class, "average": usable.average} if usable else {}),
-    }
-    cells: dict[str, object] = {
-        f"{column}_{end}": getattr(every[column], end, None)
-        for column in [*columns, "average"]
-        for end in ("low", "high")
-    }
+    found = {**usable.per_class, "average": usable.average} if usable else {}
+    cells: dict[str, object] = {}
+    for column in (*columns, "average"):
+        cells |= {f"{column}_{end}": getattr(found.get(column), end, None) for end in ("low", "high")}
     cells |= {f"interval_{name}": getattr(usable, name, None) for name in ("percent", "images", "resamples")}
     return cells | {"interval_missing": interval.missing if interval else ""}
 

@@ -12,7 +12,6 @@ from slime_bench.report import statistics, table
 from slime_bench.report.collect import Collected, Defaults, FailedTrial, relative
 from slime_bench.report.published import Published
 from slime_bench.report.rows import (
-    NOTHING,
     PAPER_PRESET,
     MissingTrial,
     Row,
@@ -152,13 +151,13 @@ def section_grid(section: Section) -> Grid:
 
 
 def _line(section: Section, row: Row, optional: Sequence[str]) -> Line:
-    stats = stats_of(row, section.columns)
+    stats, form = stats_of(row, section.columns), "" if row.published else ".1f"
     cells = [row.label + ("*" if row.supervised else ""), DASH if row.shots is None else str(row.shots)]
     cells += [getattr(row, name) or DASH for name in optional]
-    cells += [DASH if row.n is None else str(row.n), *(stat_text(each, row.published) for each in stats.values())]
+    cells += [DASH if row.n is None else str(row.n), *(stat_text(each, form) for each in stats.values())]
     exact = {name: each.mean for name, each in stats.items()}
     if section.compared:
-        gap = difference(row, comparison(row, section.published))
+        gap = difference(row, section.published)
         exact["avg-paper"] = value = gap["average"] if gap else None
         cells.append(DASH if value is None else f"{value:+.1f}")
     source = f"{row.source}{', other data' if row.other_data else ''}" if row.published else "ours"
@@ -246,7 +245,7 @@ def _missing_line(report: SubjectReport, ours: Sequence[Row], preset: str, data:
         if (one.preset, one.data) == (preset, data)
     )
     shots, seeds = possible_shots(ours, report.expected_shots), report.expected_seeds
-    expected = (f"of shots {table.numbers(shots)}; " if shots else "of ") + f"seeds {table.numbers(seeds)}"
+    expected = (f"of shots {listed(shots)}; " if shots else "of ") + f"seeds {listed(seeds)}"
     if not absent:
         return f"missing trials: none ({expected})"
     parts = [f"{name} seed {', '.join(lacking)}" for name, lacking in absent.items()]
@@ -267,7 +266,7 @@ def write_tables(report: SubjectReport, folder: Path, root: Path, pictures: Sequ
         blocks += [section_grid(section), *section.extra]
     if pictures:
         blocks += ["## Test images", "\n\n".join(f"![{name}]({name})" for name in pictures)]
-    table.write_report(folder / "table", blocks, *_csv(report), _table_json(report))
+    table.write_report(folder / "table", blocks, *_all_rows(report))
     about: dict[str, Any] = {"subject": report.subject, "convention": report.convention}
     about |= {"background_in_average": report.background_in_average}
     contents = statistics.pair_files(report.pairs, report.rows, report.columns, about)
@@ -283,39 +282,31 @@ def write_tables(report: SubjectReport, folder: Path, root: Path, pictures: Sequ
         write_atomic(folder / name, text.encode())
 
 
-def _all_rows(report: SubjectReport) -> list[Row]:
-    """Our rows, hidden ones included, then the published ones once."""
+def _all_rows(report: SubjectReport) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Our rows, hidden ones included, then the published ones once: as lines of the CSV file, each with what the
+    captions say, and as entries of the JSON file; in percent, with full precision."""
     ours = [*report.rows, *report.hidden]
     comparable = any(row.preset == PAPER_PRESET for row in ours)
-    return [*ours, *(published_rows(report.published, comparable) if report.published else [])]
+    lines, entries = [], []
+    for row in [*ours, *(published_rows(report.published, comparable) if report.published else [])]:
+        gap, test = difference(row, report.published), statistics.row_welch(row, report.published)
+        entries.append({**asdict(row), "unit": UNIT, "difference": gap, "welch": test})
+        texts = {
+            "prepared": choices(row.prepared), "stated": "; ".join(f"{key} {text}" for key, text in row.stated.items()),
+            "unit": UNIT, "seeds": table.spaced(row.seeds), "missing_seeds": table.spaced(row.missing_seeds),
+            "notes": "; ".join(row.notes),
+        }  # fmt: skip
+        line: dict[str, Any] = {name: texts.get(name, getattr(row, name, None)) for name in _FACTS}
+        line |= table.stat_cells(stats_of(row, report.columns, "average"))
+        line["average_minus_published"] = gap and gap["average"]
+        line |= {"welch_t": test and test["statistic"], "welch_p": test and test["p"]}
+        lines.append(line | statistics.interval_csv(row.interval, report.columns))
+    return lines, entries
 
 
-def _csv(report: SubjectReport) -> tuple[list[dict[str, Any]], list[str]]:
-    """All rows in full precision, each with what the captions say; and the columns."""
-    names = ["method", "backbone", "data", "subject", "shots", "preset", "protocol", "variant", "convention"]
-    names += ["prepared", "stated", "background_in_average", "published", "other_data", "supervised", "source"]
-    names += ["unit", "seeds", "n", "missing_seeds", "default", "notes"]
-    names += [*table.stat_cells(report.columns, {}, average=NOTHING), "average_minus_published", "welch_t", "welch_p"]
-    names += statistics.interval_csv(None, report.columns)
-    lines = []
-    for row in _all_rows(report):
-        line: dict[str, Any] = {name: getattr(row, name) for name in names if hasattr(row, name)}
-        line |= {"unit": UNIT, "seeds": table.spaced(row.seeds), "missing_seeds": table.spaced(row.missing_seeds)}
-        line |= {"notes": "; ".join(row.notes), "prepared": choices(row.prepared)}
-        line |= {"stated": "; ".join(f"{name} {text}" for name, text in row.stated.items())}
-        line |= table.stat_cells(report.columns, row.per_class, average=row.average)
-        line |= statistics.interval_csv(row.interval, report.columns)
-        gap, test = difference(row, comparison(row, report.published)), statistics.row_welch(row, report.published)
-        line |= {"average_minus_published": gap["average"]} if gap else {}
-        line |= {"welch_t": test["statistic"], "welch_p": test["p"]} if test else {}
-        lines.append(line)
-    return lines, names
-
-
-def _table_json(report: SubjectReport) -> list[dict[str, Any]]:
-    """All rows; means and deviations in percent."""
-    rows = []
-    for row in _all_rows(report):
-        gap, test = difference(row, comparison(row, report.published)), statistics.row_welch(row, report.published)
-        rows.append({**asdict(row), "unit": UNIT, "difference": gap, "welch": test})
-    return rows
+_FACTS = (
+    *("method", "backbone", "data", "subject", "shots", "preset", "protocol", "variant", "convention", "prepared"),
+    *("stated", "background_in_average", "published", "other_data", "supervised", "source", "unit", "seeds", "n"),
+    *("missing_seeds", "default", "notes"),
+)
+"""The columns of the CSV file that are no numbers of a class."""

@@ -7,16 +7,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from slime_bench.metrics import CONVENTION_RULES
 from slime_bench.report.published import Published, Stat
-from slime_bench.report.rows import NOTHING, PAPER_CONVENTION, PAPER_PRESET, choices
+from slime_bench.report.rows import PAPER_CONVENTION, PAPER_PRESET, choices
 from slime_bench.storage import write_atomic
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 K = TypeVar("K")
 DASH = "-"
@@ -60,10 +61,6 @@ def rich_table(grid: Grid, compact: bool = False) -> Table:
     Args:
         compact: for a narrow terminal: deviations on a line of their own, no frame, no last column.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(
         title=Text(grid.title), caption=Text("\n".join(grid.caption)), caption_justify="left",
         box=None if compact else box.HEAVY_HEAD, padding=(0, 1, 0, 0) if compact else (0, 1),
@@ -135,12 +132,16 @@ def escaped(text: str) -> str:
     return re.sub(r"(?<!\S)-(?=\d)", "−", text).translate(_LATEX)
 
 
-def csv_of(lines: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> str:
-    """Lines as CSV with full precision; what a line lacks, and None, is an empty cell."""
+def csv_of(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Lines as CSV with full precision; what a line lacks, and None, is an empty cell.
+
+    Args:
+        columns: by default all that a line has, in the order in which they come.
+    """
     from pandas import DataFrame
 
     # Of objects: a whole number must not become a fraction because another line lacks it.
-    return DataFrame(list(lines), columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
+    return DataFrame(lines, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def json_of(content: Any) -> str:
@@ -149,18 +150,21 @@ def json_of(content: Any) -> str:
 
 
 def write_report(
-    stem: Path, blocks: Iterable[str | Grid], lines: Iterable[Mapping[str, Any]], columns: Iterable[str], content: Any
+    stem: Path,
+    blocks: Sequence[str | Grid],
+    lines: Sequence[Mapping[str, Any]],
+    content: Any,
+    columns: Sequence[str] | None = None,
 ) -> list[Path]:
     """Writes `<stem>.{md,csv,json,tex}`.
 
     Args:
         blocks: grids, and what else stands between them in the Markdown file.
-        lines, columns: of the CSV file. content: of the JSON file.
+        lines, columns: see `csv_of`. content: of the JSON file.
 
     Raises:
         StorageError: a file cannot be written.
     """
-    blocks = list(blocks)
     texts = [part for block in blocks for part in ([block] if isinstance(block, str) else markdown(block))]
     grids = [block for block in blocks if isinstance(block, Grid)]
     contents = {"md": "\n\n".join(texts) + "\n", "csv": csv_of(lines, columns), "json": json_of(content)}
@@ -174,23 +178,17 @@ def write_report(
 # ------------------------------------------------------------------------------------------------- words of tables
 
 
-def stat_text(stat: Stat, as_stated: bool = False, sign: str = "") -> str:
-    """`mean±deviation` with one decimal, or a published number with its own decimals; `sign="+"` shows a plus."""
+def stat_text(stat: Stat, form: str = ".1f", form_of_std: str | None = None, sign: str = "") -> str:
+    """`mean±deviation`, each in its form: "" is a published number with its own decimals; `sign="+"` shows a plus."""
     if stat.mean is None:
         return DASH
-    mean = format(stat.mean, sign if as_stated else f"{sign}.1f")
-    return mean if stat.std is None else f"{mean}±{format(stat.std, '' if as_stated else '.1f')}"
+    mean = format(stat.mean, sign + form)
+    return mean if stat.std is None else f"{mean}±{format(stat.std, form if form_of_std is None else form_of_std)}"
 
 
-def stat_cells(columns: Iterable[str], per_class: Mapping[str, Stat], **others: Stat) -> dict[str, float | None]:
-    """Cells of a CSV line, `<name>_mean` and `<name>_std` for the columns and what else is given by name."""
-    every = {**{column: per_class.get(column, NOTHING) for column in columns}, **others}
-    return {f"{name}_{part}": getattr(stat, part) for name, stat in every.items() for part in ("mean", "std")}
-
-
-def numbers(values: Iterable[int]) -> str:
-    """Numbers with commas."""
-    return ", ".join(map(str, values))
+def stat_cells(stats: Mapping[str, Stat]) -> dict[str, float | None]:
+    """Cells of a CSV line, `<name>_mean` and `<name>_std`."""
+    return {f"{name}_{part}": getattr(stat, part) for name, stat in stats.items() for part in ("mean", "std")}
 
 
 def spaced(values: Iterable[Any]) -> str:
@@ -206,9 +204,9 @@ def grouped(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
     return found
 
 
-def listed(names: Iterable[str]) -> str:
-    """Distinct texts in their order, with commas."""
-    return ", ".join(dict.fromkeys(names))
+def listed(values: Iterable[str | int]) -> str:
+    """Distinct texts or numbers in their order, with commas."""
+    return ", ".join(map(str, dict.fromkeys(values)))
 
 
 def prepared_lines(prepared: Iterable[Mapping[str, str]]) -> list[str]:
@@ -227,7 +225,7 @@ def metric_line(convention: str, background: bool) -> str:
 
 def metric_lines(convention: str, background: bool, runs: Iterable[int | None]) -> list[str]:
     """How the numbers of a table came about: convention, average, and seeds behind the rows."""
-    counts = numbers(sorted({count for count in runs if count}))
+    counts = listed(sorted({count for count in runs if count}))
     return [
         metric_line(convention, background),
         f"mean±sample standard deviation over n seeds (n = {counts}); no deviation for one seed",

@@ -188,7 +188,12 @@ def without_home(value: Any) -> Any:
 
 def read_environment(folder: Path) -> dict[str, Any] | None:
     """The facts in a trial's folder; None where there are none that can be read."""
+    return read_json(folder / ENVIRONMENT_FILE)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file in a trial's folder says; None where it is not there or cannot be read."""
     try:
-        return dict(json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

@@ -11,14 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slime_bench.config.schema import LoggerConfig, TrialConfig
 from slime_bench.results.artifacts import CURVES_FILE, read_curves, rows
+from slime_bench.results.result import TrialResult
 from slime_bench.tracking import COMPLETE, FOLDER, in_sweep
-
-if TYPE_CHECKING:
-    from slime_bench.results.result import TrialResult
 
 _log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image
 
 from slime_bench.paths import config_dir
 from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, coloured, read_qualitative
-from slime_bench.results.environment import read_environment
+from slime_bench.results.environment import read_environment, read_json
 from slime_bench.results.result import PER_IMAGE_FILE, TrialResult, read_per_image
 
 STEP: Final = "trainer/global_step"
@@ -130,11 +129,11 @@ def image_rows(folder: Path, items: Sequence[GridItem]) -> list[list[float | Non
 def layer_rows(folder: Path, convention: str) -> list[list[Any]]:
     """Layer, InfoScore, rank, whether it is used, and its mIoU alone in percent where the trial has studied all layers;
     the best InfoScore first, no row where the method has ranked none."""
-    ranking = _json(folder / "ranking.json")
+    ranking = read_json(folder / "ranking.json") or {}
     if not ranking.get("ranking"):
         return []
     alone: dict[str, float | None] = {}
-    if study := _json(folder / "layer_study.json"):
+    if study := read_json(folder / "layer_study.json"):
         alone = dict(zip(study["layers"], study["conventions"][convention]["single"], strict=True))
     scored = zip(ranking["ranking"]["layers"], ranking["ranking"]["score"], strict=True)
     order = sorted(scored, key=lambda each: -each[1])
@@ -173,7 +172,3 @@ def _plain(name: str) -> str:
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else 100.0 * value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}

@@ -11,10 +11,10 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
@@ -24,10 +24,8 @@ from slime_bench.console import is_interrupt
 from slime_bench.errors import ConfigError
 from slime_bench.results.environment import read_environment
 from slime_bench.results.identity import recorded, series, signature
-from slime_bench.tracking import COMPLETE, FOLDER, in_sweep
-
-if TYPE_CHECKING:
-    from slime_bench.results.result import TrialResult
+from slime_bench.results.result import TrialResult
+from slime_bench.tracking import COMPLETE, FOLDER, in_sweep, media
 
 INTERRUPTED: Final = 255
 """W&B's own exit code for Ctrl-C."""
@@ -62,8 +60,9 @@ _log = logging.getLogger(__name__)
 _unreachable = False  # once is enough: the next trial of a sweep would wait for as long
 
 
-@contextmanager
-def trial_run(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -> Iterator[TrialRun | None]:
+def trial_run(
+    cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]
+) -> AbstractContextManager[TrialRun | None]:
     """The run of the trial in `folder`, ended after the block; None where W&B is disabled or cannot be started.
 
     Args:
@@ -72,8 +71,7 @@ def trial_run(cfg: TrialConfig, folder: Path, fingerprints: Mapping[str, str]) -
     Raises:
         ConfigError: a run is active already, or WANDB_MODE is no mode.
     """
-    with _run(cfg.logger, folder, run_facts(cfg, fingerprints), cfg.force, _sync_command(folder)) as run:
-        yield run
+    return _run(cfg.logger, folder, run_facts(cfg, fingerprints), cfg.force, _sync_command(folder))
 
 
 def log_figure(config: LoggerConfig, number: int, folder: Path, averages: Mapping[str, float]) -> None:
@@ -178,8 +176,6 @@ class TrialRun(WandbLogger):
 
     def log_result(self, folder: Path, result: TrialResult) -> None:
         """What the finished trial's files hold: numbers, then pictures, then tables, of which W&B makes the most."""
-        from slime_bench.tracking import media
-
         run = self.experiment
         self._try(lambda: run.summary.update(media.summary(folder, result)))
         self._try(lambda: run.config.update({"environment": read_environment(folder)}))

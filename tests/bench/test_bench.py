@@ -117,12 +117,12 @@ class TestReference:
         modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         assert "torch" in modules and not [name for name in modules if str(name).startswith("slime_bench")]
 
-    def test_was_by_broadcast_is_was(self) -> None:
+    def test_was_is_a_product_with_the_attention(self) -> None:
         draw = torch.Generator().manual_seed(0)
         matrix = torch.rand(2, 12, 12, generator=draw, dtype=torch.float64).softmax(-1)
         maps = torch.rand(2, 5, 3, 4, generator=draw, dtype=torch.float64)
-        found = reference_slime.was_by_broadcast(matrix, maps)
-        torch.testing.assert_close(found, reference_slime.was(matrix, maps))
+        found = reference_slime.was(matrix, maps)
+        torch.testing.assert_close(found, torch.einsum("bqp,bkp->bkq", matrix, maps.flatten(2)).view_as(maps))
         assert not torch.allclose(found, reference_slime.was(matrix.mT, maps))
 
     def test_it_finds_what_the_bench_finds(self, weights: str) -> None:
@@ -196,7 +196,7 @@ class TestMemory:
     def test_what_goes_wrong_in_a_process_of_its_own(self, case: Case) -> None:
         """What goes well there is measured in tests/parity/test_peak_memory.py."""
         with pytest.raises(SlimeBenchError, match="no such backbone"):
-            memory.measure_apart(replace(case, weights="nowhere"), "fast fp32", ["step"])
+            memory.apart(memory.measure, replace(case, weights="nowhere"), "fast fp32", ["step"])
 
 
 def test_rows_are_per_step_and_ratios_against_the_reference() -> None:

@@ -102,7 +102,7 @@ class Example:
         plain = [x.double().requires_grad_() for x in both]
         scale = channels**-0.5
         self.ours[kind].append(LayerAttention(leaves[0], leaves[1], scale))
-        self.plain[kind].append(oracle.store(plain[0], plain[1], scale, grid))
+        self.plain[kind].append(oracle.Stored(plain[0] @ plain[1].mT * scale, grid))
         self.leaves += leaves
         self.plain_leaves += plain
 

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from slime_bench.config.compose import plan
-from slime_bench.errors import ConfigError, ResultError, SlimeBenchError, StorageError
+from slime_bench.errors import ConfigError, SlimeBenchError, StorageError
 from slime_bench.lock import held
 from slime_bench.paths import config_dir
 from slime_bench.report import command
@@ -186,9 +187,11 @@ def test_a_refinement_is_told_by_its_name() -> None:
     assert variants([old, none], default) == {old.series: "refine=-", none.series: ""}
 
 
-def test_two_results_of_one_seed_are_an_error() -> None:
-    with pytest.raises(ResultError, match="same trial"):
-        aggregate([trial([50] * 6), trial([60] * 6)])
+def test_a_copy_of_a_trial_is_no_second_result(tmp_path: Path) -> None:
+    store(tmp_path, trial([50] * 6))
+    shutil.copytree(tmp_path / "runs" / "mini_car", tmp_path / "runs" / "copy" / "mini_car")
+    found = collect(tmp_path)
+    assert len(found.results) == 1 and ["A second result" in why for _, why in found.invalid] == [True]
 
 
 def test_missing_trials() -> None:

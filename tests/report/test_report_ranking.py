@@ -26,6 +26,7 @@ from slime_bench.methods.infoscore.layer_study import selections, study
 from slime_bench.methods.infoscore.score import Ranking
 from slime_bench.metrics.iou import IouCounts
 from slime_bench.report import command
+from slime_bench.report.collect import planned_configs
 from slime_bench.report.command import Asked, run
 from slime_bench.report.ranking import STUDY_FILE, RankingReport
 from slime_bench.results.result import TrialResult, from_counts
@@ -340,16 +341,13 @@ SWEEP = ("experiment=infoscore_ranking", "data=mini_car")
 
 @functools.cache
 def planned(*overrides: str) -> list[dict[str, Any]]:
-    from slime_bench.config.compose import plan
-    from slime_bench.report.collect import plain
-
-    return [plain(cfg) for cfg in plan(overrides, sweep=True).trials]
+    return planned_configs(overrides, None)
 
 
 @pytest.fixture
 def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Composing takes a moment."""
-    made = "slime_bench.report.ranking._planned"
+    made = "slime_bench.report.ranking.planned_configs"
     monkeypatch.setattr(made, lambda overrides, _: copy.deepcopy(planned(*overrides)))
 
 
