@@ -193,9 +193,7 @@ $(FIGURES:%=figure-%): figure-%:
 	$(call after,figure $* $(ARGS))
 
 figures: $(STAMP)  ## all of them
-	@status=0; \
-	for number in $(FIGURES); do $(MAKE) --no-print-directory figure-$$number || status=$$?; done; \
-	exit $$status
+	@$(MAKE) --no-print-directory --keep-going $(FIGURES:%=figure-%)
 
 bench: $(STAMP)  ## speed and memory, as ratios within one run: SLiMe against the authors' way of computing, one pass of a VLM against the plain way, whole trials of several methods (BENCH_OUT=docs/results/bench keeps the tables)
 	$(BIN)/python -m slime_bench.bench.slime $(BENCH_OUT:%=--out "%") $(ARGS)
