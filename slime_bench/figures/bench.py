@@ -205,8 +205,9 @@ def labelled_share(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.bool_]]
     Args:
         pairs: prediction [H,W], 0 = background, and the region [H,W] of the subject that is not annotated.
     """
-    inside = [each for prediction, region in pairs for each in (prediction[region] > 0).tolist()]
-    return 100 * sum(inside) / len(inside) if inside else None
+    inside = [prediction[region] > 0 for prediction, region in pairs]
+    whole = sum(each.size for each in inside)
+    return 100 * sum(int(each.sum()) for each in inside) / whole if whole else None
 
 
 def iou_by_size(
