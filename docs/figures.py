@@ -21,9 +21,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
+from slime_bench.colours import palette
 from slime_bench.config.compose import plan
 from slime_bench.methods.infoscore.maps import layer_classes, probabilities
-from slime_bench.report.figures import class_colours, paint
+from slime_bench.report.figures import paint
 from slime_bench.trial import runner as trial
 from slime_bench.trial.fitting import method_of
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (cfg,) = plan(list(chosen.values())).trials
     method, images, labels, ids = tested(cfg, PICTURES[args.figure])
     rows = {"slime": slime_rows, "infoscore": infoscore_rows}[args.figure](method, images, ids, args.part)
-    colours = class_colours(len(method.classes))
+    colours = palette(len(method.classes))
     for row, image, label in zip(rows, images, labels, strict=True):
         row.insert(0, ("picture", image.movedim(0, 2).numpy()))
         row.append(("annotation", label.numpy()))

@@ -25,7 +25,7 @@ from slime_bench.backbones.gan import Architecture
 SIZES: Final = Architecture(size=64, style_dim=128, n_mlp=4, channels={4: 96, 8: 96, 16: 96, 32: 48, 64: 24})
 GAMMA, EVERY = 0.2, 8  # of R1, and steps between two of its computations
 BATCH = 16
-PICTURES = 200_000
+PICTURES = 130_000
 POOL = 20_000
 """Pictures that are rendered once and seen again, mirrored in half of the cases."""
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
+from slime_bench.colours import class_colours
 from slime_bench.data.class_files import ClassSpec
-from slime_bench.data.label_maps import RGB, class_colours, pack, shown
+from slime_bench.data.label_maps import RGB, pack, shown
 from slime_bench.data.mask_files import Mask
 from slime_bench.data.masks import UnnamedColours, resolve
 

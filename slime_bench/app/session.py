@@ -21,8 +21,9 @@ from PIL import Image
 
 from slime_bench.app import jobs, paint
 from slime_bench.app.jobs import Progress
+from slime_bench.colours import class_colours
 from slime_bench.data.class_files import parse_classes
-from slime_bench.data.label_maps import BACKGROUND, IGNORE, RGB, class_colours, class_pixels, listing, relabelled
+from slime_bench.data.label_maps import BACKGROUND, IGNORE, RGB, class_pixels, listing, relabelled
 from slime_bench.data.layouts import Pair
 from slime_bench.data.mask_files import DECODING_ERRORS, read_mask, unreadable
 from slime_bench.data.masks import Classes

@@ -9,9 +9,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from slime_bench.backbones.base import InFolder
-from slime_bench.backbones.weights import ASSETS, CONFIG, VlmLayout, read_json, unusable
+from slime_bench.backbones.weights import CONFIG, VlmLayout, read_json, unusable
 from slime_bench.config.parts import located
-from slime_bench.errors import BackboneError
 
 BUNDLED = "mini_gan"
 KIND = "stylegan2"
@@ -68,18 +67,6 @@ class StyleGan2(InFolder):
         name: str = BUNDLED
         weights: str = field(default=BUNDLED, metadata=located("backbone"))
         image_size: Annotated[int, Field(ge=1)] = 128
-
-    @classmethod
-    def folder_of(cls, config: Config) -> Path:
-        """See `InFolder`; the bundled weights may not be made yet, which is a BackboneError of its own."""
-        if config.weights == BUNDLED and not (ASSETS / BUNDLED).is_dir():
-            training = "some two hours of two CPU cores: python -m data_prep.pretrain.mini_gan"
-            raise BackboneError(
-                "the bundled GAN is not here", path=ASSETS / BUNDLED, found="no such folder",
-                expected="the folder that its training writes",
-                remedy=f"make it, in {training}; or {cls.layout.remedy}",
-            )  # fmt: skip
-        return super().folder_of(config)
 
     @classmethod
     def describe(cls, config: Config) -> Architecture:

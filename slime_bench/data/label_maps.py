@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,8 +21,6 @@ MAX_CLASSES = 255
 RGB = tuple[int, int, int]
 Packed = TypeVar("Packed", int, NDArray[np.int64])
 
-_GOLDEN = 0.6180339887498949
-_SHADES = ((0.90, 0.95), (0.45, 1.00), (0.95, 0.60), (0.60, 0.80))
 _SHOWN = 5
 
 
@@ -123,19 +120,3 @@ def shown(value: int, coloured: bool = False) -> str:
 def class_pixels(label: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
     """Pixels of each class: int64 [K], from a label map [H,W] in 0..255, of which those beyond K count for no class."""
     return np.bincount(label.ravel(), minlength=IGNORE + 1)[:num_classes]
-
-
-def palette(num_classes: int) -> NDArray[np.uint8]:
-    """Distinct colours, the same on every machine: uint8 [num_classes, 3] RGB; the background is black.
-
-    Hues walk round the circle by the golden ratio, so that the first few classes, the ones most often seen side by
-    side, are far apart whatever their number; saturation and value change from one to the next.
-    """
-    colours = [(0.0, 0.0, 0.0)]
-    colours += [colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, *_SHADES[index % 4]) for index in range(num_classes - 1)]
-    return np.rint(255 * np.array(colours[:num_classes])).astype(np.uint8)
-
-
-def class_colours(num_classes: int) -> list[RGB]:
-    """`palette` as tuples."""
-    return [(red, green, blue) for red, green, blue in palette(num_classes).tolist()]

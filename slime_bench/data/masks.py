@@ -18,6 +18,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import ImageColor
 
+from slime_bench.colours import class_colours
 from slime_bench.data.annotations import numbered
 from slime_bench.data.class_files import ClassSpec
 from slime_bench.data.label_maps import (
@@ -25,7 +26,6 @@ from slime_bench.data.label_maps import (
     IGNORE,
     IGNORE_NAME,
     RGB,
-    class_colours,
     counted,
     listing,
     relabelled,

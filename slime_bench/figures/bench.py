@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from slime_bench.colours import palette
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import TrialConfig
 from slime_bench.data.mini_world.render import OTHER_SUBJECT, render
 from slime_bench.figures.grid import SHOWN, Panel, write_grid
 from slime_bench.report.collect import Collected, collect, read_optional
 from slime_bench.report.command import Asked, run_planned
-from slime_bench.report.figures import class_colours, plot, save
+from slime_bench.report.figures import plot, save
 from slime_bench.report.rows import Row, stat
 from slime_bench.report.subject import SubjectReport
 from slime_bench.report.table import Grid, Line, print_grid, say, stat_cells, stat_text, write_report
@@ -118,7 +119,7 @@ def _panel(cfgs: Sequence[TrialConfig], rows: Sequence[Row], kept: dict[str, lis
     painted = {name: [items[key].prediction for key in ids] for name, items in found.items()}
     return Panel(
         title=f"{cfg.data.name}, {cfg.shots}-shot, seed {seed}", classes=data.classes,
-        colours=class_colours(len(data.classes)).tolist(), support=support.image,
+        colours=palette(len(data.classes)).tolist(), support=support.image,
         mask=np.asarray(support.label).astype(np.uint8), queries=[first[key].image for key in ids],
         rows={TRUTH: [first[key].label for key in ids], **painted},
     )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slime_bench.colours import palette
 from slime_bench.report.published import Stat
 from slime_bench.report.ranking import Group
 from slime_bench.results.artifacts import GridItem
@@ -26,9 +27,6 @@ CELL = 1.3
 """Width and height of one cell in inches; titles and the legend have half a cell each, above and below."""
 DPI = 100
 IGNORED = (150, 150, 150)
-# Okabe and Ito's colours, which all kinds of colour vision tell apart, then lighter and darker ones.
-_PARTS = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
-_BACKGROUND: tuple[int, ...] = (26, 26, 26)
 Pixels = NDArray[np.uint8]
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#777777"
 _NOT_SAID = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate")}  # they would change the bytes
@@ -57,7 +55,7 @@ def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Seque
     margin = 0.5 / (rows + 1)
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=margin, top=1 - margin, wspace=0.03, hspace=0.03)
-    colours = class_colours(len(classes))
+    colours = palette(len(classes))
     for row, item in enumerate(items):
         _show(axes[row, 0], item.image)
         _show(axes[row, 1], paint(item.label, colours))
@@ -72,16 +70,6 @@ def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Seque
     if title:
         figure.suptitle(title, fontsize=8, y=0.995, va="top")
     save(figure, path)
-
-
-def class_colours(number: int) -> Pixels:
-    """Distinct RGB colours [K,3]; the background, first, is near black."""
-    found = [_BACKGROUND]
-    for index in range(number - 1):
-        turn, place = divmod(index, len(_PARTS))
-        white, share = (255 * (turn % 2), 1 - 0.6 ** ((turn + 1) // 2)) if turn else (255, 0.0)
-        found.append(tuple(round(part + (white - part) * share) for part in bytes.fromhex(_PARTS[place])))
-    return np.array(found[:number], dtype=np.uint8)
 
 
 def paint(labels: NDArray[Any], colours: Pixels) -> Pixels:

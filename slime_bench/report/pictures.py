@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from slime_bench.colours import palette
 from slime_bench.report.collect import read_optional
-from slime_bench.report.figures import Pixels, class_colours, paint
+from slime_bench.report.figures import Pixels, paint
 from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, coloured, read_qualitative
 from slime_bench.results.result import TrialResult
 
@@ -58,7 +59,7 @@ def gallery(
     return {
         "trials": [found[one.signature] for _, _, one in trials if one.signature in found],
         "pictures": pictures,
-        "colours": ["#" + bytes(colour).hex() for colour in class_colours(most_classes)],
+        "colours": ["#" + bytes(colour).hex() for colour in palette(most_classes)],
         "leftOut": left_out,
     }
 
@@ -80,7 +81,7 @@ def heat(score: NDArray[Any], region: NDArray[np.bool_]) -> Pixels:
 
 
 def _entry(item: GridItem, classes: Sequence[str], add: Callable[[bytes, str], str]) -> dict[str, Any]:
-    colours = class_colours(len(classes))
+    colours = palette(len(classes))
     label, prediction = (_small(each.astype(np.uint8)) for each in (item.label, item.prediction))
     maps = [heat(score, label == index) for index, score in enumerate(item.maps)]
     return {

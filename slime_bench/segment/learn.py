@@ -17,11 +17,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
+from slime_bench.colours import class_colours
 from slime_bench.config.compose import plan
 from slime_bench.config.schema import TrialConfig, build_part, read_part, validate
 from slime_bench.data.config import DataConfig
 from slime_bench.data.folder import FolderData
-from slime_bench.data.label_maps import RGB, class_colours
+from slime_bench.data.label_maps import RGB
 from slime_bench.data.reading import Sample
 from slime_bench.errors import ConfigError, DeviceError
 from slime_bench.results import identity

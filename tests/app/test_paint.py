@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slime_bench.app import paint
-from slime_bench.data.label_maps import class_colours, palette
+from slime_bench.colours import class_colours, palette
 
 COLOURS = class_colours(6)
 SIZE = (20, 30)

@@ -17,7 +17,7 @@ from slime_bench.app import html
 from slime_bench.app.jobs import Progress, Stopped, duration
 from slime_bench.app.server import archive
 from slime_bench.app.session import EXAMPLES, Session
-from slime_bench.data.label_maps import class_colours, palette
+from slime_bench.colours import class_colours, palette
 from slime_bench.errors import ConfigError, DataError, LabelError, ResultError, SlimeBenchError
 from slime_bench.segment.folder import Record
 from slime_bench.segment.segmenter import Segmenter

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("slime_bench", "data_prep")
-GROUND = {"errors", "seeding", "paths", "storage", "lock", "console", "imagenet", "places"}
+GROUND = {"errors", "seeding", "paths", "storage", "lock", "console", "imagenet", "places", "colours"}
 TRIALS = {"config", "metrics", "attention", "refine", "data", "backbones", "methods", "results", "tracking"}
 ROOMS: dict[str, set[str]] = {
     # room: the other rooms it may import, from the ground up
@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "seeding": set(),
     "imagenet": set(),
     "places": set(),
+    "colours": set(),
     "lock": {"errors"},
     "console": {"errors"},
     "paths": {"errors"},

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_bench.data.label_maps import IGNORE, palette, validate_classes
+from slime_bench.colours import palette
+from slime_bench.data.label_maps import IGNORE, validate_classes
 from slime_bench.data.transforms import resize_label
 from slime_bench.errors import ConfigError
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from slime_bench.colours import palette
 from slime_bench.data.class_files import ClassSpec, class_file_of, parse_classes, read_classes
-from slime_bench.data.label_maps import palette
 from slime_bench.data.layouts import find_pairs
 from slime_bench.data.mask_edges import soft_values
 from slime_bench.data.masks import UnnamedColours

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
+from slime_bench.colours import palette
 from slime_bench.data.class_files import ClassSpec, parse_classes, read_classes
-from slime_bench.data.label_maps import palette
 from slime_bench.data.layouts import Pair
 from slime_bench.data.mask_files import read_mask
 from slime_bench.data.masks import Classes, resolve

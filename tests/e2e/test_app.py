@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slime_bench.data.label_maps import palette
+from slime_bench.colours import palette
 from slime_bench.data.mini_world.render import render
 from tests.e2e.test_report_page import SCHEMES, WIDTHS
 

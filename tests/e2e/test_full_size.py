@@ -1,5 +1,5 @@
-"""SLiMe and the feature probe on the architecture of SD 2.1-base with random weights, in bfloat16 at 512 pixels where
-the processor has it."""
+"""SLiMe and the feature probe on the architecture of SD 2.1-base with random weights, in bfloat16 where the
+processor has it. `SLIME_BENCH_FULL_SIDE=512 pytest -s` prints seconds and memory at the published size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.full_size import PARAMETERS, affordable, build_full_size
+from tests.fixtures.full_size import PARAMETERS, SIDE, affordable, build_full_size
 from tests.fixtures.measured import measured
 
 LIMIT = 20e9
@@ -24,7 +24,7 @@ def test_one_step_and_one_segmentation(tmp_path: Path, capsys: pytest.CaptureFix
     began = time.monotonic()
     folder = build_full_size("sd21_base", tmp_path / "sd21_base")
     built = time.monotonic() - began
-    precision, side = affordable()
+    precision, side = affordable(), SIDE
     found = measured("tests.fixtures.full_size", folder, precision, side)
     # Of all child processes so far; this one is by far the largest.
     peak = max(found["peak_bytes"], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)

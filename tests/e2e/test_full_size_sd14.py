@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.full_size import PARAMETERS, affordable, build_full_size
+from tests.fixtures.full_size import PARAMETERS, SIDE, affordable, build_full_size
 from tests.fixtures.measured import measured
 
 LIMITS = {"diffseg": 10e9, "peekaboo": 20e9}
@@ -18,7 +18,7 @@ LIMITS = {"diffseg": 10e9, "peekaboo": 20e9}
 @pytest.mark.release
 @pytest.mark.timeout(1800)
 def test_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, (precision, side) = build_full_size("sd15", tmp_path / "sd15"), affordable()
+    folder, precision, side = build_full_size("sd15", tmp_path / "sd15"), affordable(), SIDE
     found = measured("tests.fixtures.full_size_sd14", folder, precision, side)
     diffseg, peekaboo, seconds = found["diffseg"], found["peekaboo"], found["seconds"]
     with capsys.disabled():

@@ -19,8 +19,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from slime_bench.colours import palette
 from slime_bench.data import pictures
-from slime_bench.data.label_maps import palette
 from slime_bench.data.reading import read_image
 from slime_bench.errors import StorageError
 from slime_bench.methods.slime.method import Slime

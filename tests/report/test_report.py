@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from slime_bench.colours import palette
 from slime_bench.config.compose import plan
 from slime_bench.errors import ConfigError, SlimeBenchError, StorageError
 from slime_bench.lock import held
@@ -33,7 +34,7 @@ from slime_bench.report.collect import (
     settings,
     variants,
 )
-from slime_bench.report.figures import IGNORED, class_colours, grid_size, paint, qualitative_grid
+from slime_bench.report.figures import IGNORED, grid_size, paint, qualitative_grid
 from slime_bench.report.published import load_published
 from slime_bench.report.rows import aggregate, comparison, difference, missing, published_rows
 from slime_bench.results import identity
@@ -561,8 +562,8 @@ def test_grid_opens_with_its_size(tmp_path: Path) -> None:
 
 
 def test_colours_of_classes_and_of_ignored_pixels() -> None:
-    colours = class_colours(21)
-    assert len(np.unique(colours, axis=0)) == 21 and (class_colours(3) == colours[:3]).all()
+    colours = palette(21)
+    assert len(np.unique(colours, axis=0)) == 21 and (palette(3) == colours[:3]).all()
     painted = paint(np.array([[0, 2], [255, 1]]), colours[:3])
     assert painted.tolist() == [[colours[0].tolist(), colours[2].tolist()], [list(IGNORED), colours[1].tolist()]]
 

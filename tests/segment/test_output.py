@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from slime_bench.data.label_maps import palette
+from slime_bench.colours import palette
 from slime_bench.data.reading import read_image
 from slime_bench.data.transforms import unfit
 from slime_bench.errors import DataError, ResultError, StorageError
