@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 _GOLDEN = 0.6180339887498949
 _SHADES = ((0.90, 0.95), (0.45, 1.00), (0.95, 0.60), (0.60, 0.80))
 _FIRST_HUE = 4
-# Okabe and Ito's colours, which all kinds of colour vision tell apart.
-_SAFE = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
+# Black, and Okabe and Ito's seven, which all kinds of colour vision tell apart.
+_FIRST = bytes.fromhex("000000 E69F00 56B4E9 009E73 F0E442 0072B2 D55E00 CC79A7")
 
 
 def palette(num_classes: int) -> NDArray[np.uint8]:
@@ -20,10 +20,10 @@ def palette(num_classes: int) -> NDArray[np.uint8]:
     From the eighth part on hues walk round the circle by the golden ratio, so that neighbours in the list are far apart
     whatever their number; saturation and value change from one to the next.
     """
-    safe = np.array([(0, 0, 0), *map(tuple, map(bytes.fromhex, _SAFE))], np.uint8)
-    hues = [(index + _FIRST_HUE) * _GOLDEN % 1.0 for index in range(num_classes - len(safe))]
+    first = np.frombuffer(_FIRST, np.uint8).reshape(-1, 3)
+    hues = [(index + _FIRST_HUE) * _GOLDEN % 1.0 for index in range(num_classes - len(first))]
     more = [colorsys.hsv_to_rgb(hue, *_SHADES[index % 4]) for index, hue in enumerate(hues)]
-    return np.concatenate([safe, np.rint(255 * np.array(more).reshape(-1, 3)).astype(np.uint8)])[:num_classes]
+    return np.concatenate([first, np.rint(255 * np.array(more).reshape(-1, 3)).astype(np.uint8)])[:num_classes]
 
 
 def class_colours(num_classes: int) -> list[tuple[int, int, int]]:

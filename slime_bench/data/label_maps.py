@@ -1,4 +1,4 @@
-"""Class lists and label maps: what a label means, which colour it is drawn in, and how many pixels it has."""
+"""Class lists and label maps: what a label means, and how many pixels it has."""
 
 from __future__ import annotations
 
