@@ -25,7 +25,7 @@ from slime_bench.report.subject import SubjectReport
 from slime_bench.report.table import Grid, Line, print_grid, say, stat_cells, stat_text, write_report
 from slime_bench.results.artifacts import QUALITATIVE_FILE, GridItem, read_qualitative
 from slime_bench.results.result import TrialResult
-from slime_bench.sweep.status import planned_trials
+from slime_bench.sweep.status import states_of
 from slime_bench.tracking.loggers import log_figure
 
 TRUTH = "truth"
@@ -61,11 +61,12 @@ def run_figure(
         StorageError: a file cannot be written.
     """
     console, asks = console or Console(), [f"experiment=figure{number}", *overrides]
-    cfgs, trials = plan(asks, sweep=True).trials, planned_trials(asks, outputs, None)
+    found = plan(asks, sweep=True)
+    cfgs, trials = found.trials, states_of(found, outputs)
     outputs = outputs or Path(cfgs[0].output_root)
     folder = out or outputs / "reports" / f"figure{number}"
-    found = run_planned(Asked(console, lambda *_: trials, outputs=outputs, folder=folder), asks)
-    reports: list[SubjectReport] = found if isinstance(found, list) else []
+    made = run_planned(Asked(console, lambda *_: trials, outputs=outputs, folder=folder), asks)
+    reports: list[SubjectReport] = made if isinstance(made, list) else []
     collected = collect(outputs)
     rows = [row for report in reports for row in report.rows]
     kept = {row.series: _kept(row, collected) for row in rows}

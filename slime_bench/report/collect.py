@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from slime_bench import lock
 from slime_bench.errors import ConfigError, ResultError
-from slime_bench.paths import user_path
+from slime_bench.paths import config_dir, user_path
 from slime_bench.results import identity
 from slime_bench.results.environment import read_environment, read_json
 from slime_bench.results.identity import canonical_json, flatten, parse_trial_folder
@@ -285,7 +285,9 @@ def _composed(names: Family, extra_dir: str | None) -> dict[str, str] | None:
     # The method may choose another refinement, and the preset other data: what is named here has the last word.
     parts = [f"method={method}", f"backbone={backbone}", f"preset={preset}", f"protocol={protocol}", f"shots={shots}"]
     # An experiment may set what its preset leaves open, e.g. the patches of the paper's faces.
-    named = [f"experiment={preset}_{subject}{tail}" for tail in (f"_{method}", "")]
+    places = [Path(place) / "experiment" for place in (config_dir(), extra_dir) if place]
+    stems = [f"{preset}_{subject}{tail}" for tail in (f"_{method}", "")]
+    named = [f"experiment={stem}" for stem in stems if any((place / f"{stem}.yaml").is_file() for place in places)]
     for chosen in (*([f"data={data}", each, *parts] for each in named), [f"data={data}", *parts], parts):
         try:
             (cfg,) = plan(chosen, extra_dir=extra_dir).trials

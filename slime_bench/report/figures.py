@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CELL = 1.3
 """Width and height of one cell in inches; titles and the legend have half a cell each, above and below."""
 DPI = 100
+_EDGE, _GAP = 0.11, 0.04  # inches: for the images' names, and between cells
 IGNORED = (150, 150, 150)
 Pixels = NDArray[np.uint8]
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661b", "#777777"
@@ -49,22 +50,28 @@ def qualitative_grid(path: str | Path, items: Sequence[GridItem], classes: Seque
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    rows, columns = len(items), 3 + len(classes)
-    width, height = grid_size(rows, len(classes))
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    margin = 0.5 / (rows + 1)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=margin, top=1 - margin, wspace=0.03, hspace=0.03)
+    columns = ["image", "ground truth", "prediction", *(f"WAS {name}" for name in classes)]
+    width, height = (pixels / DPI for pixels in grid_size(len(items), len(classes)))
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    # One plot, in inches from the top left corner: a plot for each cell takes twice as long.
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axis.set_axis_off()
+    cell, top = (width - _EDGE) / len(columns), CELL / 2
+
+    def show(row: int, column: int, image: NDArray[Any], **options: Any) -> None:
+        left, above = _EDGE + column * cell, top + row * CELL
+        extent = (left, left + cell - _GAP, above + CELL - _GAP, above)
+        axis.imshow(image, extent=extent, interpolation="nearest", aspect="auto", **options)
+
     colours = palette(len(classes))
     for row, item in enumerate(items):
-        _show(axes[row, 0], item.image)
-        _show(axes[row, 1], paint(item.label, colours))
-        _show(axes[row, 2], paint(item.prediction, colours))
+        for column, picture in enumerate((item.image, paint(item.label, colours), paint(item.prediction, colours))):
+            show(row, column, picture)
         for index, score in enumerate(item.maps):
-            _show(axes[row, 3 + index], np.asarray(score, dtype=np.float32), cmap="magma")
-        axes[row, 0].set_ylabel(item.image_id, fontsize=5)
-    for column, name in enumerate(["image", "ground truth", "prediction", *(f"WAS {name}" for name in classes)]):
-        axes[0, column].set_title(name, fontsize=7)
+            show(row, 3 + index, np.asarray(score, dtype=np.float32), cmap="magma")
+        axis.text(_EDGE / 2, top + (row + 0.5) * CELL, item.image_id, fontsize=5, rotation=90, ha="center", va="center")
+    for column, name in enumerate(columns):
+        axis.text(_EDGE + (column + 0.5) * cell, top - _GAP, name, fontsize=7, ha="center", va="bottom")
     patches = [Patch(color=tuple(colour / 255), label=name) for colour, name in zip(colours, classes, strict=True)]
     figure.legend(handles=patches, loc="lower center", ncols=len(classes), fontsize=7, frameon=False)
     if title:
@@ -76,11 +83,6 @@ def paint(labels: NDArray[Any], colours: Pixels) -> Pixels:
     """Label map [H,W] as an RGB image [H,W,3]; labels outside the classes are grey."""
     table = np.vstack([colours, np.array([IGNORED], dtype=np.uint8)])
     return table[np.where((labels >= 0) & (labels < len(colours)), labels, len(colours)).astype(np.int64)]
-
-
-def _show(axis: Axes, image: NDArray[Any], **options: Any) -> None:
-    axis.imshow(image, interpolation="nearest", aspect="auto", **options)
-    axis.set(xticks=[], yticks=[])
 
 
 def layers_figure(path: Path, group: Group, title: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from slime_bench import lock
-from slime_bench.config.compose import plan
+from slime_bench.config.compose import Plan, plan
 from slime_bench.config.schema import DEFAULT_TRIAL, MetricConfig, TrialConfig
 from slime_bench.errors import DataError, ResultError, SlimeBenchError
 from slime_bench.results import identity
@@ -67,7 +67,12 @@ def planned_trials(
     Raises:
         ConfigError: see `compose.plan`.
     """
-    found, sweep, trials = plan(overrides, sweep=True, extra_dir=extra_dir), Sweep(), []
+    return states_of(plan(overrides, sweep=True, extra_dir=extra_dir), outputs)
+
+
+def states_of(found: Plan, outputs: Path | None) -> list[tuple[dict[str, Any], TrialStatus]]:
+    """The same of trials that are composed already."""
+    sweep, trials = Sweep(), []
     for cfg, name in zip(found.trials, found.names, strict=True):
         there = cfg if outputs is None else cfg.replace(output_root=str(outputs))
         trials.append(({**there.plain, "decided": identity.deciding(there)}, sweep.status(there, name)))
