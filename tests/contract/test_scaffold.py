@@ -210,6 +210,13 @@ class TestMakefile:
                 ],
             ),
             (
+                ["ablation-t_opt", "SUBJECT=horse", "PRESET=paper", "ARGS=seed=0 trainer=cpu"],
+                [
+                    "--multirun experiment=paper_horse ablation=t_opt seed=0 trainer=cpu",
+                    "report --ablation t_opt experiment=paper_horse seed=0 trainer=cpu",
+                ],
+            ),
+            (
                 ["ablation-probe_t", "SUBJECT=horse"],
                 [
                     "--multirun experiment=mini_horse method=feature_probe ablation=probe_t",
@@ -257,6 +264,7 @@ class TestMakefile:
             "--work|data/raw|--workers|1|",
         ]
 
+    @pytest.mark.parametrize("target", ["reproduce-car", "ablation-lr"])
     @pytest.mark.parametrize(
         ("trials", "report", "has_result", "reported", "passes"),
         [
@@ -268,11 +276,11 @@ class TestMakefile:
         ],
     )
     def test_failed_trials_are_reported_and_still_fail(
-        self, fake: Path, trials: int, report: int, has_result: bool, reported: bool, passes: bool
+        self, fake: Path, target: str, trials: int, report: int, has_result: bool, reported: bool, passes: bool
     ) -> None:
         if has_result:
             self.result(fake)
-        done = self.make(fake, "reproduce-car", TRIALS=str(trials), REPORT=str(report))
+        done = self.make(fake, target, TRIALS=str(trials), REPORT=str(report))
         assert (done.returncode == 0) is passes
         assert ("report" in (fake / "calls").read_text()) is reported
 
@@ -281,6 +289,15 @@ class TestMakefile:
         assert done.returncode != 0
         calls = (fake / "calls").read_text()
         assert [f"experiment=mini_{subject}" in calls for subject in ("car", "horse", "face")] == [True] * 3
+
+    def test_every_ablation_has_a_target(self, repository: Path, fake: Path) -> None:
+        assert self.make(fake, "ablation-all").returncode == 0
+        calls = (fake / "calls").read_text().splitlines()
+        listed = set(re.findall(r"^  (\S+)", self.make(fake).stdout, re.MULTILINE))
+        for name in (path.stem for path in (repository / "conf" / "ablation").glob("*.yaml")):
+            method = "method=feature_probe " if name.startswith("probe_") else ""
+            assert f"--multirun experiment=mini_car {method}ablation={name}" in calls
+            assert f"ablation-{name}" in listed
 
 
 class TestFiles:

@@ -25,11 +25,9 @@ from slime_bench.report.collect import collect, provenance
 from slime_bench.report.command import Asked, run
 from slime_bench.report.statistics import ImageBootstrap
 from slime_bench.results.result import TrialResult, from_counts
-from tests.fixtures.plain_make import run_make
 from tests.fixtures.toy_results import FINGERPRINTS, cells, percent_counts, store
 
 # The grids of Tables 1 and 5-10 (../shared/protocol.md, 1.4), as values of our keys.
-PROBED = {"probe_t", "probe_layers", "probe_parts"}
 PAPER: dict[str, list[dict[str, Any]]] = {
     "was": [{"method.maps": "was"}, {"method.maps": "cross"}],
     "prompt": [
@@ -400,62 +398,3 @@ def tables(root: Path, **options: Any) -> list[list[str]]:
     page = (root / "reports/car/table.md").read_text().replace("\\", "")
     lines = [line for line in page.splitlines() if line.startswith("| **")]
     return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
-
-
-# ------------------------------------------------------------------------------------------------ make
-
-
-@pytest.fixture
-def checkout(repository: Path, tmp_path: Path) -> Path:
-    """A checkout whose environment is finished and whose `slime-bench` only writes down how it was called."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).write_bytes((repository / name).read_bytes())
-    command = tmp_path / ".venv" / "bin" / "slime-bench"
-    command.parent.mkdir(parents=True)
-    command.write_text('#!/bin/sh\necho "$*" >> calls\n[ "$1" = report ] && exit ${REPORT:-0}\nexit ${TRIALS:-0}\n')
-    command.chmod(0o755)
-    (tmp_path / ".venv" / ".stamp").touch()
-    return tmp_path
-
-
-def test_make_runs_the_sweep_and_then_the_table(checkout: Path) -> None:
-    done = run_make(checkout, "ablation-t_opt", "SUBJECT=horse", "PRESET=paper", "ARGS=seed=0 trainer=cpu")
-    assert done.returncode == 0, done.stderr
-    assert (checkout / "calls").read_text().splitlines() == [
-        "--multirun experiment=paper_horse ablation=t_opt seed=0 trainer=cpu",
-        "report --ablation t_opt experiment=paper_horse seed=0 trainer=cpu",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("trials", "report_code", "has_result", "reported", "passes"),
-    [
-        (2, 0, True, True, False),
-        (2, 0, False, False, False),
-        (130, 0, True, False, False),
-        (0, 2, True, True, False),
-        (0, 0, False, True, True),
-    ],
-)
-def test_make_says_how_it_ended(
-    checkout: Path, trials: int, report_code: int, has_result: bool, reported: bool, passes: bool
-) -> None:
-    if has_result:
-        file = checkout / "outputs/runs/mini_car/slime/10-shot/seed0-0123456789abcdef/result.json"
-        file.parent.mkdir(parents=True)
-        file.touch()
-    done = run_make(checkout, "ablation-lr", TRIALS=str(trials), REPORT=str(report_code))
-    assert (done.returncode == 0) is passes
-    assert ("report" in (checkout / "calls").read_text()) is reported
-
-
-def test_make_knows_every_ablation(repository: Path, checkout: Path) -> None:
-    names = sorted(path.stem for path in (repository / "conf" / "ablation").glob("*.yaml"))
-    assert run_make(checkout, "ablation-all").returncode == 0
-    calls = (checkout / "calls").read_text()
-    listed = set(re.findall(r"^  (\S+)", run_make(checkout).stdout, re.MULTILINE))
-    for name in names:
-        method = "method=feature_probe " if name in PROBED else ""
-        assert f"--multirun experiment=mini_car {method}ablation={name} " in f"{calls} ".replace("\n", " ")
-        assert f"ablation-{name}" in listed
-    assert set(names) == {*PAPER, "start", *PROBED}
