@@ -285,7 +285,7 @@ def _composed(names: Family, extra_dir: str | None) -> dict[str, str] | None:
     # The method may choose another refinement, and the preset other data: what is named here has the last word.
     parts = [f"method={method}", f"backbone={backbone}", f"preset={preset}", f"protocol={protocol}", f"shots={shots}"]
     # An experiment may set what its preset leaves open, e.g. the patches of the paper's faces.
-    places = [Path(place) / "experiment" for place in (config_dir(), extra_dir) if place]
+    places = [place / "experiment" for place in (config_dir(), *([user_path(extra_dir)] if extra_dir else []))]
     stems = [f"{preset}_{subject}{tail}" for tail in (f"_{method}", "")]
     named = [f"experiment={stem}" for stem in stems if any((place / f"{stem}.yaml").is_file() for place in places)]
     for chosen in (*([f"data={data}", each, *parts] for each in named), [f"data={data}", *parts], parts):
