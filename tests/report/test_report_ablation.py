@@ -398,3 +398,8 @@ def tables(root: Path, **options: Any) -> list[list[str]]:
     page = (root / "reports/car/table.md").read_text().replace("\\", "")
     lines = [line for line in page.splitlines() if line.startswith("| **")]
     return [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_every_grid_of_the_paper_is_here(repository: Path) -> None:
+    names = {path.stem for path in (repository / "conf" / "ablation").glob("*.yaml")}
+    assert names == {*PAPER, "start", "probe_t", "probe_layers", "probe_parts"}
