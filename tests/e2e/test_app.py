@@ -218,7 +218,7 @@ def test_from_paint_to_the_archive_and_back(visitor: Visitor, photos: list[Path]
     visitor.says("#said4", "2 pictures added, 3 in all")
     visitor.press("Find the parts")
     visitor.says("#said4", "2 picture(s) segmented")
-    before = visitor.one("#view img").get_attribute("src")
+    before = awaited(lambda: visitor.one("#view img")).get_attribute("src")
     visitor.one("#shown input").click()
     awaited(lambda: visitor.one("#view img").get_attribute("src") != before)
     assert visitor.one("#view img").get_attribute("alt") == "photo1.png with wheel"
